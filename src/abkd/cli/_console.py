@@ -1,0 +1,49 @@
+"""What the command line prints, and the exit code of every ending."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from abkd.errors import AbkdError, StorageError
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def is_main_process() -> bool:
+    """True in the one process that prints (``accelerate launch`` numbers them in ``RANK``)."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def console() -> Console:
+    """Standard output; silent in all processes but the first."""
+    return Console(quiet=not is_main_process())
+
+
+@contextmanager
+def endings() -> Iterator[None]:
+    """Errors that we raise on purpose become one clean paragraph and their exit code; a bug keeps its traceback."""
+    try:
+        yield
+    except AbkdError as error:
+        raise _ended(str(error), error.exit_code) from error
+    except KeyboardInterrupt as error:
+        raise _ended("interrupted", 130) from error
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        message = f"no space left on the disk{place}: free some, then continue with --resume"
+        raise _ended(message, StorageError.exit_code) from error
+
+
+def _ended(message: str, exit_code: int) -> typer.Exit:
+    # One process per machine speaks: each may see other files, but all of one machine fail for the same reason.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Console(stderr=True).print(f"abkd: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return typer.Exit(exit_code)

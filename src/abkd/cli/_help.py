@@ -1,0 +1,87 @@
+"""Help that fits one screen: the main names with their defaults, for verbs that take every name of a recipe."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperCommand
+
+_WIDTH = 100
+
+
+class Option(NamedTuple):
+    """One line of help. ``default`` is text because asking ``DistillConfig`` takes seconds (a test compares them)."""
+
+    name: str
+    default: str
+    meaning: str
+
+
+REQUIRED = "required"
+GROUPS: dict[str, tuple[Option, ...]] = {
+    "Models and data": (
+        Option("model_name_or_path", REQUIRED, "the student: a directory or a hub name"),
+        Option("teacher_model_name_or_path", REQUIRED, "the teacher, with the same tokenizer"),
+        Option("train_file", "", "JSONL, CSV or parquet: prompt/completion, messages or text"),
+        Option("dataset_name", "", "instead of a file: a dataset on the hub"),
+        Option("eval_file", "", "held-out rows, if you have them"),
+        Option("eval_fraction", "0.05", "else the share of the training rows that is held out"),
+        Option("output_dir", "distilled", "gets the student, metrics.jsonl and report.html"),
+    ),
+    "Objective": (
+        Option("divergence", "AlphaBeta(alpha=0.2, beta=0.7)", "distance to the teacher"),
+        Option("kd_temperature", "1.0", "softmax temperature of both models in the loss"),
+        Option("kd_ratio", "", "r: the loss is (1 - r)·CE + r·divergence"),
+        Option("ce_weight", "0.0", "the general form: ce_weight·CE"),
+        Option("kd_weight", "1.0", "  + kd_weight·divergence"),
+        Option("max_length", "1024", "tokens of prompt and completion together"),
+    ),
+    "Training": (
+        Option("learning_rate", "0.0001", "peak step size"),
+        Option("num_train_epochs", "3.0", "passes over the data"),
+        Option("per_device_train_batch_size", "8", "sequences at once"),
+        Option("gradient_accumulation_steps", "1", "batches per step"),
+        Option("bf16", "false", "compute in bfloat16 (weights stay float32)"),
+        Option("use_peft", "false", "train LoRA adapters: lora_r, lora_alpha, lora_dropout, ..."),
+        Option("overwrite_output_dir", "false", "replace what is in output_dir"),
+    ),
+}
+DISTILL = GROUPS | {"This command": (Option("resume", "false", "go on from the last checkpoint in output_dir"),)}
+SHOW = {"This command": (Option("sample", "false", "print the first training row too, trained tokens coloured"),)}
+_FOOTER = "Every field of transformers.TrainingArguments is a flag too, and every flag may be a line of RECIPE."
+
+
+class DistillHelp(TyperCommand):
+    """``abkd distill --help``."""
+
+    groups = DISTILL
+    example = 'abkd distill recipe.yaml --divergence "AlphaBeta(0.2, 0.7)" --bf16'
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write usage, meaning, the main options in groups, and an example."""
+        console = Console(width=_WIDTH)
+        with console.capture() as text:
+            console.print(f"[bold]Usage:[/] {ctx.command_path} \\[RECIPE] \\[--name value] ...", highlight=False)
+            console.print(f"{self.help}\n", highlight=False, markup=False)
+            console.print(_table(self.groups))
+            console.print(f"{_FOOTER}\nExample: {self.example}", style="dim", highlight=False, markup=False)
+        formatter.write(text.get())
+
+
+class ShowHelp(DistillHelp):
+    """``abkd show --help``."""
+
+    groups = SHOW
+    example = "abkd show quickstart > recipe.yaml"
+
+
+def _table(groups: dict[str, tuple[Option, ...]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for title, options in groups.items():
+        table.add_row(f"[bold]{title}[/]")
+        for option in options:
+            default = f" [dim]\\[{option.default}][/]" if option.default else ""
+            table.add_row(f"  [cyan]--{option.name}[/]", f"{option.meaning}{default}")
+    return table

@@ -1,0 +1,26 @@
+"""``[RECIPE] [--name value] ...``: the words after a verb, as a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from abkd.errors import ConfigError
+from abkd.recipe import Recipe, parse_flags
+from abkd.recipe._fields import coerce
+
+
+def read_request(words: Sequence[str], extra: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that the words describe, and the verb's own switches (false unless given), by name and type.
+
+    Raises:
+        ConfigError: see ``parse_flags`` and ``Recipe.from_dict``.
+    """
+    named = bool(words) and not words[0].startswith("-")
+    flags = parse_flags(words[1:] if named else words)
+    own = {name: coerce(name, kind, flags.pop(name, False)) for name, kind in extra.items()}
+    if named:
+        return Recipe.from_yaml(words[0], flags), own
+    if not flags:
+        raise ConfigError("nothing to do: name a recipe (the shipped quickstart is one) or give flags; see --help")
+    return Recipe.from_dict(flags, where="flags"), own

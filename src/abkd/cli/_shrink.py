@@ -1,0 +1,57 @@
+"""``abkd shrink``: a student out of the teacher's most influential layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from abkd.cli._console import console
+from abkd.errors import ConfigError, OutputDirError
+
+
+def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *, rows: int, max_length: int) -> None:
+    """Measure the teacher's layers on ``rows`` rows of ``text_file``, keep ``layers`` of them, save model and tokenizer.
+
+    Raises:
+        OutputDirError: ``output_dir`` is in use.
+        DataError: no usable rows.
+        ConfigError: no model there, or it has not that many layers to choose from.
+    """
+    _check_free(output_dir)
+
+    from abkd.data import load_rows, prepare_dataset
+    from abkd.models.language import load_causal_lm, load_tokenizer
+    from abkd.models.shrink import layer_influence, shrink
+
+    texts = load_rows(text_file)[:rows]
+    tokenizer = load_tokenizer(teacher, what="TEACHER")
+    examples = prepare_dataset(texts, tokenizer, max_length=max_length, on_bad_row="drop", name=text_file)
+    model = load_causal_lm(teacher, what="TEACHER", dtype="auto")
+    there = model.config.get_text_config().num_hidden_layers
+    if layers >= there:
+        raise ConfigError(f"--layers must be below the {there} layers of {teacher!r}, but is {layers}")
+    with console().status(f"measuring {there} layers on {len(examples)} rows"):
+        influence = layer_influence(model, [example["input_ids"] for example in examples])
+    student, kept = shrink(model, layers, influence)
+    student.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    console().print(influence_table(influence, kept))
+    console().print(f"{output_dir}: {layers} of {there} layers, {student.num_parameters() / 1e6:.1f} M parameters")
+
+
+def influence_table(influence: Sequence[float], kept: Collection[int]) -> Table:
+    """One line per layer: its influence as a number and as a bar, and whether it stays."""
+    table = Table("layer", "influence", "", "kept", caption="influence: 1 - cosine of a layer's input and output")
+    most = max(influence)
+    for layer, value in enumerate(influence):
+        bar = "█" * round(20 * value / most) if most > 0 else ""
+        stays = layer in kept
+        table.add_row(str(layer), f"{value:.4f}", bar, "yes" if stays else "", style="" if stays else "dim")
+    return table
+
+
+def _check_free(output_dir: Path) -> None:
+    if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
+        raise OutputDirError(f"--output_dir {str(output_dir)!r} is in use; name an empty or new directory")

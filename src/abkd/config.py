@@ -1,0 +1,114 @@
+"""``DistillConfig``: the training arguments of transformers plus the objective; the only copy of its fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from abkd import notation
+from abkd.divergences import AlphaBeta, Divergence
+from abkd.errors import ConfigError
+from abkd.objective import Objective
+from abkd.ops import plan_for
+from abkd.schedules import Schedule
+from abkd.weights import RowWeights
+
+_COMPONENTS = ("divergence", "row_weight", "ce_weight", "kd_weight")
+
+
+@dataclass
+class DistillConfig(TrainingArguments):
+    """Everything about a run but its models and data. A component may be given as its notation, a string.
+
+    Defaults that differ from those of transformers, and why:
+
+    * ``learning_rate`` 1e-4 with a cosine schedule and 3 % warm-up: the middle of the grid {5e-4, 1e-4, 5e-5} of the
+      paper (arXiv 2505.04560, App. I.1) for students of 0.1-0.8 B parameters; with LoRA take 2e-4 or more.
+    * ``num_train_epochs`` 3: soft targets overfit late; the paper takes 20 on 11 000 rows.
+    * ``report_to`` "none": nothing leaves the machine unless asked; ``metrics.jsonl`` is always written.
+    * ``logging_nan_inf_filter`` False and ``remove_unused_columns`` False: nothing is hidden, nothing is dropped.
+    * ``save_strategy`` "epoch".
+
+    Raises:
+        ConfigError: a value that cannot be meant.
+    """
+
+    learning_rate: float = 1e-4
+    num_train_epochs: float = 3.0
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.03
+    report_to: Any = "none"
+    logging_nan_inf_filter: bool = False
+    remove_unused_columns: bool = False
+    logging_steps: float = 10
+    save_strategy: str = "epoch"
+
+    divergence: Divergence | Schedule | str = field(
+        default_factory=AlphaBeta, metadata={"help": "a divergence or a schedule of divergences"}
+    )
+    kd_temperature: float = field(default=1.0, metadata={"help": "softmax temperature inside the divergence"})
+    kd_ratio: float | None = field(
+        default=None, metadata={"help": "short form: ce_weight = 1 - kd_ratio, kd_weight = kd_ratio"}
+    )
+    ce_weight: float | Schedule | str = field(default=0.0, metadata={"help": "weight of the hard-label cross-entropy"})
+    kd_weight: float | Schedule | str = field(default=1.0, metadata={"help": "weight of the divergence"})
+    scale_by_temperature_squared: bool = field(default=False, metadata={"help": "multiply the divergence by T²"})
+    row_weight: RowWeights | str | None = field(default=None, metadata={"help": "which rows count, as TeacherConfidence()"})
+    lm_coef: float = field(default=0.0, metadata={"help": "weight of the language-model loss on plain text"})
+    max_length: int = field(default=1024, metadata={"help": "tokens of a row; longer completions are cut"})
+    packing: bool = field(default=False, metadata={"help": "put several rows into one sequence (exact)"})
+    group_by_length: bool = field(default=False, metadata={"help": "put rows of similar length into one batch"})
+    on_bad_row: Literal["error", "drop"] = field(default="error", metadata={"help": "what to do with an unusable row"})
+    apply_chat_template: bool = field(
+        default=False, metadata={"help": "wrap plain prompt and completion as user and assistant turns"}
+    )
+    memory_budget_mb: float = field(default=256.0, metadata={"help": "memory for the logits of one chunk of rows"})
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "passed to the teacher's from_pretrained, such as {dtype: bfloat16}"}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "empty a used output_dir first"})
+
+    def __post_init__(self) -> None:
+        for name in _COMPONENTS:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, notation.parse(value))
+        if self.kd_ratio is not None:
+            self._take_kd_ratio(self.kd_ratio)
+        if self.max_length < 2:
+            raise ConfigError(f"max_length must be at least 2 (a token and the one before it), but it is {self.max_length}")
+        plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
+        self.objective()
+        if 0 < self.warmup_steps < 1 and hasattr(self, "warmup_ratio"):  # a share goes there before transformers 5
+            self.warmup_ratio, self.warmup_steps = self.warmup_steps, 0
+        super().__post_init__()
+
+    def objective(self) -> Objective:
+        """The objective that these fields describe."""
+        return Objective(
+            divergence=self.divergence,  # type: ignore[arg-type]  # strings were parsed above
+            temperature=self.kd_temperature,
+            ce_weight=self.ce_weight,  # type: ignore[arg-type]
+            kd_weight=self.kd_weight,  # type: ignore[arg-type]
+            scale_by_temperature_squared=self.scale_by_temperature_squared,
+            row_weight=self.row_weight,  # type: ignore[arg-type]
+            lm_coef=self.lm_coef,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with components in their notation, so that JSON and trackers can take it."""
+        values = super().to_dict()
+        for name in _COMPONENTS:
+            if not isinstance(values[name], int | float | None):
+                values[name] = notation.render(values[name])
+        return values
+
+    def _take_kd_ratio(self, ratio: float) -> None:
+        if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
+            raise ConfigError(f"kd_ratio must lie in [0, 1], but it is {ratio!r}; for CE + 32·D use ce_weight and kd_weight")
+        if (self.ce_weight, self.kd_weight) not in ((0.0, 1.0), (1 - ratio, ratio)):
+            raise ConfigError("kd_ratio is the short form of ce_weight and kd_weight: give one or the other")
+        self.ce_weight, self.kd_weight = 1.0 - ratio, float(ratio)

@@ -1,0 +1,30 @@
+"""From a data file to batches of rows: load, check, tokenise, pack, order, collate."""
+
+from abkd.data.collate import Batch, Collator, View
+from abkd.data.dataset import TokenizedDataset, prepare_dataset, pretraining_chunks
+from abkd.data.load import Rows, fingerprint, load_rows, split_held_out
+from abkd.data.pack import check_packing, pack
+from abkd.data.sampler import LengthGroupedSampler
+from abkd.data.show import describe_sample
+from abkd.data.tokenize import Example
+from abkd.data.vocabulary import check_same_tokenizer, shared_vocabulary_size
+
+__all__ = [
+    "Batch",
+    "Collator",
+    "Example",
+    "LengthGroupedSampler",
+    "Rows",
+    "TokenizedDataset",
+    "View",
+    "check_packing",
+    "check_same_tokenizer",
+    "describe_sample",
+    "fingerprint",
+    "load_rows",
+    "pack",
+    "prepare_dataset",
+    "pretraining_chunks",
+    "shared_vocabulary_size",
+    "split_held_out",
+]

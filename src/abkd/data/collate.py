@@ -1,0 +1,171 @@
+"""Examples to a batch of rows. Shift, padding and packing are known here and nowhere else.
+
+Behind the collator a row n is: position ``rows[n]`` of the flattened output predicts token ``targets[n]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from abkd.data.tokenize import Example
+from abkd.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What one model reads, and which of its outputs are the rows.
+
+    inputs: ``input_ids`` and ``position_ids`` int64 [B, T]; ``attention_mask`` int64 [B, T], or for packed rows
+    bool [B, 1, T, T].
+    rows: int64 [N], flat index b·T + t of the position whose output predicts row n.
+    """
+
+    inputs: dict[str, Tensor]
+    rows: Tensor
+
+    def inputs_for(self, model: Any) -> dict[str, Tensor]:
+        """``inputs`` with the mask of packed rows in the form that this transformers model's attention takes.
+
+        SDPA must get it boolean (one CUDA kernel misreads a float mask of another type than the queries), eager
+        attention adds whatever it gets, so True and False would count as 1 and 0. Raises ConfigError for the others.
+        """
+        mask = self.inputs["attention_mask"]
+        kind = model.config._attn_implementation
+        if mask.ndim == 2 or kind == "sdpa":
+            return self.inputs
+        if kind != "eager":
+            raise ConfigError(f"packing needs attn_implementation sdpa or eager, {type(model).__name__} has {kind!r}")
+        added = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
+        return {**self.inputs, "attention_mask": added}
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> View:
+        """The same view with its tensors on ``device``; ``kwargs`` as for ``Tensor.to``."""
+        moved = {name: tensor.to(device, **kwargs) for name, tensor in self.inputs.items()}
+        return View(inputs=moved, rows=self.rows.to(device, **kwargs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """N rows as the student and as the teacher see them (the same object where they read the same).
+
+    targets: int64 [N], the token that row n should predict. weight: float32 [N].
+    pretrain, pretrain_targets: the same for plain text, all of whose tokens but the first are targets; or None.
+    """
+
+    student: View
+    teacher: View
+    targets: Tensor
+    weight: Tensor
+    pretrain: View | None = None
+    pretrain_targets: Tensor | None = None
+
+    def __len__(self) -> int:
+        """N; a batch in which nothing is trained has none."""
+        return self.targets.numel()
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
+        """The same batch with its tensors on ``device``; a teacher view that is the student's stays so."""
+        student = self.student.to(device, **kwargs)
+        return Batch(
+            student=student,
+            teacher=student if self.teacher is self.student else self.teacher.to(device, **kwargs),
+            targets=self.targets.to(device, **kwargs),
+            weight=self.weight.to(device, **kwargs),
+            pretrain=None if self.pretrain is None else self.pretrain.to(device, **kwargs),
+            pretrain_targets=None if self.pretrain_targets is None else self.pretrain_targets.to(device, **kwargs),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Collator:
+    """Examples -> ``{"batch": Batch}`` (a dict, because training loops expect one).
+
+    ``pad_to_multiple_of`` makes T a multiple of it. Where it pads to, and with which token, changes no row.
+    Raises DataError where the teacher's side of an example has another number of trained tokens than the student's.
+    """
+
+    pad_token_id: int
+    padding_side: Literal["left", "right"] = "right"
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Batch]:
+        """The batch of these examples."""
+        student, targets = self._view(examples)
+        teacher = student
+        if "teacher_input_ids" in examples[0]:
+            teacher, _ = self._view([_teacher_side(example) for example in examples])
+        pretrain, pretrain_targets = None, None
+        if "pretrain_ids" in examples[0]:
+            pretrain, pretrain_targets = self._view([_all_trained(example) for example in examples])
+        batch = Batch(
+            student=student,
+            teacher=teacher,
+            targets=targets,
+            weight=torch.ones(targets.numel()),
+            pretrain=pretrain,
+            pretrain_targets=pretrain_targets,
+        )
+        return {"batch": batch}
+
+    def _view(self, examples: Sequence[Example]) -> tuple[View, Tensor]:
+        """The view of these examples and the targets [N] of its rows."""
+        ids = self._pad([example["input_ids"] for example in examples], self.pad_token_id)
+        trained = self._pad([example["trained"] for example in examples], 0).bool()
+        # segments count from 1, padding is 0; a token and its predecessor must be of one segment to make a row
+        segments = self._pad([_segments(example) for example in examples], 0)
+        same = torch.zeros_like(trained)
+        same[:, 1:] = segments[:, 1:] == segments[:, :-1]
+        chosen = (trained & same).flatten().nonzero().squeeze(1)
+        inputs = {"input_ids": ids, "position_ids": _positions(segments), "attention_mask": (segments > 0).long()}
+        if any("segments" in example for example in examples):
+            inputs["attention_mask"] = _block_causal(segments)
+        return View(inputs=inputs, rows=chosen - 1), ids.flatten()[chosen]
+
+    def _pad(self, values: Sequence[Sequence[int]], fill: int) -> Tensor:
+        """int64 [B, T]."""
+        length = max(map(len, values))
+        length += -length % (self.pad_to_multiple_of or 1)
+        padded = torch.full((len(values), length), fill, dtype=torch.int64)
+        for line, value in zip(padded, values, strict=True):
+            start = length - len(value) if self.padding_side == "left" else 0
+            line[start : start + len(value)] = torch.tensor(value, dtype=torch.int64)
+        return padded
+
+
+def _segments(example: Example) -> list[int]:
+    if "segments" in example:
+        return [segment + 1 for segment in example["segments"]]
+    return [1] * len(example["input_ids"])
+
+
+def _positions(segments: Tensor) -> Tensor:
+    """Index of each token in its segment, 0 for padding: learned positions (GPT-2) then ignore where padding is."""
+    index = torch.arange(segments.shape[1]).expand_as(segments)
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    first = torch.where(starts, index, 0).cummax(dim=1).values
+    return (index - first) * (segments > 0)
+
+
+def _block_causal(segments: Tensor) -> Tensor:
+    """May this query see this key, bool [B, 1, T, T]. Padding sees its own kind, so that no query sees nothing."""
+    same = segments[:, :, None] == segments[:, None, :]
+    return (same & torch.ones_like(same[0]).tril())[:, None]
+
+
+def _teacher_side(example: Example) -> Example:
+    side = cast(Any, example)
+    mine, theirs = sum(example["trained"][1:]), sum(side["teacher_trained"][1:])
+    if mine != theirs:
+        raise DataError(f"expected as many trained tokens for the teacher as for the student, got {theirs} and {mine}")
+    return Example(input_ids=side["teacher_input_ids"], trained=side["teacher_trained"])
+
+
+def _all_trained(example: Example) -> Example:
+    ids = cast(Any, example)["pretrain_ids"]
+    return Example(input_ids=ids, trained=[True] * len(ids))

@@ -1,0 +1,84 @@
+"""Several short rows in one sequence, so that little is padded."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from abkd.data.collate import Collator
+from abkd.data.dataset import TokenizedDataset
+from abkd.data.tokenize import Example
+from abkd.errors import ConfigError, DataError
+
+
+def pack(dataset: TokenizedDataset, max_length: int) -> TokenizedDataset:
+    """Rows put together (best fit, longest first) into sequences of at most ``max_length`` tokens.
+
+    ``segments`` tells which row a token belongs to; the collator lets no token see another segment and starts the
+    positions of each anew, so every row's loss is what it is alone. Raises DataError for a row that does not fit.
+    """
+    if max(dataset.lengths) > max_length:
+        raise DataError(f"{dataset.name} has a row of {max(dataset.lengths)} tokens, packing is to {max_length}")
+    examples = [_join([dataset[index] for index in group]) for group in _best_fit(dataset.lengths, max_length)]
+    return TokenizedDataset(examples, name=dataset.name, dropped=dataset.dropped, truncated=dataset.truncated)
+
+
+def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Groups of indices whose lengths sum to at most ``capacity``; each in order, groups by their first index."""
+    groups: list[list[int]] = []
+    open_groups: list[tuple[int, int]] = []  # (room left, group), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        found = bisect.bisect_left(open_groups, (lengths[index], -1))
+        if found < len(open_groups):
+            room, group = open_groups.pop(found)
+        else:
+            room, group = capacity, len(groups)
+            groups.append([])
+        groups[group].append(index)
+        bisect.insort(open_groups, (room - lengths[index], group))
+    return sorted(sorted(group) for group in groups)
+
+
+def _join(examples: Sequence[Example]) -> Example:
+    ids, trained, segments = [], [], []
+    for segment, example in enumerate(examples):
+        ids += example["input_ids"]
+        trained += example["trained"]
+        segments += [segment] * len(example["input_ids"])
+    return Example(input_ids=ids, trained=trained, segments=segments)
+
+
+def check_packing(model: Any, max_length: int) -> None:
+    """Prove that packed rows see only themselves in this model, by running two rows packed and alone.
+
+    Attention kernels that ignore a block mask, state-space layers and sliding windows shorter than ``max_length`` all
+    fail here, whatever they are called. Allowed is the square root of the machine epsilon of the model's dtype,
+    relative to the largest output. Raises ConfigError.
+    """
+    short = max(1, min(8, max_length // 2))
+    rows = [_probe(size, model.get_input_embeddings().num_embeddings) for size in (max_length - short, short)]
+    training = model.training
+    model.eval()  # dropout would hide what is looked for
+    alone, packed = torch.cat([_outputs(model, row) for row in rows]), _outputs(model, _join(rows))
+    model.train(training)
+    error = ((packed - alone).abs().max() / alone.abs().max()).item()
+    if not error <= torch.finfo(model.dtype).eps ** 0.5:
+        raise ConfigError(
+            f"packing changes what {type(model).__name__} computes (by {error:.1e} of its largest output): its layers "
+            "do not keep packed rows apart. Set packing: false, or load the model with attn_implementation: sdpa"
+        )
+
+
+def _probe(size: int, vocabulary: int) -> Example:
+    ids = torch.randint(vocabulary, (size,), generator=torch.Generator().manual_seed(size)).tolist()
+    return Example(input_ids=ids, trained=[False] + [True] * (size - 1))
+
+
+@torch.no_grad()
+def _outputs(model: Any, example: Example) -> torch.Tensor:
+    """Logits at all positions [T, V] in float32."""
+    view = Collator(pad_token_id=0)([example])["batch"].to(model.device).student
+    return model(**view.inputs_for(model), use_cache=False).logits[0].float()

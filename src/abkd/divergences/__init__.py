@@ -1,0 +1,24 @@
+"""Divergences between teacher and student rows: pure functions of log-probabilities, torch only.
+
+What is exported here is what the laws test, what the API page documents and what recipes can name.
+"""
+
+from abkd.divergences._alpha_beta import AlphaBeta, ForwardKL, Hellinger, ReverseKL
+from abkd.divergences._mixtures import JensenShannon, SkewForwardKL, SkewReverseKL
+from abkd.divergences._pointwise import Divergence, Pointwise
+from abkd.divergences._total_variation import TotalVariation
+from abkd.divergences._weighted_sum import WeightedSum
+
+__all__ = [
+    "AlphaBeta",
+    "Divergence",
+    "ForwardKL",
+    "Hellinger",
+    "JensenShannon",
+    "Pointwise",
+    "ReverseKL",
+    "SkewForwardKL",
+    "SkewReverseKL",
+    "TotalVariation",
+    "WeightedSum",
+]

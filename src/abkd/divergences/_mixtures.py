@@ -1,0 +1,104 @@
+"""Divergences through a mixture of teacher and student: Jensen-Shannon and the two skew KLs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from abkd.divergences._exponential import floored, kl_terms, mixture
+from abkd.divergences._pointwise import Number, Pointwise
+from abkd.errors import ConfigError
+
+
+def _checked_share(owner: object, name: str, at_zero: str, at_one: str) -> None:
+    share = getattr(owner, name)
+    title = type(owner).__name__
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+        raise ConfigError(f"{title} needs {name} strictly between 0 and 1, but it is {share!r}")
+    if share in (0, 1):
+        raise ConfigError(f"{title}({name}={share}) is not a mixture; you probably mean {at_one if share else at_zero}")
+    object.__setattr__(owner, name, float(share))
+
+
+@dataclass(frozen=True)
+class JensenShannon(Pointwise):
+    """``w·KL(p‖m) + (1-w)·KL(q‖m)`` with ``m = w·p + (1-w)·q`` (GKD, arXiv 2306.13649, eq. 1).
+
+    ``weight`` is the teacher's share of the mixture. Divided by it, the divergence tends to forward KL as
+    ``weight -> 0``; divided by ``1 - weight`` to reverse KL as ``weight -> 1``; 0 and 1 themselves are refused.
+    """
+
+    weight: float = 0.5
+    formula: ClassVar[str] = "JS_w(p‖q)"
+
+    def __post_init__(self) -> None:
+        _checked_share(self, "weight", "ForwardKL()", "ReverseKL()")
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.weight, 1.0 - self.weight)
+
+    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        share, rest = numbers
+        log_m, from_p, from_q = mixture(log_p, log_q, share, rest)
+        term = share * kl_terms(log_p, log_m, from_p) + rest * kl_terms(log_q, log_m, from_q)
+        return term, rest * torch.exp(log_q) * floored(from_q)
+
+    def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return self.terms(log_q, log_p, (1.0 - self.weight, self.weight))[1]
+
+
+@dataclass(frozen=True)
+class SkewForwardKL(Pointwise):
+    """``KL(p ‖ skew·p + (1-skew)·q)`` (DistiLLM, arXiv 2402.03898, eq. 3): bounded by ``-log(skew)``."""
+
+    skew: float = 0.1
+    formula: ClassVar[str] = "KL(p ‖ λp + (1-λ)q)"
+
+    def __post_init__(self) -> None:
+        _checked_share(self, "skew", "ForwardKL()", "no divergence at all")
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.skew, 1.0 - self.skew)
+
+    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        skew, rest = numbers
+        log_m, from_p, _ = mixture(log_p, log_q, skew, rest)
+        # p/m is at most 1/skew, so its excess over 1 is a safe number
+        slope = -rest * torch.exp(log_q) * torch.expm1(from_p)
+        return kl_terms(log_p, log_m, from_p), slope
+
+    def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        _, from_p, _ = mixture(log_p, log_q, *self.numbers)
+        return torch.exp(log_p) * (floored(from_p) - self.skew * torch.expm1(from_p))
+
+
+@dataclass(frozen=True)
+class SkewReverseKL(Pointwise):
+    """``KL(q ‖ skew·q + (1-skew)·p)`` (DistiLLM, arXiv 2402.03898, eq. 4): bounded by ``-log(skew)``."""
+
+    skew: float = 0.1
+    formula: ClassVar[str] = "KL(q ‖ λq + (1-λ)p)"
+
+    def __post_init__(self) -> None:
+        _checked_share(self, "skew", "ReverseKL()", "no divergence at all")
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.skew, 1.0 - self.skew)
+
+    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        skew, rest = numbers
+        log_m, _, from_q = mixture(log_p, log_q, rest, skew)
+        slope = torch.exp(log_q) * (floored(from_q) - skew * torch.expm1(from_q))
+        return kl_terms(log_q, log_m, from_q), slope
+
+    def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        skew, rest = self.numbers
+        _, _, from_q = mixture(log_p, log_q, rest, skew)
+        return -rest * torch.exp(log_p) * torch.expm1(from_q)

@@ -1,0 +1,29 @@
+"""Total variation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from abkd.divergences._exponential import difference
+from abkd.divergences._pointwise import Number, Pointwise
+
+
+@dataclass(frozen=True)
+class TotalVariation(Pointwise):
+    """``½ Σ |p - q|``, in [0, 1] (f-DISTILL, arXiv 2307.15190). Its slope jumps where ``p = q``; 0 is used there."""
+
+    formula: ClassVar[str] = "TV(p, q)"
+    exempt: ClassVar[dict[str, str]] = {"gradient_is_smooth_where_equal": "|p - q| has a kink where p = q"}
+
+    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        delta = difference(log_p, log_q)
+        term = -0.5 * torch.exp(torch.maximum(log_p, log_q)) * torch.expm1(-delta.abs())
+        return term, -0.5 * torch.sign(delta) * torch.exp(log_q)
+
+    def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return self.terms(log_q, log_p, ())[1]

@@ -1,0 +1,76 @@
+"""Sums of divergences: WSD, Jeffreys and their kin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from abkd.divergences._alpha_beta import ForwardKL, ReverseKL
+from abkd.divergences._pointwise import Divergence, Number, Pointwise
+from abkd.errors import ConfigError
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class WeightedSum(Pointwise):
+    """``Σ_k weight_k · D_k``: ``WeightedSum((0.5, ForwardKL()), (0.5, ReverseKL()))`` is half of Jeffreys' divergence.
+
+    Raises:
+        ConfigError: no part, a weight that is not a finite number above 0, or a part that is not a sum over classes.
+    """
+
+    parts: tuple[tuple[float, Pointwise], ...]
+    formula: ClassVar[str] = "Σ w·D"
+
+    def __init__(self, *parts: tuple[float, Pointwise]) -> None:
+        object.__setattr__(self, "parts", tuple(_checked(part) for part in parts))
+        if not parts:
+            raise ConfigError("WeightedSum needs parts: WeightedSum((0.5, ForwardKL()), (0.5, ReverseKL()))")
+
+    def __repr__(self) -> str:
+        return f"WeightedSum({', '.join(f'({weight!r}, {part!r})' for weight, part in self.parts)})"
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return tuple(n for weight, part in self.parts for n in (weight, *part.numbers))
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        return (type(self), *(part.kind for _, part in self.parts))
+
+    @property
+    def wide(self) -> bool:
+        return any(part.wide for _, part in self.parts)
+
+    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        term: Tensor | float = 0.0
+        slope: Tensor | float = 0.0
+        at = 0
+        for _, part in self.parts:
+            size = len(part.numbers)
+            part_term, part_slope = part.terms(log_p, log_q, numbers[at + 1 : at + 1 + size])
+            term, slope = term + numbers[at] * part_term, slope + numbers[at] * part_slope
+            at += 1 + size
+        assert isinstance(term, Tensor)
+        assert isinstance(slope, Tensor)
+        return term, slope
+
+    def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        first, *rest = (weight * part.teacher_slope(log_p, log_q) for weight, part in self.parts)
+        return sum(rest, start=first)
+
+    @classmethod
+    def examples(cls) -> tuple[Divergence, ...]:
+        return (cls((0.5, ForwardKL()), (0.5, ReverseKL())),)
+
+
+def _checked(part: Any) -> tuple[float, Pointwise]:
+    if not (isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], Pointwise)):
+        raise ConfigError(f"a part of WeightedSum is (weight, divergence), as in (0.5, ForwardKL()); got {part!r}")
+    weight, divergence = part
+    if not isinstance(weight, int | float) or isinstance(weight, bool) or not (0 < weight < math.inf):
+        raise ConfigError(f"a weight of WeightedSum is a finite number above 0, but {divergence!r} has {weight!r}")
+    return float(weight), divergence

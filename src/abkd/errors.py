@@ -1,0 +1,50 @@
+"""What can go wrong, and the exit code the command line gives for it.
+
+Every message says what was wanted, what came, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class AbkdError(Exception):
+    """Base of all errors that abkd raises on purpose.
+
+    ``exit_code`` is what the command line returns: 2 bad input, 3 a number stopped being finite,
+    4 the disk refused, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+    """
+
+    exit_code = 2
+
+
+class ConfigError(AbkdError, ValueError):
+    """A recipe, flag or constructor argument that cannot be meant."""
+
+
+class DataError(AbkdError, ValueError):
+    """A data file or row that cannot be used; names the file and the row."""
+
+
+class VocabularyError(AbkdError, ValueError):
+    """Two models whose classes (or whose tokenizers) do not fit each other."""
+
+
+class OutputDirError(AbkdError, FileExistsError):
+    """The output directory is in use, or is not what a resume needs."""
+
+
+class NonFiniteError(AbkdError, ArithmeticError):
+    """A loss, gradient or teacher output is NaN or infinite; nothing of it was saved."""
+
+    exit_code = 3
+
+
+class StorageError(AbkdError, OSError):
+    """A checkpoint could not be written; the one before it is whole."""
+
+    exit_code = 4
+
+
+class Interrupted(AbkdError):
+    """The run was asked to stop; its state is saved and ``--resume`` goes on from there."""
+
+    exit_code = 130

@@ -1,0 +1,174 @@
+"""One way to write a component: its constructor call, the same in Python, in YAML and on the command line.
+
+    AlphaBeta(alpha=0.2, beta=0.7)
+    anneal(ForwardKL(), AlphaBeta(0.2, 0.7), shape='cosine')
+
+The text is read from its syntax tree and never evaluated: it can call what abkd exports for this, and nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import types
+from collections.abc import Callable, Iterable
+from functools import cache
+
+from abkd.errors import ConfigError
+
+_HOUSES = ("abkd.divergences", "abkd.schedules", "abkd.weights")
+_MAX_CHARACTERS = 10_000  # far beyond any objective; keeps the recursive reading shallow
+_NUMBERS = {"inf": float("inf"), "nan": float("nan")}  # readable, so that the constructor can refuse them by name
+_NICKNAMES = {
+    "kl": "ForwardKL() or ReverseKL()",
+    "fkl": "ForwardKL()",
+    "rkl": "ReverseKL()",
+    "js": "JensenShannon()",
+    "jsd": "JensenShannon()",
+    "jeffreys": "WeightedSum((0.5, ForwardKL()), (0.5, ReverseKL()))",
+    "tvd": "TotalVariation()",
+    "ab": "AlphaBeta(alpha=0.2, beta=0.7)",
+}
+
+
+@cache
+def components() -> types.MappingProxyType[str, Callable[..., object]]:
+    """What a text may call, by name: the concrete public components of abkd."""
+    found: dict[str, Callable[..., object]] = {}
+    for house in _HOUSES:
+        if importlib.util.find_spec(house) is None:
+            continue
+        module = importlib.import_module(house)
+        names = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+        found.update({name: getattr(module, name) for name in names if _is_component(getattr(module, name))})
+    return types.MappingProxyType(found)
+
+
+def parse(text: str) -> object:
+    """The component (or plain value) that ``text`` writes.
+
+    Arguments may be numbers, strings, True, False, None, tuples, lists and further calls, positional or by name.
+
+    Raises:
+        ConfigError: not the notation; an unknown component or argument (with the nearest known one); or whatever the
+            component itself says about its arguments.
+
+    >>> parse("AlphaBeta(0.2, 0.7)")
+    AlphaBeta(alpha=0.2, beta=0.7)
+    """
+    if len(text) > _MAX_CHARACTERS:
+        raise ConfigError(f"a component of at most {_MAX_CHARACTERS} characters was wanted, {len(text)} came")
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+        return _value(tree.body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"cannot read {_shortened(text)}: write a constructor call such as AlphaBeta(alpha=0.2, beta=0.7)"
+        ) from error
+
+
+def render(value: object) -> str:
+    """The text of a component; ``parse(render(value)) == value`` for everything that :func:`components` can build."""
+    return repr(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean ...?"`` when something known resembles ``name``, else ``"."``."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[match[0]]}?" if match else "."
+
+
+def _is_component(thing: object) -> bool:
+    """Components are values: concrete dataclasses (base classes and helper functions are neither)."""
+    return inspect.isclass(thing) and dataclasses.is_dataclass(thing) and not inspect.isabstract(thing)
+
+
+def _value(node: ast.expr) -> object:
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return value
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            return _signed(sign, _value(operand), node)
+        case ast.Tuple(elts=items):
+            return tuple(_value(item) for item in items)
+        case ast.List(elts=items):
+            return [_value(item) for item in items]
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
+            return _call(name, args, keywords)
+        case ast.Call(func=ast.Attribute(attr=name)):
+            raise ConfigError(f"{_shortened(ast.unparse(node))}: write {name}(...) without anything before the name")
+        case ast.Name(id=name) if name in _NUMBERS:
+            return _NUMBERS[name]
+        case ast.Name(id=name):
+            raise _bare_name(name)
+    raise ConfigError(
+        f"{_shortened(ast.unparse(node))} is neither a number, a text, a list nor a constructor call; "
+        "nothing else is computed here"
+    )
+
+
+def _signed(sign: ast.unaryop, value: object, node: ast.expr) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{_shortened(ast.unparse(node))}: a sign belongs before a number")
+    return -value if isinstance(sign, ast.USub) else value
+
+
+def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> object:
+    component = components().get(name)
+    if component is None:
+        raise _unknown(name)
+    positional = [_value(argument) for argument in args]
+    named = {keyword.arg: _value(keyword.value) for keyword in keywords if keyword.arg is not None}
+    if len(named) != len(keywords):
+        raise ConfigError(f"{name}(...): write each argument once, by its own name")
+    signature = inspect.signature(component)
+    try:
+        signature.bind(*positional, **named)
+    except TypeError as error:
+        raise _wrong_arguments(name, signature, named, error) from error
+    try:
+        return component(*positional, **named)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _bare_name(name: str) -> ConfigError:
+    if name in components():
+        return ConfigError(f"a component is its constructor call: write {name}() instead of {name}")
+    return _unknown(name)
+
+
+def _unknown(name: str) -> ConfigError:
+    known = components()
+    hint = f"; did you mean {_NICKNAMES[name.lower()]}?" if name.lower() in _NICKNAMES else nearest(name, known)
+    return ConfigError(f"no component is called {name!r}{hint} There are: {', '.join(sorted(known))}")
+
+
+def _wrong_arguments(name: str, signature: inspect.Signature, named: Iterable[str], error: TypeError) -> ConfigError:
+    known = [
+        parameter.name for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_POSITIONAL
+    ]
+    unknown = [argument for argument in named if argument not in known]
+    if not unknown:
+        return ConfigError(f"{name}: {error}; its form is {_form(name, signature)}")
+    hint = nearest(unknown[0], known)
+    return ConfigError(f"{name} has no argument {unknown[0]!r}{hint} Its form is {_form(name, signature)}")
+
+
+def _form(name: str, signature: inspect.Signature) -> str:
+    """``AlphaBeta(alpha=0.2, beta=0.7)``: the call without type annotations."""
+    bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    return f"{name}{signature.replace(parameters=bare, return_annotation=signature.empty)}"
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")

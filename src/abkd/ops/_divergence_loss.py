@@ -1,0 +1,86 @@
+"""The plain loss, for one's own training loop."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from abkd.divergences import Divergence
+from abkd.divergences._pointwise import working_dtype
+from abkd.errors import ConfigError, VocabularyError
+from abkd.ops._linear_divergence import linear_divergence
+from abkd.ops._types import Dense
+
+
+def divergence_loss(
+    z_student: Tensor,
+    z_teacher: Tensor,
+    divergence: Divergence,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    scale_by_temperature_squared: bool = False,
+) -> Tensor:
+    """A divergence between the softmax rows of two logit tensors, as a loss.
+
+    Args:
+        z_student: student logits ``[..., V]``, any floating dtype; the arithmetic is float32 at least.
+        z_teacher: teacher logits ``[..., V]``, a constant. (Logits come student first, as losses do; the
+            divergences themselves take log-probabilities, teacher first.)
+        divergence: any :class:`abkd.Divergence`.
+        temperature: both sides are divided by it.
+        mask: boolean or numeric ``[...]``: False or 0 leaves a row out, and nothing in it (NaN included) matters.
+        reduction: "mean" over the rows left in (0 if there is none), "sum", or "none" -> ``[...]`` with 0 where masked.
+        scale_by_temperature_squared: multiply by ``temperature²``.
+
+    Returns:
+        A scalar, or ``[...]`` for ``reduction="none"``.
+
+    Raises:
+        ConfigError: an argument that cannot be meant.
+        VocabularyError: the logits have different shapes.
+    """
+    if z_student.shape != z_teacher.shape:
+        raise VocabularyError(
+            f"student and teacher logits must have one shape, but are {tuple(z_student.shape)} and "
+            f"{tuple(z_teacher.shape)}; cut both to the classes they share"
+        )
+    if reduction not in ("mean", "sum", "none"):
+        raise ConfigError(f"reduction is 'mean', 'sum' or 'none', but got {reduction!r}")
+    shape, classes = z_student.shape[:-1], z_student.shape[-1]
+    if mask is not None and mask.shape != shape:
+        raise ConfigError(f"mask must be {tuple(shape)}, one number a row, but it is {tuple(mask.shape)}")
+    weight = None if mask is None else mask.reshape(-1).to(torch.float32)
+    if reduction == "none":
+        return _each(z_student, z_teacher, divergence, temperature, weight, scale_by_temperature_squared)
+    return linear_divergence(
+        Dense(z_student.reshape(-1, classes)),
+        Dense(z_teacher.reshape(-1, classes)),
+        divergence,
+        temperature=temperature,
+        row_weight=weight,
+        total_weight=None if reduction == "mean" else 1.0,
+        scale_by_temperature_squared=scale_by_temperature_squared,
+    ).loss
+
+
+def _each(
+    z_student: Tensor,
+    z_teacher: Tensor,
+    divergence: Divergence,
+    temperature: float,
+    weight: Tensor | None,
+    squared: bool,
+) -> Tensor:
+    student, teacher = z_student.reshape(-1, z_student.shape[-1]), z_teacher.detach().reshape(-1, z_teacher.shape[-1])
+    kept = torch.arange(len(student), device=student.device) if weight is None else weight.nonzero().squeeze(-1)
+    dtype = working_dtype(divergence, student, teacher)
+    log_q = torch.log_softmax(student[kept].to(dtype) / temperature, -1)
+    log_p = torch.log_softmax(teacher[kept].to(dtype) / temperature, -1)
+    row = divergence(log_p, log_q) * (temperature**2 if squared else 1.0)
+    if weight is not None:
+        row = row * weight[kept].to(row.dtype)
+    return row.new_zeros(len(student)).index_copy(0, kept, row).reshape(z_student.shape[:-1])

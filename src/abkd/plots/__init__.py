@@ -1,0 +1,29 @@
+"""Pictures of a run, drawn from the records of ``metrics.jsonl`` and ``demo.json``; nothing here knows a tensor.
+
+Every ``*_figure`` takes a list of dicts and returns a :class:`matplotlib.figure.Figure` with one panel, or ``None``
+when the records hold nothing to draw. Lines carry their name at their end instead of a legend. :func:`to_svg` turns a
+figure into text whose colours follow the reader's light or dark setting.
+"""
+
+from abkd.plots.comparison import comparison_figure
+from abkd.plots.curves import (
+    agreement_figure,
+    divergence_figure,
+    entropy_figure,
+    gradient_figure,
+    loss_figure,
+    perplexity_figure,
+)
+from abkd.plots.svg import dark_css, to_svg
+
+__all__ = [
+    "agreement_figure",
+    "comparison_figure",
+    "dark_css",
+    "divergence_figure",
+    "entropy_figure",
+    "gradient_figure",
+    "loss_figure",
+    "perplexity_figure",
+    "to_svg",
+]

@@ -1,0 +1,124 @@
+"""How a run went: loss, distances to the teacher, perplexity, agreement and entropies by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from abkd.plots.records import Record, having, series
+from abkd.plots.style import ACCENT, BLUE, GREEN, GREY, INK, End, label_ends, number, panel, plain_ticks, styled
+
+SMOOTH_FROM = 8  # fewer points than this are shown as they are
+
+
+@styled
+def loss_figure(records: Sequence[Record]) -> Figure | None:
+    """The training loss by step: every logged value lightly, its smoothed course in the accent colour."""
+    steps, losses = series(records, "loss")
+    if not steps:
+        return None
+    figure, axes = _step_panel("Training loss")
+    if len(steps) >= SMOOTH_FROM:
+        axes.plot(steps, losses, color=GREY, alpha=0.45, linewidth=1.0, label="logged")
+        losses = smooth(losses)
+    axes.plot(steps, losses, color=ACCENT, label="smoothed", marker="o" if len(steps) < SMOOTH_FROM else "")
+    _scale(axes, losses)
+    label_ends(axes, [(steps[-1], losses[-1], number(losses[-1]), ACCENT)])
+    return figure
+
+
+@styled
+def divergence_figure(records: Sequence[Record]) -> Figure | None:
+    """Forward and reverse KL to the teacher on held-out text (nats per token), by step."""
+    lines = {"forward KL": ("eval_forward_kl", BLUE), "reverse KL": ("eval_reverse_kl", GREEN)}
+    return _lines_figure("Distance to the teacher, held out (nats)", records, lines)
+
+
+@styled
+def perplexity_figure(records: Sequence[Record]) -> Figure | None:
+    """Held-out perplexity of the student by step; the teacher's is a dashed line."""
+    teacher = series(records, "eval_teacher_perplexity")[1]
+    lines = {"student": ("eval_perplexity", ACCENT)}
+    return _lines_figure("Perplexity, held out", records, lines, reference=teacher[-1] if teacher else None)
+
+
+@styled
+def agreement_figure(records: Sequence[Record]) -> Figure | None:
+    """How often student and teacher would pick the same token (per cent of held-out predictions), by step."""
+    held = having(records, "eval_top1_agreement")
+    percent = [{**record, "agreement": 100 * record["eval_top1_agreement"]} for record in held]
+    return _lines_figure("Same first choice as the teacher, held out (%)", percent, {"student": ("agreement", ACCENT)})
+
+
+@styled
+def entropy_figure(records: Sequence[Record]) -> Figure | None:
+    """Mean entropy of both models' predictions on the training rows (nats), by step: too flat above, too sure below."""
+    lines = {"student": ("student_entropy", ACCENT), "teacher": ("teacher_entropy", INK)}
+    if not (series(records, "student_entropy")[0] and series(records, "teacher_entropy")[0]):
+        return None
+    return _lines_figure("Entropy of the predictions (nats)", records, lines, smoothed=True)
+
+
+@styled
+def gradient_figure(records: Sequence[Record]) -> Figure | None:
+    """Norm of the gradient before clipping, by step."""
+    return _lines_figure("Gradient norm", records, {"": ("grad_norm", GREY)}, smoothed=True)
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Mean over a centred window of about a tenth of the run, shorter at both ends; it does not lag behind."""
+    reach = max(1, round(len(values) / 20))
+    windows = (values[max(0, at - reach) : at + reach + 1] for at in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _lines_figure(
+    title: str,
+    records: Sequence[Record],
+    lines: Mapping[str, tuple[str, str]],
+    *,
+    smoothed: bool = False,
+    reference: float | None = None,
+) -> Figure | None:
+    drawn = [(label, *series(records, key), colour) for label, (key, colour) in lines.items()]
+    drawn = [line for line in drawn if line[1]]
+    if not drawn:
+        return None
+    figure, axes = _step_panel(title)
+    ends = [_line(axes, *line, smoothed=smoothed) for line in drawn]
+    heights = [value for _, _, values, _ in drawn for value in values]
+    if reference is not None:
+        span = [drawn[0][1][0], ends[0][0]]
+        axes.plot(span, [reference] * 2, color=INK, linestyle=(0, (4, 3)), linewidth=1.1, label="teacher")
+        ends.append((span[1], reference, f"teacher {number(reference)}", INK))
+        heights.append(reference)
+    _scale(axes, heights)
+    label_ends(axes, ends)
+    return figure
+
+
+def _step_panel(title: str) -> tuple[Figure, Axes]:
+    figure, axes = panel(title)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    return figure, axes
+
+
+def _line(axes: Axes, label: str, steps: list[float], values: list[float], colour: str, *, smoothed: bool) -> End:
+    if smoothed and len(steps) >= SMOOTH_FROM:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1.0)
+        values = smooth(values)
+    axes.plot(steps, values, color=colour, label=label, marker="o" if len(steps) <= 12 else "", markersize=4)
+    return steps[-1], values[-1], f"{label} {number(values[-1])}".strip(), colour
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis where values differ by more than a factor of eight, else one from zero if that is not far."""
+    if min(values) > 0 and max(values) / min(values) > 8:
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis)
+    elif 0 <= min(values) < 0.6 * max(values):
+        axes.set_ylim(bottom=0)

@@ -1,0 +1,236 @@
+"""The names and types that a recipe may use, and one clear sentence for a name or a value that does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache, reduce
+from operator import or_
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from abkd import notation
+from abkd.errors import ConfigError
+from abkd.recipe._text import FlagText, read_yaml
+from abkd.schedules import Schedule
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+    types.NoneType: "null",
+}
+
+# What people type who come from elsewhere, and how it is said here.
+SPELLINGS = {
+    **dict.fromkeys(
+        ("alpha", "ab_alpha", "beta", "ab_beta"),
+        "part of the divergence, 'divergence: AlphaBeta(alpha=0.2, beta=0.7)' "
+        "(the mix with the labels is kd_ratio, LoRA's scale lora_alpha)",
+    ),
+    **dict.fromkeys(
+        ("kl", "kl_type", "loss", "loss_type", "loss_fn", "kd_loss", "forward_kl", "reverse_kl", "jsd_beta"),
+        "a divergence with its direction, 'divergence: ForwardKL()' or 'divergence: ReverseKL()'",
+    ),
+    **dict.fromkeys(
+        ("temperature", "distill_temperature", "distillation_temperature", "kd_temp"),
+        "kd_temperature (the softmax temperature of the loss)",
+    ),
+    **dict.fromkeys(("kd_t2_scaling", "t2_scaling"), "scale_by_temperature_squared"),
+    **dict.fromkeys(("kd_alpha", "distillation_alpha", "kd_lambda"), "kd_ratio, or ce_weight and kd_weight"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "max_len", "seq_length", "cutoff_len"), "max_length"),
+    **dict.fromkeys(
+        ("teacher", "teacher_model", "teacher_name", "teacher_model_name", "teacher_path"), "teacher_model_name_or_path"
+    ),
+    **dict.fromkeys(
+        (
+            "student",
+            "student_model",
+            "student_name",
+            "student_path",
+            "student_model_name_or_path",
+            "model",
+            "model_name",
+        ),
+        "model_name_or_path",
+    ),
+    **dict.fromkeys(
+        ("data", "dataset", "data_path", "train_data", "dataset_path"), "train_file (a file) or dataset_name"
+    ),
+    **dict.fromkeys(("validation_file", "valid_file", "test_file", "eval_data"), "eval_file"),
+    **dict.fromkeys(("text_file", "pretrain_data", "lm_file"), "pretrain_file"),
+    **dict.fromkeys(("val_size", "validation_split", "test_size"), "eval_fraction"),
+    **dict.fromkeys(("lr", "max_lr"), "learning_rate"),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs"), "num_train_epochs"),
+    **dict.fromkeys(("batch_size", "train_batch_size", "micro_batch_size"), "per_device_train_batch_size"),
+    **dict.fromkeys(("grad_accum", "accumulation_steps", "grad_accumulation_steps"), "gradient_accumulation_steps"),
+    **dict.fromkeys(("lora", "peft", "use_lora"), "use_peft"),
+    "lora_rank": "lora_r",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps (a number below 1 is a share of all steps)",
+    **dict.fromkeys(
+        ("dtype", "torch_dtype"), "bf16 for training; the teacher's is 'teacher_model_init_kwargs: {dtype: bfloat16}'"
+    ),
+    "resume": "the flag --resume, which is no part of a recipe",
+}
+
+
+@cache
+def config_fields() -> Mapping[str, Any]:
+    """Type of every field of ``DistillConfig`` (those of ``TrainingArguments`` among them), by name."""
+    from transformers import TrainingArguments  # takes seconds to import
+
+    from abkd.config import DistillConfig
+
+    # Where DistillConfig only changes a default, the type of transformers is the more exact one (an enum, not a str).
+    hints = typing.get_type_hints(DistillConfig) | typing.get_type_hints(TrainingArguments)
+    return types.MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(DistillConfig) if f.init})
+
+
+@cache
+def config_defaults() -> Mapping[str, Any]:
+    """What the fields declared by ``DistillConfig`` itself (not inherited) are when nobody sets them."""
+    from abkd.config import DistillConfig
+
+    own = inspect.get_annotations(DistillConfig)
+    return types.MappingProxyType({f.name: _default(f) for f in dataclasses.fields(DistillConfig) if f.name in own})
+
+
+def unknown(name: str, known: Mapping[str, Any]) -> str:
+    """The sentence for a name that no field has."""
+    if name in SPELLINGS:
+        return f"{name} is not a name here; it is {SPELLINGS[name]}"
+    if name.replace("-", "_") in known:
+        return f"unknown key {name!r}; did you mean {name.replace('-', '_')}?"
+    hint = notation.nearest(name, known)
+    return f"unknown key {name!r}{hint}" + ("" if hint != "." else " 'abkd distill --help' names the main ones")
+
+
+def coerce(name: str, hint: Any, value: Any) -> Any:
+    """``value`` as the field ``name`` wants it: texts that write a number or a component become one.
+
+    Raises:
+        ConfigError: key, what was wanted, what came.
+    """
+    if isinstance(value, FlagText):
+        return _coerce_flag(name, hint, value)
+    if isinstance(value, str) and _names_components(hint):
+        value = _component(name, value)
+    numeric = _arms(hint) & {int, float} and bool not in _arms(hint)
+    try:
+        if isinstance(value, bool) and numeric:
+            raise ConfigError
+        found = _adapter(hint).validate_python(value)
+    except (ValidationError, ConfigError) as error:
+        raise ConfigError(f"{name}: {_wanted(hint)} was wanted, {_came(value)} came") from error
+    if isinstance(found, Schedule):
+        _check_schedule(name, hint, found)
+    return found.value if isinstance(found, enum.Enum) else found
+
+
+def _check_schedule(name: str, hint: Any, schedule: Schedule) -> None:
+    """What a schedule gives must itself fit the field: a divergence is no temperature."""
+    for value in samples(schedule):
+        if not _adapter_accepts(hint, value):
+            raise ConfigError(f"{name}: {_wanted(hint)} was wanted, but {schedule!r} gives {value!r} on its way")
+
+
+def samples(value: Any) -> list[Any]:
+    """``value`` itself, or what a schedule is along a run."""
+    return [value(step / 100) for step in range(101)] if isinstance(value, Schedule) else [value]
+
+
+def _adapter_accepts(hint: Any, value: Any) -> bool:
+    try:
+        _adapter(hint).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _coerce_flag(name: str, hint: Any, text: FlagText) -> Any:
+    plain = str(text)
+    try:
+        return coerce(name, hint, read_yaml(plain, f"--{name}"))
+    except ConfigError:
+        return coerce(name, hint, plain)
+
+
+def _component(name: str, text: str) -> object:
+    try:
+        return notation.parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+@cache
+def _arms(hint: Any) -> frozenset[Any]:
+    """The alternatives of a union (or the one type itself), without the ``str`` beside an enum or a component:
+
+    such a text is not any text, it writes a member or a component.
+    """
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    arms = frozenset(typing.get_args(hint) if union else (hint,))
+    return arms - {str} if any(_is(arm, enum.Enum) or _is_ours(arm) for arm in arms) else arms
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    return TypeAdapter(reduce(or_, _arms(hint)) if len(_arms(hint)) > 1 else next(iter(_arms(hint))), config=config)
+
+
+def _names_components(hint: Any) -> bool:
+    return any(_is_ours(arm) for arm in _arms(hint))
+
+
+def _wanted(hint: Any) -> str:
+    arms = sorted((arm for arm in _arms(hint) if arm is not types.NoneType), key=str)
+    return " or ".join(dict.fromkeys(_words(arm) for arm in arms)) or "null"
+
+
+def _words(arm: Any) -> str:
+    if typing.get_origin(arm) is typing.Literal:
+        return f"one of {', '.join(map(repr, typing.get_args(arm)))}"
+    if _is(arm, enum.Enum):
+        return f"one of {', '.join(repr(member.value) for member in arm)}"
+    if _is_ours(arm):
+        return _spoken(arm.__name__)
+    plain = typing.get_origin(arm) or arm
+    return _WORDS.get(plain, getattr(plain, "__name__", str(plain)))
+
+
+def _came(value: Any) -> str:
+    kinds: dict[type, Callable[[Any], str]] = {bool: lambda v: str(v).lower(), types.NoneType: lambda _: "null"}
+    shown = kinds.get(type(value), repr)(value)
+    return (
+        f"{shown} ({_WORDS.get(type(value), type(value).__name__)})" if isinstance(value, str | list | dict) else shown
+    )
+
+
+def _spoken(class_name: str) -> str:
+    """``Divergence`` is "a divergence", ``RowWeights`` are "row weights"."""
+    words = re.sub(r"(?<!^)(?=[A-Z])", " ", class_name).lower()
+    return words if words.endswith("s") else f"a {words}"
+
+
+def _is_ours(arm: Any) -> bool:
+    return isinstance(arm, type) and arm.__module__.startswith("abkd.")
+
+
+def _is(arm: Any, base: type) -> bool:
+    return isinstance(arm, type) and issubclass(arm, base)

@@ -1,0 +1,214 @@
+"""``Recipe``: models + data + the fields of ``DistillConfig``."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from abkd import notation
+from abkd.errors import AbkdError, ConfigError
+from abkd.recipe import _checks, _fields, _text
+
+if TYPE_CHECKING:
+    from abkd.config import DistillConfig
+    from abkd.objective import Objective
+
+_PLAIN = (bool, int, float, str, list, tuple, dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run. Own fields say which models and which data; ``config`` holds what was set of ``DistillConfig``.
+
+    Make one with :meth:`from_yaml` or :meth:`from_dict`: they know the names, the types and which settings exclude each
+    other, and say so in one sentence (``ConfigError``) before anything is loaded. Paths are relative to the working
+    directory; ``None`` always means "not set".
+    """
+
+    model_name_or_path: str
+    """The student: a directory or a hub name."""
+    teacher_model_name_or_path: str
+    model_revision: str | None = None
+    teacher_model_revision: str | None = None
+
+    train_file: str | None = None
+    """JSONL, CSV or parquet with prompt/completion, messages or text."""
+    eval_file: str | None = None
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str | None = None
+    eval_fraction: float = 0.05
+    """The share of the training rows that is held out when neither eval_file nor dataset_test_split is given."""
+    pretrain_file: str | None = None
+    """Plain text for the language-modelling term (lm_coef)."""
+
+    use_peft: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_target_modules: str | list[str] | None = None
+
+    output_dir: str = "distilled"
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+        """The recipe with these values, names on one level; ``where`` is what an error calls it.
+
+        Raises:
+            ConfigError: all unknown names and wrong types, or all combinations that cannot be meant.
+        """
+        types = {**_fields.config_fields(), **own_fields()}
+        values = {name: value for name, value in values.items() if not _is_unset(value)}
+        problems = [_fields.unknown(name, types) for name in values if name not in types]
+        known: dict[str, Any] = {}
+        for name in (name for name in values if name in types):
+            try:
+                known[name] = _fields.coerce(name, types[name], values[name])
+            except ConfigError as error:
+                problems.append(str(error))
+        problems = problems or _checks.contradictions(known)
+        if problems:
+            raise ConfigError(_listed(where, problems))
+        own = {name: value for name, value in known.items() if name in own_fields()}
+        return cls(**own, config={name: value for name, value in known.items() if name not in own})
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, flags: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
+        """The recipe in a file (or the shipped one of that name), ``flags`` taking precedence.
+
+        Raises:
+            ConfigError: no such file, not YAML, or see :meth:`from_dict`.
+        """
+        file = _found(path)
+        values = _text.read_mapping(file.read_text(encoding="utf-8"), str(path))
+        return cls.from_dict({**values, **flags}, where=str(path))
+
+    def to_yaml(self, *, resolved: bool = False) -> str:
+        """Flat YAML of what was set (:meth:`from_yaml` gives an equal recipe), or of everything :meth:`resolved`."""
+        if resolved:
+            return _text.write_mapping(self.resolved())
+        defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name in own_fields()}
+        own = {name: getattr(self, name) for name in defaults}
+        changed = {name: value for name, value in own.items() if value != defaults[name] or name == "output_dir"}
+        return _text.write_mapping({name: _plain(name, value) for name, value in {**changed, **self.config}.items()})
+
+    def resolved(self) -> dict[str, Any]:
+        """Every name of ours with the value it has in this run, and the inherited ones that were set.
+
+        Plain values (components as their notation), a recipe in itself: ``Recipe.from_dict(r.resolved())`` means the
+        same run.
+        """
+        values = {**{name: getattr(self, name) for name in own_fields()}, **_fields.config_defaults(), **self.config}
+        unused = {"ce_weight", "kd_weight"} if values.get("kd_ratio") is not None else {"kd_ratio"}
+        unused |= set() if self.use_peft else _checks.LORA
+        unused |= {"eval_fraction"} if self.eval_file or self.dataset_test_split else set()
+        unused |= set() if self.dataset_name else _checks.DATASET
+        return {name: _plain(name, value) for name, value in values.items() if value is not None and name not in unused}
+
+    def distill_config(self) -> DistillConfig:
+        """The training arguments of this recipe.
+
+        Raises:
+            ConfigError: transformers refuses a combination (for example bf16 on a device that has none).
+        """
+        from abkd.config import DistillConfig
+
+        try:
+            return DistillConfig(output_dir=self.output_dir, **self.config)
+        except AbkdError:
+            raise
+        except (ValueError, TypeError, ImportError) as error:
+            raise ConfigError(f"the training arguments do not fit together: {error}") from error
+
+    def objective(self) -> Objective:
+        """What this recipe minimises, also where its training arguments do not fit the device (bf16 on a laptop)."""
+        from abkd.config import DistillConfig
+
+        values = {**_fields.config_defaults(), **self.config}
+        if values["kd_ratio"] is not None:
+            values |= {"ce_weight": 1.0 - values["kd_ratio"], "kd_weight": values["kd_ratio"]}
+        return DistillConfig.objective(cast("DistillConfig", SimpleNamespace(**values)))
+
+    def check_ready(self, *, resume: bool = False, output: bool = True) -> None:
+        """Look at the disk: are the files there, is the output directory free (or, to resume, has it a checkpoint)?
+
+        Args:
+            resume: the run is to go on from the last checkpoint in ``output_dir``.
+            output: look at the output directory too (in several processes only the first one should).
+
+        Raises:
+            ConfigError: a file or model directory that is not there.
+            OutputDirError: a directory in use, or nothing to resume.
+        """
+        problems = _checks.missing_files(self)
+        if problems:
+            raise ConfigError(_listed("recipe", problems))
+        if output:
+            overwrite = self.config.get("overwrite_output_dir", False)
+            resume = resume or self.config.get("resume_from_checkpoint") is not None
+            _checks.output_dir(Path(self.output_dir), overwrite=overwrite, resume=resume)
+
+
+def load(path: str | Path) -> Recipe:
+    """Same as :meth:`Recipe.from_yaml`."""
+    return Recipe.from_yaml(path)
+
+
+def dump(recipe: Recipe, path: str | Path | None = None) -> str:
+    """The recipe as YAML, written to ``path`` too if one is given; ``load`` of it gives an equal recipe."""
+    text = recipe.to_yaml()
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with abkd: file by name, which ``abkd show NAME`` and ``abkd distill NAME`` understand."""
+    found = Path(str(files("abkd"))) / "recipes"
+    return {file.stem: file for file in sorted(found.glob("*.yaml"))}
+
+
+@cache
+def own_fields() -> Mapping[str, Any]:
+    """Type of every field that is the recipe's own, by name."""
+    hints = typing.get_type_hints(Recipe)
+    return MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(Recipe) if f.name != "config"})
+
+
+def _found(path: str | Path) -> Path:
+    file = Path(path)
+    if file.is_file():
+        return file
+    if str(path) in shipped():
+        return shipped()[str(path)]
+    raise ConfigError(f"there is no recipe file {str(path)!r}; the shipped recipes are {', '.join(shipped())}")
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or (isinstance(value, _text.FlagText) and value.is_null)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as YAML writes it; a component as its notation, which must read back as the same component."""
+    if isinstance(value, _PLAIN):
+        return list(value) if isinstance(value, tuple) else value
+    text = notation.render(value)
+    if notation.parse(text) != value:
+        raise ConfigError(f"{name}: {text} has no notation, so a recipe cannot hold it; pass it in Python")
+    return text
+
+
+def _listed(where: str, problems: list[str]) -> str:
+    if len(problems) == 1:
+        return f"{where}: {problems[0]}"
+    return "\n  - ".join([f"{where}: {len(problems)} problems", *problems])

@@ -1,0 +1,56 @@
+"""``report.html``: one page about one run, built from the files of its run directory and nothing else.
+
+The page loads nothing from outside, follows the reader's light or dark setting, and prints. Parts whose files are
+missing are left out, so it serves ``abkd demo``, ``abkd distill`` and a run that was cut short.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from abkd.errors import StorageError
+from abkd.plots import dark_css
+from abkd.report.content import page_of
+from abkd.report.files import RunFiles
+
+__all__ = ["render_report", "write_report"]
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Build ``report.html`` from the ``recipe.yaml``, ``run.json``, ``metrics.jsonl`` and ``demo.json`` of ``run_dir``.
+
+    Returns:
+        The path of the page. An existing page is replaced whole, never half.
+
+    Raises:
+        DataError: ``run_dir`` holds none of these files, or one that cannot be read.
+        StorageError: the page cannot be written.
+    """
+    text = render_report(run_dir)
+    page = Path(run_dir) / "report.html"
+    draft = page.with_suffix(".html.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(page)
+    except OSError as error:
+        raise StorageError(
+            f"{page} could not be written ({error.strerror}); make room or choose another place."
+        ) from error
+    return page
+
+
+def render_report(run_dir: Path | str) -> str:
+    """The page as text; see :func:`write_report`."""
+    files = RunFiles.read(Path(run_dir))
+    environment = Environment(
+        loader=PackageLoader("abkd.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html.j2")
+    return template.render(page=page_of(files), figure_css=Markup(dark_css(".figure")))

@@ -1,0 +1,173 @@
+"""What the page says: every number and sentence of it, as plain text for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from abkd.plots.records import having, is_number
+from abkd.plots.style import number
+from abkd.report.figures import Picture, comparison_pictures, run_pictures
+from abkd.report.files import Record, RunFiles
+from abkd.report.table import Card, Table, cards_of, table_of
+
+COVERS = (
+    "Forward KL covers: it makes the student spread over everything the teacher might say, which perplexity and "
+    "forward KL reward. α-β commits: it lets a small student give up what it cannot hold and keep the teacher's main "
+    "choices, which answers sampled at temperature 1 reward. Greedy decoding sees only the first choice and hides most "
+    "of the difference."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One prompt, what the data answers, and what each model answers."""
+
+    prompt: str
+    reference: str
+    models: list[tuple[str, str, bool]]  # name, text, highlighted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Everything that the template needs; empty parts are left out of the page."""
+
+    title: str
+    kicker: str
+    summary: list[str]
+    objective: str
+    cards: list[Card]
+    table: Table | None
+    trade: list[str]
+    comparison: list[Picture]
+    pictures: list[Picture]
+    answers: list[Answer]
+    notes: list[str]
+    facts: list[tuple[str, str]]
+    recipe: str
+    version: str
+
+
+def page_of(files: RunFiles) -> Page:
+    """Compose the page from what the run directory holds."""
+    rows = files.demo.get("rows") or rows_of(files)
+    highlight = files.demo.get("highlight") or "student after"
+    compare = bool(files.demo.get("compare"))
+    return Page(
+        title=_title(files),
+        kicker="Comparison of objectives" if compare else "Distillation report",
+        summary=_summary(files),
+        objective=objective_of(files),
+        cards=cards_of(rows, highlight),
+        table=table_of(rows, highlight),
+        trade=trade_of(rows, highlight) if files.demo else [],
+        comparison=comparison_pictures(rows) if compare else [],
+        pictures=run_pictures(files.metrics, f"{objective_of(files)} {files.recipe.get('divergence', '')}"),
+        answers=[_answer(entry, highlight) for entry in files.demo.get("answers") or []],
+        notes=[str(note) for note in files.demo.get("notes") or []],
+        facts=facts_of(files.run),
+        recipe=files.recipe_text,
+        version=str((files.run.get("versions") or {}).get("abkd", "")),
+    )
+
+
+def rows_of(files: RunFiles) -> list[Record]:
+    """Table rows of a run without a demo table: its first and last evaluation, and what it says of the teacher."""
+    evaluations = files.evaluations
+    if not evaluations:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+    size = {"parameters": files.run.get("student_parameters")}
+    after = {"name": "student after", **_evaluation_row(last), **size}
+    rows = [after]
+    if first is not last:
+        step = first.get("step", 0)
+        rows.insert(
+            0, {"name": f"student at step {step}" if step else "student before", **_evaluation_row(first), **size}
+        )
+    if is_number(last.get("eval_teacher_perplexity")):
+        teacher = {"perplexity": last["eval_teacher_perplexity"], "parameters": files.run.get("teacher_parameters")}
+        rows.append({"name": "teacher", **teacher})
+    return rows
+
+
+def _evaluation_row(event: Record) -> Record:
+    return {key: event.get(f"eval_{key}") for key in ("perplexity", "forward_kl", "reverse_kl", "top1_agreement")}
+
+
+def objective_of(files: RunFiles) -> str:
+    """What was minimised: the run's own formula, or at least the divergence that the recipe names."""
+    said = files.run.get("objective") or files.run.get("formula") or ""
+    if isinstance(said, dict):
+        said = said.get("formula") or said.get("objective") or ""
+    return str(said or files.recipe.get("divergence") or "")
+
+
+def trade_of(rows: Sequence[Record], highlight: str) -> list[str]:
+    """The trade between covering and committing, and where the measured students stand in it."""
+    by_name = {str(row["name"]): row for row in rows}
+    ours, base = by_name.get(highlight), by_name.get("forward KL")
+    if ours is None or base is None or ours is base:
+        return [COVERS]
+    told = [_against(ours, base, key, label) for key, label in (
+        ("rouge_l_sampled", "ROUGE-L of sampled answers"), ("rouge_l_greedy", "ROUGE-L of greedy answers"),
+        ("perplexity", "perplexity"), ("forward_kl", "forward KL to the teacher"),
+    )]  # fmt: skip
+    measured = "; ".join(part for part in told if part)
+    return [COVERS, f"Measured here, {highlight} against forward KL: {measured}."] if measured else [COVERS]
+
+
+def _against(ours: Record, base: Record, key: str, label: str) -> str:
+    if len(having([ours, base], key)) < 2:
+        return ""
+    spread = sum(float(row.get(f"{key}_std") or 0) for row in (ours, base))
+    close = " (within the spread of the samples)" if abs(ours[key] - base[key]) < spread else ""
+    return f"{label} {number(ours[key])} against {number(base[key])}{close}"
+
+
+def facts_of(run: Record) -> list[tuple[str, str]]:
+    """What ``run.json`` records, one line per name; a nested mapping becomes one line of its parts."""
+    shown = {key: value for key, value in run.items() if key not in ("objective", "formula")}
+    return [
+        (str(key).replace("_", " "), _inline(value)) for key, value in shown.items() if value not in (None, "", {}, [])
+    ]
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return " · ".join(f"{key} {_inline(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return " ".join(_inline(part) for part in value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 100_000:
+        return f"{value:,}"
+    return str(value)
+
+
+def _title(files: RunFiles) -> str:
+    if files.demo.get("title"):
+        return str(files.demo["title"])
+    teacher, student = (files.recipe.get(key) for key in ("teacher_model_name_or_path", "model_name_or_path"))
+    if teacher and student:
+        return f"{PurePath(str(teacher)).name} distilled into {PurePath(str(student)).name}"
+    return f"Distillation run {files.name}"
+
+
+def _summary(files: RunFiles) -> list[str]:
+    """Short facts under the title: how long, how much."""
+    last = {key: event[key] for event in files.metrics for key in ("step", "epoch", "train_runtime") if key in event}
+    parts = []
+    if last.get("step"):
+        parts.append(f"{last['step']:,} steps")
+    if last.get("epoch"):
+        parts.append(f"{last['epoch']:.3g} epochs")
+    if is_number(last.get("train_runtime")):
+        minutes, seconds = divmod(round(last["train_runtime"]), 60)
+        parts.append(f"{minutes} min {seconds:02d} s of training" if minutes else f"{seconds} s of training")
+    return parts
+
+
+def _answer(entry: Record, highlight: str) -> Answer:
+    models = [(str(name), str(text or ""), name == highlight) for name, text in (entry.get("answers") or {}).items()]
+    return Answer(prompt=str(entry.get("prompt", "")), reference=str(entry.get("reference") or ""), models=models)

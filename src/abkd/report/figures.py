@@ -1,0 +1,91 @@
+"""The pictures of the page, as SVG, each with a sentence on how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from abkd import plots
+from abkd.plots.records import is_number
+from abkd.report.files import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure inside the page and its caption."""
+
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A number that several students are compared in; ``teacher``: whether the teacher's own says anything."""
+
+    key: str
+    title: str
+    log: bool = False
+    teacher: bool = True
+
+
+COMPARED = (
+    Compared("rouge_l_sampled", "ROUGE-L, answers sampled at T=1 (higher is better)"),
+    Compared("rouge_l_greedy", "ROUGE-L, greedy answers (higher is better)"),
+    Compared("perplexity", "Held-out perplexity (lower is better)", log=True),
+    Compared("top1_percent", "Same first choice as the teacher, % (higher is better)", teacher=False),
+    Compared("forward_kl", "Forward KL to the teacher, nats (lower is better)", teacher=False),
+    Compared("reverse_kl", "Reverse KL to the teacher, nats (lower is better)", teacher=False),
+)
+
+CAPTIONS = {
+    "loss": "The objective on the training rows.",
+    "divergence": "Forward KL counts what the student misses, reverse KL what it makes up.",
+    "perplexity": "How surprised the model is by held-out text; the teacher is the mark to reach.",
+    "agreement": "How often both models put the same token first.",
+    "entropy": "A student above its teacher is too flat: it spreads. Below, it is too sure: it commits.",
+    "gradient": "Length of the gradient before clipping. Near zero while the loss stays high: a lost student.",
+}
+MOVING = " It changes during this run, so early and late losses are different quantities."
+
+
+def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
+    """The course of one run: loss, held-out distances, perplexity, agreement, entropies, gradient.
+
+    ``objective`` is its formula or notation; the captions say so where it changes on the way.
+    """
+    figures = {
+        "loss": plots.loss_figure(metrics),
+        "divergence": plots.divergence_figure(metrics),
+        "perplexity": plots.perplexity_figure(metrics),
+        "agreement": plots.agreement_figure(metrics),
+        "entropy": plots.entropy_figure(metrics),
+        "gradient": plots.gradient_figure(metrics),
+    }
+    changes = any(word in objective for word in ("anneal(", "stages("))
+    captions = {**CAPTIONS, "loss": CAPTIONS["loss"] + MOVING} if changes else CAPTIONS
+    return _pictures([(name, figure, captions[name]) for name, figure in figures.items()])
+
+
+def comparison_pictures(rows: Sequence[Record]) -> list[Picture]:
+    """One picture per number: the same student trained with different objectives, and the teacher."""
+    rows = [{**row, "top1_percent": _percent(row.get("top1_agreement"))} for row in rows]
+    students = [row for row in rows if row["name"] != "teacher"]
+    figures = {
+        one.key: plots.comparison_figure(rows if one.teacher else students, one.key, one.title, log=one.log)
+        for one in COMPARED
+    }
+    return _pictures([(f"compare-{key}", figure, "") for key, figure in figures.items()])
+
+
+def _percent(share: object) -> float | None:
+    return 100 * share if is_number(share) else None
+
+
+def _pictures(drawn: Sequence[tuple[str, Figure | None, str]]) -> list[Picture]:
+    # Markup: the SVG is ours, and matplotlib escapes every text in it.
+    return [
+        Picture(Markup(plots.to_svg(figure, name)), caption) for name, figure, caption in drawn if figure is not None
+    ]

@@ -1,0 +1,101 @@
+"""What a run directory says about its run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from abkd.errors import DataError
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    """The contents of a run directory; what is missing there is empty here."""
+
+    name: str
+    recipe_text: str = ""
+    recipe: Record = field(default_factory=dict)
+    run: Record = field(default_factory=dict)
+    metrics: list[Record] = field(default_factory=list)
+    demo: Record = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, run_dir: Path) -> RunFiles:
+        """Read the files of ``run_dir``.
+
+        Raises:
+            DataError: none of them is there, or one is not what its name says.
+        """
+        recipe_text = _text(run_dir / "recipe.yaml")
+        found = cls(
+            name=run_dir.resolve().name,
+            recipe_text=recipe_text,
+            recipe=_yaml(run_dir / "recipe.yaml", recipe_text),
+            run=_json(run_dir / "run.json"),
+            metrics=_events(run_dir / "metrics.jsonl"),
+            demo=_json(run_dir / "demo.json"),
+        )
+        if not (found.recipe or found.run or found.metrics or found.demo):
+            raise DataError(
+                f"{run_dir} is not a run directory: it has no recipe.yaml, run.json, metrics.jsonl or demo.json. "
+                "Give the output_dir of a finished run."
+            )
+        return found
+
+    @property
+    def evaluations(self) -> list[Record]:
+        """The log events that hold held-out numbers, in order of their step."""
+        return [event for event in self.metrics if "eval_perplexity" in event or "eval_forward_kl" in event]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _yaml(path: Path, text: str) -> Record:
+    try:
+        return _mapping(path, yaml.safe_load(text) or {})
+    except yaml.YAMLError as error:
+        raise DataError(
+            f"{path} is not YAML: {error}. Restore it or remove it, then write the report again."
+        ) from error
+
+
+def _json(path: Path) -> Record:
+    try:
+        return _mapping(path, json.loads(_text(path) or "{}"))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} is not JSON: {error}. Restore it or remove it, then write the report again."
+        ) from error
+
+
+def _mapping(path: Path, value: object) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(f"{path} should hold one mapping of names to values, not a {type(value).__name__}.")
+    return value
+
+
+def _events(path: Path) -> list[Record]:
+    """The log events, without a last line that was never finished."""
+    lines = _text(path).splitlines()
+    events: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            events.append(_mapping(path, json.loads(line or "{}")))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break  # the run was stopped while it wrote this line
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+    return events

@@ -1,0 +1,211 @@
+"""One distillation from a recipe: check, load, train, evaluate, save, report. What ``abkd distill`` does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from abkd.config import DistillConfig
+from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
+from abkd.errors import ConfigError, OutputDirError
+from abkd.models.language import load_causal_lm, load_tokenizer
+from abkd.recipe import Recipe
+from abkd.trainer import DistillTrainer
+
+logger = logging.getLogger("abkd")
+
+RUN_FILE, RECIPE_FILE = "run.json", "recipe.yaml"
+
+
+def distill(recipe: Recipe, resume: bool = False) -> DistillTrainer:
+    """Run ``recipe`` to the end: its ``output_dir`` then holds the student, the metrics and the report.
+
+    Args:
+        resume: go on from the newest whole checkpoint of ``output_dir``.
+
+    Raises:
+        AbkdError: as the trainer and the recipe do, each with its exit code.
+    """
+    recipe.check_ready(resume=resume, output=_first_process())
+    config = recipe.distill_config()
+    train, held_out = load_data(recipe, config)
+    trainer = build_trainer(recipe, config, train, held_out, resume=resume)
+    _record(trainer, recipe, resume=resume)
+    trainer.train(resume_from_checkpoint=resume or config.resume_from_checkpoint or None)
+    finish(trainer)
+    return trainer
+
+
+def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Rows, Rows | None]:
+    """The training rows and the held-out rows of a recipe; held out from the former where none are named.
+
+    Raises:
+        DataError: a file that cannot be used.
+    """
+    source = recipe.train_file or recipe.dataset_name
+    assert source is not None  # a recipe without either is refused when it is read
+    train = load_rows(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
+    if recipe.eval_file:
+        return train, load_rows(recipe.eval_file)
+    if recipe.dataset_test_split:
+        return train, load_rows(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
+    if recipe.eval_fraction == 0 or len(train) < 2:
+        return train, None
+    return split_held_out(train, recipe.eval_fraction, seed=config.seed)
+
+
+def build_trainer(
+    recipe: Recipe, config: DistillConfig, train: Rows, held_out: Rows | None, *, resume: bool = False
+) -> DistillTrainer:
+    """The trainer of a recipe, with its models loaded.
+
+    Raises:
+        ConfigError, DataError, VocabularyError: what does not fit.
+    """
+    if held_out is not None and "eval_strategy" not in recipe.config:
+        config.eval_strategy = type(config.eval_strategy)("epoch")
+    config.eval_on_start = held_out is not None and not resume
+    _prepare_output(recipe, config, resume=resume)
+    tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
+    student = load_causal_lm(
+        recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision, dtype=_student_dtype()
+    )
+    if recipe.teacher_model_revision:
+        config.teacher_model_init_kwargs = {
+            **(config.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
+            "revision": recipe.teacher_model_revision,
+        }
+    return DistillTrainer(
+        student,
+        recipe.teacher_model_name_or_path,
+        config,
+        train_dataset=train,
+        eval_dataset=held_out,
+        pretrain_chunks=_plain_text(recipe, config, tokenizer),
+        processing_class=tokenizer,
+        peft_config=_adapters(recipe),
+    )
+
+
+def finish(trainer: DistillTrainer) -> None:
+    """Save the student in the form it came in and write the report."""
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        from abkd.report import write_report
+
+        report = write_report(Path(trainer.args.output_dir))
+        logger.info("abkd: the student is in %s, the report is %s", trainer.args.output_dir, report)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _student_dtype() -> Any:
+    import torch
+
+    return torch.float32  # master weights; bf16: true trains under autocast
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _plain_text(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[list[int]] | None:
+    if not recipe.pretrain_file:
+        return None
+    rows = load_rows(recipe.pretrain_file)
+    if "text" not in rows[0]:
+        raise ConfigError(f"pretrain_file {recipe.pretrain_file} needs a column 'text', but has {', '.join(rows[0])}")
+    return pretraining_chunks([row["text"] for row in rows], tokenizer, config.max_length)
+
+
+def _adapters(recipe: Recipe) -> Any:
+    if not recipe.use_peft:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ConfigError("use_peft needs the package peft: pip install 'abkd[lora]'") from error
+    return LoraConfig(
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=recipe.lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _prepare_output(recipe: Recipe, config: DistillConfig, *, resume: bool) -> None:
+    if _first_process():
+        directory = Path(recipe.output_dir)
+        if config.overwrite_output_dir and directory.exists() and not resume:
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def _record(trainer: DistillTrainer, recipe: Recipe, *, resume: bool) -> None:
+    """Write what is needed to repeat the run; on resume check that the data is still the same.
+
+    Raises:
+        OutputDirError: the data differs from what the run began with.
+    """
+    directory = Path(recipe.output_dir)
+    train: Any = trainer.train_dataset
+    known = json.loads((directory / RUN_FILE).read_text()) if resume and (directory / RUN_FILE).is_file() else {}
+    if known and known["data_fingerprint"] != train.fingerprint:
+        raise OutputDirError(
+            f"{directory} was begun with other training data (fingerprint {known['data_fingerprint']}, now "
+            f"{train.fingerprint}): put the data back, or start anew in another output_dir"
+        )
+    if trainer.is_world_process_zero():
+        (directory / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+        (directory / RUN_FILE).write_text(json.dumps(describe(trainer), indent=1), encoding="utf-8")
+    trainer.accelerator.wait_for_everyone()
+
+
+def describe(trainer: DistillTrainer) -> dict[str, Any]:
+    """Versions, seeds, data, plan and objective of a run."""
+    import torch
+    import transformers
+
+    import abkd
+
+    train: Any = trainer.train_dataset
+    held_out: Any = trainer.eval_dataset
+    models = trainer.models
+    return {
+        "objective": trainer.task.objective.formula(),
+        "student": _name(models.student.model),
+        "student_parameters": _size(models.student.model),
+        "teacher": _name(models.teacher.model),
+        "teacher_parameters": _size(models.teacher.model),
+        "data_fingerprint": train.fingerprint,
+        "train_rows": len(train),
+        "train_tokens": train.trained_tokens,
+        "dropped": train.dropped,
+        "truncated": train.truncated,
+        "held_out_fingerprint": held_out.fingerprint if held_out is not None else None,
+        "held_out_rows": len(held_out) if held_out is not None else 0,
+        "seed": trainer.args.seed,
+        "processes": trainer.args.world_size,
+        "device": str(trainer.args.device),
+        "plan": asdict(trainer.plan),
+        "versions": {
+            "abkd": abkd.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "name_or_path", "") or type(model).__name__
+
+
+def _size(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

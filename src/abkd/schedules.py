@@ -1,0 +1,101 @@
+"""Values that change while a run progresses: pure functions of ``progress`` in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from abkd.divergences import AlphaBeta, Divergence, Pointwise, WeightedSum
+from abkd.errors import ConfigError
+
+_SHAPES = {"linear": lambda t: t, "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2.0}
+
+
+class Schedule:
+    """Something called with ``progress`` in [0, 1] that returns a number or a divergence; frozen, without state."""
+
+    def __call__(self, progress: float) -> Any:
+        """The value at ``progress`` (clipped to [0, 1])."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, repr=False)
+class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(ForwardKL(), AlphaBeta(0.2, 0.7))
+    """From ``start`` to ``end``, linearly or along half a cosine wave.
+
+    Two points of the α-β plane are joined by a straight path in the plane; other divergences are blended with weights
+    ``1-t`` and ``t``; numbers are interpolated.
+
+    Raises:
+        ConfigError: an unknown shape, or ends of different sorts.
+    """
+
+    start: Any
+    end: Any
+    shape: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.shape not in _SHAPES:
+            raise ConfigError(f"anneal knows the shapes {', '.join(_SHAPES)}, but shape is {self.shape!r}")
+        pair = (self.start, self.end)
+        if not (all(isinstance(x, Pointwise) for x in pair) or all(_is_number(x) for x in pair)):
+            raise ConfigError(f"anneal joins two divergences or two numbers, but got {self.start!r} and {self.end!r}")
+
+    def __repr__(self) -> str:
+        return f"anneal({self.start!r}, {self.end!r}, shape={self.shape!r})"
+
+    def __call__(self, progress: float) -> Any:
+        t = _SHAPES[self.shape](min(max(progress, 0.0), 1.0))
+        if t in (0.0, 1.0):
+            return self.end if t else self.start
+        if isinstance(self.start, AlphaBeta) and isinstance(self.end, AlphaBeta):
+            return AlphaBeta(_between(self.start.alpha, self.end.alpha, t), _between(self.start.beta, self.end.beta, t))
+        if isinstance(self.start, Divergence):
+            return WeightedSum((1.0 - t, self.start), (t, self.end))
+        return _between(self.start, self.end, t)
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7)))
+    """One value after another, each for its share of the run; shares are relative and need not sum to 1.
+
+    Raises:
+        ConfigError: no stage, or a share that is not above 0.
+    """
+
+    parts: tuple[tuple[float, Any], ...]
+
+    def __init__(self, *parts: tuple[float, Any]) -> None:
+        for part in parts:
+            if not (isinstance(part, tuple | list) and len(part) == 2 and _is_number(part[0]) and part[0] > 0):
+                raise ConfigError(f"a stage is (share of the run, value), as in (0.5, ForwardKL()); got {part!r}")
+        if not parts:
+            raise ConfigError("stages needs stages: stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7)))")
+        object.__setattr__(self, "parts", tuple((float(share), value) for share, value in parts))
+
+    def __repr__(self) -> str:
+        return f"stages({', '.join(f'({share!r}, {value!r})' for share, value in self.parts)})"
+
+    def __call__(self, progress: float) -> Any:
+        total = sum(share for share, _ in self.parts)
+        begin = 0.0
+        for share, value in self.parts:
+            width = share / total
+            if progress < begin + width:
+                return at(value, (progress - begin) / width)
+            begin += width
+        return at(self.parts[-1][1], 1.0)
+
+
+def at(value: Any, progress: float) -> Any:
+    """``value`` itself, or what it is at ``progress`` if it is a schedule."""
+    return value(progress) if isinstance(value, Schedule) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _between(start: float, end: float, t: float) -> float:
+    return (1.0 - t) * start + t * end

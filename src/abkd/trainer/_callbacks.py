@@ -1,0 +1,132 @@
+"""What watches a run: the metrics file, the progress bar, signals, and gradients that stop being finite."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from abkd.errors import NonFiniteError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log record to ``metrics.jsonl``; a resumed run first drops what it will write again."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        path = Path(args.output_dir) / METRICS_FILE
+        if state.is_world_process_zero and path.exists():
+            records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [record for record in records if state.global_step and record["step"] <= state.global_step]
+            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            record = {"step": state.global_step, **logs}
+            with (Path(args.output_dir) / METRICS_FILE).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+class ProgressBar(TrainerCallback):
+    """One line: how far, how long still, the newest loss. Without a terminal, a line per log instead."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.task: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not state.is_world_process_zero or not self.console.is_terminal or args.disable_tqdm:
+            return
+        self.bar = Progress(
+            TextColumn("[bold]distilling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, note="")
+        self.bar.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        note = "  ".join(f"{name} {logs[name]:.4g}" for name in ("loss", "eval_loss", "eval_perplexity") if name in logs)
+        if self.bar is not None and note:
+            self.bar.update(self.task, note=note)
+        elif note and state.is_world_process_zero:
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {note}", highlight=False)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was, also after an error."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+class StopSignals(TrainerCallback):
+    """Ctrl-C and SIGTERM save a checkpoint at the next step boundary and end the run; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.received = None
+        for name in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[name] = signal.signal(name, self._note)
+            except ValueError:  # not the main thread: signals are somebody else's there
+                return
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+        self._before.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+
+class FiniteGradients(TrainerCallback):
+    """Stops before the optimizer step when the gradient is not finite, so that no weight becomes NaN."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: Any
+    ) -> None:
+        if args.fp16:  # the loss scaler skips such steps by itself
+            return
+        norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
+        if norms and not bool(torch.isfinite(torch.stack([norm.detach().float() for norm in norms]).sum())):
+            raise NonFiniteError(
+                f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower the learning "
+                "rate, or start from the last checkpoint with --resume and another divergence or temperature"
+            )

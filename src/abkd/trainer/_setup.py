@@ -1,0 +1,131 @@
+"""Models, tokenizer, data and plan of a run: checked against each other before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from abkd.config import DistillConfig
+from abkd.data import (
+    TokenizedDataset,
+    check_packing,
+    check_same_tokenizer,
+    pack,
+    prepare_dataset,
+    shared_vocabulary_size,
+)
+from abkd.errors import ConfigError
+from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer
+from abkd.ops import Plan, plan_for
+from abkd.teachers import Live
+
+logger = logging.getLogger("abkd")
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two models as rows over the same classes, and the tokenizer they share."""
+
+    student: CausalRows
+    teacher: Live
+    tokenizer: Any
+    classes: int
+
+
+def resolve_models(
+    model: nn.Module | str, teacher: nn.Module | str, args: DistillConfig, tokenizer: Any, peft_config: Any
+) -> Models:
+    """Load what is given by name, add adapters, cut both heads to the classes they share.
+
+    Raises:
+        ConfigError, VocabularyError: the models cannot be loaded, or do not fit each other.
+    """
+    if tokenizer is None:
+        name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
+        tokenizer = load_tokenizer(name, what="processing_class")
+    if isinstance(teacher, str):
+        check_same_tokenizer(tokenizer, load_tokenizer(teacher, what="teacher_model_name_or_path"))
+        teacher = load_causal_lm(teacher, what="teacher_model_name_or_path", **_teacher_options(args))
+    if isinstance(model, str):
+        model = load_causal_lm(model, what="model_name_or_path", dtype=torch.float32)
+    if peft_config is not None:
+        model = _with_adapters(model, peft_config)
+    student, teacher_rows = CausalRows(model), CausalRows(teacher)
+    classes = student.head_rows
+    if classes != teacher_rows.head_rows:
+        classes = shared_vocabulary_size(tokenizer, student.head_rows, teacher_rows.head_rows)
+        logger.warning(
+            "abkd: the heads have %d (student) and %d (teacher) rows; both are cut to the tokenizer's %d tokens",
+            student.head_rows,
+            teacher_rows.head_rows,
+            classes,
+        )
+    student.classes = classes
+    live = Live(teacher, classes=classes)
+    student.check()
+    live.rows.check()
+    if args.packing:
+        for each in (model, teacher):
+            check_packing(each, args.max_length)
+    return Models(student, live, tokenizer, classes)
+
+
+def _teacher_options(args: DistillConfig) -> dict[str, Any]:
+    options = dict(args.teacher_model_init_kwargs or {})  # type: ignore[call-overload]
+    options.setdefault("dtype", torch.bfloat16 if args.device.type == "cuda" else torch.float32)
+    return options
+
+
+def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
+    try:
+        from peft import get_peft_model
+    except ImportError as error:
+        raise ConfigError("use_peft needs the package peft: pip install 'abkd[lora]'") from error
+    return get_peft_model(model, peft_config)  # type: ignore[arg-type]
+
+
+def prepare_data(
+    dataset: Any, models: Models, args: DistillConfig, name: str, pretrain_chunks: Sequence[list[int]] | None = None
+) -> TokenizedDataset | None:
+    """Tokenised rows, packed if asked for, each with a chunk of plain text where ``lm_coef`` wants it.
+
+    Raises:
+        DataError, ConfigError: rows that cannot be used, or no plain text.
+    """
+    if dataset is None:
+        return None
+    tokenized = prepare_dataset(
+        dataset,
+        models.tokenizer,
+        max_length=args.max_length,
+        apply_chat_template=args.apply_chat_template,
+        on_bad_row=args.on_bad_row,
+        name=name,
+    )
+    if args.packing:
+        tokenized = pack(tokenized, args.max_length)
+    if name == "train" and args.lm_coef:
+        if not pretrain_chunks:
+            raise ConfigError("lm_coef is above 0 but there is no plain text: give pretrain_file, or set lm_coef: 0")
+        tokenized = tokenized.with_pretraining(pretrain_chunks)
+    return tokenized
+
+
+def resolve_plan(args: DistillConfig, models: Models) -> Plan:
+    """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
+    record = Path(args.output_dir) / RUN_FILE
+    if record.is_file():
+        known = json.loads(record.read_text()).get("plan")
+        if known:
+            return Plan(**known)
+    rows = args.per_device_train_batch_size * args.max_length
+    return plan_for(rows, models.classes, args.device, memory_budget_mb=args.memory_budget_mb)

@@ -1,0 +1,52 @@
+"""What is said before the first step: conditions under which a run is likely to fail."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from abkd.divergences import AlphaBeta
+from abkd.schedules import at
+from abkd.trainer._task import covered_mass
+
+if TYPE_CHECKING:
+    from abkd.trainer._trainer import DistillTrainer
+
+logger = logging.getLogger("abkd")
+
+ENOUGH_MASS = 0.1
+
+
+def check_start(trainer: DistillTrainer) -> None:
+    """Warn when the student has almost no mass where the teacher has most, and the divergence would not mend that.
+
+    The gradient of D_AB carries q^β (ABKD, arXiv 2505.04560, Prop. 4.2): where q vanishes it does too.
+    """
+    divergence = at(trainer.task.objective.divergence, 0.0)
+    if not isinstance(divergence, AlphaBeta) or divergence.beta <= 0 or trainer.train_dataset is None:
+        return
+    mass = _first_mass(trainer)
+    if mass is not None and mass < ENOUGH_MASS:
+        logger.warning(
+            "abkd: the student gives only %.1f %% of its probability to the teacher's 10 likeliest tokens. The gradient of "
+            "%r carries q^%g and nearly vanishes there: training may collapse. Fine-tune the student first, or begin "
+            "with forward KL: divergence: stages((0.5, ForwardKL()), (0.5, %r))",
+            100 * mass,
+            divergence,
+            divergence.beta,
+            divergence,
+        )
+
+
+def _first_mass(trainer: DistillTrainer) -> float | None:
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # parameters may be sharded: no forward outside the wrapper
+        return None
+    dataset: Any = trainer.train_dataset
+    size = min(len(dataset), 8)
+    batch = trainer.data_collator([dataset[i * len(dataset) // size] for i in range(size)])["batch"].to(trainer.args.device)
+    model = trainer.models.student.model
+    training = model.training
+    model.eval()
+    mass = covered_mass(trainer.task, batch)
+    model.train(training)
+    return mass

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+from tiny_parts import make_chatml, make_llama
+
+from abkd.data import check_same_tokenizer, shared_vocabulary_size
+from abkd.errors import VocabularyError
+
+
+def test_the_same_tokenizer_twice(chatml):
+    check_same_tokenizer(chatml, chatml)
+    check_same_tokenizer(chatml, make_chatml())
+
+
+def test_padding_and_more_tokens_behind_are_no_difference(chatml):
+    teacher = make_chatml()
+    teacher.add_special_tokens({"pad_token": "<pad>"})
+    check_same_tokenizer(chatml, teacher)
+    check_same_tokenizer(teacher, chatml)
+
+
+def test_other_merges_are_found(chatml):
+    with pytest.raises(VocabularyError, match=r"differ: the text .* for the student and .* for the teacher"):
+        check_same_tokenizer(chatml, make_chatml(size=300))
+
+
+def test_other_special_tokens_are_found(chatml):
+    student = make_chatml()
+    student.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    teacher = make_chatml()
+    teacher.add_special_tokens({"additional_special_tokens": ["<|other|>", "<|tool|>"]})
+    with pytest.raises(VocabularyError, match="special token"):
+        check_same_tokenizer(student, teacher)
+
+
+def test_other_ids_are_found(chatml):
+    with pytest.raises(VocabularyError, match=r"special token|token 0"):
+        check_same_tokenizer(chatml, make_llama())
+
+
+def test_heads_are_cut_to_the_tokens_that_exist(chatml):
+    assert len(chatml) == 340
+    assert shared_vocabulary_size(chatml, 340, 384) == shared_vocabulary_size(chatml, 512, 384) == 340
+
+
+@pytest.mark.parametrize(("student", "teacher", "who"), [(339, 340, "student"), (340, 320, "teacher")])
+def test_a_head_that_is_too_small(chatml, student, teacher, who):
+    with pytest.raises(VocabularyError, match=f"the {who}'s head has"):
+        shared_vocabulary_size(chatml, student, teacher)
+
+
+def test_ids_with_holes_count_to_the_highest():
+    class Holes:
+        def get_vocab(self):
+            return {"a": 0, "b": 9}
+
+        def __len__(self):
+            return 2
+
+    assert shared_vocabulary_size(Holes(), 10, 10) == 10

@@ -1,0 +1,121 @@
+"""The notation: what is written is what is meant, and nothing is evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abkd import divergences, notation
+from abkd.divergences import AlphaBeta, Divergence, ForwardKL, ReverseKL, WeightedSum
+from abkd.errors import ConfigError
+from abkd.notation import components, parse, render
+from abkd.schedules import anneal, stages
+
+EXPORTED = [getattr(divergences, name) for name in divergences.__all__]
+FAMILY = [example for thing in EXPORTED if not thing.__abstractmethods__ for example in thing.examples()]
+SCHEDULES = [
+    anneal(ForwardKL(), AlphaBeta(0.2, 0.7), shape="cosine"),
+    anneal(4.0, 1.0),
+    stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7))),
+    stages((1, anneal(ForwardKL(), ReverseKL())), (3, WeightedSum((0.1, ForwardKL()), (2.0, AlphaBeta(-0.5, 1e-3))))),
+]
+
+
+@pytest.mark.parametrize("value", [*FAMILY, *SCHEDULES], ids=repr)
+def test_every_exported_component_reads_back_as_itself(value: object) -> None:
+    assert parse(render(value)) == value
+    assert render(parse(render(value))) == render(value)
+
+
+def test_components_are_the_concrete_exports_and_the_schedules() -> None:
+    concrete = {thing.__name__ for thing in EXPORTED if issubclass(thing, Divergence) and not thing.__abstractmethods__}
+    assert set(components()) == concrete | {"anneal", "stages", "TeacherConfidence"}
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False))
+def test_any_finite_alpha_and_beta_survive_the_text(alpha: float, beta: float) -> None:
+    assert parse(render(AlphaBeta(alpha, beta))) == AlphaBeta(alpha, beta)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("AlphaBeta(0.2, beta=.7)", AlphaBeta(0.2, 0.7)),
+        ("  AlphaBeta( -1 , +1e-3 )\n", AlphaBeta(-1.0, 0.001)),
+        ("WeightedSum([0.5, ForwardKL()], (0.5, ReverseKL()))", WeightedSum((0.5, ForwardKL()), (0.5, ReverseKL()))),
+        ("1e-4", 1e-4),
+        ("[True, None, 'x', (1, -2)]", [True, None, "x", (1, -2)]),
+    ],
+)
+def test_what_may_be_written(text: str, value: object) -> None:
+    assert parse(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("AlphaBta(0.2, 0.7)", "did you mean AlphaBeta?"),
+        ("forward_kl()", "did you mean ForwardKL?"),
+        ("kl()", "ForwardKL() or ReverseKL()"),
+        ("Nonsense()", "There are: AlphaBeta, ForwardKL"),
+        ("Divergence()", "no component is called 'Divergence'"),
+        ("ForwardKL", "write ForwardKL() instead of ForwardKL"),
+        ("AlphaBeta(alhpa=0.2)", "no argument 'alhpa'; did you mean alpha? Its form is AlphaBeta(alpha=0.2, beta=0.7)"),
+        ("AlphaBeta(1, 2, 3)", "too many positional arguments; its form is AlphaBeta(alpha=0.2, beta=0.7)"),
+        ("anneal(ForwardKL())", "missing a required argument: 'end'"),
+        ("AlphaBeta(alpha=1, alpha=2)", "once"),
+        ("AlphaBeta(**{})", "by its own name"),
+        ("AlphaBeta(nan, 1)", "alpha is nan"),
+        ("AlphaBeta(1, -inf)", "beta is -inf"),
+        ("AlphaBeta(1e999, 1)", "alpha is inf"),
+        ("AlphaBeta('x', 1)", "alpha is 'x'"),
+        ("anneal(ForwardKL(), ReverseKL(), shape='cosin')", "linear, cosine"),
+        ("abkd.AlphaBeta(1, 0)", "write AlphaBeta(...) without anything before the name"),
+        ("AlphaBeta(0.2, 0.7", "cannot read"),
+        ("", "cannot read ''"),
+        ("1 + 1", "nothing else is computed here"),
+        ("AlphaBeta(1, 0).alpha", "nothing else is computed here"),
+        ("-'x'", "a sign belongs before a number"),
+        ("((" * 5001, "at most"),
+        ("(" * 4000, "cannot read"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_what_is_refused_and_how(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(text)
+    assert says in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('true')",
+        "open('/etc/passwd')",
+        "(lambda: 1)()",
+        "[x for x in (1, 2)]",
+        "AlphaBeta.__init__.__globals__",
+        "eval('1')",
+        "f'{1}'",
+        "parse('1')",
+        "b'bytes'",
+        "...",
+        "1j",
+    ],
+)
+def test_nothing_is_evaluated(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(text)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        parse(text)
+
+
+def test_nearest_says_nothing_far_fetched() -> None:
+    assert notation.nearest("zzz", ["alpha"]) == "."

@@ -1,0 +1,140 @@
+"""Promises about the package as a whole: what importing it costs, what is public, how large things may grow."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import abkd
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+HEAVY = {
+    "accelerate",
+    "datasets",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "pydantic",
+    "rich",
+    "transformers",
+    "triton",
+    "typer",
+    "yaml",
+}
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules loaded in a fresh interpreter after ``code``."""
+    report = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_importing_the_mathematics_loads_torch_and_nothing_heavy():
+    loaded = modules_after("import abkd, abkd.divergences, abkd.ops; abkd.AlphaBeta(0.2, 0.7); abkd.linear_divergence")
+    assert "torch" in loaded
+    assert loaded & HEAVY <= modules_after("import torch")
+
+
+def test_the_alarm_above_can_ring():
+    assert "yaml" in modules_after("import abkd.ops, yaml") - modules_after("import torch")
+
+
+def test_public_names_are_sorted_and_there():
+    assert list(abkd.__all__) == sorted(abkd.__all__)
+    assert set(abkd.__all__) <= set(dir(abkd))
+    for name in abkd.__all__:
+        assert getattr(abkd, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = abkd.no_such_name
+
+
+def test_the_api_page_documents_exactly_the_public_names():
+    documented = re.findall(r"^### (\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(documented) == [name for name in abkd.__all__ if not name.startswith("__")]
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function from its ``def`` to its end, without the docstring."""
+    first = function.body[0]
+    documented = (
+        isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+    )
+    documentation = first.end_lineno - first.lineno + 1 if documented else 0
+    return function.end_lineno - function.lineno + 1 - documentation
+
+
+def long_functions(text: str, limit: int = 40) -> list[str]:
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [f"{node.name}: {code_lines(node)} lines" for node in functions if code_lines(node) > limit]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_files_and_functions_stay_small(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    assert long_functions(text) == []
+
+
+def test_the_ruler_above_measures():
+    body = "\n".join(f"    x = {number}" for number in range(41))
+    assert long_functions(f"def f():\n    '''Two\n\n    lines.'''\n{body}\n") == ["f: 42 lines"]
+
+
+UNSAFE = {
+    r"pickle\.loads?\(": "executes what it reads",
+    r"weights_only\s*=\s*False": "executes what it reads",
+    r"trust_remote_code\s*=\s*True": "executes what it downloads",
+    r"(?<![\w.])eval\(": "executes its argument",
+    r"(?<![\w.])exec\(": "executes its argument",
+    r"\b(unsafe_load|full_load|UnsafeLoader|FullLoader)\b": "builds any object; yaml.SafeLoader does not",
+    r"shell\s*=\s*True": "lets a file name become a command",
+}
+
+
+@pytest.mark.parametrize("pattern", UNSAFE)
+def test_nothing_executes_what_it_reads(pattern: str):
+    hits = [str(path) for path in SOURCES if re.search(pattern, path.read_text(encoding="utf-8"))]
+    assert not hits, UNSAFE[pattern]
+
+
+def project_texts() -> dict[Path, str]:
+    """Every text file that git tracks or would track; outside a checkout, what stands beside the tests."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / line for line in listed.stdout.splitlines()]
+    else:
+        folders = [ROOT / name for name in ("src", "tests", "docs", "tools", "examples", ".ci")]
+        paths = [*ROOT.glob("*"), *(path for folder in folders for path in folder.rglob("*"))]
+    endings = {"", ".cff", ".css", ".html", ".jinja", ".json", ".md", ".py", ".svg", ".toml", ".txt", ".yaml", ".yml"}
+    return {
+        path: path.read_text(encoding="utf-8")
+        for path in paths
+        if path.is_file() and path.suffix in endings and "__pycache__" not in path.parts
+    }
+
+
+PLACES = {
+    "a package registry's host": r"\b(pypi|pythonhosted|npmjs|anaconda|download\.pytorch)\.(org|com)\b",
+    "an index setting": r"--(extra-)?index-url|--find-links|--trusted-host",
+    "a path of one machine": r"(?<![\w.~/])/(root|home/[a-z]|Users/[A-Za-z]|work|opt|mnt)/\w",
+}
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_the_project_runs_anywhere(what: str):
+    pattern = re.compile(PLACES[what])
+    hits = [
+        f"{path.relative_to(ROOT)}: {found[0]}"
+        for path, text in project_texts().items()
+        if path != Path(__file__) and (found := pattern.search(text))
+    ]
+    assert not hits, f"{what} is named"

@@ -1,0 +1,330 @@
+"""Recipes: one flat YAML, the same as flags; refusals in one sentence; what is dumped loads equal."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from abkd.divergences import AlphaBeta, ForwardKL
+from abkd.errors import AbkdError, ConfigError, OutputDirError
+from abkd.recipe import Recipe, dump, load, parse_flags, shipped
+from abkd.schedules import anneal, stages
+
+BASE = {"model_name_or_path": "student", "teacher_model_name_or_path": "teacher", "train_file": "data.jsonl"}
+
+
+def make(**values: Any) -> Recipe:
+    return Recipe.from_dict({**BASE, **values})
+
+
+def refusal(**values: Any) -> str:
+    with pytest.raises(ConfigError) as refused:
+        make(**values)
+    return str(refused.value)
+
+
+def from_flags(*words: str) -> Recipe:
+    return Recipe.from_dict({**BASE, **parse_flags(words)})
+
+
+# ---- text and back
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_load_dump_and_load_equal(name: str, tmp_path: Path) -> None:
+    recipe = load(shipped()[name])
+    assert load(name) == recipe
+    dump(recipe, tmp_path / "again.yaml")
+    assert load(tmp_path / "again.yaml") == recipe
+    assert recipe.distill_config().output_dir == recipe.output_dir
+
+
+def test_the_shipped_recipes_are_these() -> None:
+    assert list(shipped()) == [
+        "gpt2_dolly_abkd", "gpt2_dolly_forward_kl", "gpt2_dolly_reverse_kl", "lora", "quickstart",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_resolved_recipe_is_a_recipe_that_means_the_same(name: str) -> None:
+    recipe = load(name)
+    resolved = recipe.resolved()
+    plain = yaml.safe_load(recipe.to_yaml(resolved=True))
+    again = Recipe.from_dict(plain)
+    assert again.resolved() == resolved
+    assert again.objective() == recipe.objective()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"divergence": "AlphaBeta(-1, 1e-3)", "learning_rate": "3e-5", "bf16": True},
+        {"divergence": anneal(ForwardKL(), AlphaBeta(0.2, 0.7), shape="cosine")},
+        {"divergence": stages((1, ForwardKL()), (2, AlphaBeta())), "kd_ratio": 0.5},
+        {"eval_strategy": "no", "run_name": "on", "report_to": ["tensorboard"], "max_steps": -1},
+        {"use_peft": True, "lora_target_modules": ["q_proj", "v_proj"], "lora_r": 4},
+        {"teacher_model_init_kwargs": {"dtype": "bfloat16"}, "output_dir": "läuft"},
+        {"train_file": None, "dataset_name": "owner/name", "dataset_test_split": "test"},
+    ],
+)
+def test_load_of_dump_is_equal(values: dict[str, Any], tmp_path: Path) -> None:
+    recipe = make(**values)
+    text = dump(recipe, tmp_path / "recipe.yaml")
+    assert load(tmp_path / "recipe.yaml") == recipe
+    assert Recipe.from_dict(yaml.safe_load(text)) == recipe, "plain YAML readers must see the same recipe"
+
+
+def test_a_component_is_read_into_itself_and_written_as_its_notation() -> None:
+    recipe = make(divergence="AlphaBeta(0.2, 0.7)")
+    assert recipe.config["divergence"] == AlphaBeta(0.2, 0.7)
+    assert "divergence: AlphaBeta(alpha=0.2, beta=0.7)\n" in recipe.to_yaml()
+
+
+def test_a_component_without_notation_is_refused_when_dumped() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mine(ForwardKL):
+        pass
+
+    with pytest.raises(ConfigError, match=r"Mine"):
+        dump(make(divergence=Mine()))
+
+
+# ---- files
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [1", "line 1"),
+        ("- a\n- b\n", "lines of 'name: value'"),
+        ("train_file: a\ntrain_file: b\n", "line 2: the key 'train_file' is there twice"),
+        ("", "model_name_or_path is missing"),
+        ("x: !!python/object:os.system {}", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load(file)
+    assert says in str(refused.value)
+    assert str(file) in str(refused.value)
+
+
+def test_a_file_that_is_not_there_names_the_shipped_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'nowhere.yaml'; the shipped recipes are .*quickstart"):
+        load("nowhere.yaml")
+
+
+def test_yaml_no_is_a_text_and_1e_4_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(make()) + "eval_strategy: no\nlearning_rate: 1e-4\nbf16: yes\nrun_name: ~\n")
+    config = load(file).config
+    assert config == {"eval_strategy": "no", "learning_rate": 1e-4, "bf16": True}
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    dump(make(learning_rate=1e-5, seed=1), tmp_path / "recipe.yaml")
+    recipe = Recipe.from_yaml(tmp_path / "recipe.yaml", parse_flags(["--learning_rate", "2e-5"]))
+    assert recipe.config == {"learning_rate": 2e-5, "seed": 1}
+
+
+# ---- flags
+
+
+def test_flags_in_every_spelling() -> None:
+    recipe = from_flags(
+        "--learning_rate", "1e-4", "--bf16", "--divergence=AlphaBeta(0.2, 0.7)", "--max_steps", "-1",
+        "--save_strategy", "no", "--run_name", "5", "--lora_target_modules", "[q, v]", "--use_peft",
+        "--teacher_model_init_kwargs", "{dtype: bfloat16}", "--kd_ratio", "null",
+    )  # fmt: skip
+    assert recipe.use_peft
+    assert recipe.lora_target_modules == ["q", "v"]
+    assert recipe.config == {
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "divergence": AlphaBeta(0.2, 0.7),
+        "max_steps": -1,
+        "save_strategy": "no",
+        "run_name": "5",
+        "teacher_model_init_kwargs": {"dtype": "bfloat16"},
+    }
+
+
+def test_a_divergence_with_negative_numbers_is_a_value() -> None:
+    assert from_flags("--divergence", "AlphaBeta(-0.5, 1.5)").config["divergence"] == AlphaBeta(-0.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["stray"], "'stray' belongs to no flag"),
+        (["--bf16", "true", "stray"], "'stray' belongs to no flag"),
+        (["-x"], "'-x' belongs to no flag"),
+        (["--", "x"], "'--' belongs to no flag"),
+        (["--seed", "1", "--seed=2"], "--seed is there twice"),
+    ],
+)
+def test_words_that_are_no_flags(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_flags(words)
+    assert says in str(refused.value)
+
+
+def test_a_flag_without_its_value_is_a_wrong_type() -> None:
+    with pytest.raises(ConfigError, match=r"learning_rate: a number was wanted, true came"):
+        from_flags("--learning_rate", "--bf16")
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"divergance": "ForwardKL()"}, "unknown key 'divergance'; did you mean divergence?"),
+        ({"learning-rate": 1}, "did you mean learning_rate?"),
+        ({"qqqqqq": 1}, "unknown key 'qqqqqq'. 'abkd distill --help' names the main ones"),
+        ({"max_seq_length": 1}, "it is max_length"),
+        ({"teacher_model": "x"}, "it is teacher_model_name_or_path"),
+        ({"student": "x"}, "it is model_name_or_path"),
+        ({"alpha": 0.2}, "'divergence: AlphaBeta(alpha=0.2, beta=0.7)'"),
+        ({"beta": 0.2}, "'divergence: AlphaBeta(alpha=0.2, beta=0.7)'"),
+        ({"temperature": 2}, "it is kd_temperature"),
+        ({"kl": "forward"}, "'divergence: ForwardKL()' or 'divergence: ReverseKL()'"),
+        ({"lr": 1}, "it is learning_rate"),
+    ],
+)
+def test_unknown_names(values: dict[str, Any], says: str) -> None:
+    assert says in refusal(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"learning_rate": "fast"}, "learning_rate: a number was wanted, 'fast' (a text) came"),
+        ({"learning_rate": float("nan")}, "learning_rate: a number was wanted, nan came"),
+        ({"learning_rate": True}, "learning_rate: a number was wanted, true came"),
+        ({"max_steps": 2.5}, "max_steps: a whole number was wanted, 2.5 came"),
+        ({"bf16": "maybe"}, "bf16: true or false was wanted"),
+        ({"train_file": ["a"]}, "train_file: a text was wanted"),
+        ({"on_bad_row": "skip"}, "one of 'error', 'drop' was wanted, 'skip' (a text) came"),
+        ({"eval_strategy": "sometimes"}, "one of 'no', 'steps', 'epoch' was wanted"),
+        ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs: a text or a mapping was wanted, 3 came"),
+        ({"divergence": 3}, "divergence: a divergence or a schedule was wanted, 3 came"),
+        ({"divergence": "AlphaBta()"}, "divergence: no component is called 'AlphaBta'; did you mean AlphaBeta?"),
+        ({"divergence": "AlphaBeta(inf, 1)"}, "alpha is inf"),
+        ({"divergence": "anneal(1.0, 2.0)"}, "gives 1.0 on its way"),
+    ],
+)
+def test_wrong_types(values: dict[str, Any], says: str) -> None:
+    assert says in refusal(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"kd_ratio": 1.5}, "kd_ratio must be between 0 and 1"),
+        ({"kd_ratio": -0.1}, "kd_ratio must be between 0 and 1"),
+        ({"kd_ratio": 0.5, "ce_weight": 1}, "keep it, or ce_weight, not both"),
+        ({"kd_ratio": 0.5, "ce_weight": 1, "kd_weight": 1}, "keep it, or ce_weight and kd_weight, not both"),
+        ({"kd_weight": 0}, "nothing to learn"),
+        ({"kd_temperature": 0}, "kd_temperature must be above 0"),
+        ({"kd_temperature": -1}, "kd_temperature must be above 0"),
+        ({"ce_weight": -1}, "ce_weight must be 0 or more"),
+        ({"max_length": 1}, "max_length must be 2 or more"),
+        ({"eval_fraction": 1.0}, "eval_fraction must be from 0 (hold nothing out) to below 1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 or more"),
+        ({"train_file": None}, "no data: set train_file"),
+        ({"dataset_name": "x"}, "are both set; keep one"),
+        ({"dataset_config": "x"}, "belongs to dataset_name, which is not set"),
+        ({"eval_file": "x", "eval_fraction": 0.1}, "both say which rows are held out"),
+        ({"model_name_or_path": None}, "model_name_or_path is missing: the student"),
+        ({"teacher_model_name_or_path": ""}, "teacher_model_name_or_path is missing: the teacher"),
+        ({"lora_r": 4}, "lora_r is for LoRA; add use_peft: true"),
+        ({"lora_r": 4, "lora_alpha": 4}, "lora_alpha, lora_r are for LoRA"),
+        ({"use_peft": True, "lora_dropout": 1.0}, "lora_dropout must be from 0 to below 1"),
+        ({"lm_coef": 1.0}, "set pretrain_file"),
+        ({"pretrain_file": "x"}, "set lm_coef above 0"),
+    ],
+)
+def test_what_cannot_be_meant(values: dict[str, Any], says: str) -> None:
+    assert says in refusal(**values)
+
+
+def test_several_problems_come_together() -> None:
+    text = refusal(learning_rate="fast", lr=1, divergence="kl")
+    assert text.startswith("recipe: 3 problems\n  - ")
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"kd_ratio": 0.25, "kd_temperature": 2}, {"ce_weight": 1, "kd_weight": "anneal(1.0, 0.5)"}]
+)
+def test_the_objective_is_that_of_the_config(values: dict[str, Any]) -> None:
+    recipe = make(row_weight="TeacherConfidence()", scale_by_temperature_squared=True, **values)
+    assert recipe.objective() == recipe.distill_config().objective()
+
+
+def test_the_objective_is_known_where_the_device_does_not_fit() -> None:
+    assert make(bf16=True, tf32=True).objective() == make().objective()
+
+
+def test_transformers_own_refusal_is_a_config_error() -> None:
+    recipe = make(bf16=True, fp16=True)
+    with pytest.raises(ConfigError, match="do not fit together"):
+        recipe.distill_config()
+
+
+# ---- the disk
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "run").mkdir()
+    return {"train_file": str(tmp_path / "data.jsonl"), "output_dir": str(tmp_path / "run")}
+
+
+def test_files_and_model_directories_must_exist(ready: dict[str, str]) -> None:
+    make(**ready).check_ready()
+    for name, path in (
+        ("eval_file", "no.jsonl"),
+        ("model_name_or_path", "./no"),
+        ("teacher_model_name_or_path", "/no/t"),
+    ):
+        with pytest.raises(ConfigError, match=f"{name}: there is no .*'{path}'"):
+            make(**{**ready, name: path}).check_ready()
+
+
+def test_an_output_directory_in_use_is_left_alone(ready: dict[str, str]) -> None:
+    Path(ready["output_dir"], "notes.txt").write_text("mine")
+    with pytest.raises(OutputDirError, match=r"in use \(it holds notes.txt\).*--resume.*--overwrite_output_dir"):
+        make(**ready).check_ready()
+    make(**ready, overwrite_output_dir=True).check_ready()
+    make(**ready).check_ready(output=False)
+
+
+def test_resume_wants_a_checkpoint(ready: dict[str, str]) -> None:
+    with pytest.raises(OutputDirError, match="wants a checkpoint"):
+        make(**ready).check_ready(resume=True)
+    with pytest.raises(OutputDirError, match="wants a checkpoint"):
+        make(**ready, resume_from_checkpoint="x").check_ready()
+    Path(ready["output_dir"], "checkpoint-12").mkdir()
+    make(**ready).check_ready(resume=True)
+    with pytest.raises(OutputDirError, match="choose one"):
+        make(**ready, overwrite_output_dir=True).check_ready(resume=True)
+
+
+def test_an_output_directory_that_is_a_file(ready: dict[str, str]) -> None:
+    with pytest.raises(OutputDirError, match="is a file"):
+        make(**{**ready, "output_dir": ready["train_file"]}).check_ready()
+
+
+def test_refusals_are_exit_code_two() -> None:
+    assert ConfigError.exit_code == OutputDirError.exit_code == 2
+    assert issubclass(OutputDirError, AbkdError)
