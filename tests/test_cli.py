@@ -13,9 +13,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 import typer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from abkd.cli import app
 from abkd.cli._help import DISTILL, REQUIRED, Option
@@ -271,6 +272,13 @@ def test_python_dash_m_ends_with_the_exit_code() -> None:
 # ---- show and demo
 
 
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {"<unk>": 0, "</s>": 1, "two": 2, "plus": 3, "four": 4}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+
+
 def test_show_prints_a_recipe_that_can_be_run(abkd: Abkd, tmp_path: Path) -> None:
     result = abkd("show", "gpt2_dolly_abkd", "--kd_temperature", "2")
     assert result.exit_code == 0, result.stderr
@@ -288,10 +296,7 @@ def test_show_explains_what_is_wrong(abkd: Abkd) -> None:
 
 
 def test_show_prints_a_sample_with_its_trained_tokens(abkd: Abkd, flags: list[str], tmp_path: Path) -> None:
-    vocabulary = {"<unk>": 0, "</s>": 1, "two": 2, "plus": 3, "four": 4}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(tmp_path / "student")
+    tiny_tokenizer().save_pretrained(tmp_path / "student")
     (tmp_path / "data.jsonl").write_text('{"prompt": "two plus two", "completion": "four"}\n')
     result = abkd("show", *flags[2:], "--model_name_or_path", str(tmp_path / "student"), "--sample")
     assert result.exit_code == 0, result.stderr
@@ -324,3 +329,55 @@ def test_shrink_leaves_a_used_directory_alone(abkd: Abkd, tmp_path: Path, in_use
     assert result.exit_code == 2
     assert "is in use; name an empty or new directory" in result.stderr
     assert (tmp_path / in_use).read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers, of which the second does nothing."""
+    place = tmp_path_factory.mktemp("teacher")
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    for projection in (model.model.layers[1].self_attn.o_proj, model.model.layers[1].mlp.down_proj):
+        torch.nn.init.zeros_(projection.weight)
+    model.save_pretrained(place)
+    tiny_tokenizer().save_pretrained(place)
+    (place / "data.jsonl").write_text('{"prompt": "two plus two", "completion": "four"}\n' * 3)
+    return place
+
+
+def test_shrink_keeps_the_layers_that_do_something(abkd: Abkd, teacher: Path, tmp_path: Path) -> None:
+    student, text = tmp_path / "student", teacher / "data.jsonl"
+    result = abkd("shrink", str(teacher), "--layers=2", f"--output_dir={student}", f"--text_file={text}")
+    assert result.exit_code == 0, result.stderr
+    layer_lines = [line for line in result.stdout.splitlines() if re.match(r"\W*\d+ .*\d\.\d{4} ", line)]
+    assert ["yes" in line for line in layer_lines] == [True, False, True]
+    kept = AutoModelForCausalLM.from_pretrained(student)
+    assert kept.config.num_hidden_layers == 2
+    original = AutoModelForCausalLM.from_pretrained(teacher)
+    ids = torch.tensor([[2, 3, 4]])
+    torch.testing.assert_close(kept(ids).logits, original(ids).logits)
+    assert AutoTokenizer.from_pretrained(student).eos_token == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["TEACHER", "--layers=3", "--text_file=TEXT"], "--layers must be below 3"),
+        (["TEACHER", "--layers=2", "--text_file=nowhere.jsonl"], "nowhere.jsonl"),
+        (["./nowhere", "--layers=2", "--text_file=TEXT"], "TEACHER: no tokenizer in './nowhere'"),
+    ],
+)
+def test_shrink_refuses(abkd: Abkd, teacher: Path, tmp_path: Path, words: list[str], says: str) -> None:
+    text = str(teacher / "data.jsonl")
+    words = [word.replace("TEACHER", str(teacher)).replace("TEXT", text) for word in words]
+    result = abkd("shrink", *words, f"--output_dir={tmp_path / 'student'}")
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert not (tmp_path / "student").exists()

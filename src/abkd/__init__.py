@@ -1,6 +1,6 @@
 """abkd: knowledge distillation where every method is a configuration of one objective.
 
-``import abkd`` and the mathematics load torch and nothing else; the Hugging Face parts load when first used.
+Every public name loads when it is first used: the mathematics needs torch and nothing else, ``abkd --help`` not even that.
 """
 
 from __future__ import annotations
@@ -8,43 +8,63 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from abkd.divergences import (
-    AlphaBeta,
-    Divergence,
-    ForwardKL,
-    Hellinger,
-    JensenShannon,
-    ReverseKL,
-    SkewForwardKL,
-    SkewReverseKL,
-    TotalVariation,
-    WeightedSum,
-)
-from abkd.ops import Dense, Head, Plan, Projected, RowLosses, divergence_loss, linear_divergence
-from abkd.schedules import anneal, stages
-
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
+    from abkd.divergences import (
+        AlphaBeta,
+        Divergence,
+        ForwardKL,
+        Hellinger,
+        JensenShannon,
+        ReverseKL,
+        SkewForwardKL,
+        SkewReverseKL,
+        TotalVariation,
+        WeightedSum,
+    )
+    from abkd.objective import Objective
+    from abkd.ops import Dense, Head, Plan, Projected, RowLosses, divergence_loss, linear_divergence
     from abkd.recipe import Recipe
+    from abkd.schedules import anneal, stages
     from abkd.trainer import DistillTrainer
+    from abkd.weights import TeacherConfidence
 
 __version__ = "0.1.0"
 
-_LAZY = {"DistillConfig": "abkd.config", "DistillTrainer": "abkd.trainer", "Recipe": "abkd.recipe"}
+_HOMES = {
+    "abkd.config": ("DistillConfig",),
+    "abkd.divergences": (
+        "AlphaBeta",
+        "Divergence",
+        "ForwardKL",
+        "Hellinger",
+        "JensenShannon",
+        "ReverseKL",
+        "SkewForwardKL",
+        "SkewReverseKL",
+        "TotalVariation",
+        "WeightedSum",
+    ),
+    "abkd.objective": ("Objective",),
+    "abkd.ops": ("Dense", "Head", "Plan", "Projected", "RowLosses", "divergence_loss", "linear_divergence"),
+    "abkd.recipe": ("Recipe",),
+    "abkd.schedules": ("anneal", "stages"),
+    "abkd.trainer": ("DistillTrainer",),
+    "abkd.weights": ("TeacherConfidence",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AlphaBeta",
-    "anneal",
     "Dense",
     "DistillConfig",
     "DistillTrainer",
     "Divergence",
-    "divergence_loss",
     "ForwardKL",
     "Head",
     "Hellinger",
     "JensenShannon",
-    "linear_divergence",
+    "Objective",
     "Plan",
     "Projected",
     "Recipe",
@@ -52,13 +72,23 @@ __all__ = [
     "RowLosses",
     "SkewForwardKL",
     "SkewReverseKL",
-    "stages",
+    "TeacherConfidence",
     "TotalVariation",
     "WeightedSum",
+    "anneal",
+    "divergence_loss",
+    "linear_divergence",
+    "stages",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'abkd' has no attribute {name!r}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'abkd' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -56,7 +56,9 @@ class DistillConfig(TrainingArguments):
     ce_weight: float | Schedule | str = field(default=0.0, metadata={"help": "weight of the hard-label cross-entropy"})
     kd_weight: float | Schedule | str = field(default=1.0, metadata={"help": "weight of the divergence"})
     scale_by_temperature_squared: bool = field(default=False, metadata={"help": "multiply the divergence by T²"})
-    row_weight: RowWeights | str | None = field(default=None, metadata={"help": "which rows count, as TeacherConfidence()"})
+    row_weight: RowWeights | str | None = field(
+        default=None, metadata={"help": "which rows count, as TeacherConfidence()"}
+    )
     lm_coef: float = field(default=0.0, metadata={"help": "weight of the language-model loss on plain text"})
     max_length: int = field(default=1024, metadata={"help": "tokens of a row; longer completions are cut"})
     packing: bool = field(default=False, metadata={"help": "put several rows into one sequence (exact)"})
@@ -79,7 +81,9 @@ class DistillConfig(TrainingArguments):
         if self.kd_ratio is not None:
             self._take_kd_ratio(self.kd_ratio)
         if self.max_length < 2:
-            raise ConfigError(f"max_length must be at least 2 (a token and the one before it), but it is {self.max_length}")
+            raise ConfigError(
+                f"max_length must be at least 2 (a token and the one before it), but it is {self.max_length}"
+            )
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
         self.objective()
         if 0 < self.warmup_steps < 1 and hasattr(self, "warmup_ratio"):  # a share goes there before transformers 5
@@ -108,7 +112,9 @@ class DistillConfig(TrainingArguments):
 
     def _take_kd_ratio(self, ratio: float) -> None:
         if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
-            raise ConfigError(f"kd_ratio must lie in [0, 1], but it is {ratio!r}; for CE + 32·D use ce_weight and kd_weight")
+            raise ConfigError(
+                f"kd_ratio must lie in [0, 1], but it is {ratio!r}; for CE + 32·D use ce_weight and kd_weight"
+            )
         if (self.ce_weight, self.kd_weight) not in ((0.0, 1.0), (1 - ratio, ratio)):
             raise ConfigError("kd_ratio is the short form of ce_weight and kd_weight: give one or the other")
         self.ce_weight, self.kd_weight = 1.0 - ratio, float(ratio)

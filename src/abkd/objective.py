@@ -48,7 +48,9 @@ class Objective:
         if all(at(self.ce_weight, t) == 0 == at(self.kd_weight, t) for t in (0.0, 0.5, 1.0)):
             raise ConfigError("ce_weight and kd_weight are both 0: nothing would be learned; set one above 0")
         if self.row_weight is not None and not isinstance(self.row_weight, RowWeights):
-            raise ConfigError(f"row_weight must be one of abkd.weights, such as TeacherConfidence(), but it is {self.row_weight!r}")
+            raise ConfigError(
+                f"row_weight must be one of abkd.weights, such as TeacherConfidence(), but it is {self.row_weight!r}"
+            )
 
     def __call__(
         self,

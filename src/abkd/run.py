@@ -162,7 +162,7 @@ def _record(trainer: DistillTrainer, recipe: Recipe, *, resume: bool) -> None:
             f"{train.fingerprint}): put the data back, or start anew in another output_dir"
         )
     if trainer.is_world_process_zero():
-        (directory / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
+        (directory / RECIPE_FILE).write_text(recipe.to_yaml(resolved=True), encoding="utf-8")
         (directory / RUN_FILE).write_text(json.dumps(describe(trainer), indent=1), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
 

@@ -113,6 +113,15 @@ class OnLogits(Divergence):
 
 
 @dataclass(frozen=True)
+class Blindfolded(Divergence):
+    """KL that leaves out the classes where it is infinite."""
+
+    def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
+        seen = log_p.isfinite() & log_q.isfinite()
+        return torch.where(seen, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
+
+
+@dataclass(frozen=True)
 class StaysHalf(Divergence):
     """Computes in the precision of its input."""
 
@@ -138,7 +147,7 @@ class Mutable(Divergence):
 BROKEN = [
     (CrossEntropy(), "zero_where_equal"),
     (CrossEntropy(), "equal_everywhere"),
-    (Powers(), "a_class_impossible_to_one_is_a_limit"),
+    (Blindfolded(), "a_class_impossible_to_one_is_a_limit"),
     (Signed(), "never_negative"),
     (Signed(), "one_hot_rows"),
     (TopClassOnly(), "positive_where_different"),

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from abkd import __version__
-from abkd.cli._console import console, endings, is_main_process
+from abkd.cli._console import console, endings, is_main_process, speak
 from abkd.cli._help import DistillHelp, ShowHelp
 
 _FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -59,6 +59,7 @@ def distill(ctx: typer.Context) -> None:
 
     from abkd.run import distill as run_recipe
 
+    speak()
     run_recipe(recipe, resume=extra["resume"])
 
 
@@ -93,7 +94,7 @@ def show(ctx: typer.Context) -> None:
 
 @app.command("demo")
 def demo(
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where student and report go.")] = Path("abkd_demo"),
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where student and report go.")] = Path("abkd-demo"),
     compare: Annotated[
         bool, typer.Option("--compare", help="Forward KL, reverse KL and α-β side by side (longer).")
     ] = False,
@@ -105,4 +106,5 @@ def demo(
     """Distil a real pretrained model on this machine: no hub, no GPU, a table and a report at the end."""
     from abkd.demo.run import main
 
+    speak()
     main(output_dir=output_dir, compare=compare, quick=quick, overwrite_output_dir=overwrite_output_dir)

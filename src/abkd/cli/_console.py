@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,19 @@ def is_main_process() -> bool:
 def console() -> Console:
     """Standard output; silent in all processes but the first."""
     return Console(quiet=not is_main_process())
+
+
+def speak() -> None:
+    """Show our own remarks on standard error (the first process alone); transformers only says what went wrong."""
+    from rich.logging import RichHandler
+    from transformers.utils import logging as of_transformers
+
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    logger = logging.getLogger("abkd")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
 
 
 @contextmanager

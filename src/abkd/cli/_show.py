@@ -12,7 +12,7 @@ def print_recipe(recipe: Recipe, console: Console) -> None:
     """The resolved recipe as YAML, its objective as a comment above."""
     text = f"# {recipe.objective().formula()}\n{recipe.to_yaml(resolved=True)}"
     if console.is_terminal:
-        console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+        console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default", word_wrap=True))
     else:
         console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from rich.progress import Progress
 from rich.table import Table
 
 from abkd.cli._console import console
@@ -12,7 +13,7 @@ from abkd.errors import ConfigError, OutputDirError
 
 
 def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *, rows: int, max_length: int) -> None:
-    """Measure the teacher's layers on ``rows`` rows of ``text_file``, keep ``layers`` of them, save model and tokenizer.
+    """Keep the ``layers`` of the teacher that matter most on ``rows`` rows of ``text_file``; save model and tokenizer.
 
     Raises:
         OutputDirError: ``output_dir`` is in use.
@@ -23,22 +24,34 @@ def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *,
 
     from abkd.data import load_rows, prepare_dataset
     from abkd.models.language import load_causal_lm, load_tokenizer
-    from abkd.models.shrink import layer_influence, shrink
+    from abkd.models.shrink import decoder_layers, layer_influence, shrink
 
     texts = load_rows(text_file)[:rows]
     tokenizer = load_tokenizer(teacher, what="TEACHER")
     examples = prepare_dataset(texts, tokenizer, max_length=max_length, on_bad_row="drop", name=text_file)
     model = load_causal_lm(teacher, what="TEACHER", dtype="auto")
-    there = model.config.get_text_config().num_hidden_layers
+    there = len(decoder_layers(model)[1])
     if layers >= there:
-        raise ConfigError(f"--layers must be below the {there} layers of {teacher!r}, but is {layers}")
-    with console().status(f"measuring {there} layers on {len(examples)} rows"):
-        influence = layer_influence(model, [example["input_ids"] for example in examples])
+        raise ConfigError(f"--layers must be below {there}, the layers of {teacher!r}, but is {layers}")
+    with Progress(console=console(), transient=True) as progress:
+        bar = progress.add_task(f"measuring {there} layers on {len(examples)} rows", total=len(examples))
+        influence = layer_influence(
+            model,
+            [example["input_ids"] for example in examples],
+            progress=lambda done, _: progress.update(bar, completed=done),
+        )
     student, kept = shrink(model, layers, influence)
     student.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     console().print(influence_table(influence, kept))
-    console().print(f"{output_dir}: {layers} of {there} layers, {student.num_parameters() / 1e6:.1f} M parameters")
+    console().print(
+        f"{output_dir}: {layers} of {there} layers, {student.num_parameters() / 1e6:.3g} M of "
+        f"{model.num_parameters() / 1e6:.3g} M parameters. Now: abkd distill --model_name_or_path {output_dir} "
+        f"--teacher_model_name_or_path {teacher} --train_file ...",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 def influence_table(influence: Sequence[float], kept: Collection[int]) -> Table:

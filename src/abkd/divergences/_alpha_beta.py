@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from abkd.divergences._exponential import (
-    difference,
+    can_be_zero,
     exponent_parts,
     floored,
-    largest,
     mean_decay,
     power,
-    scaled,
     second_difference,
 )
 from abkd.divergences._pointwise import Divergence, Number, Pointwise
@@ -56,7 +54,7 @@ class AlphaBeta(Pointwise):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        return (type(self), self.wide)
+        return (AlphaBeta, self.wide)  # the named points are values of the same function
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -73,24 +71,31 @@ class AlphaBeta(Pointwise):
 
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
         alpha, beta, s, upper, lower, *ends = numbers
-        delta = difference(log_p, log_q)
-        p, q, gap = floored(log_p), floored(log_q), delta.abs()
-        up = delta >= 0
-        one = torch.ones_like(gap)
-        near = torch.where(up, upper * one, lower * one)
-        far = torch.where(up, lower * one, upper * one)
+        p, q = floored(log_p), floored(log_q)
+        delta = p - q  # 0 where both classes are impossible
+        above = delta.clamp(min=0.0)
+        below = above - delta
+        gap = above + below
+        near = upper * above + lower * below
+        term = second_difference(gap, near, lower * above + upper * below, upper + lower)
+        slope = _slope(p, q, delta, gap, alpha, beta, s)
         if self.wide:
             high_p, high_q, low_p, low_q = ends
-            scale = torch.exp(torch.where(up, high_p * p + high_q * q, low_p * p + low_q * q))
+            scale = torch.exp(torch.where(delta >= 0, high_p * p + high_q * q, low_p * p + low_q * q))
+            # the factor beside 0 may be infinite
+            term, slope = (torch.where(delta == 0, 0.0, part) for part in (scale * term, slope))
         else:
-            scale = power(torch.where(up, p, q), ends)
-        term = scaled(scale, second_difference(gap, near, far))
-        return torch.where(delta == 0, 0.0, term), _slope(p, q, delta, alpha, beta, s)
+            term = term * power(torch.maximum(p, q), ends)
+        if can_be_zero(upper) or can_be_zero(lower):
+            term = torch.where(torch.isinf(log_p - log_q) & (near == 0), math.inf, term)
+        return term, slope
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         # D_{α,β}(p‖q) = D_{β,α}(q‖p): the teacher's slope is the dual's student slope.
-        delta = difference(log_q, log_p)
-        return _slope(floored(log_q), floored(log_p), delta, self.beta, self.alpha, self.alpha + self.beta)
+        p, q = floored(log_p), floored(log_q)
+        delta = q - p
+        slope = _slope(q, p, delta, delta.abs(), self.beta, self.alpha, self.alpha + self.beta)
+        return torch.where(delta == 0, 0.0, slope)
 
     @classmethod
     def examples(cls) -> tuple[Divergence, ...]:
@@ -109,13 +114,10 @@ class AlphaBeta(Pointwise):
         return tuple(AlphaBeta(*point) for point in points)
 
 
-def _slope(p: Tensor, q: Tensor, delta: Tensor, alpha: Number, beta: Number, s: Number) -> Tensor:
+def _slope(p: Tensor, q: Tensor, delta: Tensor, gap: Tensor, alpha: Number, beta: Number, s: Number) -> Tensor:
     """``-Δ · exp[s·log q, α·log p + β·log q]`` = ``q^β (q^α - p^α) / α``."""
-    a = delta.abs().clamp(max=largest(delta))
-    size = abs(alpha)
-    top = torch.where(alpha * torch.sign(delta) > 0, alpha * p + beta * q, s * q)
-    slope = -torch.sign(delta) * torch.exp(top) * a * mean_decay(size * a)
-    return torch.where(delta == 0, 0.0, slope)
+    top = torch.maximum(alpha * p + beta * q, s * q)
+    return -delta * mean_decay(abs(alpha) * gap) * torch.exp(top)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from abkd.divergences._pointwise import Number
 
+_TINY = 1e-30  # there (1 - e^-u) / u is 1 and needs no division by 0
 _SERIES_BELOW = 0.5  # there the closed form loses a factor 5 and the series needs 9 (float32) or 16 (float64) terms
 
 
@@ -36,14 +37,19 @@ def largest(x: Tensor) -> float:
 
 
 def floored(log_x: Tensor) -> Tensor:
-    """``log_x`` with ``-inf`` replaced, so that ``0 · log 0`` is 0."""
+    """``log_x`` with ``-inf`` replaced by a number so large that ``0 · log 0`` is 0 and ``exp`` of it 0."""
     return log_x.clamp(min=-largest(log_x))
+
+
+def can_be_zero(number: Number) -> bool:
+    """Whether a parameter is 0 or, inside a compiled function, not known yet."""
+    return isinstance(number, Tensor) or number == 0
 
 
 def exponent_parts(s: float) -> tuple[float, float, float]:
     """``s`` as ``(coarse, rest, grid)`` for :func:`power`: a 12-bit head, what is left, and a power of 2."""
     mantissa, exponent = math.frexp(s)
-    coarse = math.ldexp(round(math.ldexp(mantissa, 12)), exponent - 12)
+    coarse = math.ldexp(math.floor(math.ldexp(mantissa, 12)), exponent - 12)  # never above s, or x = 0 gives 0·inf
     # s·log x matters down to -104 (the smallest float32), that is log x down to -2^(8 - exponent): 11 bits of the grid
     return coarse, s - coarse, math.ldexp(1.0, min(-3 - exponent, 64))
 
@@ -55,46 +61,36 @@ def power(log_x: Tensor, parts: Sequence[Number]) -> Tensor:
     return torch.exp(coarse * head) * torch.exp(coarse * (log_x - head) + rest * log_x)
 
 
-def scaled(scale: Tensor, value: Tensor) -> Tensor:
-    """``scale·value``; infinite where ``value`` is, also where a positive scale has underflown to 0."""
-    return torch.where(torch.isinf(value), value, scale * value)
-
-
 def mean_decay(u: Tensor) -> Tensor:
     """``exp[0, -u] = (1 - e^-u) / u`` for ``u >= 0``; 1 at 0."""
-    return torch.where(u == 0, 1.0, -torch.expm1(-u) / u)
+    down = (-u).clamp(max=-_TINY)
+    return torch.expm1(down) / down
 
 
 def _series(u: Tensor, v: Tensor) -> Tensor:
     """``exp[0, -u, -v] = Σ_m (-1)^m h_m(u, v) / (m+2)!`` by Horner's rule for divided differences."""
     terms = 16 if u.dtype == torch.float64 else 9
-    inner = outer = torch.full_like(u, (-1.0) ** (terms - 1) / math.factorial(terms + 1))
+    inner = torch.full_like(u, (-1.0) ** (terms - 1) / math.factorial(terms + 1))
+    outer = inner.clone()
     for m in range(terms - 2, -1, -1):
-        inner = (-1.0) ** m / math.factorial(m + 2) + v * inner
-        outer = inner + u * outer
+        inner = inner.mul_(v).add_((-1.0) ** m / math.factorial(m + 2))
+        outer = outer.mul_(u).add_(inner)
     return outer
 
 
-def second_difference(gap: Tensor, near: Number | Tensor, far: Number | Tensor) -> Tensor:
-    """``gap² · exp[0, -near·gap, -(near+far)·gap]`` for ``gap, near, far >= 0``.
-
-    ``+inf`` for an infinite gap when ``near`` is 0, the finite limit otherwise.
-    """
-    a = gap.clamp(max=largest(gap))
-    span = near + far
-    u, w, v = near * a, far * a, span * a
-    closed = a * (mean_decay(u) - torch.exp(-u) * mean_decay(w)) / span
-    value = torch.where(v < _SERIES_BELOW, a * a * _series(u, v), closed)
-    return torch.where(torch.isinf(gap) & (near == 0), math.inf, value)
+def second_difference(gap: Tensor, u: Tensor, w: Tensor, span: Number) -> Tensor:
+    """``gap² · exp[0, -u, -(u+w)]`` for ``u, w >= 0`` with ``u + w = span·gap``, all finite."""
+    v = u + w
+    closed = (mean_decay(u) - torch.exp(-u) * mean_decay(w)) * gap / span
+    return torch.where(v < _SERIES_BELOW, _series(u, v) * gap * gap, closed)
 
 
 def kl_terms(log_p: Tensor, log_q: Tensor, delta: Tensor) -> Tensor:
-    """``p·Δ - p + q`` per class, never negative, accurate also where ``Δ = log p - log q`` is tiny."""
-    up = delta >= 0
-    near = torch.where(up, 0.0, 1.0).to(delta.dtype)
-    top = torch.where(up, log_p, log_q)
-    value = torch.exp(top) * second_difference(delta.abs(), near, 1.0 - near)
-    return torch.where(delta == 0, 0.0, value)
+    """``p·Δ - p + q`` per class, never negative, accurate also where ``Δ = log p - log q < ∞`` is tiny."""
+    delta = floored(delta)
+    above = delta.clamp(min=0.0)
+    below = above - delta
+    return torch.exp(torch.maximum(log_p, log_q)) * second_difference(above + below, below, above, 1.0)
 
 
 def mixture(log_p: Tensor, log_q: Tensor, share: Number, rest: Number) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,7 +64,9 @@ class CausalRows:
             self.dense_because = self._probe()
         if self.dense_because is not None:
             logger.warning(
-                "abkd: %s is read through its logits, which takes more memory: %s", type(self.model).__name__, self.dense_because
+                "abkd: %s is read through its logits, which takes more memory: %s",
+                type(self.model).__name__,
+                self.dense_because,
             )
 
     @torch.no_grad()
@@ -73,7 +75,11 @@ class CausalRows:
         self.model.eval()
         device = self.language_model.get_input_embeddings().weight.device
         ids = torch.arange(1, 9, device=device)[None] % self.head_rows
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(8, device=device)[None]}
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": torch.arange(8, device=device)[None],
+        }
         theirs = self._logits(inputs).float()
         ours = self(View(inputs=inputs, rows=torch.arange(8, device=device))).logits(slice(None)).float()
         self.model.train(training)

@@ -107,12 +107,15 @@ class _Gradients:
 
     def __init__(self, student: Rows, dtype: torch.dtype, need: tuple[bool, ...]) -> None:
         self.student = student.to(dtype)
-        source, *rest = student.tensors if isinstance(student, Dense) else (student.hidden, student.head.weight)
+        source = self.student.tensors[0]
         wide = torch.promote_types(source.dtype, torch.float32)
         self.source = torch.zeros_like(source) if need[0] else None
-        self.weight = torch.zeros_like(rest[0], dtype=wide) if need[1] else None
-        self.bias = source.new_zeros(student.classes, dtype=wide) if need[2] else None
-        self.scale = source.new_zeros((), dtype=wide) if need[3] else None
+        self.weight = self.bias = self.scale = None
+        if isinstance(self.student, Projected):
+            head = self.student.head
+            self.weight = torch.zeros_like(head.weight, dtype=wide) if need[1] else None
+            self.bias = source.new_zeros(student.classes, dtype=wide) if need[2] else None
+            self.scale = torch.zeros_like(head.scale, dtype=wide) if need[3] else None  # type: ignore[arg-type]
 
     def add(self, index: slice | Tensor, logits: Tensor, grad: Tensor) -> None:
         """Carry the logit gradient ``[n, V]`` of some rows to the student's tensors."""
@@ -125,20 +128,20 @@ class _Gradients:
             grad = grad * (1.0 - (logits.to(grad.dtype) / head.softcap).square())
         if self.bias is not None:
             self.bias += grad.sum(0)
-        grad = (grad * head.scale).to(head.weight.dtype)
+        grad = grad.to(head.weight.dtype)
         rows = hidden[index]
         if self.source is not None or self.scale is not None:
             to_hidden = grad @ head.weight
             if self.source is not None:
-                self.source[index] = to_hidden.to(self.source.dtype)
+                self.source[index] = to_hidden
             if self.scale is not None:
-                # scale·∂/∂scale = hidden·∂/∂hidden, as the logits before the bias are a product of both
-                self.scale += (to_hidden.to(self.scale.dtype) * rows).sum() / head.scale
+                # the logits are scale·hidden@weight.T before the bias, and to_hidden lacks the scale
+                self.scale += (to_hidden.to(self.scale.dtype) * rows).sum()
         if self.weight is not None:
             if grad.dtype == self.weight.dtype:
-                self.weight.addmm_(grad.T, rows.to(grad.dtype))
+                self.weight.addmm_(grad.T, rows)
             else:
-                self.weight += grad.T @ rows.to(grad.dtype)
+                self.weight += grad.T @ rows
 
     def finish(self, ctx: Any, call: _Call, source: Tensor) -> Tensor:
         """Divide by the total weight, hand the gradients to autograd and return the loss."""
@@ -148,10 +151,11 @@ class _Gradients:
         assert divergence is not None
         row = terms.kd_weight * divergence + (0.0 if hard is None else terms.ce_weight * hard)
         divisor = used.sum() if call.total is None else call.total.to(used.dtype)
-        divisor = torch.where(divisor == 0, 1.0, divisor)
-        ready = (self.source, self.weight, self.bias, self.scale)
-        ctx.save_for_backward(*(None if g is None else g.div_(divisor.to(g.dtype)) for g in ready))
-        return ((used * row).sum() / divisor).to(torch.promote_types(source.dtype, torch.float32))
+        factor = 1.0 / torch.where(divisor == 0, 1.0, divisor)
+        scaled = factor * self.student.head.scale if isinstance(self.student, Projected) else factor
+        ready = ((self.source, scaled), (self.weight, scaled), (self.bias, factor), (self.scale, factor))
+        ctx.save_for_backward(*(None if g is None else g.mul_(by.to(g.dtype)) for g, by in ready))
+        return ((used * row).sum() * factor).to(torch.promote_types(source.dtype, torch.float32))
 
 
 def _spread(parts: list[Block], kept: Tensor, call: _Call) -> dict[str, Tensor | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -14,14 +13,11 @@ from abkd.divergences import Divergence
 from abkd.errors import ConfigError, VocabularyError
 from abkd.ops._chunked import chunked_losses
 from abkd.ops._reference import reference_losses
-from abkd.ops._rows import RowWeight, Terms, blocks, compiler_missing
+from abkd.ops._rows import RowWeight, Terms, blocks, compiler_missing, say_unfused
 from abkd.ops._types import Dense, Plan, RowLosses, Rows
-
-logger = logging.getLogger("abkd")
 
 MEMORY_BUDGET_MB = 256.0
 _WORTH_COMPILING = 1 << 22  # classes in one call; below that the eager time is less than the call overhead matters
-_said: set[str] = set()
 
 
 def plan_for(rows: int, classes: int, device: torch.device, *, memory_budget_mb: float = MEMORY_BUDGET_MB) -> Plan:
@@ -29,12 +25,11 @@ def plan_for(rows: int, classes: int, device: torch.device, *, memory_budget_mb:
 
     A row of a chunk holds both models' logits, the gradient and one temporary, in float32: 16 bytes a class.
     """
-    if not memory_budget_mb > 0:
-        raise ConfigError(f"memory_budget_mb must be above 0, but it is {memory_budget_mb!r}; try {MEMORY_BUDGET_MB:g}")
+    if not 0 < memory_budget_mb < math.inf:
+        raise ConfigError(f"memory_budget_mb must be a finite number above 0, but it is {memory_budget_mb!r}; try {MEMORY_BUDGET_MB:g}")
     missing = compiler_missing(device)
-    if missing is not None and rows * classes >= _WORTH_COMPILING and missing not in _said:
-        _said.add(missing)
-        logger.warning("abkd: the loss runs unfused (slower, same numbers): %s", missing)
+    if missing is not None and rows * classes >= _WORTH_COMPILING:
+        say_unfused(missing)
     chunk = int(memory_budget_mb * 2**20 // (16 * classes))
     chunk = chunk // 32 * 32 if chunk >= 32 else max(1, chunk)
     return Plan(rows_per_chunk=chunk, compiled=missing is None and rows * classes >= _WORTH_COMPILING)
@@ -132,7 +127,11 @@ def _distances(
     for name, terms in divergences.items():
         block = blocks(z_student, z_teacher, targets, ones, terms, grad=False, compiled=compiled)
         assert block.cross_entropy is not None
-        columns |= {name: block.divergence * block.weight, "cross_entropy": block.cross_entropy, "agreement": block.agreement}
+        columns |= {
+            name: block.divergence * block.weight,
+            "cross_entropy": block.cross_entropy,
+            "agreement": block.agreement,
+        }
     wide = z_teacher.float()
     columns["teacher_cross_entropy"] = wide.logsumexp(-1) - wide.gather(-1, targets[:, None]).squeeze(-1)
     return columns

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +15,9 @@ from torch import Tensor
 from abkd.divergences import Divergence, Pointwise
 from abkd.divergences._pointwise import Number, working_dtype
 
-EAGER_BLOCK = 1 << 19  # classes
+logger = logging.getLogger("abkd")
+
+EAGER_BLOCK = 1 << 16  # classes at once in eager mode: the temporaries stay in the processor's cache
 RowWeight = Callable[[Tensor, Tensor], Tensor]  # (log_p [n, V], log_q [n, V]) -> [n], a constant for the gradient
 
 
@@ -45,7 +46,11 @@ class Block(NamedTuple):
 
 def entropy(log_p: Tensor) -> Tensor:
     """``-Σ p log p`` of each row, with ``0 log 0 = 0``."""
-    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+    return _entropy(log_p, log_p.exp())
+
+
+def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
+    return -(p * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
 
 
 def blocks(
@@ -58,68 +63,49 @@ def blocks(
     grad: bool,
     compiled: bool,
 ) -> Block:
-    """Numbers and gradient of some rows: logits ``[n, V]``, ``[n, V]``, targets ``[n]``, weight ``[n]``.
-
-    Unfused work goes in small blocks, whose temporaries stay in the cache.
-    """
-    step = len(student) if compiled else max(1, EAGER_BLOCK // student.shape[-1])
-    if step >= len(student):
-        return _block(student, teacher, targets, weight, terms, grad=grad, compiled=compiled)
-    parts = [
-        _block(
-            student[start : start + step],
-            teacher[start : start + step],
-            None if targets is None else targets[start : start + step],
-            weight[start : start + step],
-            terms,
-            grad=grad,
-            compiled=False,
-        )
-        for start in range(0, len(student), step)
-    ]
-    return Block(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
-
-
-def _block(
-    student: Tensor,
-    teacher: Tensor,
-    targets: Tensor | None,
-    weight: Tensor,
-    terms: Terms,
-    *,
-    grad: bool,
-    compiled: bool,
-) -> Block:
+    """Numbers and gradient of some rows: logits ``[n, V]``, ``[n, V]``, targets ``[n]``, weight ``[n]``."""
     dtype = working_dtype(terms.divergence, student, teacher)
-    student, teacher = student.to(dtype), teacher.to(dtype)
-    if isinstance(terms.divergence, Pointwise) and terms.row_weight is None:
-        return _pointwise_block(student, teacher, targets, weight, terms, grad=grad, compiled=compiled)
-    return _generic_block(student, teacher, targets, weight, terms, grad=grad)
+    # a single row would be compiled anew, as sizes of 1 are special to the compiler
+    if compiled and len(student) > 1 and isinstance(terms.divergence, Pointwise) and terms.row_weight is None:
+        fused = _fused_block(student.to(dtype), teacher.to(dtype), targets, weight, terms, grad=grad)
+        if fused is not None:
+            return fused
+    step = max(1, EAGER_BLOCK // student.shape[-1])
+    gradient = torch.empty_like(student, dtype=dtype) if grad else None
+    parts: list[Block] = []
+    for start in range(0, len(student), step):
+        rows = slice(start, start + step)
+        label = None if targets is None else targets[rows]
+        part = _eager_block(student[rows].to(dtype), teacher[rows].to(dtype), label, weight[rows], terms, grad=grad)
+        if gradient is not None:
+            gradient[rows] = part.grad
+        parts.append(part._replace(grad=None))
+    numbers = (None if column[0] is None else torch.cat(column) for column in list(zip(*parts, strict=True))[:-1])
+    return Block(*numbers, gradient)  # type: ignore[arg-type]
 
 
-def _pointwise_block(
-    student: Tensor,
-    teacher: Tensor,
-    targets: Tensor | None,
-    weight: Tensor,
-    terms: Terms,
-    *,
-    grad: bool,
-    compiled: bool,
+def _eager_block(
+    student: Tensor, teacher: Tensor, targets: Tensor | None, weight: Tensor, terms: Terms, *, grad: bool
 ) -> Block:
     divergence = terms.divergence
-    assert isinstance(divergence, Pointwise)
-    scales = (1.0 / terms.temperature, terms.ce_weight, terms.kd_weight)
-    numbers: Sequence[Number] = (*scales, *divergence.numbers)
+    if not isinstance(divergence, Pointwise) or terms.row_weight is not None:
+        return _generic_block(student, teacher, targets, weight, terms, grad=grad)
     function = _Fused(divergence, terms.temperature != 1.0, grad)
-    if compiled:
-        packed = torch.tensor(numbers, dtype=student.dtype, device=student.device)
-        return Block(
-            *_compiled(divergence.kind, terms.temperature != 1.0, grad, function)(
-                student, teacher, targets, weight, packed
-            )
-        )
-    return Block(*function(student, teacher, targets, weight, numbers))
+    return Block(*function(student, teacher, targets, weight, _numbers(terms, divergence)))
+
+
+def _fused_block(
+    student: Tensor, teacher: Tensor, targets: Tensor | None, weight: Tensor, terms: Terms, *, grad: bool
+) -> Block | None:
+    divergence = terms.divergence
+    assert isinstance(divergence, Pointwise)
+    numbers = torch.tensor(_numbers(terms, divergence), dtype=student.dtype, device=student.device)
+    result = _compiled(_Fused(divergence, terms.temperature != 1.0, grad))(student, teacher, targets, weight, numbers)
+    return None if result is None else Block(*result)
+
+
+def _numbers(terms: Terms, divergence: Pointwise) -> tuple[float, ...]:
+    return (1.0 / terms.temperature, terms.ce_weight, terms.kd_weight, *divergence.numbers)
 
 
 @dataclass(frozen=True)
@@ -143,18 +129,18 @@ class _Fused:
         cold, ce_weight, kd_weight, *own = numbers
         log_p = torch.log_softmax(teacher * cold, -1) if self.tempered else torch.log_softmax(teacher, -1)
         log_q = torch.log_softmax(student * cold, -1) if self.tempered else torch.log_softmax(student, -1)
+        q = log_q.exp()
         term, slope = self.divergence.terms(log_p, log_q, own)
         plain = torch.log_softmax(student, -1) if self.tempered and targets is not None else log_q
         hard = None if targets is None else -plain.gather(-1, targets[:, None]).squeeze(-1)
         gradient = None
         if self.grad:
-            gradient = (kd_weight * cold) * (slope - log_q.exp() * slope.sum(-1, keepdim=True))
-            if targets is not None:
+            gradient = (slope - q * slope.sum(-1, keepdim=True)) * (weight * kd_weight * cold).to(q.dtype)[:, None]
+            if targets is not None and (isinstance(ce_weight, Tensor) or ce_weight != 0):
                 onehot = torch.arange(plain.shape[-1], device=plain.device) == targets[:, None]
-                gradient = gradient + ce_weight * (plain.exp() - onehot.to(plain.dtype))
-            gradient = weight.to(gradient.dtype)[:, None] * gradient
+                gradient = gradient + (plain.exp() - onehot.to(q.dtype)) * (weight * ce_weight).to(q.dtype)[:, None]
         same = (student.argmax(-1) == teacher.argmax(-1)).to(term.dtype)
-        return term.sum(-1), hard, entropy(log_q), entropy(log_p), same, weight, gradient
+        return term.sum(-1), hard, _entropy(log_q, q), entropy(log_p), same, weight, gradient
 
 
 def _generic_block(
@@ -166,7 +152,7 @@ def _generic_block(
         log_q = torch.log_softmax(student / terms.temperature, -1)
         log_p = torch.log_softmax(teacher.detach() / terms.temperature, -1)
         if terms.row_weight is not None:
-            weight = weight * terms.row_weight(log_p, log_q.detach()).detach().to(weight.dtype)
+            weight = weight.to(student.dtype) * terms.row_weight(log_p, log_q.detach()).detach().to(student.dtype)
         row = terms.divergence(log_p, log_q, targets)
         objective = terms.kd_weight * row
         hard = None
@@ -188,37 +174,43 @@ def compiler_missing(device: torch.device) -> str | None:
     return None
 
 
-_compiled_functions: dict[tuple[object, ...], Callable[..., tuple[Tensor | None, ...]]] = {}
+Fused = Callable[..., tuple[Tensor | None, ...] | None]
+
+_compiled_functions: dict[tuple[object, ...], Fused] = {}
+_said: set[str] = set()
 
 
-def _compiled(
-    kind: tuple[object, ...], tempered: bool, grad: bool, function: _Fused
-) -> Callable[..., tuple[Tensor | None, ...]]:
+def say_unfused(reason: str) -> None:
+    """Say once in a process that, and why, the eager path serves."""
+    if not _said:
+        _said.add(reason)
+        logger.warning("abkd: the loss runs unfused (slower, same numbers): %s", reason)
+
+
+def _compiled(function: _Fused) -> Fused:
     """The compiled function of this sort of divergence; its parameters are run-time numbers, so a sweep reuses it."""
-    key = (kind, tempered, grad)
+    key = (function.divergence.kind, function.tempered, function.grad)
     if key not in _compiled_functions:
-        _compiled_functions[key] = _guarded(torch.compile(function.__call__, dynamic=True), function)
+        _compiled_functions[key] = _guarded(torch.compile(function.__call__, dynamic=True))
     return _compiled_functions[key]
 
 
-def _guarded(
-    compiled: Callable[..., tuple[Tensor | None, ...]], eager: _Fused
-) -> Callable[..., tuple[Tensor | None, ...]]:
+def _guarded(compiled: Fused) -> Fused:
+    """``compiled``, or None from the moment on that compiling it has failed."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
     broken = False
 
-    @functools.wraps(eager.__call__)
-    def call(*args: Tensor | None) -> tuple[Tensor | None, ...]:
+    def call(*args: Tensor | None) -> tuple[Tensor | None, ...] | None:
         nonlocal broken
-        if not broken:
-            try:
-                return compiled(*args)
-            except (TorchDynamoException, InductorError) as error:
-                broken = True
-                reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"abkd: the loss runs unfused (slower, same numbers): {reason}", stacklevel=2)
-        return eager(*args)  # type: ignore[arg-type]
+        if broken:
+            return None
+        try:
+            return compiled(*args)
+        except (TorchDynamoException, InductorError) as error:
+            broken = True
+            say_unfused((str(error).strip() or type(error).__name__).splitlines()[0])
+            return None
 
     return call

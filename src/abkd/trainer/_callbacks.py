@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from abkd.errors import NonFiniteError
+from abkd.trainer._order import TrainOrder
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -35,6 +36,15 @@ class MetricsFile(TrainerCallback):
             record = {"step": state.global_step, **logs}
             with (Path(args.output_dir) / METRICS_FILE).open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def _belongs(line: str, step: int) -> bool:
+    """Whether a record is of what was done up to ``step``; a summary of a run that was stopped is not."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # cut short when the run was killed
+        return False
+    return step > 0 and record["step"] <= step and "train_runtime" not in record
 
 
 class ProgressBar(TrainerCallback):
@@ -68,7 +78,9 @@ class ProgressBar(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
     ) -> None:
-        note = "  ".join(f"{name} {logs[name]:.4g}" for name in ("loss", "eval_loss", "eval_perplexity") if name in logs)
+        note = "  ".join(
+            f"{name} {logs[name]:.4g}" for name in ("loss", "eval_loss", "eval_perplexity") if name in logs
+        )
         if self.bar is not None and note:
             self.bar.update(self.task, note=note)
         elif note and state.is_world_process_zero:
@@ -85,14 +97,18 @@ class ProgressBar(TrainerCallback):
 
 
 class StopSignals(TrainerCallback):
-    """Ctrl-C and SIGTERM save a checkpoint at the next step boundary and end the run; a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM save a checkpoint at the next step boundary and end the run; a second Ctrl-C ends it at once.
+
+    ``received``: the first signal, in whichever process it came. ``stopped``: whether the run was cut short by it.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.stopped = False
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.received = None
+        self.received, self.stopped = None, False
         for name in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[name] = signal.signal(name, self._note)
@@ -100,9 +116,17 @@ class StopSignals(TrainerCallback):
                 return
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.received is not None:
+        self.received = _of_any_process(self.received, args)
+        if self.received is None or state.global_step >= state.max_steps:
+            return
+        self.stopped = control.should_training_stop = control.should_log = True
+        if not _at_epoch_end(state):  # there the epoch is evaluated and saved first, as in a run that goes on
             control.should_save = True
-            control.should_training_stop = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.stopped:
+            control.should_save = _at_epoch_end(state)
+            control.should_evaluate = control.should_evaluate and _at_epoch_end(state)
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""
@@ -111,9 +135,34 @@ class StopSignals(TrainerCallback):
         self._before.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        # launchers send SIGTERM after the Ctrl-C that their children got too: only a second Ctrl-C is impatience
+        if number == self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received = self.received or signal.Signals(number)
+
+
+def _at_epoch_end(state: TrainerState) -> bool:
+    return state.epoch is not None and float(state.epoch).is_integer()
+
+
+def _of_any_process(received: signal.Signals | None, args: TrainingArguments) -> signal.Signals | None:
+    """All processes stop after the same step, or those that go on would wait for the others for ever."""
+    if args.world_size == 1:
+        return received
+    number = torch.tensor(received or 0, device=args.device)
+    torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+    return signal.Signals(int(number)) if int(number) else None
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the training order which epoch begins, also where wrappers around the data loader do not pass that on."""
+
+    def __init__(self) -> None:
+        self.order: TrainOrder | None = None
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.order is not None:
+            self.order.set_epoch(int(state.epoch or 0))
 
 
 class FiniteGradients(TrainerCallback):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from abkd.errors import OutputDirError
+from safetensors import SafetensorError
+
+from abkd.errors import OutputDirError, StorageError
 
 MANIFEST = "abkd_manifest.json"
 _PREFIX = "checkpoint-"
@@ -31,7 +36,11 @@ def why_broken(checkpoint: Path) -> str | None:
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
         return "it was never finished"
-    for name, entry in json.loads(manifest.read_text()).items():
+    try:
+        entries = json.loads(manifest.read_text())
+    except ValueError:
+        return f"{MANIFEST} cannot be read"
+    for name, entry in entries.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -62,16 +71,63 @@ def newest_whole(run_dir: Path) -> tuple[Path, list[str]]:
     raise OutputDirError(f"nothing to resume in {run_dir}: {detail}. Start without --resume, in another output_dir")
 
 
-def rotate(run_dir: Path, limit: int | None, keep: str | None) -> None:
-    """Remove the oldest checkpoints beyond ``limit``, never the newest nor the best one."""
+def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+    """Remove the oldest checkpoints of a run beyond ``limit``, never the ``newest`` nor the ``best`` one."""
     if limit is None or limit <= 0:
         return
-    found = checkpoints(run_dir)
-    safe = {found[-1].name} | ({Path(keep).name} if keep else set())
+    found = checkpoints(newest.parent)
+    safe = {newest.name} | ({Path(best).name} if best else set())
     surplus = len(found) - max(limit, len(safe))
     for checkpoint in [path for path in found if path.name not in safe][: max(surplus, 0)]:
-        (checkpoint / MANIFEST).unlink(missing_ok=True)  # from here on it does not count
-        shutil.rmtree(checkpoint)
+        discard(checkpoint)
+
+
+def discard(checkpoint: Path) -> None:
+    """Remove a checkpoint, if it is there; from the first moment on it does not count."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+@contextmanager
+def writing(checkpoint: Path, *, clear: bool) -> Iterator[None]:
+    """While a checkpoint is written: nothing older lies in its place, and nothing of it stays if there is no room.
+
+    ``clear``: whether this process does the clearing.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    if clear:
+        discard(checkpoint)
+    try:
+        with refusals(f"the checkpoint {checkpoint}", "The one before it is whole; make room and go on with --resume"):
+            yield
+    except StorageError:
+        if clear:
+            discard(checkpoint)
+        raise
+
+
+@contextmanager
+def refusals(what: str, way_out: str) -> Iterator[None]:
+    """Turns a disk's refusal while ``what`` is written into a StorageError that names the ``way_out``."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_refused(error):
+            raise
+        raise StorageError(f"{what} could not be written: {error}. {way_out}") from error
+
+
+def _disk_refused(error: Exception) -> bool:
+    """Whether an error says that there is no room (safetensors and torch wrap the system's error in their own)."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error).lower()
+    signs = ("no space left", "os error 28", "os error 27", "file write failed", "disk quota", "file too large")
+    return any(sign in text for sign in signs)
 
 
 def _entry(path: Path) -> list[str | int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,9 @@ def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
         from peft import get_peft_model
     except ImportError as error:
         raise ConfigError("use_peft needs the package peft: pip install 'abkd[lora]'") from error
-    return get_peft_model(model, peft_config)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
+        return get_peft_model(model, peft_config)  # type: ignore[arg-type]
 
 
 def prepare_data(

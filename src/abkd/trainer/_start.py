@@ -39,11 +39,15 @@ def check_start(trainer: DistillTrainer) -> None:
 
 
 def _first_mass(trainer: DistillTrainer) -> float | None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # parameters may be sharded: no forward outside the wrapper
+    if (
+        trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    ):  # parameters may be sharded: no forward outside the wrapper
         return None
     dataset: Any = trainer.train_dataset
     size = min(len(dataset), 8)
-    batch = trainer.data_collator([dataset[i * len(dataset) // size] for i in range(size)])["batch"].to(trainer.args.device)
+    batch = trainer.data_collator([dataset[i * len(dataset) // size] for i in range(size)])["batch"].to(
+        trainer.args.device
+    )
     model = trainer.models.student.model
     training = model.training
     model.eval()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,28 @@ LOGGED = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "
 _DISTANCES = {"forward_kl": Terms(ForwardKL()), "reverse_kl": Terms(ReverseKL())}
 
 
+class Totals(NamedTuple):
+    """What the two sums of a step are divided by: the weight of its rows, and its targets in plain text."""
+
+    rows: Tensor
+    plain: Tensor
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Totals:
+        """The totals of some batches together."""
+        rows = sum((batch.weight.sum() for batch in batches), start=torch.zeros(()))
+        plain = sum(0 if batch.pretrain_targets is None else batch.pretrain_targets.numel() for batch in batches)
+        return cls(rows, torch.tensor(float(plain)))
+
+
 class Task:
     """A student, a teacher and an objective; holds no parameters and is no module, so the teacher is never trained."""
 
     def __init__(self, student: CausalRows, teacher: Live, objective: Objective, plan: Plan) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
 
-    def losses(self, batch: Batch, progress: float, total_weight: Tensor) -> dict[str, Tensor]:
-        """``loss``, and sums over the rows of what is logged with their number ``rows``."""
+    def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
+        """``loss``, this batch's part of the step's; and sums over its rows of what is logged, with their number."""
         teacher = self.teacher(batch.teacher)
         rows = self.objective(
             self.student(batch.student),
@@ -37,13 +51,13 @@ class Task:
             batch.targets,
             batch.weight,
             progress=progress,
-            total_weight=total_weight,
+            total_weight=totals.rows,
             plan=self.plan,
         )
         sums = {name: getattr(rows, name).sum() for name in LOGGED}
         loss = rows.loss
         if batch.pretrain is not None:
-            loss = loss + self.objective.lm_coef * self._plain_text(batch, total_weight)
+            loss = loss + self.objective.lm_coef * self._plain_text(batch, totals.plain)
         return {"loss": loss, "rows": batch.weight.count_nonzero(), **sums}
 
     def distances(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -55,13 +69,11 @@ class Task:
         sums = {name: values.double().sum() for name, values in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
 
-    def _plain_text(self, batch: Batch, total_weight: Tensor) -> Tensor:
-        """Mean cross-entropy of the plain text, scaled so that the micro-batches of a step sum to their mean."""
+    def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:
+        """Sum of the cross-entropies of the plain text, over ``total``."""
         assert batch.pretrain is not None
-        assert batch.pretrain_targets is not None
         rows = self.student(batch.pretrain)
-        share = batch.weight.sum() / total_weight.clamp(min=1e-12)
-        return share * linear_divergence(
+        return linear_divergence(
             rows,
             # the divergence has no part in this term: comparing the student with itself makes it exactly 0
             rows.detach(),
@@ -69,6 +81,7 @@ class Task:
             targets=batch.pretrain_targets,
             ce_weight=1.0,
             kd_weight=0.0,
+            total_weight=total,
             plan=self.plan,
         ).loss
 
@@ -80,11 +93,15 @@ def run_inside(model: nn.Module) -> None:
     head has to run there. Nothing is added to the module's state, and every other call is the model's own.
     """
     original = model.forward
+    function = getattr(original, "__func__", None)  # called with the module at hand, so that a copied model runs itself
 
+    @functools.wraps(function or original)
     def forward(self: nn.Module, *args: Any, job: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        return original(*args, **kwargs) if job is None else job()
+        if job is not None:
+            return job()
+        return original(*args, **kwargs) if function is None else function(self, *args, **kwargs)
 
-    model.forward = types.MethodType(functools.wraps(getattr(original, "__func__", original))(forward), model)
+    model.forward = types.MethodType(forward, model)
 
 
 @torch.no_grad()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from abkd.config import DistillConfig
-from abkd.data import Collator, LengthGroupedSampler, TokenizedDataset
-from abkd.errors import Interrupted, NonFiniteError, StorageError
+from abkd.data import Collator, TokenizedDataset
+from abkd.errors import Interrupted, NonFiniteError
 from abkd.trainer import _checkpoints
-from abkd.trainer._callbacks import FiniteGradients, MetricsFile, ProgressBar, StopSignals
+from abkd.trainer._callbacks import EpochOrder, FiniteGradients, MetricsFile, ProgressBar, StopSignals
+from abkd.trainer._evaluation import metrics, warn_of_weak_teacher
+from abkd.trainer._order import Evened, train_order
 from abkd.trainer._setup import Models, prepare_data, resolve_models, resolve_plan
 from abkd.trainer._start import check_start
-from abkd.trainer._task import LOGGED, Task, run_inside
+from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 
 logger = logging.getLogger("abkd")
 
@@ -44,7 +44,9 @@ class DistillTrainer(Trainer):
         ConfigError, DataError, VocabularyError: before anything is trained.
     """
 
-    loss_is_scaled_for_ga = True  # the loss is divided by the weight of the whole accumulated batch (transformers >= 5.19)
+    loss_is_scaled_for_ga = (
+        True  # the loss is divided by the weight of the whole accumulated batch (transformers >= 5.19)
+    )
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class DistillTrainer(Trainer):
         self.plan = resolve_plan(args, self.models)
         self.task = Task(self.models.student, self.models.teacher, args.objective(), self.plan)
         run_inside(self.models.student.model)
-        self.stop_signals, self.progress_bar = StopSignals(), ProgressBar()
+        self.stop_signals, self.progress_bar, self.epoch_order = StopSignals(), ProgressBar(), EpochOrder()
         super().__init__(
             model=self.models.student.model,
             args=args,
@@ -78,7 +80,14 @@ class DistillTrainer(Trainer):
             train_dataset=train,
             eval_dataset=held_out,
             processing_class=tokenizer,
-            callbacks=[*callbacks, MetricsFile(), FiniteGradients(), self.stop_signals, self.progress_bar],
+            callbacks=[
+                *callbacks,
+                self.epoch_order,
+                MetricsFile(),
+                FiniteGradients(),
+                self.stop_signals,
+                self.progress_bar,
+            ],
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True  # the same for transformers < 5.19
@@ -86,22 +95,25 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.models.teacher.model.to(self.args.device)
         self._sums: dict[str, Tensor] = {}
+        self._saved_step, self._teacher_judged = -1, False
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, and their weight over all processes."""
+        """The micro-batches of one optimizer step, and their :class:`Totals` over all processes."""
+        if self.state.global_step >= self.state.max_steps:  # a finished run that is resumed: nothing is left to do
+            return [], None
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        total = sum((sample["batch"].weight.sum() for sample in samples), start=torch.zeros(()))
-        return samples, self.accelerator.reduce(total.to(device), reduction="sum")
+        totals = Totals.of([sample["batch"] for sample in samples])
+        return samples, Totals(*(self.accelerator.reduce(total.to(device), reduction="sum") for total in totals))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """``Σ over this micro-batch / weight of the whole step × processes``: gradients are averaged over processes."""
         batch = inputs["batch"].to(self.args.device)
-        total = batch.weight.sum() if num_items_in_batch is None else num_items_in_batch
-        out = model(job=lambda: self.task.losses(batch, self.progress, total))
+        totals = Totals.of([batch]) if num_items_in_batch is None else num_items_in_batch
+        out = model(job=lambda: self.task.losses(batch, self.progress, totals))
         self._check_finite(out)
         for name in ("rows", *LOGGED):
             self._sums[name] = self._sums.get(name, 0.0) + out[name].detach().double()
@@ -118,11 +130,17 @@ class DistillTrainer(Trainer):
             return
         step = self.state.global_step + 1
         if not bool(torch.isfinite(out["teacher_entropy"])):
-            who, cure = "the teacher's logits contain NaN or +inf", "check the teacher (its dtype: try float32 or bfloat16)"
+            who, cure = (
+                "the teacher's logits contain NaN or +inf",
+                "check the teacher (its dtype: try float32 or bfloat16)",
+            )
         elif not bool(torch.isfinite(out["student_entropy"])):
             who, cure = "the student's logits contain NaN or +inf", "lower the learning rate, or train in bf16 or fp32"
         else:
-            who, cure = "the divergence is infinite", "a class is impossible for one model only: choose α, β > 0 or a skew KL"
+            who, cure = (
+                "the divergence is infinite",
+                "a class is impossible for one model only: choose α, β > 0 or a skew KL",
+            )
         raise NonFiniteError(f"the loss of step {step} is not finite: {who}. No weight was changed by it; {cure}")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -136,13 +154,23 @@ class DistillTrainer(Trainer):
 
     # -- data ----------------------------------------------------------------------------------------------------
 
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        drop_last = kwargs.get("is_training", False) and self.args.dataloader_drop_last
+        if self.args.world_size > 1 and isinstance(dataset, TokenizedDataset) and not drop_last:
+            dataset = Evened(dataset, kwargs["batch_size"] * self.args.world_size)
+        return super()._get_dataloader(dataset, *args, **kwargs)
+
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         dataset = train_dataset or self.train_dataset
-        if not (self.distill_args.group_by_length and isinstance(dataset, TokenizedDataset)):
+        if not isinstance(dataset, TokenizedDataset | Evened):
             return super()._get_train_sampler(dataset)
-        size = self.args.train_batch_size * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroupedSampler(dataset.lengths, size, seed=seed)
+        self.epoch_order.order = train_order(
+            dataset,
+            batch_size=self.args.train_batch_size * self.args.world_size,
+            by_length=self.distill_args.group_by_length,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        return self.epoch_order.order
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         return torch.utils.data.SequentialSampler(eval_dataset)
@@ -163,18 +191,25 @@ class DistillTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Distances to the teacher and perplexities on held-out rows, by the op, without gathering a logit."""
         model = self._model_for_evaluation()
+        training = model.training
+        model.eval()
         sums: dict[str, Tensor] = {}
-        with torch.no_grad():
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices):  # however often this is done, the training is the same
             for inputs in dataloader:
                 batch = inputs["batch"].to(self.args.device)
                 out = model(job=lambda batch=batch: self.task.distances(batch, self.progress))
                 for name, value in out.items():
                     sums[name] = sums.get(name, 0.0) + value
-        model.train()
+        model.train(training)
         totals = {name: self.accelerator.reduce(value, reduction="sum").item() for name, value in sums.items()}
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in _metrics(totals).items()}
+        values = metrics(totals)
+        if not self._teacher_judged and self.is_world_process_zero():
+            warn_of_weak_teacher(values["perplexity"], values["teacher_perplexity"])
+        self._teacher_judged = True
+        values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         count = self.num_examples(dataloader)
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=count)
+        return EvalLoopOutput(predictions=(), label_ids=None, metrics=values, num_samples=count)
 
     def _model_for_evaluation(self) -> nn.Module:
         model = self._wrap_model(self.model, training=False)
@@ -182,7 +217,7 @@ class DistillTrainer(Trainer):
             prepare = self.accelerator.prepare if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
             model = prepare(model) if prepare else self.accelerator.prepare_model(model, evaluation_mode=True)
             self.model_wrapped = model
-        return model.eval()
+        return model
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -201,60 +236,54 @@ class DistillTrainer(Trainer):
                 logger.warning("abkd: %s", sentence)
             resume_from_checkpoint = str(checkpoint)
         logger.info("abkd: %s", self.task.objective.formula())
-        if not resume_from_checkpoint:
+        self._sums, self._saved_step, self._teacher_judged = {}, -1, bool(resume_from_checkpoint)
+        if not resume_from_checkpoint and self.is_world_process_zero():
             check_start(self)
         try:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         finally:
             self.progress_bar.close()
             self.stop_signals.restore()
-        if self.stop_signals.received is not None:
-            error = Interrupted(f"stopped by {self.stop_signals.received.name} after step {self.state.global_step}; "
-                                f"a checkpoint was saved in {self.args.output_dir}: go on with --resume")  # fmt: skip
-            error.exit_code = 128 + self.stop_signals.received
-            raise error
+        if self.stop_signals.stopped:
+            raise _interrupted(self.stop_signals.received, self.state.global_step, self.args.output_dir)
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._saved_step == self.state.global_step:  # rewriting it would leave a moment without a whole one
+            return
+        checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
-        run_dir = Path(self._get_output_dir(trial=trial))
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                _checkpoints.seal(run_dir / f"checkpoint-{self.state.global_step}")
-                _checkpoints.rotate(run_dir, limit, self.state.best_model_checkpoint)
-        except (OSError, RuntimeError) as error:
-            if not _disk_refused(error):
-                raise
-            raise StorageError(f"the checkpoint of step {self.state.global_step} could not be written in {run_dir}: {error}. "
-                               "The one before it is whole; make room and go on with --resume") from error  # fmt: skip
+            with _checkpoints.writing(checkpoint, clear=self.args.should_save):
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    _checkpoints.seal(checkpoint)
+                    _checkpoints.rotate(checkpoint, limit, self.state.best_model_checkpoint)
         finally:
             self.args.save_total_limit = limit
+        self._saved_step = self.state.global_step
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The student in the form it came, with its tokenizer; also from shards.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with _checkpoints.refusals(f"the student in {output_dir or self.args.output_dir}", "Make room and try again"):
+            if self.is_fsdp_enabled and not _internal_call:
+                self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+            else:
+                super().save_model(output_dir, _internal_call)
 
 
-def _disk_refused(error: BaseException) -> bool:
-    """Whether an error says that there is no room (safetensors and torch wrap the system's error in their own)."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    text = str(error).lower()
-    return any(sign in text for sign in ("no space left", "os error 28", "file write failed", "disk quota", "file too large"))
-
-
-def _metrics(totals: dict[str, float]) -> dict[str, float]:
-    rows = max(totals["rows"], 1.0)
-    return {
-        "loss": totals["loss"] / rows,
-        "forward_kl": totals["forward_kl"] / rows,
-        "reverse_kl": totals["reverse_kl"] / rows,
-        "top1_agreement": totals["agreement"] / rows,
-        "perplexity": _exp(totals["cross_entropy"] / rows),
-        "teacher_perplexity": _exp(totals["teacher_cross_entropy"] / rows),
-    }
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+def _interrupted(signal: Any, step: int, output_dir: Any) -> Interrupted:
+    error = Interrupted(
+        f"stopped by {signal.name} after step {step}; a checkpoint was saved in {output_dir}: go on with --resume"
+    )
+    error.exit_code = 128 + signal
+    return error
 
 
 def _pad_id(tokenizer: Any) -> int:

@@ -1,0 +1,77 @@
+"""What the demo prints: a bar for everything that takes time, then a table, answers and where things are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console()
+
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("perplexity", "perplexity\n(held out)", lambda x: f"{x:,.1f}"),
+    ("forward_kl", "KL(p‖q)\nnats", lambda x: f"{x:.2f}"),
+    ("reverse_kl", "KL(q‖p)\nnats", lambda x: f"{x:.2f}"),
+    ("top1_agreement", "top-1\nagreement", lambda x: f"{100 * x:.1f} %"),
+    ("rouge_l_greedy", "ROUGE-L\ngreedy", lambda x: f"{x:.1f}"),
+    ("rouge_l_sampled", "ROUGE-L\nsampled", lambda x: f"{x:.1f}"),
+    ("parameters", "parameters", lambda x: f"{x / 1e6:.0f} M"),
+    ("tokens_per_second", "tokens/s", lambda x: f"{x:,.0f}"),
+    ("train_seconds", "training", lambda x: f"{x:,.0f} s"),
+)
+
+
+@contextmanager
+def stage(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A line with a bar while something lasts; yields a function ``(done, total)``."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+        progress.update(task, completed=1, total=1)
+
+
+def say(text: str) -> None:
+    """A plain sentence."""
+    console.print(text, highlight=False)
+
+
+def ending(result: Mapping[str, Any], output_dir: Path, seconds: float) -> None:
+    """The table, answers side by side, and where student and report are."""
+    console.print()
+    console.print(_table(result["title"], result["rows"], result["highlight"]))
+    for note in result["notes"]:
+        console.print(Text(note, style="dim"))
+    for answer in result["answers"][:2]:
+        console.print(_answers(answer))
+    console.print(f"The report:   {output_dir / 'report.html'}", highlight=False)
+    console.print(f"The student:  AutoModelForCausalLM.from_pretrained({result['student']!r})", highlight=False)
+    console.print(f"All in {seconds / 60:.1f} minutes.", highlight=False)
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]], highlight: str) -> Table:
+    shown = [column for column in _COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    table = Table(title=title, title_style="bold", header_style="bold")
+    table.add_column("")
+    for _, label, _ in shown:
+        table.add_column(label, justify="right")
+    for row in rows:
+        cells = ["–" if row.get(key) is None else write(row[key]) for key, _, write in shown]
+        table.add_row(row["name"], *cells, style="bold green" if row["name"] == highlight else "")
+    return table
+
+
+def _answers(answer: Mapping[str, Any]) -> Panel:
+    lines = [_line("reference", answer["reference"], "dim"), *(_line(who, text) for who, text in answer["answers"].items())]
+    return Panel(Group(*lines), title=Text(answer["prompt"], style="bold"), title_align="left")
+
+
+def _line(who: str, text: str, style: str = "") -> Text:
+    return Text.assemble((f"{who}: ", "bold cyan"), (text, style))

@@ -1,0 +1,165 @@
+"""A student out of its teacher: the same model without the layers that change the hidden states least.
+
+The influence of a layer is 1 - cos(its input, its output), a mean over tokens: the "block influence" of Men et al.,
+*ShortGPT* (2024). Input and output widths, head and vocabulary stay, so teacher and student fit each other exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from abkd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def layer_influence(
+    model: PreTrainedModel,
+    examples: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 16,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[float]:
+    """One number per decoder layer, 1 - cosine of its input and output, averaged over all tokens of ``examples``.
+
+    Args:
+        model: a causal language model; its mode and its weights are left as they are.
+        examples: token ids, one list per text. Some hundred short texts of the kind the student is for will do.
+        batch_size: texts per forward pass.
+        progress: called with (texts done, texts in all).
+
+    Raises:
+        ConfigError: no token at all, or the decoder layers cannot be told.
+    """
+    examples = sorted((example for example in examples if len(example)), key=len)
+    if not examples:
+        raise ConfigError("Layers are measured on text, but there is no token in the examples; give at least one row.")
+    layers = decoder_layers(model)[1]
+    sums = [0.0] * len(layers)
+    mask = torch.empty(0)
+
+    def watch(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+            sums[index] += ((1 - cosine) * mask).sum().item()
+
+        return hook
+
+    hooks = [layer.register_forward_hook(watch(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(examples), batch_size):
+            ids, mask = _padded(examples[start : start + batch_size], model.device)
+            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            if progress is not None:
+                progress(min(start + batch_size, len(examples)), len(examples))
+    finally:
+        model.train(training)
+        for handle in hooks:
+            handle.remove()
+    return [total / sum(map(len, examples)) for total in sums]
+
+
+def shrink(model: PreTrainedModel, layers: int, influence: Sequence[float]) -> tuple[PreTrainedModel, tuple[int, ...]]:
+    """A copy of ``model`` with its ``layers`` most influential layers, and their numbers in the original.
+
+    Every other weight is kept; ``model`` itself is untouched. The copy is built from a configuration of its own, so it
+    saves, loads and generates like any model of its architecture.
+
+    Raises:
+        ConfigError: ``layers`` is not in [1, existing layers), ``influence`` has not one finite number per layer, or the
+            architecture treats its layers by number in a way that its configuration cannot tell.
+    """
+    name, existing = decoder_layers(model)
+    if not 1 <= layers < len(existing):
+        raise ConfigError(
+            f"A shrunken model keeps at least 1 and at most {len(existing) - 1} of this model's {len(existing)} layers, "
+            f"but layers={layers}."
+        )
+    if len(influence) != len(existing) or not torch.tensor(influence, dtype=torch.float64).isfinite().all():
+        raise ConfigError(
+            f"influence must be one finite number for each of the {len(existing)} layers, but is {list(influence)!r}; "
+            "layer_influence(model, examples) gives it."
+        )
+    ranked = sorted(range(len(existing)), key=lambda i: -influence[i])
+    kept = tuple(sorted(ranked[:layers]))
+    student = _build(model, _shorter_config(model, kept))
+    _copy_weights(model, student, name, kept)
+    return student, kept
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The decoder's layers and their name in ``model``: the one ``ModuleList`` as long as the configuration says.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    count = _text_config(model.config).num_hidden_layers
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(found) != 1:
+        names = ", ".join(name for name, _ in found) or "none"
+        raise ConfigError(
+            f"One list of {count} decoder layers was expected in {type(model).__name__}, found: {names}. "
+            "Shrinking needs a plain decoder-only model."
+        )
+    return found[0]
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config(decoder=True)
+
+
+def _padded(examples: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids ``[B, T]`` padded on the right with 0, and the mask of the real ones."""
+    longest = max(map(len, examples))
+    ids = torch.tensor([[*example, *[0] * (longest - len(example))] for example in examples], device=device)
+    mask = torch.arange(longest, device=device) < torch.tensor([[len(example)] for example in examples], device=device)
+    return ids, mask.long()
+
+
+def _shorter_config(model: PreTrainedModel, kept: Sequence[int]) -> Any:
+    """A copy of the configuration for the kept layers; what it lists per layer (``layer_types``) is cut alike."""
+    shorter = copy.deepcopy(model.config)
+    text = _text_config(shorter)
+    count = text.num_hidden_layers
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == count:
+            setattr(text, key, [value[i] for i in kept])
+    text.num_hidden_layers = len(kept)
+    return shorter
+
+
+def _build(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+    student = type(model)._from_config(config, dtype=model.dtype)  # the one builder that takes a dtype
+    student.generation_config = copy.deepcopy(model.generation_config)
+    return student.to(model.device).train(model.training)
+
+
+def _copy_weights(model: PreTrainedModel, student: PreTrainedModel, name: str, kept: Sequence[int]) -> None:
+    of_layer = re.compile(rf"{re.escape(name)}\.(\d+)\.(.*)")
+    place = {number: i for i, number in enumerate(kept)}
+    weights = {}
+    for key, tensor in model.state_dict().items():
+        found = of_layer.fullmatch(key)
+        if found is None:
+            weights[key] = tensor
+        elif int(found[1]) in place:
+            weights[f"{name}.{place[int(found[1])]}.{found[2]}"] = tensor
+    try:
+        student.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{type(model).__name__} builds its layers differently by their number, so layers {list(kept)} do not fit a "
+            "shorter model; choose another teacher or another number of layers."
+        ) from error

@@ -1,0 +1,98 @@
+"""Two processes, replicated (DDP) or sharded (FSDP2), train and evaluate what one process does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_parts import gap, weights
+from transformers import AutoModelForCausalLM
+from two_processes import VARIANTS, build
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def launch(*words: str | Path, processes: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(TESTS), *(entry for entry in sys.path if entry)]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            *map(str, words),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def compare(path: Path, variant: str, alone: Path, tolerance: float) -> None:
+    one = build(alone, variant, 1)
+    one.train()
+    expected = one.evaluate()
+    directory = path / variant.replace(" ", "_")
+    assert gap(load_file(directory / "weights.safetensors"), weights(one.model)) < tolerance
+    found = json.loads((directory / "eval.json").read_text())
+    for name in ("loss", "forward_kl", "reverse_kl", "top1_agreement", "perplexity", "teacher_perplexity"):
+        assert found[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"], rel=1e-5), name
+    theirs, mine = (records(where) for where in (directory, Path(one.args.output_dir)))
+    for record, other in zip(mine, theirs, strict=True):
+        for name in ("loss", "grad_norm", "divergence", "cross_entropy", "top1_agreement"):
+            assert other[name] == pytest.approx(record[name], rel=1e-5), name
+
+
+def records(directory: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def loads(directory: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.config.architectures == ["LlamaForCausalLM"]
+    assert gap(model, load_file(directory / "weights.safetensors")) == 0.0
+    assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+
+
+def test_two_replicas_equal_one_process(tmp_path):
+    variants = [name for name in VARIANTS if name != "resumed"]
+    done = launch(TESTS / "trainer" / "two_processes.py", tmp_path / "two", *variants)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for variant in variants:
+        compare(tmp_path / "two", variant, tmp_path / "one", 2e-6)
+    loads(tmp_path / "two" / "plain")
+
+
+@pytest.mark.slow
+def test_two_shards_equal_one_process(tmp_path):
+    done = launch(TESTS / "trainer" / "two_processes.py", tmp_path / "two", "plain", "accumulated", SHARDED="1")
+    assert done.returncode == 0, done.stderr[-4000:]
+    for variant in ("plain", "accumulated"):
+        compare(tmp_path / "two", variant, tmp_path / "one", 2e-6)
+    loads(tmp_path / "two" / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", ["", "1"], ids=["replicas", "shards"])
+def test_two_processes_resume_exactly(tmp_path, sharded):
+    script = TESTS / "trainer" / "two_processes.py"
+    done = launch(script, tmp_path, "resumed", SHARDED=sharded)
+    assert done.returncode == 0, done.stderr[-4000:]
+    directory = tmp_path / "resumed"
+    whole, log = load_file(directory / "weights.safetensors"), records(directory)
+    shutil.rmtree(directory / "checkpoint-4")
+    done = launch(script, tmp_path, "resumed", SHARDED=sharded)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert gap(load_file(directory / "weights.safetensors"), whole) == 0.0
+    assert [line["loss"] for line in records(directory)] == [line["loss"] for line in log]

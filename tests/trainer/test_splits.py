@@ -1,0 +1,77 @@
+"""The same rows in one step give the same step, however they are split into micro-batches and processes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from training_parts import gap, gpt2, llama, rows, trainer, weights
+from transformers import TrainerCallback
+
+SPLITS = ((8, 1), (4, 2), (1, 8))
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "plain text": {"lm_coef": 0.7},
+    "both losses": {"ce_weight": 0.5, "kd_weight": 2.0, "kd_temperature": 2.0, "scale_by_temperature_squared": True},
+    "row weights": {"row_weight": "TeacherConfidence()"},
+}
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every step, before it is clipped away with the weights' change."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        self.steps.append({name: p.grad.detach().clone() for name, p in model.named_parameters()})
+
+
+def run(path: Any, student: Any, batch: int, accumulation: int, **options: Any):
+    kept = Gradients()
+    made = trainer(
+        path,
+        student,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=0.0,
+        optim="sgd",
+        learning_rate=0.05,
+        data=rows(12),  # the last step of an epoch has four rows instead of eight
+        max_steps=4,
+        callbacks=[kept],
+        **options,
+    )
+    made.train()
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return made, kept.steps, [record for record in records if "loss" in record]
+
+
+def relative(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    largest = max(value.abs().max().item() for value in one.values())
+    return gap(one, other) / largest
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("family", [llama, gpt2])
+def test_batch_size_and_accumulation_change_nothing(tmp_path, variant, family):
+    def student():
+        model = family(0)
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            for module in model.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+            setattr(model.config, name, 0.0)
+        return model
+
+    runs = [run(tmp_path / f"{batch}", student(), batch, n, **VARIANTS[variant]) for batch, n in SPLITS]
+    whole, gradients, logs = runs[0]
+    for other, steps, records in runs[1:]:
+        assert relative(weights(whole.model), weights(other.model)) < 1e-6
+        for mine, theirs in zip(gradients, steps, strict=True):
+            assert relative(mine, theirs) < 3e-6
+        for mine, theirs in zip(logs, records, strict=True):
+            for name in ("loss", "divergence", "cross_entropy", "student_entropy", "teacher_entropy", "top1_agreement"):
+                assert theirs[name] == pytest.approx(mine[name], rel=2e-6), name

@@ -1,0 +1,53 @@
+"""What each process of a launched test runs: ``two_processes.py OUTPUT_DIR VARIANT...`` (see test_processes.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from training_parts import llama, rows, teacher, trainer
+
+STEP = {"max_grad_norm": 1.0, "learning_rate": 3e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "plain text by length": {"lm_coef": 0.7, "group_by_length": True},
+    "accumulated": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+    "resumed": {"save_strategy": "steps", "save_steps": 2},
+}
+
+
+def build(path: Path, variant: str, world: int, **more: Any):
+    """The same step for any number of processes: 4 rows of 10, so the last step of an epoch has 2; 7 held out."""
+    options = {"per_device_train_batch_size": 2, **STEP, **VARIANTS[variant], **more}
+    options["per_device_train_batch_size"] *= 2 // world
+    return trainer(path / variant.replace(" ", "_"), llama(0), data=rows(10), teach=teacher(), eval_dataset=rows(7), **options)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    path, variants = Path(sys.argv[1]), sys.argv[2:]
+    fsdp = {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}} if os.environ.get("SHARDED") else {}
+    for variant in variants:
+        world = int(os.environ["WORLD_SIZE"])
+        made = build(path, variant, world, **fsdp)
+        if variant == "resumed":
+            made.train(resume_from_checkpoint=(Path(made.args.output_dir) / "checkpoint-2").is_dir())
+        else:
+            made.train()
+        metrics = made.evaluate()
+        made.save_model()
+        state = made.accelerator.get_state_dict(made.model)
+        if made.is_world_process_zero():
+            save_file({k: v.contiguous() for k, v in state.items()}, Path(made.args.output_dir) / "weights.safetensors")
+            (Path(made.args.output_dir) / "eval.json").write_text(json.dumps(metrics))
+        made.accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

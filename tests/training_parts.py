@@ -1,0 +1,121 @@
+"""What the tests of training share: rows, tiny models, a trainer in one line, and how far two models are apart."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_parts import make_chatml
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from abkd import AlphaBeta, DistillConfig, DistillTrainer
+
+WORDS = "the list returns items of a capital function and bye".split()
+
+
+@functools.cache
+def tokenizer() -> Any:
+    return make_chatml()
+
+
+def rows(count: int = 12) -> list[dict[str, str]]:
+    """Prompts and completions of different lengths."""
+    return [
+        {"prompt": f"What is {WORDS[i % len(WORDS)]}? ", "completion": " ".join(WORDS[i % 7 : i % 7 + 1 + i % 4])}
+        for i in range(count)
+    ]
+
+
+def chunks() -> list[list[int]]:
+    """Plain text of different lengths, as token ids."""
+    return [tokenizer()(" ".join(WORDS[i:]))["input_ids"] for i in range(4)]
+
+
+def llama(seed: int, *, width: int = 32, layers: int = 1, classes: int = 340, sharpness: float = 3.0, **options: Any):
+    """A random Llama that is sure enough of itself for a divergence to be far from 0."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=classes,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **{"bos_token_id": None, "eos_token_id": 1, **options},
+    )
+    return _sharper(LlamaForCausalLM(config), sharpness)
+
+
+def gpt2(seed: int, *, width: int = 32, layers: int = 1, sharpness: float = 3.0):
+    """With learned positions and with dropout, which reads the random numbers of the run."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=340,
+        n_positions=128,
+        n_embd=width,
+        n_layer=layers,
+        n_head=4,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return _sharper(GPT2LMHeadModel(config), sharpness)
+
+
+def _sharper(model: Any, factor: float) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(factor)
+    return model
+
+
+def teacher() -> Any:
+    return llama(7, width=48, layers=2, sharpness=6.0)
+
+
+def config(path: Path | str, **options: Any) -> DistillConfig:
+    defaults: dict[str, Any] = {
+        "output_dir": str(path),
+        "use_cpu": True,
+        "divergence": AlphaBeta(0.2, 0.7),
+        "learning_rate": 1e-2,
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 4,
+        "max_length": 64,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+    }
+    return DistillConfig(**{**defaults, **options})
+
+
+def trainer(path: Path | str, student: Any = None, *, data: Any = None, teach: Any = None, **options: Any):
+    """A DistillTrainer; ``options`` are the trainer's own where it knows them, and the config's otherwise."""
+    own = {
+        name: options.pop(name) for name in ("eval_dataset", "pretrain_chunks", "peft_config", "callbacks")
+        if name in options
+    }
+    if options.get("lm_coef") and "pretrain_chunks" not in own:
+        own["pretrain_chunks"] = chunks()
+    return DistillTrainer(
+        llama(0) if student is None else student,
+        teacher() if teach is None else teach,
+        config(path, **options),
+        train_dataset=rows() if data is None else data,
+        processing_class=tokenizer(),
+        **own,
+    )
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def gap(one: Any, other: Any) -> float:
+    """The largest difference of any weight of two models (or states)."""
+    first, second = (thing if isinstance(thing, dict) else weights(thing) for thing in (one, other))
+    assert first.keys() == second.keys()
+    return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
