@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,6 +79,8 @@ class DistillConfig(TrainingArguments):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, notation.parse(value))
+        if isinstance(self.teacher_model_init_kwargs, str):
+            self.teacher_model_init_kwargs = _read_mapping("teacher_model_init_kwargs", self.teacher_model_init_kwargs)
         if self.kd_ratio is not None:
             self._take_kd_ratio(self.kd_ratio)
         if self.max_length < 2:
@@ -118,3 +121,13 @@ class DistillConfig(TrainingArguments):
         if (self.ce_weight, self.kd_weight) not in ((0.0, 1.0), (1 - ratio, ratio)):
             raise ConfigError("kd_ratio is the short form of ce_weight and kd_weight: give one or the other")
         self.ce_weight, self.kd_weight = 1.0 - ratio, float(ratio)
+
+
+def _read_mapping(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError(f'{name} must be a mapping such as {{"dtype": "bfloat16"}}, but it is {text!r}')
+    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,8 +27,8 @@ def generate_answers(
 ) -> list[str]:
     """What ``model`` answers to each prompt, in the order of the prompts, without special tokens.
 
-    Sampling is the papers' protocol: temperature 1, from the whole distribution (no top-k, no top-p). The same seed gives
-    the same answers on the same machine with the same batch size, and the caller's random state is left as it was.
+    Sampling is the papers' protocol: temperature 1, from the whole distribution (no top-k, no top-p). The same seed
+    gives the same answers on the same machine with the same batch size, and the caller's random state stays as it was.
 
     Args:
         model: a causal language model; its mode is restored afterwards.
@@ -114,7 +114,7 @@ def _generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
     own = model.generation_config
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode():
+        with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(seed)
             model.eval()
             yield
@@ -124,7 +124,7 @@ def _generating(model: PreTrainedModel, seed: int) -> Iterator[None]:
 
 
 def _batch(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Sequence[int]],
     settings: GenerationConfig,

@@ -95,7 +95,7 @@ class Objective:
             _term(self.kd_weight, ("T²·" if self.scale_by_temperature_squared else "") + _describe(self.divergence)),
         ]
         inside = " + ".join(part for part in parts if part)
-        text = f"L = mean over response tokens of {weight}{f'({inside})' if weight else inside}"
+        text = f"L = mean over response tokens of {weight}{f'({inside})' if weight or all(parts) else inside}"
         if self.lm_coef:
             text += f" + {_term(self.lm_coef, 'CE(plain text)')}"
         return f"{text},  T = {self.temperature:g}"

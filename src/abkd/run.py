@@ -145,6 +145,10 @@ def _prepare_output(recipe: Recipe, config: DistillConfig, *, resume: bool) -> N
         if config.overwrite_output_dir and directory.exists() and not resume:
             shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
+    if config.world_size > 1:  # the others look into it next
+        import torch
+
+        torch.distributed.barrier()
 
 
 def _record(trainer: DistillTrainer, recipe: Recipe, *, resume: bool) -> None:
@@ -162,9 +166,16 @@ def _record(trainer: DistillTrainer, recipe: Recipe, *, resume: bool) -> None:
             f"{train.fingerprint}): put the data back, or start anew in another output_dir"
         )
     if trainer.is_world_process_zero():
-        (directory / RECIPE_FILE).write_text(recipe.to_yaml(resolved=True), encoding="utf-8")
-        (directory / RUN_FILE).write_text(json.dumps(describe(trainer), indent=1), encoding="utf-8")
+        _write(directory / RECIPE_FILE, recipe.to_yaml(resolved=True))
+        _write(directory / RUN_FILE, json.dumps(describe(trainer), indent=1))
     trainer.accelerator.wait_for_everyone()
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: a resumed run reads these files."""
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def describe(trainer: DistillTrainer) -> dict[str, Any]:

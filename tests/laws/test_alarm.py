@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import family_laws  # noqa: F401 - writes the laws into the book
 import pytest
 import torch
-from family_laws import LAWS, applicable, family, rows
 from hypothesis import Phase, given, settings
+from law_book import LAWS, applicable, family, rows
 from torch import Tensor
 
 import abkd.divergences

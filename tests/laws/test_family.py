@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import family_laws  # noqa: F401 - writes the laws into the book
 import pytest
-from family_laws import LAWS, applicable, family, rows
 from hypothesis import given
 from hypothesis import strategies as st
+from law_book import LAWS, applicable, family, rows
 
 from abkd.divergences import Divergence
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_parts import gap, gpt2, llama, rows, trainer, weights
+from training_parts import gap, gpt2, llama, rows, teacher, trainer, weights
 from transformers import TrainerCallback
 
 EVERY_THIRD = {"save_strategy": "steps", "save_steps": 3}
@@ -59,6 +59,7 @@ def test_resume_is_exact(tmp_path, case, family):
     assert gap(whole.model, resumed.model) == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
 def test_resume_of_adapters_is_exact(tmp_path):
     """Only the adapters are saved; their dropout reads the random numbers of the run."""
     whole = trainer(tmp_path / "whole", peft_config=lora(), gradient_accumulation_steps=2, **EVERY_THIRD)
@@ -93,3 +94,24 @@ def test_two_runs_with_one_seed_are_equal_and_with_two_seeds_are_not(tmp_path):
         each.train()
     assert gap(first.model, second.model) == 0.0
     assert gap(first.model, third.model) > 0.0
+
+
+@pytest.mark.parametrize("data", [rows(12), rows(10)], ids=["at the end of an epoch", "within an epoch"])
+def test_resuming_a_finished_run_changes_nothing(tmp_path, data):
+    options = {**EVERY_THIRD, "lr_scheduler_type": "constant", "max_steps": 6, "data": data}
+    whole = trainer(tmp_path, **options)
+    whole.train()
+    again = trainer(tmp_path, llama(5), **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+    assert gap(whole.model, again.model) == 0.0
+
+
+def test_the_seed_decides_the_adapters(tmp_path):
+    """Whatever random numbers were drawn before."""
+    states = []
+    for ambient in (1, 2):
+        student, teach = llama(0), teacher()
+        torch.manual_seed(ambient)
+        states.append(weights(trainer(tmp_path, student, teach=teach, peft_config=lora()).model))
+    assert gap(*states) == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ def build(path: Path, variant: str, world: int, **more: Any):
 
 def main() -> None:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(120, exit=True)  # a process that waits for the other says where
     path, variants = Path(sys.argv[1]), sys.argv[2:]
     fsdp = {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}} if os.environ.get("SHARDED") else {}
     for variant in variants:

@@ -26,16 +26,23 @@ def console() -> Console:
     return Console(quiet=not is_main_process())
 
 
+class _Remarks(logging.Handler):
+    """A remark is a line, a warning a yellow one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else ""
+        Console(stderr=True).print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def speak() -> None:
     """Show our own remarks on standard error (the first process alone); transformers only says what went wrong."""
-    from rich.logging import RichHandler
     from transformers.utils import logging as of_transformers
 
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
     logger = logging.getLogger("abkd")
-    logger.handlers = [handler]
+    logger.handlers = [_Remarks()]
+    logger.propagate = False  # or whoever sets up the root logger (absl does) makes us say everything twice
     logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
 
 

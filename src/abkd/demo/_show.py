@@ -15,15 +15,15 @@ from rich.text import Text
 
 console = Console()
 
-_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("perplexity", "perplexity\n(held out)", lambda x: f"{x:,.1f}"),
-    ("forward_kl", "KL(p‖q)\nnats", lambda x: f"{x:.2f}"),
-    ("reverse_kl", "KL(q‖p)\nnats", lambda x: f"{x:.2f}"),
-    ("top1_agreement", "top-1\nagreement", lambda x: f"{100 * x:.1f} %"),
-    ("rouge_l_greedy", "ROUGE-L\ngreedy", lambda x: f"{x:.1f}"),
-    ("rouge_l_sampled", "ROUGE-L\nsampled", lambda x: f"{x:.1f}"),
+_MEASURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("perplexity", "perplexity, held out", lambda x: f"{x:,.1f}"),
+    ("forward_kl", "forward KL to the teacher", lambda x: f"{x:.2f}"),
+    ("reverse_kl", "reverse KL to the teacher", lambda x: f"{x:.2f}"),
+    ("top1_agreement", "top-1 agreement", lambda x: f"{100 * x:.1f} %"),
+    ("rouge_l_greedy", "ROUGE-L, greedy", lambda x: f"{x:.1f}"),
+    ("rouge_l_sampled", "ROUGE-L, sampled (T=1)", lambda x: f"{x:.1f}"),
     ("parameters", "parameters", lambda x: f"{x / 1e6:.0f} M"),
-    ("tokens_per_second", "tokens/s", lambda x: f"{x:,.0f}"),
+    ("tokens_per_second", "tokens/s written", lambda x: f"{x:,.0f}"),
     ("train_seconds", "training", lambda x: f"{x:,.0f} s"),
 )
 
@@ -57,20 +57,20 @@ def ending(result: Mapping[str, Any], output_dir: Path, seconds: float) -> None:
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], highlight: str) -> Table:
-    shown = [column for column in _COLUMNS if any(row.get(column[0]) is not None for row in rows)]
+    """A line per measure and a column per model, which fits a terminal of 80 columns."""
     table = Table(title=title, title_style="bold", header_style="bold")
     table.add_column("")
-    for _, label, _ in shown:
-        table.add_column(label, justify="right")
     for row in rows:
-        cells = ["–" if row.get(key) is None else write(row[key]) for key, _, write in shown]
-        table.add_row(row["name"], *cells, style="bold green" if row["name"] == highlight else "")
+        table.add_column(row["name"], justify="right", style="bold green" if row["name"] == highlight else "")
+    for key, label, write in _MEASURES:
+        if any(row.get(key) is not None for row in rows):
+            table.add_row(label, *("–" if row.get(key) is None else write(row[key]) for row in rows))
     return table
 
 
 def _answers(answer: Mapping[str, Any]) -> Panel:
-    lines = [_line("reference", answer["reference"], "dim"), *(_line(who, text) for who, text in answer["answers"].items())]
-    return Panel(Group(*lines), title=Text(answer["prompt"], style="bold"), title_align="left")
+    answers = (_line(who, " ".join(text.split())) for who, text in answer["answers"].items())
+    return Panel(Group(Text(answer["prompt"], style="bold"), _line("reference", answer["reference"], "dim"), *answers))
 
 
 def _line(who: str, text: str, style: str = "") -> Text:

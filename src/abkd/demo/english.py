@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator
 
-WORDS = (8, 40)  # an answer's length: shorter ones say nothing, longer ones cost the demo minutes
+WORDS = (7, 40)  # an answer's length: shorter ones say nothing, longer ones cost the demo minutes
 SENTENCES = 2
 
 # Docstrings command ("Return ..."), an answer tells ("The `len` function returns ..."). Words that open a docstring as
@@ -19,7 +19,7 @@ VERBS = frozenset(
     deserialize detect determine disable disassemble discard divide drop duplicate emit enable encode ensure enter
     escape estimate evaluate examine execute expand extend extract fail feed fetch fill find finish flush force fork
     free freeze generate get guess handle implement increment indent indicate initialize initiate insert invoke
-    isolate iterate join kill load locate look make mark match merge modify move normalize obtain open pack pad
+    isolate iterate join keep kill load locate look make mark match merge modify move normalize obtain open pack pad
     parse pass pause perform place pop prepare print provide push put query quote raise read register release reload
     remove rename repeat replace report represent request reset resolve restore resume retrieve return reverse
     rotate run save scan schedule search seed send serialize set show shuffle skip sort split start stop store strip
@@ -43,6 +43,7 @@ _UNFIT = re.compile(  # code, markup, abbreviations at the end, asides to mainta
     r"documentation|docstring|see (also|the|help|pep|rfc|section)|pep ?\d|rfc ?\d|default implementation|cpython)\b",
     re.IGNORECASE,
 )
+_COMMAND = re.compile(r"([A-Z]\w+ly )?([A-Za-z]+)(?= )")  # "Return ...", "Recursively copy ..."
 _AND_VERB = re.compile(
     rf"(\b(?:and|or|then|but) |[,;] |\()((?:then |optionally |also |else )?)({'|'.join(sorted(VERBS))})\b"
 )
@@ -55,12 +56,19 @@ _PHRASES = (  # how a thing's docstring opens, and how the sentence goes on afte
     (re.compile(r"(Raised|Called|Used) "), "is {}"),
     (re.compile(r"(Base class|Interface|Exception) "), "is the {}"),
     (re.compile(r"(Metaclass|Subclass|Factory|Decorator|Hook) (?!\w+ (is|are))"), "is a {}"),
-    (re.compile(rf"(A|An|The) (?!{_BEFORE_THAT}\b(is|are|has|have|required|[a-z]+s (the|an?|all|almost|most|multiple))\b)"), "is {}"),
+    (
+        re.compile(
+            rf"(A|An|The) (?!{_BEFORE_THAT}\b(is|are|has|have|required|[a-z]+s (the|an?|all|almost|most|multiple))\b)"
+        ),
+        "is {}",
+    ),
 )
 
 
 def alike(a: frozenset[str], b: frozenset[str]) -> bool:
     """Whether two texts share more than 70 % of all their words."""
+    if min(len(a), len(b)) <= 0.7 * max(len(a), len(b)):
+        return False
     return len(a & b) > 0.7 * len(a | b)
 
 
@@ -94,7 +102,8 @@ def tell(name: str, kind: str, sentences: list[str]) -> str | None:
         if _STRAY_VERB.search(sentence) or (predicate is None and opener not in OPENERS):
             break
         told.append(f"It {predicate}" if predicate else sentence)
-    return " ".join(told)
+    answer = " ".join(told)
+    return answer if len(answer.split()) >= WORDS[0] + 3 else None
 
 
 def _predicate(kind: str, sentence: str) -> str | None:
@@ -106,17 +115,19 @@ def _predicate(kind: str, sentence: str) -> str | None:
 
 def _finite(sentence: str) -> str | None:
     """``Return x and close y.`` and ``Returns x.`` as ``returns x and closes y.``, None for what does not start so."""
-    word, _, rest = sentence.partition(" ")
-    verb = word.lower()
+    found = _COMMAND.match(sentence)
+    if found is None:
+        return None
+    adverb, verb, rest = (found[1] or "").lower(), found[2].lower(), sentence[found.end() :]
     if verb in _THIRD_PERSON:
-        return f"{verb} {rest}"
+        return f"{adverb}{verb}{rest}"
     if verb not in VERBS:
         return None
-    for found in _AND_VERB.finditer(rest):
-        if found[1] not in ("and ", "or ", "then ", "but ") or _NO_AGREEMENT.search(rest[: found.start()]):
+    for other in _AND_VERB.finditer(rest):
+        if other[1] not in ("and ", "or ", "then ", "but ") or _NO_AGREEMENT.search(rest[: other.start()]):
             return None  # "a way to read and write", "name, format": no telling whose verb it is, or whether it is one
-    agreed = _AND_VERB.sub(lambda found: found[1] + found[2] + _third_person(found[3]), rest)
-    return f"{_third_person(verb)} {agreed}"
+    agreed = _AND_VERB.sub(lambda other: other[1] + other[2] + _third_person(other[3]), rest)
+    return f"{adverb}{_third_person(verb)}{agreed}"
 
 
 def _third_person(verb: str) -> str:

@@ -137,6 +137,8 @@ def _make_student(output_dir: Path, teacher: str, size: Size) -> None:
 
 def _train(output_dir: Path, run_dir: Path, teacher: str, divergence: str, size: Size) -> float:
     """Distil by the ordinary way, a recipe; returns the seconds it took."""
+    import torch
+
     from abkd.run import distill
 
     recipe = Recipe.from_dict(
@@ -154,6 +156,7 @@ def _train(output_dir: Path, run_dir: Path, teacher: str, divergence: str, size:
             "max_length": 256,
             "group_by_length": True,
             "bf16": True,
+            "use_cpu": not torch.cuda.is_available(),
             "logging_steps": 5,
             "save_strategy": "no",
             "teacher_model_init_kwargs": {"dtype": "bfloat16"},

@@ -76,15 +76,14 @@ def build_rows(held_out_share: float = 0.12) -> tuple[list[dict[str, Any]], list
 
 
 def collect_entries() -> list[Entry]:
-    """Every fit entry of ``MODULES``, functions first; of nearly equal docstrings the first alone."""
+    """Every fit entry of ``MODULES``, functions first; of nearly equal answers the first alone."""
     entries: list[Entry] = []
     seen: list[frozenset[str]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library's own deprecated names
         for name, kind, thing in _documented():
-            sentences = fit_sentences(thing.__doc__)
-            answer = tell(name, kind, sentences)
-            used = words(" ".join(sentences))
+            answer = tell(name, kind, fit_sentences(thing.__doc__))
+            used = words(answer.partition(f"{kind} ")[2]) if answer else frozenset()
             if answer is None or any(alike(used, other) for other in seen):
                 continue
             entries.append(Entry(name, kind, _call(name, kind, thing), answer))
@@ -155,7 +154,7 @@ def _call(name: str, kind: str, thing: Any) -> str:
 def _parameter(parameter: inspect.Parameter) -> str:
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     default = parameter.default
-    if type(default) in (bool, int, str, type(None)) and len(repr(default)) <= 10:
+    if type(default) in (bool, int, type(None)) and len(repr(default)) <= 10:  # a string may name a path or a venv
         return f"{parameter.name}={default!r}"
     return stars + parameter.name
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from abkd.divergences._exponential import floored, kl_terms, mixture
+from abkd.divergences._exponential import expm1, floored, kl_terms, mixture
 from abkd.divergences._pointwise import Number, Pointwise
 from abkd.errors import ConfigError
 
@@ -70,12 +70,12 @@ class SkewForwardKL(Pointwise):
         skew, rest = numbers
         log_m, from_p, _ = mixture(log_p, log_q, skew, rest)
         # p/m is at most 1/skew, so its excess over 1 is a safe number
-        slope = -rest * torch.exp(log_q) * torch.expm1(from_p)
+        slope = -rest * torch.exp(log_q) * expm1(from_p)
         return kl_terms(log_p, log_m, from_p), slope
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         _, from_p, _ = mixture(log_p, log_q, *self.numbers)
-        return torch.exp(log_p) * (floored(from_p) - self.skew * torch.expm1(from_p))
+        return torch.exp(log_p) * (floored(from_p) - self.skew * expm1(from_p))
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class SkewReverseKL(Pointwise):
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
         skew, rest = numbers
         log_m, _, from_q = mixture(log_p, log_q, rest, skew)
-        slope = torch.exp(log_q) * (floored(from_q) - skew * torch.expm1(from_q))
+        slope = torch.exp(log_q) * (floored(from_q) - skew * expm1(from_q))
         return kl_terms(log_q, log_m, from_q), slope
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         skew, rest = self.numbers
         _, _, from_q = mixture(log_p, log_q, rest, skew)
-        return -rest * torch.exp(log_p) * torch.expm1(from_q)
+        return -rest * torch.exp(log_p) * expm1(from_q)

@@ -16,7 +16,7 @@ from torch import Tensor
 # can be given other numbers without being compiled again.
 Number = float | Tensor
 
-_BLOCK = 1 << 19  # classes handled at once in eager mode: the temporaries of one block stay in the cache
+_BLOCK = 1 << 16  # classes handled at once in eager mode: the temporaries of one block stay in the cache
 
 
 class Divergence(ABC):
@@ -136,7 +136,7 @@ class _SumOfTerms(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         (grad,) = grads
         for_teacher, for_student = ctx.saved_tensors
         weight = grad.reshape(-1, 1)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from abkd.divergences._exponential import difference
+from abkd.divergences._exponential import difference, expm1
 from abkd.divergences._pointwise import Number, Pointwise
 
 
@@ -22,7 +22,7 @@ class TotalVariation(Pointwise):
 
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
         delta = difference(log_p, log_q)
-        term = -0.5 * torch.exp(torch.maximum(log_p, log_q)) * torch.expm1(-delta.abs())
+        term = -0.5 * torch.exp(torch.maximum(log_p, log_q)) * expm1(-delta.abs())
         return term, -0.5 * torch.sign(delta) * torch.exp(log_q)
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:

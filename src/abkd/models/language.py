@@ -54,7 +54,7 @@ class CausalRows:
         if self.dense_because is not None:
             rows: Rows = Dense(self._logits(inputs).flatten(0, 1)[view.rows])
         else:
-            hidden = self.language_model.base_model(**inputs, use_cache=False).last_hidden_state
+            hidden = _backbone(self.language_model)(**inputs, use_cache=False).last_hidden_state
             rows = Projected(hidden.flatten(0, 1)[view.rows], self.head)
         return rows if self.classes is None else rows.first(self.classes)
 
@@ -93,8 +93,15 @@ class CausalRows:
         return self.forward(**inputs, use_cache=False).logits
 
 
+def _backbone(model: Any) -> Any:
+    """What makes the hidden states; some families are told apart from it by ``get_decoder`` alone."""
+    if model.base_model is model and hasattr(model, "get_decoder"):
+        return model.get_decoder()
+    return model.base_model
+
+
 def _not_a_matrix(model: Any) -> str | None:
-    if model.base_model is model:
+    if _backbone(model) is model:
         return "it has no backbone of its own"
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:

@@ -78,14 +78,14 @@ def shrink(model: PreTrainedModel, layers: int, influence: Sequence[float]) -> t
     saves, loads and generates like any model of its architecture.
 
     Raises:
-        ConfigError: ``layers`` is not in [1, existing layers), ``influence`` has not one finite number per layer, or the
-            architecture treats its layers by number in a way that its configuration cannot tell.
+        ConfigError: ``layers`` is not in [1, existing layers), ``influence`` has not one finite number per layer, or
+            the architecture treats its layers by number in a way that its configuration cannot tell.
     """
     name, existing = decoder_layers(model)
     if not 1 <= layers < len(existing):
         raise ConfigError(
-            f"A shrunken model keeps at least 1 and at most {len(existing) - 1} of this model's {len(existing)} layers, "
-            f"but layers={layers}."
+            f"A shrunken model keeps at least 1 and at most {len(existing) - 1} of this model's {len(existing)} "
+            f"layers, but layers={layers}."
         )
     if len(influence) != len(existing) or not torch.tensor(influence, dtype=torch.float64).isfinite().all():
         raise ConfigError(
@@ -141,7 +141,7 @@ def _shorter_config(model: PreTrainedModel, kept: Sequence[int]) -> Any:
 
 
 def _build(model: PreTrainedModel, config: Any) -> PreTrainedModel:
-    student = type(model)._from_config(config, dtype=model.dtype)  # the one builder that takes a dtype
+    student: Any = type(model)._from_config(config, dtype=model.dtype)  # the one builder that takes a dtype
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).train(model.training)
 
@@ -160,6 +160,6 @@ def _copy_weights(model: PreTrainedModel, student: PreTrainedModel, name: str, k
         student.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(
-            f"{type(model).__name__} builds its layers differently by their number, so layers {list(kept)} do not fit a "
-            "shorter model; choose another teacher or another number of layers."
+            f"{type(model).__name__} builds its layers differently by their number, so layers {list(kept)} do not "
+            "fit a shorter model; choose another teacher or another number of layers."
         ) from error

@@ -38,7 +38,7 @@ def chunked_losses(
     plan: Plan,
     dtype: torch.dtype,
 ) -> RowLosses:
-    """As :func:`abkd.linear_divergence`, with the head product in ``dtype``; the gradients are ready when the loss is."""
+    """As :func:`abkd.linear_divergence`, with the head product in ``dtype``; gradients are ready with the loss."""
     call = _Call(teacher, targets, weight, total, terms, plan, dtype)
     if not torch.is_grad_enabled():
         student = student.detach()  # or the gradients would be worked out for nobody
@@ -66,7 +66,7 @@ class _OnePass(torch.autograd.Function):
     ) -> Tensor:
         student = Dense(source) if head is None else Projected(source, head._replace(weight=weight, bias=bias))
         need = ctx.needs_input_grad[1:5]
-        sums = _Gradients(student, call.dtype, need)
+        sums = _Gradients(student, call, need)
         kept = call.weight.nonzero().squeeze(-1)
         parts: list[Block] = []
         step = call.plan.rows_per_chunk
@@ -81,35 +81,36 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         return (None, *(None if g is None else g * grads[0].to(g.dtype) for g in ctx.saved_tensors), None)
 
 
 def _chunk(sums: _Gradients, call: _Call, index: slice | Tensor, rows: Tensor, grad: bool) -> Block:
     logits = sums.student.logits(index)
     targets = None if call.targets is None else call.targets[rows]
+    weight = call.weight[rows]
+    share = weight if sums.share is None else weight * sums.share
     result = blocks(
-        logits,
-        call.teacher.logits(index),
-        targets,
-        call.weight[rows],
-        call.terms,
-        grad=grad,
-        compiled=call.plan.compiled,
+        logits, call.teacher.logits(index), targets, share, call.terms, grad=grad, compiled=call.plan.compiled
     )
     if result.grad is not None:
         sums.add(index, logits, result.grad)
-    return result._replace(grad=None)
+    return result._replace(grad=None, weight=result.weight if sums.share is None else weight)
 
 
 class _Gradients:
-    """Accumulators of ``Σ_n w_n·(…)`` with respect to the student's tensors, in float32 (float64 for float64)."""
+    """Accumulators of the gradients of the student's tensors, in float32 (float64 for float64)."""
 
-    def __init__(self, student: Rows, dtype: torch.dtype, need: tuple[bool, ...]) -> None:
-        self.student = student.to(dtype)
+    def __init__(self, student: Rows, call: _Call, need: tuple[bool, ...]) -> None:
+        self.student = student.to(call.dtype)
         source = self.student.tensors[0]
         wide = torch.promote_types(source.dtype, torch.float32)
-        self.source = torch.zeros_like(source) if need[0] else None
+        # What is rounded to 16 bits carries 1 / total weight already, but for a power of 2, which follows in float32:
+        # nothing is rounded twice and small gradients do not vanish. (A row-weight function tells its sum at the end.)
+        known = call.weight.sum() if call.total is None else call.total
+        self.share = None if call.terms.row_weight is not None else torch.frexp(_inverse(known)).mantissa
+        small = source.dtype == torch.float16
+        self.source = torch.zeros_like(source, dtype=wide if small else None) if need[0] else None
         self.weight = self.bias = self.scale = None
         if isinstance(self.student, Projected):
             head = self.student.head
@@ -149,13 +150,26 @@ class _Gradients:
         used, divergence, hard = numbers["weight"], numbers["divergence"], numbers["cross_entropy"]
         assert used is not None
         assert divergence is not None
-        row = terms.kd_weight * divergence + (0.0 if hard is None else terms.ce_weight * hard)
-        divisor = used.sum() if call.total is None else call.total.to(used.dtype)
-        factor = 1.0 / torch.where(divisor == 0, 1.0, divisor)
-        scaled = factor * self.student.head.scale if isinstance(self.student, Projected) else factor
-        ready = ((self.source, scaled), (self.weight, scaled), (self.bias, factor), (self.scale, factor))
-        ctx.save_for_backward(*(None if g is None else g.mul_(by.to(g.dtype)) for g, by in ready))
-        return ((used * row).sum() * factor).to(torch.promote_types(source.dtype, torch.float32))
+        row = (0.0 if hard is None else terms.ce_weight * hard) + (
+            terms.kd_weight * divergence if terms.kd_weight else 0.0
+        )
+        factor = _inverse(used.sum() if call.total is None else call.total).to(used.dtype)
+        late = factor if self.share is None else factor / self.share.to(factor.dtype)
+        scaled = late * self.student.head.scale if isinstance(self.student, Projected) else late
+        ready = ((self.source, scaled), (self.weight, scaled), (self.bias, late), (self.scale, late))
+        ctx.save_for_backward(*(None if g is None else _times(g, by) for g, by in ready))
+        loss = torch.where(used == 0, 0.0, used * row).sum() * factor  # a row that does not count may be infinite
+        return loss.to(torch.promote_types(source.dtype, torch.float32))
+
+
+def _inverse(total: Tensor) -> Tensor:
+    return 1.0 / torch.where(total == 0, 1.0, total)
+
+
+def _times(gradient: Tensor, factor: Tensor) -> Tensor:
+    if gradient.dtype == factor.dtype:
+        return gradient.mul_(factor)
+    return (gradient.to(factor.dtype) * factor).to(gradient.dtype)  # in 16 bits the factor itself would be rounded
 
 
 def _spread(parts: list[Block], kept: Tensor, call: _Call) -> dict[str, Tensor | None]:

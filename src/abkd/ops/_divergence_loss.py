@@ -10,7 +10,7 @@ from torch import Tensor
 from abkd.divergences import Divergence
 from abkd.divergences._pointwise import working_dtype
 from abkd.errors import ConfigError, VocabularyError
-from abkd.ops._linear_divergence import linear_divergence
+from abkd.ops._linear_divergence import check_temperature, linear_divergence
 from abkd.ops._types import Dense
 
 
@@ -53,6 +53,7 @@ def divergence_loss(
     shape, classes = z_student.shape[:-1], z_student.shape[-1]
     if mask is not None and mask.shape != shape:
         raise ConfigError(f"mask must be {tuple(shape)}, one number a row, but it is {tuple(mask.shape)}")
+    check_temperature(temperature)
     weight = None if mask is None else mask.reshape(-1).to(torch.float32)
     if reduction == "none":
         return _each(z_student, z_teacher, divergence, temperature, weight, scale_by_temperature_squared)
@@ -83,4 +84,5 @@ def _each(
     row = divergence(log_p, log_q) * (temperature**2 if squared else 1.0)
     if weight is not None:
         row = row * weight[kept].to(row.dtype)
+    row = row.to(torch.promote_types(z_student.dtype, torch.float32))
     return row.new_zeros(len(student)).index_copy(0, kept, row).reshape(z_student.shape[:-1])

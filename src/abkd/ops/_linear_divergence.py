@@ -14,7 +14,7 @@ from abkd.errors import ConfigError, VocabularyError
 from abkd.ops._chunked import chunked_losses
 from abkd.ops._reference import reference_losses
 from abkd.ops._rows import RowWeight, Terms, blocks, compiler_missing, say_unfused
-from abkd.ops._types import Dense, Plan, RowLosses, Rows
+from abkd.ops._types import Dense, Plan, Projected, RowLosses, Rows
 
 MEMORY_BUDGET_MB = 256.0
 _WORTH_COMPILING = 1 << 22  # classes in one call; below that the eager time is less than the call overhead matters
@@ -26,7 +26,8 @@ def plan_for(rows: int, classes: int, device: torch.device, *, memory_budget_mb:
     A row of a chunk holds both models' logits, the gradient and one temporary, in float32: 16 bytes a class.
     """
     if not 0 < memory_budget_mb < math.inf:
-        raise ConfigError(f"memory_budget_mb must be a finite number above 0, but it is {memory_budget_mb!r}; try {MEMORY_BUDGET_MB:g}")
+        wanted = "memory_budget_mb must be a finite number above 0"
+        raise ConfigError(f"{wanted}, but it is {memory_budget_mb!r}; try {MEMORY_BUDGET_MB:g}")
     missing = compiler_missing(device)
     if missing is not None and rows * classes >= _WORTH_COMPILING:
         say_unfused(missing)
@@ -111,11 +112,12 @@ def row_metrics(
     student, teacher = student.to(_product_dtype(student)), teacher.to(_product_dtype(teacher))
     plan = plan or plan_for(len(student), student.classes, student.device)
     columns: dict[str, list[Tensor]] = {}
-    for start in range(0, len(student), plan.rows_per_chunk):
-        rows = slice(start, start + plan.rows_per_chunk)
-        chunk = _distances(student.logits(rows), teacher.logits(rows), divergences, targets[rows], plan.compiled)
-        for name, values in chunk.items():
-            columns.setdefault(name, []).append(values)
+    with torch.autocast(student.device.type, enabled=False):
+        for start in range(0, max(len(student), 1), plan.rows_per_chunk):
+            rows = slice(start, start + plan.rows_per_chunk)
+            chunk = _distances(student.logits(rows), teacher.logits(rows), divergences, targets[rows], plan.compiled)
+            for name, values in chunk.items():
+                columns.setdefault(name, []).append(values)
     return {name: torch.cat(values) for name, values in columns.items()}
 
 
@@ -137,6 +139,12 @@ def _distances(
     return columns
 
 
+def check_temperature(temperature: float) -> None:
+    """Raise ConfigError where logits cannot be divided by ``temperature``."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"temperature must be a finite number above 0, but it is {temperature!r}")
+
+
 def _check(student: Rows, teacher: Rows, targets: Tensor | None, ce_weight: float, temperature: float) -> None:
     if len(student) != len(teacher):
         raise ConfigError(f"student and teacher must give the same rows, but give {len(student)} and {len(teacher)}")
@@ -145,8 +153,13 @@ def _check(student: Rows, teacher: Rows, targets: Tensor | None, ce_weight: floa
             f"student has {student.classes} classes, teacher has {teacher.classes}: cut both heads to the classes they "
             "share (Head.first(n)); never pad logits, padding would receive probability"
         )
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(f"temperature must be a finite number above 0, but it is {temperature!r}")
+    for who, rows in (("student", student), ("teacher", teacher)):
+        if isinstance(rows, Projected) and rows.hidden.shape != (len(rows), rows.head.weight.shape[-1]):
+            shapes = f"{list(rows.hidden.shape)} and {list(rows.head.weight.shape)}"
+            raise ConfigError(f"hidden states must be [N, H] and the head's weight [V, H]; the {who}'s are {shapes}")
+    if targets is not None and targets.shape != (len(student),):
+        raise ConfigError(f"targets must be [{len(student)}], one class a row, but are {list(targets.shape)}")
+    check_temperature(temperature)
     if ce_weight != 0 and targets is None:
         raise ConfigError(f"ce_weight={ce_weight!r} needs targets [N]; pass them or set ce_weight=0")
 
@@ -157,11 +170,12 @@ def _row_weights(
     given, function = row_weight if isinstance(row_weight, tuple) else (row_weight, None)
     if given is not None and not isinstance(given, Tensor):
         given, function = None, given
+    dtype = torch.promote_types(student.tensors[0].dtype, torch.float32)
     if given is None:
-        return torch.ones(len(student), dtype=torch.float32, device=student.device), function
+        return torch.ones(len(student), dtype=dtype, device=student.device), function
     if given.shape != (len(student),):
         raise ConfigError(f"row_weight must be [{len(student)}], one number a row, but is {tuple(given.shape)}")
-    return given.detach().to(device=student.device, dtype=torch.promote_types(given.dtype, torch.float32)), function
+    return given.detach().to(device=student.device, dtype=torch.promote_types(given.dtype, dtype)), function
 
 
 def _product_dtype(rows: Rows) -> torch.dtype:

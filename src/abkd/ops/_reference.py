@@ -25,13 +25,13 @@ def reference_losses(
     used = weight[kept].to(dtype)
     if terms.row_weight is not None:
         used = used * terms.row_weight(log_p, log_q.detach()).detach().to(dtype)
-    objective = terms.kd_weight * row
+    objective = terms.kd_weight * row if terms.kd_weight else torch.zeros_like(row)
     hard = None
     if label is not None:
         hard = -torch.log_softmax(z_student, -1).gather(-1, label[:, None]).squeeze(-1)
         objective = objective + terms.ce_weight * hard
     divisor = used.sum() if total is None else total
-    loss = (objective * used).sum() / torch.where(divisor == 0, 1.0, divisor)
+    loss = torch.where(used == 0, 0.0, objective * used).sum() / torch.where(divisor == 0, 1.0, divisor)
     loss = loss.to(torch.promote_types(student.tensors[0].dtype, torch.float32))
 
     def spread(values: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from abkd.divergences._pointwise import Number, working_dtype
 logger = logging.getLogger("abkd")
 
 EAGER_BLOCK = 1 << 16  # classes at once in eager mode: the temporaries stay in the processor's cache
+_FEW_THREADS = 4
 RowWeight = Callable[[Tensor, Tensor], Tensor]  # (log_p [n, V], log_q [n, V]) -> [n], a constant for the gradient
 
 
@@ -70,18 +73,49 @@ def blocks(
         fused = _fused_block(student.to(dtype), teacher.to(dtype), targets, weight, terms, grad=grad)
         if fused is not None:
             return fused
+    with _one_thread(student.device):
+        return _eager_blocks(student, teacher, targets, weight, terms, dtype, grad=grad)
+
+
+def _eager_blocks(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor | None,
+    weight: Tensor,
+    terms: Terms,
+    dtype: torch.dtype,
+    *,
+    grad: bool,
+) -> Block:
     step = max(1, EAGER_BLOCK // student.shape[-1])
     gradient = torch.empty_like(student, dtype=dtype) if grad else None
     parts: list[Block] = []
-    for start in range(0, len(student), step):
+    for start in range(0, max(len(student), 1), step):
         rows = slice(start, start + step)
         label = None if targets is None else targets[rows]
         part = _eager_block(student[rows].to(dtype), teacher[rows].to(dtype), label, weight[rows], terms, grad=grad)
-        if gradient is not None:
+        if gradient is not None and part.grad is not None:
             gradient[rows] = part.grad
         parts.append(part._replace(grad=None))
     numbers = (None if column[0] is None else torch.cat(column) for column in list(zip(*parts, strict=True))[:-1])
     return Block(*numbers, gradient)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a few cores: a hundred small operations a block wait for the slowest thread a hundred times.
+
+    Seen on two cores with other work on them: 40 s with two threads where one takes 2 s. The head products keep all.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or not 1 < threads <= _FEW_THREADS:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _eager_block(
@@ -91,7 +125,7 @@ def _eager_block(
     if not isinstance(divergence, Pointwise) or terms.row_weight is not None:
         return _generic_block(student, teacher, targets, weight, terms, grad=grad)
     function = _Fused(divergence, terms.temperature != 1.0, grad)
-    return Block(*function(student, teacher, targets, weight, _numbers(terms, divergence)))
+    return function(student, teacher, targets, weight, _numbers(terms, divergence))
 
 
 def _fused_block(
@@ -100,8 +134,8 @@ def _fused_block(
     divergence = terms.divergence
     assert isinstance(divergence, Pointwise)
     numbers = torch.tensor(_numbers(terms, divergence), dtype=student.dtype, device=student.device)
-    result = _compiled(_Fused(divergence, terms.temperature != 1.0, grad))(student, teacher, targets, weight, numbers)
-    return None if result is None else Block(*result)
+    fused = _compiled(_Fused(divergence, terms.temperature != 1.0, grad), student.device)
+    return fused(student, teacher, targets, weight, numbers)
 
 
 def _numbers(terms: Terms, divergence: Pointwise) -> tuple[float, ...]:
@@ -123,7 +157,7 @@ class _Fused:
         targets: Tensor | None,
         weight: Tensor,
         numbers: Sequence[Number] | Tensor,
-    ) -> tuple[Tensor | None, ...]:
+    ) -> Block:
         if isinstance(numbers, Tensor):
             numbers = numbers.unbind()
         cold, ce_weight, kd_weight, *own = numbers
@@ -140,7 +174,7 @@ class _Fused:
                 onehot = torch.arange(plain.shape[-1], device=plain.device) == targets[:, None]
                 gradient = gradient + (plain.exp() - onehot.to(q.dtype)) * (weight * ce_weight).to(q.dtype)[:, None]
         same = (student.argmax(-1) == teacher.argmax(-1)).to(term.dtype)
-        return term.sum(-1), hard, _entropy(log_q, q), entropy(log_p), same, weight, gradient
+        return Block(term.sum(-1), hard, _entropy(log_q, q), entropy(log_p), same, weight, gradient)
 
 
 def _generic_block(
@@ -174,7 +208,7 @@ def compiler_missing(device: torch.device) -> str | None:
     return None
 
 
-Fused = Callable[..., tuple[Tensor | None, ...] | None]
+Fused = Callable[..., Block | None]
 
 _compiled_functions: dict[tuple[object, ...], Fused] = {}
 _said: set[str] = set()
@@ -187,12 +221,22 @@ def say_unfused(reason: str) -> None:
         logger.warning("abkd: the loss runs unfused (slower, same numbers): %s", reason)
 
 
-def _compiled(function: _Fused) -> Fused:
+def _compiled(function: _Fused, device: torch.device) -> Fused:
     """The compiled function of this sort of divergence; its parameters are run-time numbers, so a sweep reuses it."""
-    key = (function.divergence.kind, function.tempered, function.grad)
+    key = (function.divergence.kind, function.tempered, function.grad, device.type)
     if key not in _compiled_functions:
-        _compiled_functions[key] = _guarded(torch.compile(function.__call__, dynamic=True))
+        _compiled_functions[key] = _compile(function, device)
     return _compiled_functions[key]
+
+
+def _compile(function: _Fused, device: torch.device) -> Fused:
+    missing = compiler_missing(device)
+    if missing is not None:  # the plan is of another machine
+        say_unfused(missing)
+        return lambda *_: None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own, when it is first loaded
+        return _guarded(torch.compile(function.__call__, dynamic=True))
 
 
 def _guarded(compiled: Fused) -> Fused:
@@ -202,7 +246,7 @@ def _guarded(compiled: Fused) -> Fused:
 
     broken = False
 
-    def call(*args: Tensor | None) -> tuple[Tensor | None, ...] | None:
+    def call(*args: Tensor | None) -> Block | None:
         nonlocal broken
         if broken:
             return None

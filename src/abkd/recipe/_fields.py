@@ -91,8 +91,9 @@ def config_fields() -> Mapping[str, Any]:
 
     from abkd.config import DistillConfig
 
-    # Where DistillConfig only changes a default, the type of transformers is the more exact one (an enum, not a str).
-    hints = typing.get_type_hints(DistillConfig) | typing.get_type_hints(TrainingArguments)
+    # Where DistillConfig only changes a default, the type of transformers is the more exact one (an enum, not a str);
+    # except that warmup_steps is a whole number there before transformers 5, and a share of the run for us.
+    hints = typing.get_type_hints(DistillConfig) | typing.get_type_hints(TrainingArguments) | {"warmup_steps": float}
     return types.MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(DistillConfig) if f.init})
 
 

@@ -1,4 +1,4 @@
-"""What watches a run: the metrics file, the progress bar, signals, and gradients that stop being finite."""
+"""What watches a run: the metrics file, the progress bar, signals, the order of the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from abkd.errors import NonFiniteError
 from abkd.trainer._order import TrainOrder
 
 METRICS_FILE = "metrics.jsonl"
@@ -155,27 +154,11 @@ def _of_any_process(received: signal.Signals | None, args: TrainingArguments) ->
 
 
 class EpochOrder(TrainerCallback):
-    """Tells the training order which epoch begins, also where wrappers around the data loader do not pass that on."""
+    """Tells the training order which epoch begins; wrappers around the data loader do not do so reliably."""
 
     def __init__(self) -> None:
         self.order: TrainOrder | None = None
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.order is not None:
-            self.order.set_epoch(int(state.epoch or 0))
-
-
-class FiniteGradients(TrainerCallback):
-    """Stops before the optimizer step when the gradient is not finite, so that no weight becomes NaN."""
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: Any
-    ) -> None:
-        if args.fp16:  # the loss scaler skips such steps by itself
-            return
-        norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
-        if norms and not bool(torch.isfinite(torch.stack([norm.detach().float() for norm in norms]).sum())):
-            raise NonFiniteError(
-                f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower the learning "
-                "rate, or start from the last checkpoint with --resume and another divergence or temperature"
-            )
+            self.order.begin_epoch(int(state.epoch or 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from abkd.errors import OutputDirError, StorageError
+
+logger = logging.getLogger("abkd")
 
 MANIFEST = "abkd_manifest.json"
 _PREFIX = "checkpoint-"
@@ -49,10 +52,34 @@ def why_broken(checkpoint: Path) -> str | None:
     return None
 
 
+def step_of(checkpoint: Path | None) -> int:
+    """The step after which a checkpoint was saved; -1 if there is none, or if its name does not tell."""
+    number = "" if checkpoint is None else checkpoint.name.removeprefix(_PREFIX)
+    return int(number) if number.isdigit() else -1
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, oldest step first, whole or not."""
-    found = [path for path in run_dir.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+    return sorted((path for path in run_dir.glob(f"{_PREFIX}*") if step_of(path) >= 0), key=step_of)
+
+
+def choose(run_dir: Path, asked: str | bool | None) -> Path | None:
+    """Where to resume: the checkpoint ``asked`` for, the newest whole one for True, or nowhere.
+
+    Raises:
+        OutputDirError: there is none, or the one asked for is broken.
+    """
+    if not asked:
+        return None
+    if asked is True:
+        checkpoint, passed = newest_whole(run_dir)
+        for sentence in passed:
+            logger.warning("abkd: %s", sentence)
+        return checkpoint
+    reason = why_broken(Path(asked)) if (Path(asked) / MANIFEST).exists() else None  # others write no manifest
+    if reason is not None:
+        raise OutputDirError(f"cannot resume from {asked}: {reason}. Choose an older checkpoint, or let --resume choose")
+    return Path(asked)
 
 
 def newest_whole(run_dir: Path) -> tuple[Path, list[str]]:

@@ -45,13 +45,17 @@ class Shuffled(Sampler[int]):
 
 
 class TrainOrder(Sampler[int]):
-    """The real rows in the order of ``inner``, then the empty ones."""
+    """The real rows in the order of ``inner``, then the empty ones.
+
+    It has no ``set_epoch``: some wrappers of accelerate would call that with a count of their own, which is 0 again
+    after a resume.
+    """
 
     def __init__(self, inner: Shuffled | LengthGroupedSampler, length: int) -> None:
         self.inner, self.length = inner, length
 
-    def set_epoch(self, epoch: int) -> None:
-        """Another order for another epoch; called at the start of each."""
+    def begin_epoch(self, epoch: int) -> None:
+        """Another order for another epoch."""
         self.inner.epoch = epoch
 
     def __len__(self) -> int:

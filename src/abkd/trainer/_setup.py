@@ -54,22 +54,16 @@ def resolve_models(
         name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
         tokenizer = load_tokenizer(name, what="processing_class")
     if isinstance(teacher, str):
-        check_same_tokenizer(tokenizer, load_tokenizer(teacher, what="teacher_model_name_or_path"))
-        teacher = load_causal_lm(teacher, what="teacher_model_name_or_path", **_teacher_options(args))
+        what, options = "teacher_model_name_or_path", _teacher_options(args)
+        check_same_tokenizer(tokenizer, load_tokenizer(teacher, what=what, revision=options.get("revision")))
+        teacher = load_causal_lm(teacher, what=what, **options)
     if isinstance(model, str):
         model = load_causal_lm(model, what="model_name_or_path", dtype=torch.float32)
     if peft_config is not None:
         model = _with_adapters(model, peft_config)
+    _check_apart(model, teacher)
     student, teacher_rows = CausalRows(model), CausalRows(teacher)
-    classes = student.head_rows
-    if classes != teacher_rows.head_rows:
-        classes = shared_vocabulary_size(tokenizer, student.head_rows, teacher_rows.head_rows)
-        logger.warning(
-            "abkd: the heads have %d (student) and %d (teacher) rows; both are cut to the tokenizer's %d tokens",
-            student.head_rows,
-            teacher_rows.head_rows,
-            classes,
-        )
+    classes = _shared_classes(student, teacher_rows, tokenizer)
     student.classes = classes
     live = Live(teacher, classes=classes)
     student.check()
@@ -78,6 +72,29 @@ def resolve_models(
         for each in (model, teacher):
             check_packing(each, args.max_length)
     return Models(student, live, tokenizer, classes)
+
+
+def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    mine = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in mine for parameter in teacher.parameters()):
+        raise ConfigError(
+            "student and teacher share weights, so training the one would change the other: load the model twice, or "
+            "give copy.deepcopy(teacher) as the student"
+        )
+
+
+def _shared_classes(student: CausalRows, teacher: CausalRows, tokenizer: Any) -> int:
+    """The classes both heads have: their rows, or the tokenizer's tokens where they are padded differently."""
+    tokens = shared_vocabulary_size(tokenizer, student.head_rows, teacher.head_rows)
+    if student.head_rows == teacher.head_rows:
+        return student.head_rows
+    logger.warning(
+        "abkd: the heads have %d (student) and %d (teacher) rows; both are cut to the tokenizer's %d tokens",
+        student.head_rows,
+        teacher.head_rows,
+        tokens,
+    )
+    return tokens
 
 
 def _teacher_options(args: DistillConfig) -> dict[str, Any]:
@@ -93,6 +110,7 @@ def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
         raise ConfigError("use_peft needs the package peft: pip install 'abkd[lora]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it, and says so
         return get_peft_model(model, peft_config)  # type: ignore[arg-type]
 
 

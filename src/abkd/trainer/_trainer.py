@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer
+from transformers import Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from abkd.config import DistillConfig
 from abkd.data import Collator, TokenizedDataset
-from abkd.errors import Interrupted, NonFiniteError
+from abkd.errors import Interrupted
 from abkd.trainer import _checkpoints
-from abkd.trainer._callbacks import EpochOrder, FiniteGradients, MetricsFile, ProgressBar, StopSignals
+from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import metrics, warn_of_weak_teacher
+from abkd.trainer._finite import FiniteGradients, check_loss
 from abkd.trainer._order import Evened, train_order
 from abkd.trainer._setup import Models, prepare_data, resolve_models, resolve_plan
 from abkd.trainer._start import check_start
@@ -64,6 +65,7 @@ class DistillTrainer(Trainer):
     ) -> None:
         args = args or DistillConfig(output_dir="distilled")
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs need several processes: torchrun or accelerate launch
+        set_seed(args.seed)  # adapters are random
         self.models: Models = resolve_models(model, teacher_model, args, processing_class, peft_config)
         tokenizer = self.models.tokenizer
         train = prepare_data(train_dataset, self.models, args, "train", pretrain_chunks)
@@ -114,7 +116,7 @@ class DistillTrainer(Trainer):
         batch = inputs["batch"].to(self.args.device)
         totals = Totals.of([batch]) if num_items_in_batch is None else num_items_in_batch
         out = model(job=lambda: self.task.losses(batch, self.progress, totals))
-        self._check_finite(out)
+        check_loss(out, self.state.global_step + 1)
         for name in ("rows", *LOGGED):
             self._sums[name] = self._sums.get(name, 0.0) + out[name].detach().double()
         loss = out["loss"] * self.accelerator.num_processes
@@ -124,24 +126,6 @@ class DistillTrainer(Trainer):
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]: what schedules are functions of."""
         return self.state.global_step / max(self.state.max_steps, 1)
-
-    def _check_finite(self, out: dict[str, Tensor]) -> None:
-        if bool(torch.isfinite(out["loss"])):
-            return
-        step = self.state.global_step + 1
-        if not bool(torch.isfinite(out["teacher_entropy"])):
-            who, cure = (
-                "the teacher's logits contain NaN or +inf",
-                "check the teacher (its dtype: try float32 or bfloat16)",
-            )
-        elif not bool(torch.isfinite(out["student_entropy"])):
-            who, cure = "the student's logits contain NaN or +inf", "lower the learning rate, or train in bf16 or fp32"
-        else:
-            who, cure = (
-                "the divergence is infinite",
-                "a class is impossible for one model only: choose α, β > 0 or a skew KL",
-            )
-        raise NonFiniteError(f"the loss of step {step} is not finite: {who}. No weight was changed by it; {cure}")
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
@@ -230,17 +214,13 @@ class DistillTrainer(Trainer):
             StorageError: a checkpoint could not be written; the one before it is whole.
             OutputDirError: there is no whole checkpoint to resume from.
         """
-        if resume_from_checkpoint is True:
-            checkpoint, passed = _checkpoints.newest_whole(Path(self.args.output_dir))
-            for sentence in passed:
-                logger.warning("abkd: %s", sentence)
-            resume_from_checkpoint = str(checkpoint)
+        start = _checkpoints.choose(Path(self.args.output_dir), resume_from_checkpoint)
         logger.info("abkd: %s", self.task.objective.formula())
-        self._sums, self._saved_step, self._teacher_judged = {}, -1, bool(resume_from_checkpoint)
-        if not resume_from_checkpoint and self.is_world_process_zero():
+        self._sums, self._saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
+        if start is None and self.is_world_process_zero():
             check_start(self)
         try:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+            output = super().train(resume_from_checkpoint=None if start is None else str(start), **kwargs)
         finally:
             self.progress_bar.close()
             self.stop_signals.restore()
@@ -271,11 +251,14 @@ class DistillTrainer(Trainer):
         Raises:
             StorageError: the disk refused.
         """
+        if _internal_call:  # a part of a checkpoint
+            super().save_model(output_dir, _internal_call)
+            return
         with _checkpoints.refusals(f"the student in {output_dir or self.args.output_dir}", "Make room and try again"):
-            if self.is_fsdp_enabled and not _internal_call:
+            if self.is_fsdp_enabled:
                 self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
             else:
-                super().save_model(output_dir, _internal_call)
+                super().save_model(output_dir)
 
 
 def _interrupted(signal: Any, step: int, output_dir: Any) -> Interrupted:

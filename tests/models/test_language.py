@@ -1,0 +1,227 @@
+"""Rows read out of real (tiny) models: the loss and its gradient are those of the model's own logits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_parts import make_model
+from torch import nn
+from training_parts import llama, teacher, tokenizer
+
+import abkd
+from abkd.data import Collator, prepare_dataset
+from abkd.models.language import CausalRows
+from abkd.objective import Objective
+from abkd.ops import Dense, Projected, plan_for
+from abkd.teachers import Live
+from abkd.trainer._task import Task, Totals
+
+V = 340
+ROWS = [
+    {"prompt": "What is a list? ", "completion": "it returns items"},
+    {"prompt": "Name ", "completion": "the capital of France and bye"},
+    {"prompt": "See you again, be ", "completion": "nice"},
+]
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": V}
+LLAMA_LIKE = {**SIZE, "num_key_value_heads": 2}
+GEMMA = {**LLAMA_LIKE, "head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 64}
+
+
+def made(name: str, **options: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        family = getattr(transformers, f"{name}ForCausalLM")
+        return family(family.config_class(**{"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1, **options}))
+
+    make.__name__ = name
+    return make
+
+
+def phi() -> Any:
+    """Its head has a bias."""
+    model = made("Phi", **SIZE)()
+    nn.init.normal_(model.lm_head.bias)
+    return model
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "llama": made("Llama", **LLAMA_LIKE),
+    "llama, tied": made("Llama", **LLAMA_LIKE, tie_word_embeddings=True),
+    "qwen2, tied": made("Qwen2", **LLAMA_LIKE, tie_word_embeddings=True),
+    "gpt2": lambda: make_model("gpt2"),
+    "gemma2, soft cap": made("Gemma2", **GEMMA),
+    "gemma3, soft cap": made("Gemma3", **GEMMA),
+    "cohere, logit scale": made("Cohere", **LLAMA_LIKE, logit_scale=0.3),
+    "cohere2, logit scale": made("Cohere2", **LLAMA_LIKE, logit_scale=0.3),
+    "granite, logits scaling": made("Granite", **LLAMA_LIKE, logits_scaling=7.0),
+    "phi, bias": phi,
+}
+
+
+def random_weights(make: Callable[[], Any]) -> Any:
+    """In double precision, and with weights large enough for every wrong scale to show."""
+    torch.manual_seed(3)
+    model = make()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def a_batch() -> Any:
+    data = prepare_dataset(ROWS, tokenizer(), max_length=64)
+    return Collator(pad_token_id=1)([data[i] for i in range(len(data))])["batch"]
+
+
+def dense_loss(student: Any, teach: Any, batch: Any) -> torch.Tensor:
+    """What the model's own logits give, with nothing of ours between the model and the divergence."""
+    z_student = student(**batch.student.inputs).logits.flatten(0, 1)[batch.student.rows]
+    with torch.no_grad():
+        z_teacher = teach(**batch.student.inputs).logits.flatten(0, 1)[batch.student.rows]
+    return abkd.divergence_loss(z_student.float(), z_teacher.float(), abkd.AlphaBeta(0.2, 0.7))
+
+
+def our_loss(rows: CausalRows, teach: Any, batch: Any) -> torch.Tensor:
+    objective = Objective(divergence=abkd.AlphaBeta(0.2, 0.7))
+    plan = plan_for(len(batch), V, torch.device("cpu"))
+    return Task(rows, Live(teach), objective, plan).losses(batch, 0.0, Totals.of([batch]))["loss"]
+
+
+def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_equal(model: Any, rows: CausalRows, tolerance: float = 1e-5) -> None:
+    batch, teach = a_batch(), teacher().eval()
+    expected = dense_loss(model, teach, batch)
+    wanted = gradients(model, expected)
+    found = our_loss(rows, teach, batch)
+    got = gradients(model, found)
+    assert found.item() == pytest.approx(expected.item(), rel=tolerance)
+    assert got.keys() == wanted.keys()
+    largest = max(value.abs().max() for value in wanted.values())
+    assert largest > 0
+    for name, value in wanted.items():
+        assert (got[name] - value).abs().max() <= tolerance * largest, name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_and_gradient_are_those_of_the_own_logits(name):
+    model = random_weights(MODELS[name])
+    rows = CausalRows(model)
+    rows.check()
+    assert rows.dense_because is None
+    assert isinstance(rows(a_batch().student), Projected)
+    check_equal(model, rows)
+
+
+def test_logits_themselves_agree_in_double_precision():
+    for make in MODELS.values():
+        model = random_weights(make).double()
+        rows, view = CausalRows(model), a_batch().student
+        ours = rows(view).logits(slice(None))
+        theirs = model(**view.inputs).logits.flatten(0, 1)[view.rows]
+        assert (ours - theirs).abs().max() < 1e-12 * theirs.abs().max()
+
+
+class Scaled(transformers.LlamaForCausalLM):
+    """A scale that no configuration tells."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits * 1.1
+        return out
+
+
+def test_an_unknown_scale_is_noticed(caplog):
+    model = random_weights(lambda: Scaled(llama(0).config))
+    rows = CausalRows(model)
+    with caplog.at_level(logging.WARNING, "abkd"):
+        rows.check()
+    assert "Scaled is read through its logits, which takes more memory" in caplog.text
+    assert "its logits differ from those of its head by 9.1%" in caplog.text
+    assert isinstance(rows(a_batch().student), Dense)
+    check_equal(model, rows)
+
+
+class Linear4bit(nn.Linear):
+    """As a quantised layer is: its weight is not what its forward multiplies by."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden) * 2.0
+
+
+def test_a_quantised_head_is_used_as_it_is(caplog):
+    model = random_weights(MODELS["llama"])
+    head = Linear4bit(32, V, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    rows = CausalRows(model)
+    with caplog.at_level(logging.WARNING, "abkd"):
+        rows.check()
+    assert "its head is a Linear4bit, not a plain linear layer" in caplog.text
+    check_equal(model, rows)
+
+
+ADAPTERS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "on layers": ({"target_modules": ["q_proj", "down_proj"]}, None),
+    "on the embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, None),
+    "on the head": ({"target_modules": ["q_proj", "lm_head"]}, "its head is a Linear, not a plain linear layer"),
+    "head trained": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "ModulesToSaveWrapper"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_adapters(name, caplog):
+    from peft import LoraConfig, get_peft_model
+
+    options, reason = ADAPTERS[name]
+    torch.manual_seed(0)
+    model = get_peft_model(
+        random_weights(MODELS["llama"]), LoraConfig(r=4, task_type="CAUSAL_LM", init_lora_weights=False, **options)
+    ).eval()
+    rows = CausalRows(model)
+    with caplog.at_level(logging.WARNING, "abkd"):
+        rows.check()
+    assert isinstance(rows(a_batch().student), Projected if reason is None else Dense)
+    assert (reason or "") in caplog.text
+    check_equal(model, rows)
+
+
+def test_a_head_cut_to_the_shared_classes():
+    model = random_weights(MODELS["gemma2, soft cap"])
+    rows, view = CausalRows(model, classes=300), a_batch().student
+    rows.check()
+    assert rows.dense_because is None
+    theirs = model(**view.inputs).logits.flatten(0, 1)[view.rows][:, :300]
+    torch.testing.assert_close(rows(view).logits(slice(None)), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_under_autocast_the_own_logits_are_met_to_bfloat16():
+    model, teach, batch = random_weights(MODELS["llama"]), teacher().eval(), a_batch()
+    exact = dense_loss(model, teach, batch).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        rows = CausalRows(model)
+        rows.check()
+        assert rows.dense_because is None
+        expected, found = dense_loss(model, teach, batch).item(), our_loss(rows, teach, batch).item()
+    assert abs(found - exact) <= abs(expected - exact) + 2e-3 * exact
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+def test_nothing_usable_says_which_model_was_meant(tmp_path):
+    from abkd.errors import ConfigError
+    from abkd.models.language import load_causal_lm, load_tokenizer
+
+    with pytest.raises(ConfigError, match="teacher_model_name_or_path: cannot load a causal language model from"):
+        load_causal_lm(str(tmp_path), what="teacher_model_name_or_path")
+    with pytest.raises(ConfigError, match="processing_class: no tokenizer in"):
+        load_tokenizer(str(tmp_path), what="processing_class")

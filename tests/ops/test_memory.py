@@ -1,0 +1,57 @@
+"""Peak memory, measured in a process of its own: ``[N, V]`` is never there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+N, V, H = 2048, 50_000, 64
+DENSE_MB = N * V * 4 / 2**20
+
+SCRIPT = """
+import resource, sys, torch
+from abkd import AlphaBeta, Head, Plan, Projected, linear_divergence
+
+def peak():  # of this process in MB, since it began
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+torch.set_num_threads(1)
+n, v, h, impl, rows = *map(int, sys.argv[1:4]), sys.argv[4], int(sys.argv[5])
+
+def call(n, impl):
+    student = Projected(hidden[:n], Head(weight))
+    out = linear_divergence(student, Projected(other[:n], Head(teacher)), AlphaBeta(0.2, 0.7), targets=targets[:n],
+                            ce_weight=0.5, impl=impl, plan=Plan(rows, False))
+    out.loss.backward()
+
+hidden, weight = torch.randn(n, h, requires_grad=True), torch.randn(v, h, requires_grad=True)
+other, teacher, targets = torch.randn(n, h), torch.randn(v, h), torch.randint(v, (n,))
+call(2, "chunked")  # libraries, and the gradients, which are results
+before = peak()
+call(n, impl)
+print(peak() - before)
+"""
+
+
+def extra_mb(impl: str, rows_per_chunk: int) -> float:
+    arguments = [N, V, H, impl, rows_per_chunk]
+    script = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.slow
+def test_the_logits_of_all_rows_are_never_in_memory() -> None:
+    extra = extra_mb("chunked", 32)
+    print(f"chunked: {extra:.0f} MB beside inputs and results; one [N, V] float32 tensor has {DENSE_MB:.0f} MB")
+    assert extra < 0.25 * DENSE_MB
+
+
+@pytest.mark.slow
+def test_the_reference_does_hold_them_so_the_measurement_can_tell() -> None:
+    extra = extra_mb("reference", 32)
+    print(f"reference: {extra:.0f} MB")
+    assert extra > 2 * DENSE_MB

@@ -1,0 +1,104 @@
+"""``DistillConfig``: training arguments that know their objective, refuse what cannot be meant, and can be written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from abkd import AlphaBeta, DistillConfig, ForwardKL, ReverseKL, TeacherConfidence, WeightedSum, anneal, stages
+from abkd.errors import ConfigError
+
+
+def config(**options: Any) -> DistillConfig:
+    return DistillConfig(output_dir="run", use_cpu=True, **options)
+
+
+def test_defaults():
+    made = config()
+    assert made.divergence == AlphaBeta(0.2, 0.7)
+    assert (made.ce_weight, made.kd_weight, made.kd_temperature, made.lm_coef) == (0.0, 1.0, 1.0, 0.0)
+    assert made.report_to in ([], "none", ["none"])
+    assert (made.learning_rate, made.num_train_epochs) == (1e-4, 3)
+    assert not made.remove_unused_columns
+    assert not made.logging_nan_inf_filter
+    assert made.get_warmup_steps(1000) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("ForwardKL()", ForwardKL()),
+        ("AlphaBeta(0.5, beta=-0.25)", AlphaBeta(0.5, -0.25)),
+        ("stages((0.5, ForwardKL()), (0.5, AlphaBeta()))", stages((0.5, ForwardKL()), (0.5, AlphaBeta()))),
+        (
+            "anneal(ForwardKL(), WeightedSum((1.0, ReverseKL())), shape='cosine')",
+            anneal(ForwardKL(), WeightedSum((1.0, ReverseKL())), shape="cosine"),
+        ),
+    ],
+)
+def test_a_component_may_be_its_notation(text, value):
+    assert config(divergence=text).divergence == value
+
+
+def test_everything_can_be_written_as_json_and_read_again():
+    made = config(
+        divergence=anneal(ForwardKL(), AlphaBeta(0.2, 0.7)),
+        row_weight=TeacherConfidence(2.0),
+        ce_weight=anneal(1.0, 0.0),
+        teacher_model_init_kwargs={"dtype": "bfloat16"},
+    )
+    values = json.loads(made.to_json_string())
+    assert values["divergence"] == repr(made.divergence)
+    assert values["row_weight"] == "TeacherConfidence(power=2.0)"
+    again = config(**{name: values[name] for name in ("divergence", "row_weight", "ce_weight", "kd_weight")})
+    assert again.objective() == made.objective()
+    assert json.dumps(made.to_sanitized_dict(), default=str)  # what trackers write
+    assert pickle.loads(pickle.dumps(made)).divergence == made.divergence  # transformers saves it beside the weights
+    assert str(made)
+
+
+def test_kd_ratio_is_the_short_form():
+    made = config(kd_ratio=0.75)
+    assert (made.ce_weight, made.kd_weight) == (0.25, 0.75)
+    assert (config(kd_ratio=0.0).ce_weight, config(kd_ratio=1).kd_weight) == (1.0, 1.0)
+    assert dataclasses.replace(made, seed=3).kd_weight == 0.75
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kd_ratio": 1.5}, r"kd_ratio must lie in \[0, 1\], but it is 1.5"),
+        ({"kd_ratio": float("nan")}, "kd_ratio must lie in"),
+        ({"kd_ratio": 0.5, "ce_weight": 1.0}, "give one or the other"),
+        ({"divergence": "AlphaBeta(0.2, inf)"}, "finite"),
+        ({"divergence": "AlphaBata()"}, "did you mean AlphaBeta"),
+        ({"divergence": 3.0}, r"divergence must be one, such as AlphaBeta\(0.2, 0.7\)"),
+        ({"divergence": "TeacherConfidence()"}, "divergence must be one"),
+        ({"divergence": anneal(0.0, 1.0)}, "divergence must be one"),
+        ({"kd_temperature": 0.0}, "kd_temperature must be a finite number above 0"),
+        ({"kd_temperature": float("inf")}, "kd_temperature must be a finite number above 0"),
+        ({"ce_weight": -1.0}, "ce_weight must be a finite number of at least 0"),
+        ({"kd_weight": anneal(1.0, -1.0)}, "kd_weight must be a finite number of at least 0"),
+        ({"kd_weight": 0.0}, "nothing would be learned"),
+        ({"lm_coef": float("nan")}, "lm_coef must be a finite number"),
+        ({"row_weight": "ForwardKL()"}, "row_weight must be one of abkd.weights"),
+        ({"max_length": 1}, "max_length must be at least 2"),
+        ({"memory_budget_mb": 0}, "memory_budget_mb must be a finite number above 0"),
+        ({"teacher_model_init_kwargs": "bfloat16"}, "teacher_model_init_kwargs must be a mapping"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**options)
+
+
+def test_every_own_field_explains_itself():
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = [field for field in dataclasses.fields(DistillConfig) if field.name not in inherited]
+    assert len(own) >= 14
+    assert not [field.name for field in own if not field.metadata.get("help")]

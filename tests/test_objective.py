@@ -1,0 +1,78 @@
+"""The objective: what it computes, what it prints, how it changes while a run progresses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import abkd
+from abkd import AlphaBeta, Dense, ForwardKL, Hellinger, ReverseKL, TeacherConfidence, anneal, stages
+from abkd.errors import ConfigError
+from abkd.objective import Objective
+
+ROWS, CLASSES = 6, 11
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(ROWS, CLASSES, dtype=torch.float64), 2 * torch.randn(ROWS, CLASSES, dtype=torch.float64)
+
+
+def test_it_is_the_sum_that_its_docstring_says(logits):
+    z_q, z_p = logits
+    targets, weight = torch.arange(ROWS), torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0, 0.5])
+    objective = Objective(
+        divergence=ReverseKL(),
+        temperature=2.0,
+        ce_weight=0.3,
+        kd_weight=anneal(0.0, 4.0),
+        scale_by_temperature_squared=True,
+        row_weight=TeacherConfidence(2.0),
+    )
+    out = objective(Dense(z_q), Dense(z_p), targets, weight, progress=0.25, total_weight=8.0)
+    log_q, log_p = (torch.log_softmax(z / 2.0, -1) for z in logits)
+    reverse = (log_q.exp() * (log_q - log_p)).sum(-1)
+    hard = torch.nn.functional.cross_entropy(z_q, targets, reduction="none")
+    used = weight * log_p.exp().max(-1).values ** 2
+    expected = (used * (0.3 * hard + 1.0 * 4.0 * reverse)).sum() / 8.0
+    assert out.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert objective.value(reverse, hard, 0.25).tolist() == pytest.approx((0.3 * hard + 4.0 * reverse).tolist())
+
+
+def test_schedules_follow_the_progress(logits):
+    z_q, z_p = logits
+    weight = torch.ones(ROWS)
+    objective = Objective(divergence=stages((0.5, ForwardKL()), (0.5, Hellinger())))
+    for progress, divergence in ((0.0, ForwardKL()), (0.49, ForwardKL()), (0.5, Hellinger()), (1.0, Hellinger())):
+        found = objective(Dense(z_q), Dense(z_p), torch.zeros(ROWS, dtype=torch.int64), weight, progress=progress)
+        assert found.loss.item() == pytest.approx(abkd.divergence_loss(z_q, z_p, divergence).item(), rel=1e-12)
+        assert objective.terms(progress).divergence == divergence
+
+
+@pytest.mark.parametrize(
+    ("objective", "formula"),
+    [
+        (Objective(divergence=AlphaBeta(0.2, 0.7)), "L = mean over response tokens of D_AB(p‖q; α=0.2, β=0.7),  T = 1"),
+        (
+            Objective(divergence=ForwardKL(), ce_weight=0.5, kd_weight=32, temperature=2.0),
+            "L = mean over response tokens of (0.5·CE + 32·KL(p‖q)),  T = 2",
+        ),
+        (
+            Objective(divergence=ReverseKL(), scale_by_temperature_squared=True, lm_coef=1.0),
+            "L = mean over response tokens of T²·KL(q‖p) + CE(plain text),  T = 1",
+        ),
+        (
+            Objective(divergence=Hellinger(), kd_weight=anneal(0.0, 1.0), row_weight=TeacherConfidence(), lm_coef=0.5),
+            "L = mean over response tokens of TeacherConfidence(power=1.0)·(anneal(0.0, 1.0, shape='linear')·Hellinger()) "
+            "+ 0.5·CE(plain text),  T = 1",
+        ),
+    ],
+)
+def test_it_is_printed_as_a_formula(objective, formula):
+    assert objective.formula() == formula
+
+
+def test_it_is_a_value():
+    assert Objective(divergence=ForwardKL()) == Objective(divergence=ForwardKL())
+    with pytest.raises(ConfigError, match="nothing would be learned"):
+        Objective(divergence=ForwardKL(), kd_weight=0.0)

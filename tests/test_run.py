@@ -1,0 +1,209 @@
+"""``abkd distill`` from files to files: what a run leaves behind, how it stops, and that it goes on exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from training_parts import gap, gpt2, llama, rows, tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from abkd.errors import OutputDirError
+from abkd.recipe import Recipe
+from abkd.run import distill
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Path:
+    """Two models with dropout in the student, and data."""
+    directory = tmp_path_factory.mktemp("shelf")
+    for name, model in (("student", gpt2(0)), ("teacher", llama(7, width=48, layers=2, sharpness=6.0))):
+        model.save_pretrained(directory / name)
+        tokenizer().save_pretrained(directory / name)
+    (directory / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(30)))
+    (directory / "text.jsonl").write_text("".join(json.dumps({"text": row["completion"] * 9}) + "\n" for row in rows(9)))
+    return directory
+
+
+def values(shelf: Path, output: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(shelf / "student"),
+        "teacher_model_name_or_path": str(shelf / "teacher"),
+        "train_file": str(shelf / "data.jsonl"),
+        "output_dir": str(output),
+        "use_cpu": True,
+        "learning_rate": 0.003,
+        "per_device_train_batch_size": 4,
+        "eval_fraction": 0.2,
+        "max_length": 64,
+        "logging_steps": 1,
+        "max_steps": 10,
+        "dataloader_pin_memory": False,
+        **more,
+    }
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    timing = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in timing} for line in lines if "train_runtime" not in line]
+
+
+def start(shelf: Path, output: Path, *, prelude: str = "", **more: Any) -> subprocess.Popen[str]:
+    """``python -m abkd distill`` in a process of its own, on one thread."""
+    flags = [word for name, value in values(shelf, output, **more).items() for word in (f"--{name}", str(value))]
+    run = ["-c", f"{prelude}; from abkd.cli import main; main()"] if prelude else ["-m", "abkd"]
+    return subprocess.Popen(
+        [sys.executable, *run, "distill", *flags],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], output: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (output / "metrics.jsonl").is_file() and f'"step": {step},' in (output / "metrics.jsonl").read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.communicate()[0])
+
+
+LONG = {"max_steps": 150, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}
+
+
+@pytest.fixture(scope="module")
+def stopped(shelf, tmp_path_factory):
+    """Runs that were stopped by a signal while they trained, and one whose files may not grow: exit code and output."""
+    directory = tmp_path_factory.mktemp("stopped")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
+    jobs = {
+        "SIGINT": start(shelf, directory / "SIGINT", **LONG),
+        "SIGTERM": start(shelf, directory / "SIGTERM", **LONG),
+        "full": start(shelf, directory / "full", prelude=limit, save_strategy="steps", save_steps=3),
+    }
+    for name in ("SIGINT", "SIGTERM"):
+        wait_for_step(jobs[name], directory / name, 9)
+        jobs[name].send_signal(getattr(signal, name))
+    outputs = {name: job.communicate(timeout=120)[0] for name, job in jobs.items()}
+    return {name: (job.returncode, outputs[name], directory / name) for name, job in jobs.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shelf, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    distill(Recipe.from_dict(values(shelf, output, **LONG)))
+    return output
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(stopped, undisturbed, shelf, name, code):
+    status, said, output = stopped[name]
+    assert status == code, said
+    assert f"abkd: stopped by {name} after step" in said.replace("\n", " ")
+    assert "go on with --resume" in said.replace("\n", " ")
+    assert len(list(output.glob("checkpoint-*"))) == 1
+    assert not (output / "model.safetensors").exists()
+    distill(Recipe.from_dict(values(shelf, output, **LONG)), resume=True)
+    first, second = (load_file(where / "model.safetensors") for where in (undisturbed, output))
+    assert gap(first, second) == 0.0
+    assert records(output) == records(undisturbed)
+
+
+def test_a_full_disk_has_its_exit_code(stopped):
+    status, said, output = stopped["full"]
+    assert status == 4, said
+    assert "could not be written" in said
+    assert not list(output.glob("checkpoint-*"))
+
+
+# ---- what a run leaves behind ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short(shelf, tmp_path_factory):
+    output = tmp_path_factory.mktemp("short") / "run"
+    made = distill(Recipe.from_dict(values(shelf, output, ce_weight=0.1, max_steps=4)))
+    return made, output
+
+
+def test_everything_needed_to_repeat_the_run_is_there(short, shelf):
+    made, output = short
+    assert {"recipe.yaml", "run.json", "metrics.jsonl", "report.html", "model.safetensors", "config.json"} <= {
+        path.name for path in output.iterdir()
+    }
+    asked = Recipe.from_dict(values(shelf, output, ce_weight=0.1, max_steps=4))
+    assert Recipe.from_yaml(output / "recipe.yaml").resolved() == asked.resolved()
+    facts = json.loads((output / "run.json").read_text())
+    assert facts["objective"] == made.task.objective.formula()
+    assert facts["data_fingerprint"] == made.train_dataset.fingerprint
+    assert facts["train_rows"] + facts["held_out_rows"] == 30
+    assert facts["held_out_rows"] == 6
+    assert facts["plan"]["rows_per_chunk"] > 0
+    assert facts["versions"].keys() == {"abkd", "torch", "transformers", "python"}
+    assert facts["student"] == str(shelf / "student")
+    assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "gpt2"
+    assert AutoTokenizer.from_pretrained(output).get_vocab() == tokenizer().get_vocab()
+    held_out = [line for line in records(output) if "eval_loss" in line]
+    assert [line["step"] for line in held_out] == [0, 4]
+    assert "<html" in (output / "report.html").read_text()
+
+
+def test_a_used_directory_is_not_overwritten_unless_told(short, shelf, tmp_path):
+    _, output = short
+    recipe = Recipe.from_dict(values(shelf, output, max_steps=1))
+    with pytest.raises(OutputDirError, match="is in use"):
+        distill(recipe)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "old.txt").write_text("old")
+    distill(Recipe.from_dict(values(shelf, tmp_path / "run", max_steps=1, overwrite_output_dir=True)))
+    assert not (tmp_path / "run" / "old.txt").exists()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_other_data_is_noticed_on_resume(shelf, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text((shelf / "data.jsonl").read_text())
+    recipe = Recipe.from_dict(values(shelf, tmp_path / "run", train_file=str(data), max_steps=3))
+    distill(recipe)
+    data.write_text(data.read_text().replace("capital", "list"))
+    with pytest.raises(OutputDirError, match="was begun with other training data"):
+        distill(recipe, resume=True)
+
+
+def test_adapters_plain_text_and_no_held_out_rows(shelf, tmp_path):
+    recipe = Recipe.from_dict(
+        values(
+            shelf,
+            tmp_path / "run",
+            use_peft=True,
+            lora_r=4,
+            lora_target_modules=["c_attn"],
+            pretrain_file=str(shelf / "text.jsonl"),
+            lm_coef=0.5,
+            eval_fraction=0.0,
+            max_steps=2,
+        )
+    )
+    made = distill(recipe)
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+    assert made.eval_dataset is None
+    assert "CE(plain text)" in json.loads((tmp_path / "run" / "run.json").read_text())["objective"]
+
+

@@ -1,0 +1,31 @@
+"""Row weights: numbers of at least 0 for every row, made from the two distributions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from abkd import TeacherConfidence, notation
+from abkd.errors import ConfigError
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
+def test_teacher_confidence(power):
+    log_p = torch.log(torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.2, 0.7, 0.1]]))
+    log_q = torch.log_softmax(torch.randn(3, 3), -1)
+    found = TeacherConfidence(power)(log_p, log_q)
+    assert found.tolist() == pytest.approx([0.5**power, 1.0, 0.7**power])
+    assert torch.equal(found, TeacherConfidence(power)(log_p, log_p))  # the student has no say
+
+
+@pytest.mark.parametrize("power", [-1.0, math.nan, math.inf, "2"])
+def test_a_power_that_cannot_be_meant(power):
+    with pytest.raises(ConfigError, match="a finite power of at least 0"):
+        TeacherConfidence(power)
+
+
+def test_it_has_a_notation():
+    assert notation.parse("TeacherConfidence(2.0)") == TeacherConfidence(2.0)
+    assert notation.parse(notation.render(TeacherConfidence(0.5))) == TeacherConfidence(0.5)

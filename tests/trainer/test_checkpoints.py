@@ -1,0 +1,206 @@
+"""Whatever happens while a checkpoint is written or afterwards, a whole one is there and the run goes on from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_parts import gap, llama, rows, trainer, weights
+
+from abkd.errors import OutputDirError, StorageError
+from abkd.trainer import _checkpoints
+
+TESTS = Path(__file__).resolve().parents[1]
+EVERY_SECOND = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+
+
+def whole(directory: Path) -> list[str]:
+    return [path.name for path in _checkpoints.checkpoints(directory) if _checkpoints.why_broken(path) is None]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of four steps with two checkpoints, and its weights."""
+    directory = tmp_path_factory.mktemp("finished")
+    made = trainer(directory, **EVERY_SECOND)
+    made.train()
+    return directory, weights(made.model)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, flip])
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", _checkpoints.MANIFEST],
+)
+def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, name, damage):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    damage(run / "checkpoint-4" / name)
+    newest, passed = _checkpoints.newest_whole(run)
+    assert newest.name == "checkpoint-2"
+    assert passed[0].startswith("checkpoint-4 is passed over: ")
+
+
+def test_the_run_goes_on_from_the_older_checkpoint_and_says_so(finished, tmp_path, caplog):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    truncate(run / "checkpoint-4" / "optimizer.pt")
+    with caplog.at_level(logging.WARNING, "abkd"):
+        resumed = trainer(run, llama(5), **EVERY_SECOND)
+        resumed.train(resume_from_checkpoint=True)
+    assert "checkpoint-4 is passed over: optimizer.pt was changed or cut short" in caplog.text
+    assert gap(resumed.model, finished[1]) == 0.0
+    assert whole(run) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_nothing_to_resume(finished, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    truncate(run / "checkpoint-4" / "rng_state.pth")
+    with pytest.raises(OutputDirError, match=r"rng_state\.pth was changed or cut short"):
+        trainer(run, **EVERY_SECOND).train(resume_from_checkpoint=str(run / "checkpoint-4"))
+    (run / "checkpoint-2" / _checkpoints.MANIFEST).unlink()
+    with pytest.raises(OutputDirError, match="checkpoint-2 is passed over: it was never finished"):
+        trainer(run, **EVERY_SECOND).train(resume_from_checkpoint=True)
+    with pytest.raises(OutputDirError, match="there is no checkpoint"):
+        trainer(tmp_path / "new", **EVERY_SECOND).train(resume_from_checkpoint=True)
+
+
+def test_a_limit_of_one_always_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    """Looked at before and after every file operation that makes or removes a checkpoint."""
+    seen: list[list[str]] = []
+    for name in ("seal", "discard"):
+        original = getattr(_checkpoints, name)
+
+        def spied(checkpoint, original=original):
+            seen.append(whole(tmp_path))
+            original(checkpoint)
+            seen.append(whole(tmp_path))
+
+        monkeypatch.setattr(_checkpoints, name, spied)
+    made = trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=4, save_total_limit=1)
+    made.train()
+    after_first = seen[next(i for i, names in enumerate(seen) if names) :]
+    assert len(after_first) >= 10
+    assert all(after_first)
+    assert whole(tmp_path) == ["checkpoint-4"]
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
+    """The learning rate is so high that the first checkpoint is the best."""
+    made = trainer(
+        tmp_path,
+        learning_rate=1.0,
+        eval_dataset=rows(4),
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_forward_kl",
+        greater_is_better=False,
+        max_steps=4,
+    )
+    made.train()
+    history = {e["step"]: e["eval_forward_kl"] for e in made.state.log_history if "eval_forward_kl" in e}
+    best = min(history, key=lambda step: history[step])
+    assert best < 4
+    assert made.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    assert f"checkpoint-{best}" in whole(tmp_path)
+    assert made.evaluate()["eval_forward_kl"] == pytest.approx(history[best], rel=1e-6)
+
+
+def test_a_full_disk_costs_only_the_new_checkpoint(tmp_path):
+    """No file may grow beyond 40 kB once the first checkpoint is written."""
+    code = f"""
+import resource, sys
+from training_parts import trainer
+from transformers import TrainerCallback
+class Full(TrainerCallback):
+    def on_save(self, *_, **__):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+trainer({str(tmp_path)!r}, save_strategy="steps", save_steps=2, save_total_limit=1, callbacks=[Full()]).train()
+"""
+    done = child(code)
+    assert "abkd.errors.StorageError: the checkpoint" in done.stderr
+    assert "The one before it is whole; make room and go on with --resume" in done.stderr
+    assert whole(tmp_path) == ["checkpoint-2"]
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+VICTIMS = ("model.safetensors", "optimizer.pt", "trainer_state.json", _checkpoints.MANIFEST)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Runs that died by SIGKILL while a file of their second checkpoint was being written, by that file's name."""
+    directory = tmp_path_factory.mktemp("killed")
+    code = f"""
+import os, signal, sys
+import torch, transformers.modeling_utils
+from pathlib import Path
+from training_parts import trainer
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def cut(write, victim):
+    def half(what, path, *args, **kwargs):
+        write(what, path, *args, **kwargs)
+        if str(path).endswith(f"checkpoint-4/{{victim}}"):
+            os.truncate(path, os.path.getsize(path) // 2)
+            die()
+    return half
+
+def watch(event, words):
+    path = str(words[1] if event == "os.rename" else words[0] if words else "")
+    if event in ("open", "os.rename") and path.endswith(f"checkpoint-4/{{victim}}"):
+        die()
+
+for victim in {VICTIMS!r}:
+    if os.fork() == 0:
+        torch.save = cut(torch.save, victim)
+        transformers.modeling_utils.safe_save_file = cut(transformers.modeling_utils.safe_save_file, victim)
+        if victim.endswith("json"):
+            sys.addaudithook(watch)
+        run = Path({str(directory)!r}) / victim
+        trainer(run, save_strategy="steps", save_steps=2, max_steps=4, save_total_limit=1).train()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGKILL, victim
+"""
+    done = child(code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return directory
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_killed_while_saving(killed, finished, victim):
+    assert whole(killed / victim) == ["checkpoint-2"]
+    resumed = trainer(killed / victim, llama(5), **EVERY_SECOND, save_total_limit=1)
+    resumed.train(resume_from_checkpoint=True)
+    assert gap(resumed.model, finished[1]) == 0.0
+    assert whole(killed / victim) == ["checkpoint-4"]
+
+
+def child(code: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(TESTS), *(entry for entry in sys.path if entry)]
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )

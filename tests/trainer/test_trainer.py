@@ -1,0 +1,213 @@
+"""The trainer as its users meet it: what it takes, what it leaves alone, what it saves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from training_parts import config, gap, gpt2, llama, rows, teacher, tokenizer, trainer, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_parts import make_llama
+
+from abkd import DistillConfig, DistillTrainer
+from abkd.data import prepare_dataset
+from abkd.errors import ConfigError, DataError, VocabularyError
+
+# its name since transformers 5.20
+CHECKPOINTING = "activation_checkpointing"
+if CHECKPOINTING not in DistillConfig.__dataclass_fields__:
+    CHECKPOINTING = "gradient_checkpointing"
+
+
+def fingerprint(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---- the teacher ------------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_is_only_read(tmp_path):
+    teach = teacher().train()
+    before = fingerprint(teach)
+    made = trainer(tmp_path, teach=teach, save_strategy="steps", save_steps=3, eval_dataset=rows(3))
+    made.train()
+    made.evaluate()
+    made.save_model()
+    assert fingerprint(teach) == before
+    assert not teach.training
+    assert not any(parameter.requires_grad for parameter in teach.parameters())
+    assert all(parameter.grad is None for parameter in teach.parameters())
+    mine = {id(parameter) for parameter in made.model.parameters()}
+    assert not any(id(parameter) in mine for parameter in teach.parameters())
+    assert made.model.state_dict().keys() == llama(0).state_dict().keys()
+    largest = max(path.stat().st_size for path in tmp_path.rglob("model.safetensors"))
+    assert largest < 1.2 * sum(value.nbytes for value in weights(made.model).values())
+
+
+def test_one_model_cannot_teach_itself(tmp_path):
+    model = llama(0)
+    with pytest.raises(ConfigError, match="share weights"):
+        trainer(tmp_path, model, teach=model)
+    other = llama(1)
+    other.model.embed_tokens = model.model.embed_tokens
+    with pytest.raises(ConfigError, match="load the model twice"):
+        trainer(tmp_path, model, teach=other)
+
+
+# ---- what is saved -----------------------------------------------------------------------------------------------------
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(2, 12)[None]).logits
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: llama(0),
+        lambda: llama(0, tie_word_embeddings=True),
+        lambda: gpt2(0),
+        lambda: llama(0, sharpness=1.0).to(torch.bfloat16),
+    ],
+    ids=["llama", "tied llama", "gpt2", "bfloat16"],
+)
+def test_the_student_is_saved_in_the_form_it_came(tmp_path, make):
+    student = make()
+    before, tied = weights(student), student.config.tie_word_embeddings
+    made = trainer(tmp_path, student, max_steps=2)
+    made.train()
+    made.save_model()
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert type(saved) is type(student)
+    assert saved.dtype == student.dtype
+    assert saved.config.tie_word_embeddings == tied
+    assert (saved.get_input_embeddings().weight is saved.get_output_embeddings().weight) == tied
+    assert gap(before, saved) > 0
+    assert gap(student, saved) == 0
+    assert torch.equal(logits(student), logits(saved))
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer().get_vocab()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_adapters_are_saved_as_adapters(tmp_path):
+    from peft import AutoPeftModelForCausalLM, LoraConfig
+
+    base = llama(0)
+    base.save_pretrained(tmp_path / "base")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    made = trainer(tmp_path / "run", student, peft_config=lora, max_steps=3)
+    made.train()
+    made.save_model()
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert "model.safetensors" not in names
+    trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora" in name for name in trained)
+    saved = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run")
+    assert torch.equal(logits(made.model), logits(saved))
+    assert not torch.equal(logits(base), logits(saved))
+
+
+# ---- what it takes -----------------------------------------------------------------------------------------------------
+
+
+def test_models_by_name_and_no_arguments(tmp_path, monkeypatch):
+    for name, model in (("student", llama(0)), ("teacher", teacher())):
+        model.save_pretrained(tmp_path / name)
+        tokenizer().save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    made = DistillTrainer(model="student", teacher_model="teacher", train_dataset=rows(3))
+    assert made.args.output_dir == "distilled"
+    assert gap(made.model, llama(0)) == 0
+    assert gap(made.models.teacher.model, teacher()) == 0
+    assert made.models.teacher.model.dtype == torch.float32
+    options = config(tmp_path / "other", teacher_model_init_kwargs='{"dtype": "bfloat16"}')
+    made = DistillTrainer("student", "teacher", options, train_dataset=rows(3))
+    assert made.models.teacher.model.dtype == torch.bfloat16
+
+
+def test_other_tokenizers_are_refused(tmp_path):
+    for name, model, words in (("student", llama(0), tokenizer()), ("teacher", teacher(), make_llama())):
+        model.save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    with pytest.raises(VocabularyError, match="the student's and the teacher's tokenizers differ"):
+        DistillTrainer(str(tmp_path / "student"), str(tmp_path / "teacher"), config(tmp_path), train_dataset=rows(3))
+
+
+def test_no_model_where_one_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no tokenizer in"):
+        DistillTrainer(str(tmp_path), teacher(), config(tmp_path), train_dataset=rows(3))
+
+
+@pytest.mark.parametrize("form", ["list", "datasets", "tokenised", "file"])
+def test_the_same_rows_in_every_form(tmp_path, form):
+    data: Any = rows(5)
+    if form == "datasets":
+        data = datasets.Dataset.from_list(rows(5))
+    elif form == "tokenised":
+        data = prepare_dataset(rows(5), tokenizer(), max_length=64)
+    elif form == "file":
+        data = tmp_path / "rows.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows(5)))
+    made = trainer(tmp_path / "run", data=data)
+    assert made.train_dataset.fingerprint == prepare_dataset(rows(5), tokenizer(), max_length=64).fingerprint
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="lm_coef is above 0 but there is no plain text"):
+        trainer(tmp_path, lm_coef=0.5, pretrain_chunks=None)
+    with pytest.raises(DataError):
+        trainer(tmp_path, data=[])
+    with pytest.raises(DataError, match="3 of 3 rows cannot be used"):
+        trainer(tmp_path, data=rows(3), max_length=4)
+
+
+# ---- how it trains -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {"packing": True}, {CHECKPOINTING: True}], ids=str)
+def test_it_learns(tmp_path, options):
+    """From a teacher of its own size the student comes close to it."""
+    made = trainer(
+        tmp_path,
+        teach=llama(4, sharpness=4.0),
+        eval_dataset=rows(12),
+        max_steps=40,
+        per_device_train_batch_size=4,
+        learning_rate=0.02,
+        logging_steps=20,
+        divergence="stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7)))",
+        **options,
+    )
+    before = made.evaluate()
+    made.train()
+    after = made.evaluate()
+    assert after["eval_forward_kl"] < 0.2 * before["eval_forward_kl"]
+    assert after["eval_top1_agreement"] > before["eval_top1_agreement"] + 0.3
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    models = []
+    for on in (False, True):
+        made = trainer(tmp_path / str(on), gpt2(0), **{CHECKPOINTING: on})
+        made.train()
+        models.append(made.model)
+    assert gap(*models) == 0.0
+
+
+def test_the_plan_of_the_run_directory_is_used_again(tmp_path):
+    plan = {"rows_per_chunk": 3, "compiled": False}
+    (tmp_path / "run.json").write_text(json.dumps({"plan": plan}))
+    assert trainer(tmp_path).plan.rows_per_chunk == 3
+    assert trainer(Path(tmp_path) / "other", memory_budget_mb=1.0).plan.rows_per_chunk == 2**20 // (16 * 340) // 32 * 32
