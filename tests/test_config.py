@@ -1,4 +1,4 @@
-"""``DistillConfig``: training arguments that know their objective, refuse what cannot be meant, and can be written down."""
+"""``DistillConfig``: training arguments that know their objective, refuse nonsense, and can be written down."""
 
 from __future__ import annotations
 

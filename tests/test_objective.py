@@ -63,8 +63,10 @@ def test_schedules_follow_the_progress(logits):
         ),
         (
             Objective(divergence=Hellinger(), kd_weight=anneal(0.0, 1.0), row_weight=TeacherConfidence(), lm_coef=0.5),
-            "L = mean over response tokens of TeacherConfidence(power=1.0)·(anneal(0.0, 1.0, shape='linear')·Hellinger()) "
-            "+ 0.5·CE(plain text),  T = 1",
+            (
+                "L = mean over response tokens of TeacherConfidence(power=1.0)·(anneal(0.0, 1.0, shape='linear')·"
+                "Hellinger()) + 0.5·CE(plain text),  T = 1"
+            ),
         ),
     ],
 )

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from training_parts import gap, gpt2, llama, rows, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abkd.errors import OutputDirError
 from abkd.recipe import Recipe
 from abkd.run import distill
+from training_parts import gap, gpt2, llama, rows, tokenizer
 
 TESTS = Path(__file__).resolve().parent
 
@@ -31,7 +31,9 @@ def shelf(tmp_path_factory) -> Path:
         model.save_pretrained(directory / name)
         tokenizer().save_pretrained(directory / name)
     (directory / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(30)))
-    (directory / "text.jsonl").write_text("".join(json.dumps({"text": row["completion"] * 9}) + "\n" for row in rows(9)))
+    (directory / "text.jsonl").write_text(
+        "".join(json.dumps({"text": row["completion"] * 9}) + "\n" for row in rows(9))
+    )
     return directory
 
 
@@ -133,7 +135,7 @@ def test_a_full_disk_has_its_exit_code(stopped):
     assert not list(output.glob("checkpoint-*"))
 
 
-# ---- what a run leaves behind ------------------------------------------------------------------------------------------
+# ---- what a run leaves behind ----
 
 
 @pytest.fixture(scope="module")
@@ -205,5 +207,3 @@ def test_adapters_plain_text_and_no_held_out_rows(shelf, tmp_path):
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
     assert made.eval_dataset is None
     assert "CE(plain text)" in json.loads((tmp_path / "run" / "run.json").read_text())["objective"]
-
-

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_parts import make_chatml
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from abkd import AlphaBeta, DistillConfig, DistillTrainer
+from tiny_parts import make_chatml
 
 WORDS = "the list returns items of a capital function and bye".split()
 
@@ -95,7 +95,8 @@ def config(path: Path | str, **options: Any) -> DistillConfig:
 def trainer(path: Path | str, student: Any = None, *, data: Any = None, teach: Any = None, **options: Any):
     """A DistillTrainer; ``options`` are the trainer's own where it knows them, and the config's otherwise."""
     own = {
-        name: options.pop(name) for name in ("eval_dataset", "pretrain_chunks", "peft_config", "callbacks")
+        name: options.pop(name)
+        for name in ("eval_dataset", "pretrain_chunks", "peft_config", "callbacks")
         if name in options
     }
     if options.get("lm_coef") and "pretrain_chunks" not in own:

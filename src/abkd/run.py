@@ -99,7 +99,7 @@ def finish(trainer: DistillTrainer) -> None:
     if trainer.is_world_process_zero():
         from abkd.report import write_report
 
-        report = write_report(Path(trainer.args.output_dir))
+        report = write_report(Path(str(trainer.args.output_dir)))
         logger.info("abkd: the student is in %s, the report is %s", trainer.args.output_dir, report)
     trainer.accelerator.wait_for_everyone()
 

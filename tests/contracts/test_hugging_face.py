@@ -12,13 +12,13 @@ import torch
 import transformers
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
-from training_parts import llama
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from abkd import DistillConfig, DistillTrainer
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._finite import FiniteGradients
+from training_parts import llama
 
 OVERRIDDEN = [
     "get_batch_samples",

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_parts import make_model
 from torch import nn
-from training_parts import llama, teacher, tokenizer
 
 import abkd
 from abkd.data import Collator, prepare_dataset
@@ -20,6 +18,8 @@ from abkd.objective import Objective
 from abkd.ops import Dense, Projected, plan_for
 from abkd.teachers import Live
 from abkd.trainer._task import Task, Totals
+from tiny_parts import make_model
+from training_parts import llama, teacher, tokenizer
 
 V = 340
 ROWS = [

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_parts import gap, llama, rows, trainer, weights
 
-from abkd.errors import OutputDirError, StorageError
+from abkd.errors import OutputDirError
 from abkd.trainer import _checkpoints
+from training_parts import gap, llama, rows, trainer, weights
 
 TESTS = Path(__file__).resolve().parents[1]
 EVERY_SECOND = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}

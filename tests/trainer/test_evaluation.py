@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_parts import llama, rows, teacher, tokenizer, trainer
 
 from abkd.data import prepare_dataset
+from training_parts import llama, rows, teacher, tokenizer, trainer
 
 NAMES = ("loss", "forward_kl", "reverse_kl", "top1_agreement", "perplexity", "teacher_perplexity")
 
@@ -120,7 +120,9 @@ def test_a_student_without_mass_is_warned_about(tmp_path, caplog):
 
 
 def test_the_log_is_a_line_per_event(tmp_path):
-    made = trainer(tmp_path, eval_dataset=rows(4), eval_on_start=True, eval_strategy="steps", eval_steps=3, logging_steps=2)
+    made = trainer(
+        tmp_path, eval_dataset=rows(4), eval_on_start=True, eval_strategy="steps", eval_steps=3, logging_steps=2
+    )
     made.train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 2, 3, 4, 6, 6, 6]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_parts import gap, llama, teacher, trainer, weights
 from transformers import TrainerCallback
 
 from abkd.errors import NonFiniteError
+from training_parts import gap, llama, teacher, trainer, weights
 
 
 class At(TrainerCallback):
@@ -87,5 +87,7 @@ def test_an_infinite_divergence_says_so(tmp_path):
     head = student.lm_head
     student.lm_head = Ruled(head.in_features, head.out_features, bias=False)
     student.lm_head.weight = head.weight
-    with pytest.raises(NonFiniteError, match="the divergence is infinite, for a class is impossible for one model only"):
+    with pytest.raises(
+        NonFiniteError, match="the divergence is infinite, for a class is impossible for one model only"
+    ):
         trainer(tmp_path, student, divergence="ForwardKL()").train()

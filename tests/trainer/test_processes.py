@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from training_parts import gap, weights
 from transformers import AutoModelForCausalLM
 from two_processes import VARIANTS, build
 
+from training_parts import gap, weights
+
+# accelerate shards on CPUs, and transformers reads the optimizer of several CPU processes, only since then
+since_5 = pytest.mark.skipif(transformers.__version__.startswith("4."), reason="needs transformers 5")
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -74,6 +78,7 @@ def test_two_replicas_equal_one_process(tmp_path):
     loads(tmp_path / "two" / "plain")
 
 
+@since_5
 @pytest.mark.slow
 def test_two_shards_equal_one_process(tmp_path):
     done = launch(TESTS / "trainer" / "two_processes.py", tmp_path / "two", "plain", "accumulated", SHARDED="1")
@@ -83,6 +88,7 @@ def test_two_shards_equal_one_process(tmp_path):
     loads(tmp_path / "two" / "plain")
 
 
+@since_5
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", ["", "1"], ids=["replicas", "shards"])
 def test_two_processes_resume_exactly(tmp_path, sharded):

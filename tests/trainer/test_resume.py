@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_parts import gap, gpt2, llama, rows, teacher, trainer, weights
 from transformers import TrainerCallback
+
+from training_parts import gap, gpt2, llama, rows, teacher, trainer, weights
 
 EVERY_THIRD = {"save_strategy": "steps", "save_steps": 3}
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_parts import gap, gpt2, llama, rows, trainer, weights
 from transformers import TrainerCallback
+
+from training_parts import gap, gpt2, llama, rows, trainer, weights
 
 SPLITS = ((8, 1), (4, 2), (1, 8))
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_parts import make_model
-from training_parts import llama, rows, tokenizer, trainer
 
 import abkd
 from abkd.data import Collator, TokenizedDataset, prepare_dataset
@@ -18,6 +16,8 @@ from abkd.objective import Objective
 from abkd.ops import plan_for
 from abkd.teachers import Live
 from abkd.trainer._task import Task, Totals, covered_mass, run_inside
+from tiny_parts import make_model
+from training_parts import llama, rows, tokenizer, trainer
 
 
 def losses(task: Task, batch: Any) -> dict[str, torch.Tensor]:

@@ -10,13 +10,13 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from training_parts import config, gap, gpt2, llama, rows, teacher, tokenizer, trainer, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from tiny_parts import make_llama
 
 from abkd import DistillConfig, DistillTrainer
 from abkd.data import prepare_dataset
 from abkd.errors import ConfigError, DataError, VocabularyError
+from tiny_parts import make_llama
+from training_parts import config, gap, gpt2, llama, rows, teacher, tokenizer, trainer, weights
 
 # its name since transformers 5.20
 CHECKPOINTING = "activation_checkpointing"
@@ -31,7 +31,7 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-# ---- the teacher ------------------------------------------------------------------------------------------------------
+# ---- the teacher ----
 
 
 def test_the_teacher_is_only_read(tmp_path):
@@ -62,7 +62,7 @@ def test_one_model_cannot_teach_itself(tmp_path):
         trainer(tmp_path, model, teach=other)
 
 
-# ---- what is saved -----------------------------------------------------------------------------------------------------
+# ---- what is saved ----
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_adapters_are_saved_as_adapters(tmp_path):
     assert not torch.equal(logits(base), logits(saved))
 
 
-# ---- what it takes -----------------------------------------------------------------------------------------------------
+# ---- what it takes ----
 
 
 def test_models_by_name_and_no_arguments(tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_what_is_missing_is_named(tmp_path):
         trainer(tmp_path, data=rows(3), max_length=4)
 
 
-# ---- how it trains -----------------------------------------------------------------------------------------------------
+# ---- how it trains ----
 
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"packing": True}, {CHECKPOINTING: True}], ids=str)

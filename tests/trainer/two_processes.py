@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
 from training_parts import llama, rows, teacher, trainer
 
 STEP = {"max_grad_norm": 1.0, "learning_rate": 3e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
@@ -26,7 +27,9 @@ def build(path: Path, variant: str, world: int, **more: Any):
     """The same step for any number of processes: 4 rows of 10, so the last step of an epoch has 2; 7 held out."""
     options = {"per_device_train_batch_size": 2, **STEP, **VARIANTS[variant], **more}
     options["per_device_train_batch_size"] *= 2 // world
-    return trainer(path / variant.replace(" ", "_"), llama(0), data=rows(10), teach=teacher(), eval_dataset=rows(7), **options)
+    return trainer(
+        path / variant.replace(" ", "_"), llama(0), data=rows(10), teach=teacher(), eval_dataset=rows(7), **options
+    )
 
 
 def main() -> None:
@@ -48,7 +51,6 @@ def main() -> None:
             save_file({k: v.contiguous() for k, v in state.items()}, Path(made.args.output_dir) / "weights.safetensors")
             (Path(made.args.output_dir) / "eval.json").write_text(json.dumps(metrics))
         made.accelerator.wait_for_everyone()
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

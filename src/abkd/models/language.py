@@ -27,7 +27,7 @@ class CausalRows:
     are used as they are, which costs memory and nothing else.
     """
 
-    def __init__(self, model: nn.Module, *, classes: int | None = None) -> None:
+    def __init__(self, model: Any, *, classes: int | None = None) -> None:
         self.model = model
         self.forward: Callable[..., Any] = model.forward  # before anything wraps it
         self.classes = classes

@@ -22,18 +22,15 @@ class MetricsFile(TrainerCallback):
     """Appends every log record to ``metrics.jsonl``; a resumed run first drops what it will write again."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        path = Path(args.output_dir) / METRICS_FILE
+        path = Path(str(args.output_dir)) / METRICS_FILE
         if state.is_world_process_zero and path.exists():
-            records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [record for record in records if state.global_step and record["step"] <= state.global_step]
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            kept = [line for line in path.read_text().splitlines() if _belongs(line, state.global_step)]
+            path.write_text("".join(f"{line}\n" for line in kept))
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         if state.is_world_process_zero:
-            record = {"step": state.global_step, **logs}
-            with (Path(args.output_dir) / METRICS_FILE).open("a") as file:
+            record = {"step": state.global_step, **event["logs"]}
+            with (Path(str(args.output_dir)) / METRICS_FILE).open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
 
@@ -74,9 +71,8 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        logs = event["logs"]
         note = "  ".join(
             f"{name} {logs[name]:.4g}" for name in ("loss", "eval_loss", "eval_perplexity") if name in logs
         )

@@ -78,7 +78,9 @@ def choose(run_dir: Path, asked: str | bool | None) -> Path | None:
         return checkpoint
     reason = why_broken(Path(asked)) if (Path(asked) / MANIFEST).exists() else None  # others write no manifest
     if reason is not None:
-        raise OutputDirError(f"cannot resume from {asked}: {reason}. Choose an older checkpoint, or let --resume choose")
+        raise OutputDirError(
+            f"cannot resume from {asked}: {reason}. Choose an older checkpoint, or let --resume choose"
+        )
     return Path(asked)
 
 

@@ -26,9 +26,9 @@ def warn_of_weak_teacher(perplexity: float, teacher_perplexity: float) -> None:
     """Say so when the student has nothing to learn from its teacher about this data."""
     if teacher_perplexity >= perplexity:
         logger.warning(
-            "abkd: on the held-out rows the teacher (perplexity %.4g) is no better than the student (%.4g): the student "
-            "may get worse by imitating it. Fine-tune the teacher on this data first, or add ce_weight to learn from the "
-            "text itself",
+            "abkd: on the held-out rows the teacher (perplexity %.4g) is no better than the student (%.4g): the "
+            "student may get worse by imitating it. Fine-tune the teacher on this data first, or add ce_weight to "
+            "learn from the text itself",
             teacher_perplexity,
             perplexity,
         )

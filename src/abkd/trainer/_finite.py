@@ -34,13 +34,13 @@ class FiniteGradients(TrainerCallback):
     """Stops before the optimizer step when the gradient is not finite, so that no weight becomes NaN."""
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: torch.nn.Module, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         if args.fp16:  # the loss scaler skips such steps by itself
             return
-        norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
+        norms = [parameter.grad.norm() for parameter in event["model"].parameters() if parameter.grad is not None]
         if norms and not bool(torch.isfinite(torch.stack([norm.detach().float() for norm in norms]).sum())):
             raise NonFiniteError(
-                f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower the learning "
-                "rate, or start from the last checkpoint with --resume and another divergence or temperature"
+                f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower the "
+                "learning rate, or go on from the last checkpoint with --resume and another divergence or temperature"
             )

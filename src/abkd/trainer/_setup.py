@@ -42,9 +42,7 @@ class Models:
     classes: int
 
 
-def resolve_models(
-    model: nn.Module | str, teacher: nn.Module | str, args: DistillConfig, tokenizer: Any, peft_config: Any
-) -> Models:
+def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any, peft_config: Any) -> Models:
     """Load what is given by name, add adapters, cut both heads to the classes they share.
 
     Raises:
@@ -98,12 +96,13 @@ def _shared_classes(student: CausalRows, teacher: CausalRows, tokenizer: Any) ->
 
 
 def _teacher_options(args: DistillConfig) -> dict[str, Any]:
-    options = dict(args.teacher_model_init_kwargs or {})  # type: ignore[call-overload]
+    given: Any = args.teacher_model_init_kwargs
+    options: dict[str, Any] = dict(given or {})
     options.setdefault("dtype", torch.bfloat16 if args.device.type == "cuda" else torch.float32)
     return options
 
 
-def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
+def _with_adapters(model: Any, peft_config: Any) -> nn.Module:
     try:
         from peft import get_peft_model
     except ImportError as error:
@@ -111,7 +110,7 @@ def _with_adapters(model: nn.Module, peft_config: Any) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
         warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it, and says so
-        return get_peft_model(model, peft_config)  # type: ignore[arg-type]
+        return get_peft_model(model, peft_config)
 
 
 def prepare_data(
@@ -143,7 +142,7 @@ def prepare_data(
 
 def resolve_plan(args: DistillConfig, models: Models) -> Plan:
     """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
-    record = Path(args.output_dir) / RUN_FILE
+    record = Path(str(args.output_dir)) / RUN_FILE
     if record.is_file():
         known = json.loads(record.read_text()).get("plan")
         if known:

@@ -28,9 +28,9 @@ def check_start(trainer: DistillTrainer) -> None:
     mass = _first_mass(trainer)
     if mass is not None and mass < ENOUGH_MASS:
         logger.warning(
-            "abkd: the student gives only %.1f %% of its probability to the teacher's 10 likeliest tokens. The gradient of "
-            "%r carries q^%g and nearly vanishes there: training may collapse. Fine-tune the student first, or begin "
-            "with forward KL: divergence: stages((0.5, ForwardKL()), (0.5, %r))",
+            "abkd: the student gives only %.1f %% of its probability to the teacher's 10 likeliest tokens. The "
+            "gradient of %r carries q^%g and nearly vanishes there: training may collapse. Fine-tune the student "
+            "first, or begin with forward KL: divergence: stages((0.5, ForwardKL()), (0.5, %r))",
             100 * mass,
             divergence,
             divergence.beta,

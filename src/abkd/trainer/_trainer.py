@@ -107,7 +107,7 @@ class DistillTrainer(Trainer):
             return [], None
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         totals = Totals.of([sample["batch"] for sample in samples])
-        return samples, Totals(*(self.accelerator.reduce(total.to(device), reduction="sum") for total in totals))
+        return samples, Totals(self._sum(totals.rows.to(device)), self._sum(totals.plain.to(device)))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -122,6 +122,11 @@ class DistillTrainer(Trainer):
         loss = out["loss"] * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
+    def _sum(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        total: Any = self.accelerator.reduce(value, reduction="sum")
+        return total
+
     @property
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]: what schedules are functions of."""
@@ -130,7 +135,7 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
         if "loss" in logs and self._sums:
-            sums = {name: self.accelerator.reduce(value, reduction="sum").item() for name, value in self._sums.items()}
+            sums = {name: self._sum(value).item() for name, value in self._sums.items()}
             rows = max(sums.pop("rows"), 1.0)
             logs |= {("top1_agreement" if name == "agreement" else name): value / rows for name, value in sums.items()}
             self._sums = {}
@@ -145,7 +150,7 @@ class DistillTrainer(Trainer):
         return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
-        dataset = train_dataset or self.train_dataset
+        dataset: Any = train_dataset or self.train_dataset
         if not isinstance(dataset, TokenizedDataset | Evened):
             return super()._get_train_sampler(dataset)
         self.epoch_order.order = train_order(
@@ -186,17 +191,19 @@ class DistillTrainer(Trainer):
                 for name, value in out.items():
                     sums[name] = sums.get(name, 0.0) + value
         model.train(training)
-        totals = {name: self.accelerator.reduce(value, reduction="sum").item() for name, value in sums.items()}
+        totals = {name: self._sum(value).item() for name, value in sums.items()}
         values = metrics(totals)
         if not self._teacher_judged and self.is_world_process_zero():
             warn_of_weak_teacher(values["perplexity"], values["teacher_perplexity"])
         self._teacher_judged = True
         values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         count = self.num_examples(dataloader)
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=values, num_samples=count)
+        nothing: Any = ()  # a logit is never kept
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=values, num_samples=count)
 
     def _model_for_evaluation(self) -> nn.Module:
-        model = self._wrap_model(self.model, training=False)
+        student: Any = self.model
+        model = self._wrap_model(student, training=False)
         if not self.accelerator._models and model is self.model:
             prepare = self.accelerator.prepare if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
             model = prepare(model) if prepare else self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -205,7 +212,7 @@ class DistillTrainer(Trainer):
 
     # -- the run -------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers; resumes from the newest *whole* checkpoint for ``resume_from_checkpoint=True``.
 
         Raises:
@@ -214,13 +221,13 @@ class DistillTrainer(Trainer):
             StorageError: a checkpoint could not be written; the one before it is whole.
             OutputDirError: there is no whole checkpoint to resume from.
         """
-        start = _checkpoints.choose(Path(self.args.output_dir), resume_from_checkpoint)
+        start = _checkpoints.choose(Path(str(self.args.output_dir)), resume_from_checkpoint)
         logger.info("abkd: %s", self.task.objective.formula())
         self._sums, self._saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
         if start is None and self.is_world_process_zero():
             check_start(self)
         try:
-            output = super().train(resume_from_checkpoint=None if start is None else str(start), **kwargs)
+            output = super().train(None if start is None else str(start), *args, **kwargs)
         finally:
             self.progress_bar.close()
             self.stop_signals.restore()
