@@ -28,7 +28,7 @@ help:
 
 demo: $(VENV)/.installed-demo
 	@$(fetch_teacher)
-	@$(BIN)/abkd demo $(ARGS)
+	@$(BIN)/abkd demo --overwrite_output_dir $(ARGS)
 
 test: lint
 	@$(fetch_teacher)

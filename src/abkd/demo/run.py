@@ -28,8 +28,8 @@ DEFAULT = "forward KL, then α-β"
 BEFORE, AFTER, TEACHER = "student before", "student after", "teacher"
 TRADE = (
     "Forward KL covers: every word that the teacher might say gets some probability, so perplexity is best and sampled "
-    "answers stray. α-β commits: probability goes to what the student is sure of, so sampled answers stay closer to the "
-    "reference while perplexity is higher. The demo trains the first half with the one, the second half with the other."
+    "answers stray. α-β commits: probability goes to what the student is sure of, so sampled answers keep closer to "
+    "the reference and perplexity is higher. The demo trains one half of the run with the one, the other with the other."
 )
 
 
@@ -104,7 +104,9 @@ def _claim(output_dir: Path, *, overwrite: bool) -> None:
 def _announce(*, compare: bool) -> None:
     _show.say("abkd demo: a 135 M language model teaches a copy of itself that has lost half of its layers.")
     if compare:
-        _show.say(f"{len(COMPARED)} objectives, one after the other: about {3 * len(COMPARED) + 1} minutes on two cores.")
+        _show.say(
+            f"{len(COMPARED)} objectives, one after the other: about {3 * len(COMPARED) + 1} minutes on two cores."
+        )
 
 
 def _write_data(directory: Path, size: Size) -> list[Any]:
