@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from two_processes import VARIANTS, build
+from two_processes import SHARDED, VARIANTS, build
 
 from training_parts import gap, weights
 
@@ -80,8 +80,9 @@ def test_two_replicas_equal_one_process(tmp_path):
 
 @since_5
 @pytest.mark.slow
-def test_two_shards_equal_one_process(tmp_path):
-    done = launch(TESTS / "trainer" / "two_processes.py", tmp_path / "two", "plain", "accumulated", SHARDED="1")
+@pytest.mark.parametrize("sharded", list(SHARDED))
+def test_two_shards_equal_one_process(tmp_path, sharded):
+    done = launch(TESTS / "trainer" / "two_processes.py", tmp_path / "two", "plain", "accumulated", SHARDED=sharded)
     assert done.returncode == 0, done.stderr[-4000:]
     for variant in ("plain", "accumulated"):
         compare(tmp_path / "two", variant, tmp_path / "one", 2e-6)
@@ -90,7 +91,7 @@ def test_two_shards_equal_one_process(tmp_path):
 
 @since_5
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", ["", "1"], ids=["replicas", "shards"])
+@pytest.mark.parametrize("sharded", ["", "layers"], ids=["replicas", "shards"])
 def test_two_processes_resume_exactly(tmp_path, sharded):
     script = TESTS / "trainer" / "two_processes.py"
     done = launch(script, tmp_path, "resumed", SHARDED=sharded)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C at any step: a checkpoint at its end, the documented exit code, and an exact continuation."""
+"""SIGTERM and Ctrl-C at any step: a checkpoint when it ends, the documented exit code, an exact continuation."""
 
 from __future__ import annotations
 

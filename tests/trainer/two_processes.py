@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.trainer
+from accelerate import Accelerator, DistributedType, PartialState
 from safetensors.torch import save_file
 
+from torch.distributed.tensor import DTensor
 from training_parts import llama, rows, teacher, trainer
 
 STEP = {"max_grad_norm": 1.0, "learning_rate": 3e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
@@ -20,6 +23,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain text by length": {"lm_coef": 0.7, "group_by_length": True},
     "accumulated": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
     "resumed": {"save_strategy": "steps", "save_steps": 2},
+}
+SHARDED: dict[str, dict[str, Any]] = {
+    "layers": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
+    "every large module": {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 2000},
+    "into shards": {"state_dict_type": "SHARDED_STATE_DICT", "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
 }
 
 
@@ -32,18 +40,29 @@ def build(path: Path, variant: str, world: int, **more: Any):
     )
 
 
+def sharding_accelerator(**options: Any) -> Accelerator:
+    """accelerate shards only where it sees accelerators; what it then does is the same on CPUs."""
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return Accelerator(**options)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(120, exit=True)  # a process that waits for the other says where
     path, variants = Path(sys.argv[1]), sys.argv[2:]
-    fsdp = {"fsdp": "full_shard", "fsdp_config": {"fsdp_version": 2}} if os.environ.get("SHARDED") else {}
+    how = os.environ.get("SHARDED")
+    fsdp = {"fsdp": True, "fsdp_config": {"version": 2, **SHARDED[how]}} if how else {}
+    if how:
+        transformers.trainer.Accelerator = sharding_accelerator
     for variant in variants:
         world = int(os.environ["WORLD_SIZE"])
         made = build(path, variant, world, **fsdp)
+        assert made.is_fsdp_enabled == bool(how)
         if variant == "resumed":
             made.train(resume_from_checkpoint=(Path(made.args.output_dir) / "checkpoint-2").is_dir())
         else:
             made.train()
+        assert any(isinstance(parameter, DTensor) for parameter in made.model.parameters()) == bool(how)
         metrics = made.evaluate()
         made.save_model()
         state = made.accelerator.get_state_dict(made.model)

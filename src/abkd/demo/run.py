@@ -29,7 +29,7 @@ BEFORE, AFTER, TEACHER = "student before", "student after", "teacher"
 TRADE = (
     "Forward KL covers: every word that the teacher might say gets some probability, so perplexity is best and sampled "
     "answers stray. α-β commits: probability goes to what the student is sure of, so sampled answers keep closer to "
-    "the reference and perplexity is higher. The demo trains one half of the run with the one, the other with the other."
+    "the reference and perplexity is higher. The demo trains half of the run with the one, half with the other."
 )
 
 
