@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ TESTS = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory) -> Path:
-    """Two models with dropout in the student, and data."""
+    """Two students (with dropout and without), a teacher, and data."""
     directory = tmp_path_factory.mktemp("shelf")
-    for name, model in (("student", gpt2(0)), ("teacher", llama(7, width=48, layers=2, sharpness=6.0))):
+    models = {"student": gpt2(0), "plain": llama(0), "teacher": llama(7, width=48, layers=2, sharpness=6.0)}
+    for name, model in models.items():
         model.save_pretrained(directory / name)
         tokenizer().save_pretrained(directory / name)
     (directory / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(30)))
@@ -61,10 +63,12 @@ def records(output: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in timing} for line in lines if "train_runtime" not in line]
 
 
-def start(shelf: Path, output: Path, *, prelude: str = "", **more: Any) -> subprocess.Popen[str]:
+def start(
+    shelf: Path, output: Path, *, prelude: str = "", launcher: Sequence[str] = (), **more: Any
+) -> subprocess.Popen[str]:
     """``python -m abkd distill`` in a process of its own, on one thread."""
     flags = [word for name, value in values(shelf, output, **more).items() for word in (f"--{name}", str(value))]
-    run = ["-c", f"{prelude}; from abkd.cli import main; main()"] if prelude else ["-m", "abkd"]
+    run = ["-c", f"{prelude}; from abkd.cli import main; main()"] if prelude else [*launcher, "-m", "abkd"]
     return subprocess.Popen(
         [sys.executable, *run, "distill", *flags],
         env={
@@ -133,6 +137,34 @@ def test_a_full_disk_has_its_exit_code(stopped):
     assert status == 4, said
     assert "could not be written" in said
     assert not list(output.glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_two_launched_processes_stop_together_and_go_on(shelf, tmp_path):
+    """SIGTERM reaches the launcher and from there both, in the middle of some step of each."""
+    more = {
+        "model_name_or_path": str(shelf / "plain"),
+        "max_steps": 300,
+        "save_strategy": "epoch",
+        "per_device_eval_batch_size": 3,
+    }
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    two = {**more, "per_device_train_batch_size": 2}
+    launched = start(shelf, tmp_path / "two", launcher=launcher, **two)
+    wait_for_step(launched, tmp_path / "two", 20)
+    launched.send_signal(signal.SIGTERM)
+    said = launched.communicate(timeout=120)[0]
+    assert launched.returncode != 0
+    assert said.count("stopped by SIGTERM after step") == 1, said
+    again = start(shelf, tmp_path / "two", launcher=launcher, resume=True, **two)
+    assert again.wait(timeout=200) == 0, again.communicate()[0]
+    distill(Recipe.from_dict(values(shelf, tmp_path / "one", **more)))
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert gap(first, second) < 1e-3  # three hundred steps of Adam magnify the last digits
+    mine, theirs = records(tmp_path / "one"), records(tmp_path / "two")
+    assert [line["step"] for line in mine] == [line["step"] for line in theirs]
+    for name in ("eval_loss", "eval_forward_kl", "eval_perplexity"):
+        assert theirs[-1][name] == pytest.approx(mine[-1][name], rel=1e-4)
 
 
 # ---- what a run leaves behind ----

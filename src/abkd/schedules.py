@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from abkd.divergences import AlphaBeta, Divergence, Pointwise, WeightedSum
+from abkd.divergences import AlphaBeta, Pointwise, WeightedSum
 from abkd.errors import ConfigError
 
 _SHAPES = {"linear": lambda t: t, "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2.0}
@@ -49,11 +49,12 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
         t = _SHAPES[self.shape](min(max(progress, 0.0), 1.0))
         if t in (0.0, 1.0):
             return self.end if t else self.start
-        if isinstance(self.start, AlphaBeta) and isinstance(self.end, AlphaBeta):
-            return AlphaBeta(_between(self.start.alpha, self.end.alpha, t), _between(self.start.beta, self.end.beta, t))
-        if isinstance(self.start, Divergence):
-            return WeightedSum((1.0 - t, self.start), (t, self.end))
-        return _between(self.start, self.end, t)
+        start, end = self.start, self.end
+        if isinstance(start, AlphaBeta) and isinstance(end, AlphaBeta):
+            return AlphaBeta(_between(start.alpha, end.alpha, t), _between(start.beta, end.beta, t))
+        if isinstance(start, Pointwise) and isinstance(end, Pointwise):
+            return WeightedSum((1.0 - t, start), (t, end))
+        return _between(start, end, t)
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -13,8 +13,8 @@ import torch
 import transformers.trainer
 from accelerate import Accelerator, DistributedType, PartialState
 from safetensors.torch import save_file
-
 from torch.distributed.tensor import DTensor
+
 from training_parts import llama, rows, teacher, trainer
 
 STEP = {"max_grad_norm": 1.0, "learning_rate": 3e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
@@ -26,7 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 SHARDED: dict[str, dict[str, Any]] = {
     "layers": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
-    "every large module": {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 2000},
+    "the head on its own": {"transformer_layer_cls_to_wrap": ["Linear"]},
     "into shards": {"state_dict_type": "SHARDED_STATE_DICT", "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
 }
 

@@ -51,6 +51,9 @@ class CausalRows:
     def __call__(self, view: View) -> Rows:
         """The rows that ``view`` selects: ``Projected`` ``[N, H]``, or ``Dense`` ``[N, V]``."""
         inputs = view.inputs_for(self.language_model)
+        if self.dense_because is None and _in_shards(self.head.weight):
+            self.dense_because = "its head is sharded on its own; leave it to the root of the model to mend that"
+            self._say_dense()
         if self.dense_because is not None:
             rows: Rows = Dense(self._logits(inputs).flatten(0, 1)[view.rows])
         else:
@@ -63,11 +66,14 @@ class CausalRows:
         if self.dense_because is None:
             self.dense_because = self._probe()
         if self.dense_because is not None:
-            logger.warning(
-                "abkd: %s is read through its logits, which takes more memory: %s",
-                type(self.model).__name__,
-                self.dense_because,
-            )
+            self._say_dense()
+
+    def _say_dense(self) -> None:
+        logger.warning(
+            "abkd: %s is read through its logits, which takes more memory: %s",
+            type(self.model).__name__,
+            self.dense_because,
+        )
 
     @torch.no_grad()
     def _probe(self) -> str | None:
@@ -107,6 +113,11 @@ def _not_a_matrix(model: Any) -> str | None:
     if type(head) is not nn.Linear:
         return f"its head is a {type(head).__name__}, not a plain linear layer"
     return None
+
+
+def _in_shards(weight: Tensor) -> bool:
+    """Whether this process holds a part of it only (FSDP2 gathers the root's parameters before the forward)."""
+    return hasattr(weight, "full_tensor")
 
 
 def _text_config(model: Any) -> Any:
