@@ -98,5 +98,5 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _between(start: float, end: float, t: float) -> float:
+def _between(start: Any, end: Any, t: float) -> float:
     return (1.0 - t) * start + t * end
