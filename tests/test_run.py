@@ -144,8 +144,9 @@ def test_two_launched_processes_stop_together_and_go_on(shelf, tmp_path):
     """SIGTERM reaches the launcher and from there both, in the middle of some step of each."""
     more = {
         "model_name_or_path": str(shelf / "plain"),
-        "max_steps": 300,
+        "max_steps": 120,
         "save_strategy": "epoch",
+        "save_total_limit": 2,
         "per_device_eval_batch_size": 3,
     }
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -157,10 +158,11 @@ def test_two_launched_processes_stop_together_and_go_on(shelf, tmp_path):
     assert launched.returncode != 0
     assert said.count("stopped by SIGTERM after step") == 1, said
     again = start(shelf, tmp_path / "two", launcher=launcher, resume=True, **two)
-    assert again.wait(timeout=200) == 0, again.communicate()[0]
+    said = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, said
     distill(Recipe.from_dict(values(shelf, tmp_path / "one", **more)))
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert gap(first, second) < 1e-3  # three hundred steps of Adam magnify the last digits
+    assert gap(first, second) < 1e-4  # a hundred steps of Adam magnify the last digits
     mine, theirs = records(tmp_path / "one"), records(tmp_path / "two")
     assert [line["step"] for line in mine] == [line["step"] for line in theirs]
     for name in ("eval_loss", "eval_forward_kl", "eval_perplexity"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tiny_parts import make_chatml, make_llama
 
 

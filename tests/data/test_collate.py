@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_parts import FAMILIES, make_model
 
 from abkd.data import Batch, Collator, Example
 from abkd.errors import ConfigError, DataError
+from tiny_parts import FAMILIES, make_model
 
 A = Example(input_ids=[5, 6, 7, 8], trained=[False, False, True, True])
 B = Example(input_ids=[9, 10, 11], trained=[False, True, False])

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny_parts import SENTENCES, make_chatml
 
 from abkd.data import TokenizedDataset, load_rows, prepare_dataset, pretraining_chunks, split_held_out
 from abkd.errors import ConfigError, DataError
+from tiny_parts import SENTENCES, make_chatml
 
 ROWS = [{"prompt": f"What is {i}? ", "completion": f"It is {i}. " * (i + 1)} for i in range(12)]
 BAD = {3: ("completion", None), 5: ("completion", " "), 9: ("prompt", "What is it? " * 200)}

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_parts import FAMILIES, make_model
 
 from abkd.data import Collator, Example, TokenizedDataset, check_packing, pack
 from abkd.data.pack import _best_fit
 from abkd.errors import ConfigError, DataError
+from tiny_parts import FAMILIES, make_model
 
 
 def make_dataset(lengths=(11, 3, 7, 20, 5, 2, 9)) -> TokenizedDataset:

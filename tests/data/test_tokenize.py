@@ -5,12 +5,12 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_parts import CHATML, make_chatml
 
 from abkd.data import describe_sample
 from abkd.data.formats import BadRowError, Chat, PlainPair, PlainText
 from abkd.data.tokenize import encode_text, tokenize
 from abkd.errors import DataError
+from tiny_parts import CHATML, make_chatml
 
 CHATML_TOKENIZER = make_chatml()
 TALK = (

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny_parts import make_chatml, make_llama
 
 from abkd.data import check_same_tokenizer, shared_vocabulary_size
 from abkd.errors import VocabularyError
+from tiny_parts import make_chatml, make_llama
 
 
 def test_the_same_tokenizer_twice(chatml):

@@ -98,6 +98,24 @@ def test_a_limit_of_one_always_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     assert whole(tmp_path) == ["checkpoint-4"]
 
 
+def test_what_was_just_saved_stays_where_a_later_step_was_saved_before(finished, tmp_path):
+    """As in a run that was resumed from an older checkpoint by name."""
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    _checkpoints.rotate(run / "checkpoint-2", 1, None)
+    assert whole(run) == ["checkpoint-2"]
+
+
+def test_a_checkpoint_that_is_whole_is_not_written_again(tmp_path):
+    """The end of an epoch may ask once more for the step that a finished run was resumed from."""
+    options = {"save_strategy": "epoch", "max_steps": 6, "data": rows(10), "save_total_limit": 1}
+    trainer(tmp_path, **options).train()
+    manifest = tmp_path / "checkpoint-6" / _checkpoints.MANIFEST
+    before = manifest.stat().st_mtime_ns
+    trainer(tmp_path, **options).train(resume_from_checkpoint=True)
+    assert whole(tmp_path) == ["checkpoint-6"]
+    assert manifest.stat().st_mtime_ns == before
+
+
 def test_the_best_checkpoint_is_kept_and_loaded(tmp_path):
     """The learning rate is so high that the first checkpoint is the best."""
     made = trainer(
