@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -139,6 +140,7 @@ def test_a_full_disk_has_its_exit_code(stopped):
     assert not list(output.glob("checkpoint-*"))
 
 
+@pytest.mark.skipif(transformers.__version__.startswith("4."), reason="it cannot resume several processes on CPUs")
 @pytest.mark.slow
 def test_two_launched_processes_stop_together_and_go_on(shelf, tmp_path):
     """SIGTERM reaches the launcher and from there both, in the middle of some step of each."""

@@ -43,10 +43,11 @@ def say(text: str) -> None:
     console.print(text, highlight=False)
 
 
-def ending(result: Mapping[str, Any], output_dir: Path, seconds: float) -> None:
+def ending(result: Mapping[str, Any], trade: str, output_dir: Path, seconds: float) -> None:
     """The table, answers side by side, and where student and report are."""
     console.print()
     console.print(_table(result["title"], result["rows"], result["highlight"]))
+    console.print(trade, highlight=False)
     for note in result["notes"]:
         console.print(Text(note, style="dim"))
     for answer in result["answers"][:2]:

@@ -67,37 +67,32 @@ class DistillTrainer(Trainer):
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs need several processes: torchrun or accelerate launch
         set_seed(args.seed)  # adapters are random
         self.models: Models = resolve_models(model, teacher_model, args, processing_class, peft_config)
-        tokenizer = self.models.tokenizer
-        train = prepare_data(train_dataset, self.models, args, "train", pretrain_chunks)
-        held_out = prepare_data(eval_dataset, self.models, args, "eval")
-        self.distill_args = args
-        self.plan = resolve_plan(args, self.models)
-        self.task = Task(self.models.student, self.models.teacher, args.objective(), self.plan)
-        run_inside(self.models.student.model)
-        self.stop_signals, self.progress_bar, self.epoch_order = StopSignals(), ProgressBar(), EpochOrder()
+        ours = self._assemble(args)
         super().__init__(
             model=self.models.student.model,
             args=args,
-            data_collator=Collator(_pad_id(tokenizer)),
-            train_dataset=train,
-            eval_dataset=held_out,
-            processing_class=tokenizer,
-            callbacks=[
-                *callbacks,
-                self.epoch_order,
-                MetricsFile(),
-                FiniteGradients(),
-                self.stop_signals,
-                self.progress_bar,
-            ],
+            data_collator=Collator(_pad_id(self.models.tokenizer)),
+            train_dataset=prepare_data(train_dataset, self.models, args, "train", pretrain_chunks),
+            eval_dataset=prepare_data(eval_dataset, self.models, args, "eval"),
+            processing_class=self.models.tokenizer,
+            callbacks=[*callbacks, *ours],
             **kwargs,
         )
-        self.model_accepts_loss_kwargs = True  # the same for transformers < 5.19
+        self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers < 5.19
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.models.teacher.model.to(self.args.device)
+        if getattr(self.models.teacher.model, "quantization_method", None) is None:  # those are where they belong
+            self.models.teacher.model.to(self.args.device)
+
+    def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
+        """What is ours of a run, around the models; returns the callbacks among it."""
+        self.distill_args, self.plan = args, resolve_plan(args, self.models)
+        self.task = Task(self.models.student, self.models.teacher, args.objective(), self.plan)
+        run_inside(self.models.student.model)
         self._sums: dict[str, Tensor] = {}
         self._saved_step, self._teacher_judged = -1, False
+        self.stop_signals, self.progress_bar, self.epoch_order = StopSignals(), ProgressBar(), EpochOrder()
+        return self.epoch_order, MetricsFile(), FiniteGradients(), self.stop_signals, self.progress_bar
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
