@@ -45,9 +45,8 @@ class DistillTrainer(Trainer):
         ConfigError, DataError, VocabularyError: before anything is trained.
     """
 
-    loss_is_scaled_for_ga = (
-        True  # the loss is divided by the weight of the whole accumulated batch (transformers >= 5.19)
-    )
+    # the loss is divided by the weight of the whole accumulated batch already (transformers >= 5.19)
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
