@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("abkd")
 
+# Measured on halves and thirds of a 135 M model: 0.14 trained well under (0.2, 0.7); 0.01 and 0.05 belong to students
+# with a KL of 12 to 13 nats, where the gradient of (0.2, 0.7) has all but vanished.
 ENOUGH_MASS = 0.1
 
 
