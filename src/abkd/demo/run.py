@@ -46,7 +46,7 @@ class Size:
     influence_rows: int = 48
 
 
-FULL = Size(train_rows=360, epochs=2, held_out=90, answers=40, seeds=(10,))
+FULL = Size(train_rows=320, epochs=2, held_out=90, answers=40, seeds=(10,))
 QUICK = Size(train_rows=96, epochs=1, held_out=24, answers=8, seeds=(10,), influence_rows=24)
 
 
