@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from abkd.errors import ConfigError
 from abkd.ops import Plan, RowLosses, linear_divergence
 from abkd.ops._rows import Terms
 from abkd.ops._types import Rows
-from abkd.schedules import Schedule, at
+from abkd.schedules import Schedule, at, is_number
 from abkd.weights import RowWeights
 
 
@@ -39,11 +37,11 @@ class Objective:
         for progress in (0.0, 1.0):
             if not isinstance(at(self.divergence, progress), Divergence):
                 raise ConfigError(f"divergence must be one, such as AlphaBeta(0.2, 0.7), but it is {self.divergence!r}")
-        if not (_finite(self.temperature) and self.temperature > 0):
+        if not (is_number(self.temperature) and self.temperature > 0):
             raise ConfigError(f"kd_temperature must be a finite number above 0, but it is {self.temperature!r}")
         for name in ("ce_weight", "kd_weight", "lm_coef"):
             value = getattr(self, name)
-            if not all(_finite(at(value, progress)) and at(value, progress) >= 0 for progress in (0.0, 0.5, 1.0)):
+            if not all(is_number(at(value, progress)) and at(value, progress) >= 0 for progress in (0.0, 0.5, 1.0)):
                 raise ConfigError(f"{name} must be a finite number of at least 0, but it is {value!r}")
         if all(at(self.ce_weight, t) == 0 == at(self.kd_weight, t) for t in (0.0, 0.5, 1.0)):
             raise ConfigError("ce_weight and kd_weight are both 0: nothing would be learned; set one above 0")
@@ -99,10 +97,6 @@ class Objective:
         if self.lm_coef:
             text += f" + {_term(self.lm_coef, 'CE(plain text)')}"
         return f"{text},  T = {self.temperature:g}"
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _term(weight: float | Schedule, what: str) -> str:

@@ -16,11 +16,11 @@ from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.language import load_causal_lm, load_tokenizer
 from abkd.recipe import Recipe
-from abkd.trainer import DistillTrainer
+from abkd.trainer import RUN_FILE, DistillTrainer
 
 logger = logging.getLogger("abkd")
 
-RUN_FILE, RECIPE_FILE = "run.json", "recipe.yaml"
+RECIPE_FILE = "recipe.yaml"
 
 
 def distill(recipe: Recipe, resume: bool = False) -> DistillTrainer:
@@ -74,7 +74,10 @@ def build_trainer(
     _prepare_output(recipe, config, resume=resume)
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
     student = load_causal_lm(
-        recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision, dtype=_student_dtype()
+        recipe.model_name_or_path,
+        what="model_name_or_path",
+        revision=recipe.model_revision,
+        dtype="float32",  # master weights; bf16: true trains under autocast
     )
     if recipe.teacher_model_revision:
         config.teacher_model_init_kwargs = {
@@ -102,12 +105,6 @@ def finish(trainer: DistillTrainer) -> None:
         report = write_report(Path(str(trainer.args.output_dir)))
         logger.info("abkd: the student is in %s, the report is %s", trainer.args.output_dir, report)
     trainer.accelerator.wait_for_everyone()
-
-
-def _student_dtype() -> Any:
-    import torch
-
-    return torch.float32  # master weights; bf16: true trains under autocast
 
 
 def _first_process() -> bool:

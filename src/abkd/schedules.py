@@ -39,7 +39,7 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
         if self.shape not in _SHAPES:
             raise ConfigError(f"anneal knows the shapes {', '.join(_SHAPES)}, but shape is {self.shape!r}")
         pair = (self.start, self.end)
-        if not (all(isinstance(x, Pointwise) for x in pair) or all(_is_number(x) for x in pair)):
+        if not (all(isinstance(x, Pointwise) for x in pair) or all(is_number(x) for x in pair)):
             raise ConfigError(f"anneal joins two divergences or two numbers, but got {self.start!r} and {self.end!r}")
 
     def __repr__(self) -> str:
@@ -69,7 +69,7 @@ class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.
 
     def __init__(self, *parts: tuple[float, Any]) -> None:
         for part in parts:
-            if not (isinstance(part, tuple | list) and len(part) == 2 and _is_number(part[0]) and part[0] > 0):
+            if not (isinstance(part, tuple | list) and len(part) == 2 and is_number(part[0]) and part[0] > 0):
                 raise ConfigError(f"a stage is (share of the run, value), as in (0.5, ForwardKL()); got {part!r}")
         if not parts:
             raise ConfigError("stages needs stages: stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7)))")
@@ -94,7 +94,8 @@ def at(value: Any, progress: float) -> Any:
     return value(progress) if isinstance(value, Schedule) else value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number (and not a truth value)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -174,7 +174,7 @@ def _result(
 ) -> dict[str, Any]:
     teacher, before, *after = rows
     final = DEFAULT if compare else AFTER
-    shown = {TEACHER: TEACHER, BEFORE: BEFORE, **{row["name"]: row["name"] for row in after}}
+    shown = [TEACHER, BEFORE, *(row["name"] for row in after)]
     return {
         "title": f"{MODEL_NAME} → {before['parameters'] / 1e6:.0f} M parameters",
         "teacher": {"name": MODEL_NAME, "parameters": teacher["parameters"]},
