@@ -16,14 +16,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from two_processes import SHARDED, VARIANTS, build
 
-from training_parts import gap, weights
+from training_parts import gap, llama, rows, teacher, tokenizer, weights
 
 # accelerate shards on CPUs, and transformers reads the optimizer of several CPU processes, only since then
 since_5 = pytest.mark.skipif(transformers.__version__.startswith("4."), reason="needs transformers 5")
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def launch(*words: str | Path, processes: int = 2, **environment: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    *words: str | Path, processes: int = 2, at: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     paths = [str(TESTS), *(entry for entry in sys.path if entry)]
     return subprocess.run(
         [
@@ -34,6 +36,7 @@ def launch(*words: str | Path, processes: int = 2, **environment: str) -> subpro
             f"--nproc_per_node={processes}",
             *map(str, words),
         ],
+        cwd=at,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
@@ -103,3 +106,26 @@ def test_two_processes_resume_exactly(tmp_path, sharded):
     assert done.returncode == 0, done.stderr[-4000:]
     assert gap(load_file(directory / "weights.safetensors"), whole) == 0.0
     assert [line["loss"] for line in records(directory)] == [line["loss"] for line in log]
+
+
+@since_5
+@pytest.mark.slow
+def test_two_processes_from_the_shell(tmp_path):
+    for name, model in (("student", llama(0)), ("teacher", teacher())):
+        model.save_pretrained(tmp_path / name)
+        tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(12)))
+    flags = {
+        "model_name_or_path": "student",
+        "teacher_model_name_or_path": "teacher",
+        "train_file": "data.jsonl",
+        "output_dir": "out",
+        "max_steps": "2",
+        "per_device_train_batch_size": "2",
+        "use_cpu": "true",
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    done = launch("-m", "abkd", "distill", *words, at=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["processes"] == 2
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.hidden_size == 32

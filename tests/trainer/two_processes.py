@@ -70,6 +70,7 @@ def main() -> None:
             save_file({k: v.contiguous() for k, v in state.items()}, Path(made.args.output_dir) / "weights.safetensors")
             (Path(made.args.output_dir) / "eval.json").write_text(json.dumps(metrics))
         made.accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()  # or its threads may meet the end of the interpreter, which aborts
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def distill(ctx: typer.Context) -> None:
     from abkd.run import distill as run_recipe
 
     speak()
-    run_recipe(recipe, resume=extra["resume"])
+    trainer = run_recipe(recipe, resume=extra["resume"])
+    trainer.accelerator.end_training()  # several processes: or their threads may meet the end of the interpreter
 
 
 @app.command("shrink")
