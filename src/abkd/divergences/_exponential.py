@@ -22,12 +22,8 @@ from torch import Tensor
 
 from abkd.divergences._pointwise import Number
 
-_SERIES_BELOW = 0.5  # there the closed form loses a factor 5 and the series needs 9 (float32) or 16 (float64) terms
-
-
-def difference(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """``Δ = log p - log q``, 0 where both classes are impossible."""
-    return torch.where(log_p == log_q, 0.0, log_p - log_q)
+NEAR = 0.25  # there the closed form loses a factor 8, and the series needs 6 (float32) or 12 (float64) terms
+_STEEP = 1e30
 
 
 def largest(x: Tensor) -> float:
@@ -60,60 +56,90 @@ def power(log_x: Tensor, parts: Sequence[Number]) -> Tensor:
     return torch.exp(coarse * head) * torch.exp(coarse * (log_x - head) + rest * log_x)
 
 
+def is_above(x: Tensor) -> Tensor:
+    """1 where ``x > 0``, else 0, as numbers: on a CPU ``torch.where`` takes as long as thirty products."""
+    return (x * _STEEP).clamp(0.0, 1.0)
+
+
+def either(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """The one where ``condition`` is 1, the other where it is 0; both must be finite."""
+    return condition * one + (1.0 - condition) * other
+
+
 def expm1(x: Tensor) -> Tensor:
     """``e^x - 1``. In compiled code by a series near 0: torch's code generator for CPUs writes ``exp(x) - 1``."""
     if not torch.compiler.is_compiling():
         return torch.expm1(x)
-    terms = 16 if x.dtype == torch.float64 else 9
-    near = x.clamp(-0.5, 0.5)
-    total = torch.full_like(x, 1.0 / math.factorial(terms))
-    for k in range(terms - 1, 0, -1):
-        total = 1.0 / math.factorial(k) + near * total
-    return torch.where(x.abs() < 0.5, near * total, torch.exp(x) - 1.0)
+    near = x.clamp(-NEAR, NEAR)
+    return torch.where(x.abs() < NEAR, near * _series(near, 1), torch.exp(x) - 1.0)
 
 
-def mean_decay(u: Tensor) -> Tensor:
-    """``exp[0, -u] = (1 - e^-u) / u`` for ``u >= 0``; 1 at 0."""
-    down = (-u).clamp(max=-torch.finfo(u.dtype).eps / 4)  # where the result rounds to 1, also for u = 0
+def mean(x: Tensor) -> Tensor:
+    """``exp[0, x] = (e^x - 1) / x`` for ``x <= 0``: the mean of ``e^t`` between x and 0; 1 at 0."""
+    down = x.clamp(max=-torch.finfo(x.dtype).eps / 4)  # where the result rounds to 1, also for x = 0
     return expm1(down) / down
 
 
-def _series(u: Tensor, v: Tensor) -> Tensor:
-    """``exp[0, -u, -v] = Σ_m (-1)^m h_m(u, v) / (m+2)!`` by Horner's rule for divided differences."""
-    terms = 16 if u.dtype == torch.float64 else 9
-    inner = torch.full_like(u, (-1.0) ** (terms - 1) / math.factorial(terms + 1))
-    outer = inner.clone()
-    for m in range(terms - 2, -1, -1):
-        inner = inner.mul_(v).add_((-1.0) ** m / math.factorial(m + 2))
-        outer = outer.mul_(u).add_(inner)
+def _coefficients(x: Tensor, first: int) -> list[float]:
+    """``1/first!, 1/(first+1)!, …`` as far as they matter for ``|x| <= NEAR``."""
+    last = 13 if x.dtype == torch.float64 else 7
+    return [1.0 / math.factorial(k) for k in range(first, last + 1)]
+
+
+def _series(x: Tensor, first: int) -> Tensor:
+    """``Σ_k x^k / (k + first)!`` for ``|x| <= NEAR``."""
+    *rest, last = _coefficients(x, first)
+    total = last * x + rest.pop()
+    for coefficient in reversed(rest):
+        total = total.mul_(x).add_(coefficient)
+    return total
+
+
+def _second_series(x: Tensor, v: Tensor) -> Tensor:
+    """``exp[0, x, v]`` for ``-NEAR <= v <= x <= 0``, by Horner's rule for divided differences."""
+    *rest, last = _coefficients(x, 2)
+    inner = last * v + rest.pop()
+    outer = last * x + inner
+    for coefficient in reversed(rest):
+        inner = inner.mul_(v).add_(coefficient)
+        outer = outer.mul_(x).add_(inner)
     return outer
 
 
-def second_difference(gap: Tensor, u: Tensor, w: Tensor, span: Number) -> Tensor:
-    """``gap² · exp[0, -u, -(u+w)]`` for ``u, w >= 0`` with ``u + w = span·gap``, all finite."""
-    v = u + w
-    closed = (mean_decay(u) - torch.exp(-u) * mean_decay(w)) * gap / span
-    return torch.where(v < _SERIES_BELOW, _series(u, v) * gap * gap, closed)
+def second_difference(gap: Tensor, x: Tensor, v: Tensor, mean_x: Tensor, lower: Tensor, inverse_span: Number) -> Tensor:
+    """``gap² · exp[0, x, v]`` for ``v <= x <= 0``, ``v = -span·gap``, all finite.
+
+    ``mean_x = exp[0, x]``, ``lower = exp[x, v]``; the inverse of a span of 0 may be any finite number.
+    """
+    near = _second_series(x.clamp(min=-NEAR), v.clamp(min=-NEAR)) * gap.clamp(max=1e18).square()
+    return either(is_above(v + NEAR), near, (mean_x - lower) * gap * inverse_span)
 
 
 def kl_terms(log_p: Tensor, log_q: Tensor, delta: Tensor) -> Tensor:
-    """``p·Δ - p + q`` per class, never negative, accurate also where ``Δ = log p - log q < ∞`` is tiny."""
+    """``p·Δ - p + q`` per class, never negative, accurate also where ``Δ = log p - log q < ∞`` is tiny.
+
+    With ``g = |Δ|``, in units of the larger of p and q: ``e^-g - 1 + g`` where p is it, ``1 - (1+g)·e^-g`` where q is.
+    """
     delta = floored(delta)
-    above = delta.clamp(min=0.0)
-    below = above - delta
-    return torch.exp(torch.maximum(log_p, log_q)) * second_difference(above + below, below, above, 1.0)
+    gap = delta.abs()
+    near, decay, close = -gap.clamp(max=NEAR), torch.exp(-gap), is_above(NEAR - gap)
+    series = _series(near, 2)  # (e^-g - 1 + g) / g²
+    excess = either(close, near.square() * series, decay - 1.0 + gap)
+    shortfall = either(close, near.square() * (1.0 - (1.0 - near) * series), 1.0 - (1.0 + gap) * decay)
+    return torch.exp(torch.maximum(log_p, log_q)) * either(is_above(delta), excess, shortfall)
 
 
 def mixture(log_p: Tensor, log_q: Tensor, share: Number, rest: Number) -> tuple[Tensor, Tensor, Tensor]:
     """``(log m, log p - log m, log q - log m)`` of ``m = share·p + rest·q``, ``rest = 1 - share``: no cancellation."""
-    delta = difference(log_p, log_q)
-    a = delta.abs()
-    up, one = delta >= 0, torch.ones_like(a)
-    above = torch.where(up, share * one, rest * one)  # the share of the larger of the two
-    below = torch.where(up, rest * one, share * one)
-    close = (a < 1.0) | (below < 0.5)
-    # log max(p, q) - log m, at least 0, and log min(p, q) - log m, at most 0
-    upper = -torch.where(close, torch.log1p(below * expm1(-a)), torch.log(above + below * torch.exp(-a)))
-    lower = torch.where(a < 30.0, -torch.log1p(above * expm1(a.clamp(max=30.0))), upper - a)
-    log_m = torch.where(up, log_p, log_q) - upper
-    return log_m, torch.where(up, upper, lower), torch.where(up, lower, upper)
+    p, q = floored(log_p), floored(log_q)
+    delta = p - q
+    a, up = delta.abs(), is_above(delta)
+    above = up * share + (1.0 - up) * rest  # the share of the larger of the two
+    below = up * rest + (1.0 - up) * share
+    # log max(p, q) - log m, at least 0: from m/max - 1, but where m/max itself has more digits from that
+    close = torch.maximum(is_above(1.0 - a), is_above(0.5 - below))
+    less = (below * expm1(-a)).clamp(min=-0.75)
+    upper = -either(close, torch.log1p(less), torch.log(above + below * torch.exp(-a)))
+    # log min(p, q) - log m, at most 0
+    lower = either(is_above(30.0 - a), -torch.log1p(above * expm1(a.clamp(max=30.0))), upper - a)
+    return torch.maximum(p, q) - upper, either(up, upper, lower), either(up, lower, upper)

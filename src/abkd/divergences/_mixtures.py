@@ -42,6 +42,14 @@ class JensenShannon(Pointwise):
     def numbers(self) -> tuple[float, ...]:
         return (self.weight, 1.0 - self.weight)
 
+    @property
+    def native(self) -> str:
+        return """
+    const MIXTURE m = mixture(p, q, k[0], k[1]);
+    const REAL own = choose(m.teacher_on_top, -m.m_over_low, m.top_over_m);
+    term = m.share_top * top_to_m(m) + m.share_low * low_to_m(m);
+    slope = k[1] * m.top * choose(m.teacher_on_top, m.low, 1) * own;"""
+
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
         share, rest = numbers
         log_m, from_p, from_q = mixture(log_p, log_q, share, rest)
@@ -65,6 +73,14 @@ class SkewForwardKL(Pointwise):
     @property
     def numbers(self) -> tuple[float, ...]:
         return (self.skew, 1.0 - self.skew)
+
+    @property
+    def native(self) -> str:
+        return """
+    const MIXTURE m = mixture(p, q, k[0], k[1]);
+    const REAL beyond = choose(m.teacher_on_top, m.low * top_beyond_m(m), low_beyond_m(m));
+    term = choose(m.teacher_on_top, top_to_m(m), low_to_m(m));
+    slope = -k[1] * m.top * beyond;"""
 
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
         skew, rest = numbers
@@ -91,6 +107,15 @@ class SkewReverseKL(Pointwise):
     @property
     def numbers(self) -> tuple[float, ...]:
         return (self.skew, 1.0 - self.skew)
+
+    @property
+    def native(self) -> str:
+        return """
+    const MIXTURE m = mixture(p, q, k[1], k[0]);
+    const REAL own = choose(m.teacher_on_top, -m.m_over_low, m.top_over_m);
+    const REAL beyond = choose(m.teacher_on_top, low_beyond_m(m), top_beyond_m(m));
+    term = choose(m.teacher_on_top, low_to_m(m), top_to_m(m));
+    slope = m.top * choose(m.teacher_on_top, m.low, 1) * (own - k[0] * beyond);"""
 
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
         skew, rest = numbers

@@ -87,6 +87,14 @@ class Pointwise(Divergence):
         """True when float32 exponents could be positive and large, so that the terms need float64."""
         return False
 
+    @property
+    def native(self) -> str | None:
+        """:meth:`terms` in C, for ``ops/rows.c``: sets ``term`` and ``slope`` from ``p``, ``q`` and ``k[0], k[1], …``.
+
+        ``p`` and ``q`` are the logarithms, ``k`` the numbers. None: torch does the work, unfused on a CPU.
+        """
+        return None
+
     @abstractmethod
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
         """``[..., V], [..., V] -> (term, slope)``, both ``[..., V]``; from ``numbers`` and ``kind``."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from abkd.divergences._exponential import difference, expm1
+from abkd.divergences._exponential import expm1, floored
 from abkd.divergences._pointwise import Number, Pointwise
 
 
@@ -20,8 +20,15 @@ class TotalVariation(Pointwise):
     formula: ClassVar[str] = "TV(p, q)"
     exempt: ClassVar[dict[str, str]] = {"gradient_is_smooth_where_equal": "|p - q| has a kink where p = q"}
 
+    @property
+    def native(self) -> str:
+        return """
+    const REAL a = floored(p), b = floored(q), delta = a - b;
+    term = (REAL)-0.5 * exponential(at_least(a, b)) * exponential_1(-size(delta));
+    slope = choose(delta == 0, 0, choose(delta < 0, 0.5, -0.5)) * exponential(b);"""
+
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
-        delta = difference(log_p, log_q)
+        delta = floored(log_p) - floored(log_q)
         term = -0.5 * torch.exp(torch.maximum(log_p, log_q)) * expm1(-delta.abs())
         return term, -0.5 * torch.sign(delta) * torch.exp(log_q)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -45,6 +46,20 @@ class WeightedSum(Pointwise):
     def wide(self) -> bool:
         return any(part.wide for _, part in self.parts)
 
+    @property
+    def native(self) -> str | None:
+        lines, at = ["    REAL sum = 0, sum_slope = 0;"], 0
+        for _, part in self.parts:
+            if part.native is None:
+                return None
+            body = _shifted(part.native, at + 1)
+            lines += [
+                f"    {{ REAL term, slope; {body}",
+                f"    sum += k[{at}] * term, sum_slope += k[{at}] * slope; }}",
+            ]
+            at += 1 + len(part.numbers)
+        return "\n".join([*lines, "    term = sum, slope = sum_slope;"])
+
     def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
         term: Tensor | float = 0.0
         slope: Tensor | float = 0.0
@@ -65,6 +80,11 @@ class WeightedSum(Pointwise):
     @classmethod
     def examples(cls) -> tuple[Divergence, ...]:
         return (cls((0.5, ForwardKL()), (0.5, ReverseKL())),)
+
+
+def _shifted(native: str, by: int) -> str:
+    """A part's C text, with its numbers where they lie among those of the sum."""
+    return re.sub(r"\bk\[(\d+)\]", lambda found: f"k[{int(found[1]) + by}]", native)
 
 
 def _checked(part: Any) -> tuple[float, Pointwise]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from abkd.ops._rows import Block, Terms, blocks
 from abkd.ops._types import Dense, Head, Plan, Projected, RowLosses, Rows
+
+logger = logging.getLogger("abkd")
 
 _FIELDS = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement", "weight")
 
@@ -48,11 +51,11 @@ def chunked_losses(
         head = student.head
         scale = head.scale if isinstance(head.scale, Tensor) else None
         loss = _OnePass.apply(call, student.hidden, head.weight, head.bias, scale, head)
-    return RowLosses(loss=loss, plan=plan, **call.numbers)  # type: ignore[arg-type]
+    return RowLosses(loss=loss, plan=call.plan, **call.numbers)  # type: ignore[arg-type]
 
 
 class _OnePass(torch.autograd.Function):
-    """Forward does all the work; backward multiplies what is ready by the incoming number."""
+    """Forward does all the work; backward hands over what is ready."""
 
     @staticmethod
     def forward(
@@ -65,37 +68,99 @@ class _OnePass(torch.autograd.Function):
         head: Head | None,
     ) -> Tensor:
         student = Dense(source) if head is None else Projected(source, head._replace(weight=weight, bias=bias))
-        need = ctx.needs_input_grad[1:5]
-        sums = _Gradients(student, call, need)
-        kept = call.weight.nonzero().squeeze(-1)
-        parts: list[Block] = []
-        step = call.plan.rows_per_chunk
-        with torch.autocast(source.device.type, enabled=False):
-            for start in range(0, len(kept), step):
-                rows = kept[start : start + step]
-                # all rows in order: a slice needs no copy of the hidden states
-                index = slice(start, start + step) if len(kept) == len(call.weight) else rows
-                parts.append(_chunk(sums, call, index, rows, any(need)))
-        call.numbers.update(_spread(parts, kept, call))
-        return sums.finish(ctx, call, source)
+        loss, ctx.ready = _solve(student, call, ctx.needs_input_grad[1:5])
+        ctx.save_for_backward(source, weight, bias, scale)
+        ctx.call, ctx.head = call, head
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        return (None, *(None if g is None else g * grads[0].to(g.dtype) for g in ctx.saved_tensors), None)
+        # Given away, so that the parameters may keep them: a copy of the head's gradient is as large as the head.
+        ready, ctx.ready = ctx.ready, None
+        if ready is None:  # a second time through the same graph
+            source, weight, bias, scale = ctx.saved_tensors
+            head = ctx.head
+            if head is not None:
+                head = head._replace(weight=weight, bias=bias, scale=head.scale if scale is None else scale)
+            _, ready = _solve(
+                Dense(source) if head is None else Projected(source, head), ctx.call, ctx.needs_input_grad[1:5]
+            )
+        if grads[0].device.type != "cpu" or grads[0] != 1:  # looking at it elsewhere would mean to wait for the device
+            for gradient in ready:
+                _multiply(gradient, grads[0])
+        return (None, *ready, None)
 
 
-def _chunk(sums: _Gradients, call: _Call, index: slice | Tensor, rows: Tensor, grad: bool) -> Block:
-    logits = sums.student.logits(index)
+def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss and the gradients of source, weight, bias and scale; numbers and plan go to ``call``.
+
+    Where memory does not suffice, all over again in chunks of half the size: nothing is counted twice.
+    """
+    while True:
+        try:
+            return _attempt(student, call, need)
+        except torch.OutOfMemoryError:
+            if call.plan.rows_per_chunk == 1:
+                raise
+            call.plan = replace(call.plan, rows_per_chunk=call.plan.rows_per_chunk // 2)
+            logger.warning("abkd: out of memory; the loss goes on with %d rows at once", call.plan.rows_per_chunk)
+        torch.cuda.empty_cache()  # outside of the handler, which still holds the failed attempt
+
+
+def _attempt(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
+    sums = _Gradients(student, call, need)
+    kept = call.weight.nonzero().squeeze(-1)
+    rows = len(kept)
+    step = _even(rows, call.plan.rows_per_chunk)
+    parts: list[Block] = []
+    with torch.no_grad(), torch.autocast(call.weight.device.type, enabled=False):
+        rooms = [_room(each, min(step, rows)) for each in (sums.student, call.teacher)]
+        for start in range(0, rows, step):
+            chunk = kept[start : start + step]
+            # all rows in order: a slice needs no copy of the hidden states
+            index = slice(start, start + step) if rows == len(call.weight) else chunk
+            parts.append(_chunk(sums, call, rooms, index, chunk, any(need)))
+        call.numbers.update(_spread(parts, kept, call))
+        return sums.finish(call)
+
+
+def _even(rows: int, most: int) -> int:
+    """Rows per chunk for chunks of one size: a short last one starves the head products and saves no memory."""
+    chunks = max(1, -(-rows // most))
+    return max(1, -(-rows // chunks))
+
+
+def _room(rows: Rows, count: int) -> Tensor | None:
+    """Memory for the logits of one chunk, used again for every chunk: fresh memory costs time."""
+    if isinstance(rows, Dense):
+        return None
+    return torch.empty(count, rows.classes, dtype=rows.hidden.dtype, device=rows.device)
+
+
+def _logits(rows: Rows, index: slice | Tensor, room: Tensor | None) -> Tensor:
+    if isinstance(rows, Dense):
+        return rows.logits(index)
+    hidden = rows.hidden[index]
+    return rows.head.logits(hidden, None if room is None else room[: len(hidden)])
+
+
+def _chunk(
+    sums: _Gradients, call: _Call, rooms: list[Tensor | None], index: slice | Tensor, rows: Tensor, grad: bool
+) -> Block:
+    logits, teacher = (
+        _logits(each, index, room) for each, room in zip((sums.student, call.teacher), rooms, strict=True)
+    )
+    if grad and (sums.rounds or (isinstance(sums.student, Dense) and isinstance(index, slice))):
+        logits = logits.to(sums.wide if sums.rounds else logits.dtype, copy=True)  # the caller's are not overwritten
     targets = None if call.targets is None else call.targets[rows]
     weight = call.weight[rows]
-    share = weight if sums.share is None else weight * sums.share
-    result = blocks(
-        logits, call.teacher.logits(index), targets, share, call.terms, grad=grad, compiled=call.plan.compiled
-    )
-    if result.grad is not None:
-        sums.add(index, logits, result.grad)
-    return result._replace(grad=None, weight=result.weight if sums.share is None else weight)
+    bend = sums.bend(logits) if grad else None
+    share = weight * sums.share
+    result = blocks(logits, teacher, targets, share, call.terms, grad=grad, compiled=call.plan.compiled)
+    if grad:
+        sums.add(index, logits if bend is None else logits.mul_(bend))
+    return result._replace(weight=result.weight if call.terms.row_weight is not None else weight)
 
 
 class _Gradients:
@@ -104,48 +169,60 @@ class _Gradients:
     def __init__(self, student: Rows, call: _Call, need: tuple[bool, ...]) -> None:
         self.student = student.to(call.dtype)
         source = self.student.tensors[0]
-        wide = torch.promote_types(source.dtype, torch.float32)
-        # What is rounded to 16 bits carries 1 / total weight already, but for a power of 2, which follows in float32:
-        # nothing is rounded twice and small gradients do not vanish. (A row-weight function tells its sum at the end.)
-        known = call.weight.sum() if call.total is None else call.total
-        self.share = None if call.terms.row_weight is not None else torch.frexp(_inverse(known)).mantissa
-        small = source.dtype == torch.float16
-        self.source = torch.zeros_like(source, dtype=wide if small else None) if need[0] else None
-        self.weight = self.bias = self.scale = None
-        if isinstance(self.student, Projected):
-            head = self.student.head
-            self.weight = torch.zeros_like(head.weight, dtype=wide) if need[1] else None
-            self.bias = source.new_zeros(student.classes, dtype=wide) if need[2] else None
-            self.scale = torch.zeros_like(head.scale, dtype=wide) if need[3] else None  # type: ignore[arg-type]
+        self.wide = torch.promote_types(source.dtype, torch.float32)
+        self.need = need
+        self.small = source.dtype == torch.float16
+        capped = isinstance(self.student, Projected) and self.student.head.softcap is not None
+        self.rounds = self.small or capped  # a gradient kept in the logits' 16 bits would be rounded once too often
+        # What the weights are multiplied by beforehand: 1 / total weight. In float16 all of it but a power of 2, which
+        # follows in float32, or small gradients would vanish. (A row-weight function tells its sum at the end.)
+        self.share: Tensor | float = 1.0
+        if call.terms.row_weight is None:
+            known = _inverse(call.weight.sum() if call.total is None else call.total)
+            self.share = torch.frexp(known).mantissa if self.small else known
+        self.source = torch.zeros_like(source, dtype=self.wide if self.small else None) if need[0] else None
+        self.weight: Tensor | None = None
+        self.bias = source.new_zeros(student.classes, dtype=self.wide) if need[2] else None
+        self.scale: Tensor | None = None
+        if need[3] and isinstance(self.student, Projected) and isinstance(self.student.head.scale, Tensor):
+            self.scale = torch.zeros_like(self.student.head.scale, dtype=self.wide)
 
-    def add(self, index: slice | Tensor, logits: Tensor, grad: Tensor) -> None:
+    def bend(self, logits: Tensor) -> Tensor | None:
+        """The slope of the soft-cap at some logits, before they are overwritten."""
+        if isinstance(self.student, Dense) or self.student.head.softcap is None:
+            return None
+        return 1.0 - (logits / self.student.head.softcap).square()
+
+    def add(self, index: slice | Tensor, grad: Tensor) -> None:
         """Carry the logit gradient ``[n, V]`` of some rows to the student's tensors."""
         if isinstance(self.student, Dense):
-            if self.source is not None:
-                self.source[index] = grad.to(self.source.dtype)
+            assert self.source is not None
+            self.source[index] = grad.to(self.source.dtype)
             return
-        hidden, head = self.student.hidden, self.student.head
-        if head.softcap is not None:
-            grad = grad * (1.0 - (logits.to(grad.dtype) / head.softcap).square())
+        head, rows = self.student.head, self.student.hidden[index]
         if self.bias is not None:
-            self.bias += grad.sum(0)
-        grad = grad.to(head.weight.dtype)
-        rows = hidden[index]
+            self.bias += grad.sum(0, dtype=self.wide)
+        grad = grad.to(rows.dtype)
         if self.source is not None or self.scale is not None:
             to_hidden = grad @ head.weight
             if self.source is not None:
-                self.source[index] = to_hidden
+                self.source[index] = to_hidden.to(self.source.dtype)
             if self.scale is not None:
                 # the logits are scale·hidden@weight.T before the bias, and to_hidden lacks the scale
-                self.scale += (to_hidden.to(self.scale.dtype) * rows).sum()
-        if self.weight is not None:
-            if grad.dtype == self.weight.dtype:
-                self.weight.addmm_(grad.T, rows)
-            else:
-                self.weight += grad.T @ rows
+                self.scale += (to_hidden.to(self.wide) * rows).sum()
+        if self.need[1]:
+            self._add_weight(grad, rows)
 
-    def finish(self, ctx: Any, call: _Call, source: Tensor) -> Tensor:
-        """Divide by the total weight, hand the gradients to autograd and return the loss."""
+    def _add_weight(self, grad: Tensor, rows: Tensor) -> None:
+        if self.weight is None:  # the first chunk need not be added to zeros
+            self.weight = (grad.T @ rows).to(self.wide)
+        elif grad.dtype == self.wide:
+            self.weight.addmm_(grad.T, rows)
+        else:
+            self.weight += grad.T @ rows
+
+    def finish(self, call: _Call) -> tuple[Tensor, list[Tensor | None]]:
+        """Divide by the total weight what is not yet divided; the loss, and the gradients."""
         numbers, terms = call.numbers, call.terms
         used, divergence, hard = numbers["weight"], numbers["divergence"], numbers["cross_entropy"]
         assert used is not None
@@ -154,22 +231,28 @@ class _Gradients:
             terms.kd_weight * divergence if terms.kd_weight else 0.0
         )
         factor = _inverse(used.sum() if call.total is None else call.total).to(used.dtype)
-        late = factor if self.share is None else factor / self.share.to(factor.dtype)
-        scaled = late * self.student.head.scale if isinstance(self.student, Projected) else late
-        ready = ((self.source, scaled), (self.weight, scaled), (self.bias, late), (self.scale, late))
-        ctx.save_for_backward(*(None if g is None else _times(g, by) for g, by in ready))
         loss = torch.where(used == 0, 0.0, used * row).sum() * factor  # a row that does not count may be infinite
-        return loss.to(torch.promote_types(source.dtype, torch.float32))
+        head = self.student.head if isinstance(self.student, Projected) else None
+        if self.weight is None and self.need[1] and head is not None:  # no row has weight
+            self.weight = torch.zeros_like(head.weight, dtype=self.wide)
+        scale = 1.0 if head is None else head.scale
+        if terms.row_weight is not None or self.small:
+            late = factor / self.share
+            for gradient in (self.bias, self.scale):
+                _multiply(gradient, late)
+            scale = late * scale
+        if isinstance(scale, Tensor) or scale != 1.0:
+            self.source, self.weight = _multiply(self.source, scale), _multiply(self.weight, scale)
+        return loss.to(self.wide), [self.source, self.weight, self.bias, self.scale]
 
 
 def _inverse(total: Tensor) -> Tensor:
     return 1.0 / torch.where(total == 0, 1.0, total)
 
 
-def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    if gradient.dtype == factor.dtype:
-        return gradient.mul_(factor)
-    return (gradient.to(factor.dtype) * factor).to(gradient.dtype)  # in 16 bits the factor itself would be rounded
+def _multiply(gradient: Tensor | None, factor: Tensor | float) -> Tensor | None:
+    # an operand without dimensions is not rounded to the gradient's 16 bits first
+    return None if gradient is None else gradient.mul_(factor)
 
 
 def _spread(parts: list[Block], kept: Tensor, call: _Call) -> dict[str, Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -12,18 +13,25 @@ from torch import Tensor
 from abkd.divergences import Divergence
 from abkd.errors import ConfigError, VocabularyError
 from abkd.ops._chunked import chunked_losses
+from abkd.ops._memory import available_mb
 from abkd.ops._reference import reference_losses
 from abkd.ops._rows import RowWeight, Terms, blocks, compiler_missing, say_unfused
 from abkd.ops._types import Dense, Plan, Projected, RowLosses, Rows
 
+logger = logging.getLogger("abkd")
+
 MEMORY_BUDGET_MB = 256.0
-_WORTH_COMPILING = 1 << 22  # classes in one call; below that the eager time is less than the call overhead matters
+_WORTH_COMPILING = 1 << 18  # classes in one call; below that the eager path takes milliseconds
+_SHARE = 0.25  # of the free memory, for one chunk: activations, gradients and the other model need the rest
+_BYTES = {"cpu": 8}  # of a chunk, per class and row: both models' logits
+_BYTES_ELSEWHERE = 16  # on a GPU also the gradient and a temporary
 
 
 def plan_for(rows: int, classes: int, device: torch.device, *, memory_budget_mb: float = MEMORY_BUDGET_MB) -> Plan:
     """Chunk size and implementation for a problem of this size.
 
-    A row of a chunk holds both models' logits, the gradient and one temporary, in float32: 16 bytes a class.
+    Counted in float32; the gradient takes the place of the student's logits. Where less than four times the budget is
+    free (on the device, in the machine or in its control group), a quarter of what is free is taken, and said.
     """
     if not 0 < memory_budget_mb < math.inf:
         wanted = "memory_budget_mb must be a finite number above 0"
@@ -31,9 +39,20 @@ def plan_for(rows: int, classes: int, device: torch.device, *, memory_budget_mb:
     missing = compiler_missing(device)
     if missing is not None and rows * classes >= _WORTH_COMPILING:
         say_unfused(missing)
-    chunk = int(memory_budget_mb * 2**20 // (16 * classes))
+    memory_budget_mb = _affordable(memory_budget_mb, device)
+    chunk = int(memory_budget_mb * 2**20 // (_BYTES.get(device.type, _BYTES_ELSEWHERE) * classes))
     chunk = chunk // 32 * 32 if chunk >= 32 else max(1, chunk)
     return Plan(rows_per_chunk=chunk, compiled=missing is None and rows * classes >= _WORTH_COMPILING)
+
+
+def _affordable(memory_budget_mb: float, device: torch.device) -> float:
+    free = available_mb(device)
+    if free is None or memory_budget_mb <= _SHARE * free:
+        return memory_budget_mb
+    less = max(_SHARE * free, 1.0)
+    said = "abkd: %.0f MB are free, so the loss takes %.0f MB at once instead of %g (memory_budget_mb)"
+    logger.warning(said, free, less, memory_budget_mb)
+    return less
 
 
 def linear_divergence(

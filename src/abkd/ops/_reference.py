@@ -38,13 +38,13 @@ def reference_losses(
         full = torch.zeros(len(student), dtype=values.dtype, device=values.device)
         return full.index_copy(0, kept, values.detach())
 
-    agreement = (z_student.argmax(-1) == z_teacher.argmax(-1)).to(dtype)
+    top, teacher_top = (z == z.amax(-1, keepdim=True) for z in (z_student.detach(), z_teacher))
     return RowLosses(
         loss=loss,
         divergence=spread(row),
         cross_entropy=None if hard is None else spread(hard),
         student_entropy=spread(entropy(log_q)),
         teacher_entropy=spread(entropy(log_p)),
-        agreement=spread(agreement),
+        agreement=spread((top & teacher_top).any(-1).to(dtype)),
         weight=spread(used),
     )

@@ -24,14 +24,24 @@ class Head(NamedTuple):
     scale: Tensor | float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """``[n, H] -> [n, V]`` in the dtype of the product."""
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """``[n, H] -> [n, V]`` in the dtype of the product; into ``out`` if given, but without autograd."""
+        if out is not None:
+            return self._write(hidden, out)
         logits = hidden @ self.weight.T
         if isinstance(self.scale, Tensor) or self.scale != 1.0:
             logits = logits * self.scale
         if self.bias is not None:
             logits = logits + self.bias
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def _write(self, hidden: Tensor, out: Tensor) -> Tensor:
+        torch.mm(hidden, self.weight.T, out=out)
+        if isinstance(self.scale, Tensor) or self.scale != 1.0:
+            out.mul_(self.scale)
+        if self.bias is not None:
+            out.add_(self.bias)
+        return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
 
     def to(self, dtype: torch.dtype) -> Head:
         """The head in another dtype."""
@@ -133,7 +143,7 @@ class Plan:
 
     Attributes:
         rows_per_chunk: rows whose logits exist at the same time.
-        compiled: whether the element-wise work is fused by ``torch.compile``.
+        compiled: whether the element-wise work is fused: by our own C on a CPU, by ``torch.compile`` on a GPU.
     """
 
     rows_per_chunk: int
@@ -148,7 +158,7 @@ class RowLosses:
         loss: scalar ``Σ_n w_n·(ce_weight·CE_n + kd_weight·D_n) / total_weight``.
         divergence, student_entropy, teacher_entropy: ``[N]`` in nats, at the given temperature.
         cross_entropy: ``[N]`` in nats at temperature 1, or None without targets.
-        agreement: ``[N]`` 1 where teacher and student have the same likeliest class.
+        agreement: ``[N]`` 1 where teacher and student share a likeliest class.
         weight: ``[N]`` the row weights that were used.
         plan: how it was carried out (None for ``impl="reference"``).
     """

@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +149,14 @@ def resolve_plan(args: DistillConfig, models: Models) -> Plan:
             return Plan(**known)
     rows = args.per_device_train_batch_size * args.max_length
     return plan_for(rows, models.classes, args.device, memory_budget_mb=args.memory_budget_mb)
+
+
+def record_plan(directory: Path, plan: Plan) -> None:
+    """Keep the plan that a run has come to (smaller where memory did not suffice), for its resumption."""
+    record = directory / RUN_FILE
+    known = json.loads(record.read_text()) if record.is_file() else None
+    if known is None or known.get("plan") == asdict(plan):
+        return
+    draft = record.with_name(f".{record.name}")  # all of it or nothing
+    draft.write_text(json.dumps(known | {"plan": asdict(plan)}, indent=1), encoding="utf-8")
+    draft.replace(record)

@@ -54,6 +54,8 @@ class Task:
             total_weight=totals.rows,
             plan=self.plan,
         )
+        if rows.plan is not None:
+            self.plan = rows.plan  # smaller where memory did not suffice: what did not fit once is not tried again
         sums = {name: getattr(rows, name).sum() for name in LOGGED}
         loss = rows.loss
         if batch.pretrain is not None:

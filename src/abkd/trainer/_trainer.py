@@ -22,7 +22,7 @@ from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSi
 from abkd.trainer._evaluation import metrics, warn_of_weak_teacher
 from abkd.trainer._finite import FiniteGradients, check_loss
 from abkd.trainer._order import Evened, train_order
-from abkd.trainer._setup import Models, prepare_data, resolve_models, resolve_plan
+from abkd.trainer._setup import Models, prepare_data, record_plan, resolve_models, resolve_plan
 from abkd.trainer._start import check_start
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 
@@ -240,6 +240,7 @@ class DistillTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
+                    record_plan(Path(str(self.args.output_dir)), self.task.plan)
                     _checkpoints.seal(checkpoint)
                     _checkpoints.rotate(checkpoint, limit, self.state.best_model_checkpoint)
         finally:

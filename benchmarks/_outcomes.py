@@ -1,0 +1,90 @@
+"""From cells to the rows of the tables."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks._cases import EAGER, FLOOR, Case, Contestant
+
+
+@dataclass
+class Outcome:
+    """What one contestant did in one case; None where there is no figure, and then ``note`` says why."""
+
+    case: Case
+    contestant: Contestant
+    seconds: list[float] = field(default_factory=list)  # of each round
+    floor: list[float] = field(default_factory=list)  # of the same rounds
+    first_s: float | None = None
+    peak_bytes: int | None = None
+    read_from: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it may be compared: it was timed, and its answer is right."""
+        return bool(self.seconds) and self.note != "wrong"
+
+    @property
+    def ms(self) -> float | None:
+        """Median of the rounds."""
+        return 1000 * statistics.median(self.seconds) if self.seconds else None
+
+    @property
+    def least_ms(self) -> float | None:
+        """The fastest round."""
+        return 1000 * min(self.seconds, default=float("nan")) if self.seconds else None
+
+    @property
+    def times_floor(self) -> float | None:
+        """Median over the rounds of the time in units of the floor's."""
+        return ratio(self.seconds, self.floor)
+
+    @property
+    def peak_mb(self) -> float | None:
+        """Above inputs and outputs, in MB of 2^20 bytes, as memory budgets are."""
+        return None if self.peak_bytes is None else self.peak_bytes / 2**20
+
+    @property
+    def gradient_error(self) -> float | None:
+        """The worse of d hidden and d head."""
+        return max(self.errors["hidden"], self.errors["head"]) if self.errors else None
+
+
+def ratio(mine: Sequence[float], other: Sequence[float]) -> float | None:
+    """Median of the quotients round by round: what slows a whole round down does not count."""
+    pairs = list(zip(mine, other, strict=False))
+    return statistics.median(a / b for a, b in pairs) if pairs else None
+
+
+def outcomes(
+    case: Case, contestants: Sequence[Contestant], timed: Sequence[dict[str, Any]], memory: dict[str, dict[str, Any]]
+) -> list[Outcome]:
+    """One outcome a contestant, in the order given; ``memory`` by the contestant's name."""
+    floor = next((entry.get("seconds", []) for entry in timed if entry["contestant"] == FLOOR.name), [])
+    by_name = {entry["contestant"]: entry for entry in timed}
+    result = []
+    for one in contestants:
+        entry, peak = by_name[one.name], memory.get(one.name, {})
+        note = entry.get("skipped") or peak.get("skipped", "") or ("wrong" if entry.get("wrong") else "")
+        result.append(
+            Outcome(
+                case, one, entry.get("seconds", []), floor, entry.get("first_s"), peak.get("peak_bytes"),
+                peak.get("read_from", ""), entry.get("errors", {}), note,
+            )
+        )  # fmt: skip
+    return result
+
+
+def of_kind(rows: Sequence[Outcome], kind: str) -> list[Outcome]:
+    """Those of a kind that may be compared, ours without a compiler left out."""
+    return [row for row in rows if row.contestant.kind == kind and row.ranked and row.contestant != EAGER]
+
+
+def fastest(rows: Sequence[Outcome]) -> Outcome | None:
+    """The one with the least median."""
+    return min(rows, key=lambda row: row.ms or 0.0, default=None)

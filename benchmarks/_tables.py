@@ -1,0 +1,120 @@
+"""Outcomes as a table on the screen, in Markdown and in CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from abkd.plots.style import number
+from benchmarks._outcomes import Outcome
+from benchmarks._targets import Target
+
+_COLUMNS = ("case", "contestant", "ms", "least", "× floor", "first s", "peak MB", "loss err", "grad err")
+_TARGET_COLUMNS = ("case", "what", "at most", "measured", "")
+
+
+def cells_of(row: Outcome) -> list[str]:
+    """The row as text; who has no time, or a wrong answer, has that in the place of a rank."""
+    rank = row.note if row.note and (not row.seconds or row.note == "wrong") else _text(row.times_floor, 2)
+    return [
+        row.case.name, row.contestant.name, _text(row.ms), _text(row.least_ms), rank, _text(row.first_s),
+        _peak(row), _error(row.errors.get("loss")), _error(row.gradient_error),
+    ]  # fmt: skip
+
+
+def _text(value: float | None, digits: int | None = None) -> str:
+    if value is None:
+        return "–"
+    return number(value) if digits is None else f"{value:.{digits}f}"
+
+
+def _peak(row: Outcome) -> str:
+    return (
+        row.note if row.peak_mb is None and row.seconds and row.note.startswith("does not fit") else _text(row.peak_mb)
+    )
+
+
+def _error(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0e}"
+
+
+def target_cells(target: Target) -> list[str]:
+    """The promise as text."""
+    verdict = "met" if target.met else "missed"
+    return [target.case, target.what, f"{target.wanted:.2f}", f"{target.got:.2f}", verdict]
+
+
+def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the screen; names stand left, figures right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=place == 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * 2 + ["---:"] * (len(columns) - 2), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_loss(folder: Path, facts: dict[str, Any], command: str, rows: list[Outcome], goals: list[Target]) -> None:
+    """``loss.md`` and ``loss.csv``."""
+    parts = [
+        "# The loss: time and memory\n",
+        about(facts, command),
+        (
+            "`ms`: median of the rounds; `least`: the fastest. `first s`: the first call, with what it compiles. "
+            "`peak MB`: above inputs and outputs. `err`: against float64, relative.\n"
+        ),
+        markdown(_COLUMNS, [cells_of(row) for row in rows]),
+        "## Targets\n",
+        markdown(_TARGET_COLUMNS, [target_cells(goal) for goal in goals]),
+    ]
+    (folder / "loss.md").write_text("\n".join(parts))
+    header = (
+        "case contestant device dtype ms ms_least times_floor first_s peak_mb error_loss error_hidden error_head note"
+    )
+    write_csv(folder / "loss.csv", header.split(), [_csv_row(row) for row in rows])
+
+
+def _csv_row(row: Outcome) -> list[Any]:
+    errors = [row.errors.get(name) for name in ("loss", "hidden", "head")]
+    figures = (row.ms, row.least_ms, row.times_floor, row.first_s, row.peak_mb, *errors)
+    return [row.case.name, row.contestant.name, row.case.device, row.case.dtype, *figures, row.note]
+
+
+def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Rows under a header; empty where there is no figure."""
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows([header, *rows])
+
+
+def show_loss(console: Console, rows: list[Outcome], goals: list[Target]) -> None:
+    """On the screen: a table a case, then the targets."""
+    for case, group in groupby(rows, key=lambda row: row.case):
+        measured = list(group)
+        show(console, case.name, _COLUMNS[1:], [cells_of(row)[1:] for row in measured if row.seconds])
+        for row in measured:
+            if not row.seconds:
+                console.print(f"  {row.contestant.name}: {row.note}", highlight=False)
+    for name, chosen in groupby(goals, key=lambda goal: goal.case):
+        show(console, f"Targets: {name}", _TARGET_COLUMNS[1:], [target_cells(goal)[1:] for goal in chosen])
+
+
+def about(facts: dict[str, Any], command: str) -> str:
+    """Where and how the figures were made."""
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "trl", "liger-kernel") if facts[name])
+    where = facts["device"] if facts["device"] != "cpu" else facts["cpu"]
+    machine = f"{where}, {facts['cores']} cores, {facts['threads']} threads; Python {facts['python']}, {versions}"
+    return f"`{command}` on {machine}. What is counted: [benchmarks/README.md](../README.md).\n"

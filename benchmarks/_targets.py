@@ -1,0 +1,89 @@
+"""The figures we hold ourselves to, and whether they were met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from benchmarks._cases import EAGER, JENSEN, OURS, SKEW, TRL, Case
+from benchmarks._cases import FORWARD as FKL
+from benchmarks._cases import REVERSE as RKL
+from benchmarks._outcomes import Outcome, fastest, of_kind, ratio
+
+# at most: time in units of the floor, of the textbook, of TRL, of Liger's best
+_LIMITS = {FKL: (1.15, 0.85, 0.45, 0.75), RKL: (1.15, 0.85, 0.45, 0.75), JENSEN: (1.25, 0.6, 0.35, 0.6)}
+_LIMITS |= {SKEW: (1.25, 0.6, None, None)}
+_ANY_ALPHA_BETA = (1.2, 0.55, None, None)
+_ON_A_GPU = (1.15, None, None, None)
+_EAGER_LIMIT, _LIGHT = 1.7, 0.6
+
+
+class Target(NamedTuple):
+    """One promise: the figure, at most what, and both for people."""
+
+    case: str
+    what: str
+    wanted: float
+    got: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure keeps the promise."""
+        return self.got <= self.wanted
+
+
+def targets(rows: Sequence[Outcome]) -> list[Target]:
+    """Every promise that these outcomes can judge: float32 on a processor, and any case on a GPU."""
+    found: list[Target] = []
+    for case, group in groupby(rows, key=lambda row: row.case):
+        if case.device == "cuda" or case.dtype == "float32":
+            found += _of_case(case, list(group))
+    return found
+
+
+def _of_case(case: Case, rows: list[Outcome]) -> Iterator[Target]:
+    ours = next((row for row in rows if row.contestant == OURS and row.ranked), None)
+    if ours is None:
+        return
+    floor, textbook, trl, liger = _LIMITS.get(case.divergence, _ANY_ALPHA_BETA)
+    if case.device == "cuda":
+        floor, textbook, trl, liger = _ON_A_GPU
+    pairs = [("time / floor", floor, ours.floor)]
+    if case.weighted == 1:
+        standard = [row for row in of_kind(rows, "trl") if row.contestant == TRL]
+        for name, limit, others in (
+            ("textbook", textbook, of_kind(rows, "textbook")),
+            ("TRL", trl, standard),
+            ("Liger's best", liger, of_kind(rows, "liger")),
+        ):
+            best = fastest(others)
+            if best is not None and limit is not None:
+                pairs.append((f"time / {name}", limit, best.seconds))
+    for what, limit, others in pairs:
+        got = ratio(ours.seconds, others)
+        if got is not None:
+            yield Target(case.name, what, limit, got)
+    yield from _eager(case, rows)
+    yield from _memory(case, rows, ours)
+
+
+def _eager(case: Case, rows: list[Outcome]) -> Iterator[Target]:
+    for row in rows:
+        if row.contestant == EAGER and row.ranked and row.times_floor is not None:
+            yield Target(case.name, "without a compiler: time / floor", _EAGER_LIMIT, row.times_floor)
+
+
+def _memory(case: Case, rows: list[Outcome], ours: Outcome) -> Iterator[Target]:
+    """Default budget below every peer; and a budget far below the lightest peer that is no slower than it."""
+    peers = [row for kind in ("textbook", "trl", "liger") for row in of_kind(rows, kind) if row.peak_mb]
+    lightest = min(peers, key=lambda row: row.peak_mb or 0.0, default=None)
+    if lightest is None or lightest.peak_mb is None or ours.peak_mb is None:
+        return
+    yield Target(case.name, f"peak / lightest peer ({lightest.contestant.name})", 1.0, ours.peak_mb / lightest.peak_mb)
+    light = [row for row in of_kind(rows, "abkd") if row.peak_mb and row.peak_mb <= _LIGHT * lightest.peak_mb]
+    best = fastest(light)
+    got = ratio(best.seconds, lightest.seconds) if best else None
+    if best is not None and got is not None:
+        what = f"time / lightest peer, at {best.contestant.name} ({best.peak_mb:.0f} of its {lightest.peak_mb:.0f} MB)"
+        yield Target(case.name, what, 1.0, got)

@@ -1,0 +1,38 @@
+"""One measurement in a process of its own: ``python -m benchmarks._worker JOB [FILE]``, both in JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def main(text: str, file: str | None = None) -> None:
+    """Do what ``{"do": "timing" | "memory" | "serve", "case", "contestants", "threads", …}`` says, write the result."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.simplefilter("ignore")  # the peers' own; errors are raised
+    from benchmarks._cases import Case, contestant_from
+
+    job: dict[str, Any] = json.loads(text)
+    case, threads = Case(**job["case"]), job["threads"]
+    if job["do"] == "serve":
+        from benchmarks._remote import serve
+
+        serve(case, job["contestants"][0], threads)
+        return
+    from benchmarks import _timing
+
+    contestants = [contestant_from(fields) for fields in job["contestants"]]
+    if job["do"] == "memory":
+        result: Any = _timing.memory(case, contestants[0], threads)
+    else:
+        result = _timing.timing(case, contestants, job["rounds"], threads, check=job["check"])
+    assert file is not None
+    Path(file).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,114 @@
+"""What one training step costs: ``python -m benchmarks.step`` (see README.md).
+
+Each contestant trains the same student on the same rows in the same order. Time: rounds, each a process in which all
+take their turn, the order turned from round to round. Memory and the first step: a process for each contestant.
+What has been measured is kept in ``step.jsonl`` and not measured again; ``--fresh`` begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import _machine, _step_report
+from benchmarks._step_contestants import CONTESTANTS
+from benchmarks._step_pairs import PAIRS
+
+RESULTS = Path(__file__).parent / "results"
+SLOW_ROUNDS = 3
+
+Job = dict[str, Any]
+console = Console()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is missing, then print and write the tables and the picture."""
+    options = _parser().parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = options.out / "step.jsonl"
+    if options.fresh:
+        record.unlink(missing_ok=True)
+    absent = {name: why for name, each in CONTESTANTS.items() if (why := each.absent())}
+    for name, why in absent.items():
+        console.print(f"{name}: not run, {why}", highlight=False)
+    names = [name for name in CONTESTANTS if name not in absent]
+    wanted = [job for pair in options.pairs for job in jobs(pair, names, options.rounds, options.steps)]
+    facts, code = _machine.facts(_machine.cores(), "cpu"), _machine.code_digest()
+    known = _read(record, facts)
+    missing = [job for job in wanted if _key(job) not in known][: options.at_most]
+    for job in track(missing, f"{len(missing)} of {len(wanted)} measurements", console=console):
+        line = {"job": job, "facts": facts, "code": code, "result": measure(job)}
+        with record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    known = _read(record, facts)
+    done = [known[_key(job)] for job in wanted if _key(job) in known]
+    _step_report.write(done, options.out, absent, console)
+    others = sum(line.get("code") != code for line in done)
+    if others:
+        console.print(f"{others} of these measurements are of other code than today's: --fresh makes them anew")
+
+
+def jobs(pair: str, names: list[str], rounds: int, steps: int) -> Iterator[Job]:
+    """Everything that is measured of a pair; who is far off anyway sits out the later rounds."""
+    for number in range(rounds):
+        now = [name for name in names if number < SLOW_ROUNDS or not CONTESTANTS[name].slow]
+        start = 2 * number % len(now)
+        yield {
+            "kind": "time",
+            "pair": pair,
+            "steps": steps,
+            "contestants": [*now[start:], *now[:start]],
+            "round": number,
+        }
+    for name in names:
+        yield {"kind": "memory", "pair": pair, "steps": 3, "contestants": [name]}
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The result of a job, from a fresh process.
+
+    Raises:
+        RuntimeError: the process failed; what it said last is in the message.
+    """
+    command = [sys.executable, "-m", "benchmarks._step_worker", json.dumps(job)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=_machine.ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{job} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _key(job: Job) -> str:
+    return json.dumps(job, sort_keys=True, ensure_ascii=False)
+
+
+def _read(record: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the record holds of this machine and these versions, by job; the newest of each."""
+    if not record.is_file():
+        return {}
+    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    return {_key(line["job"]): line for line in lines if line["facts"] == facts}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="What one training step costs.")
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["demo", "qwen"], help="models to measure")
+    parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a round; the first is not counted")
+    parser.add_argument("--at-most", type=int, default=None, help="stop after so many measurements; resume later")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where tables and picture go")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The chunk fits the memory: chosen from what is free, halved where that was not enough."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from op_parts import gap, gradients, problem
+from torch import Tensor
+
+import abkd
+from abkd.ops import Head, Plan, _linear_divergence, plan_for
+from abkd.ops._memory import available_mb
+
+CPU = torch.device("cpu")
+AB = abkd.AlphaBeta(0.2, 0.7)
+
+
+def group(path: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (path / name.replace("__", ".")).write_text(text)
+    return path
+
+
+def test_the_control_group_counts(tmp_path: Path) -> None:
+    machine = available_mb(CPU, tmp_path)
+    assert machine is None or machine > 100
+    limited = group(tmp_path, memory__max=f"{96 * 2**20}\n", memory__current=f"{32 * 2**20}\n")
+    assert available_mb(CPU, limited) == 64.0
+    assert available_mb(CPU, group(tmp_path, memory__max="max\n")) == pytest.approx(machine, rel=0.5)
+
+
+def test_a_quarter_of_what_is_free_is_taken_and_said(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(_linear_divergence, "available_mb", lambda _: 256.0)
+    assert plan_for(4096, 50_000, CPU, memory_budget_mb=64.0) == plan_for(4096, 50_000, CPU, memory_budget_mb=64.0)
+    assert not caplog.messages
+    with caplog.at_level(logging.WARNING, logger="abkd"):
+        assert plan_for(4096, 50_000, CPU) == plan_for(4096, 50_000, CPU, memory_budget_mb=64.0)
+    assert "256 MB are free, so the loss takes 64 MB at once" in caplog.text
+
+
+def test_where_nobody_tells_the_budget_holds(monkeypatch) -> None:
+    monkeypatch.setattr(_linear_divergence, "available_mb", lambda _: None)
+    assert plan_for(4096, 151_936, CPU).rows_per_chunk == 192
+
+
+@pytest.mark.parametrize("fits", [1, 3, 6])
+def test_a_chunk_that_does_not_fit_is_halved_and_nothing_counts_twice(monkeypatch, caplog, fits: int) -> None:
+    one = problem(13, bias=True)
+    wanted = gradients(one, AB, plan=Plan(fits, False))
+    write = Head._write
+
+    def limited(self: Head, hidden: Tensor, out: Tensor) -> Tensor:
+        if len(hidden) > fits:
+            raise torch.OutOfMemoryError("no room")
+        return write(self, hidden, out)
+
+    monkeypatch.setattr(Head, "_write", limited)
+    result, given = gradients(one, AB, plan=Plan(12, False))
+    assert result.plan == Plan(fits, False)
+    assert gap(result.loss, wanted[0].loss) < 1e-6
+    for name, gradient in given.items():
+        expected = wanted[1][name]
+        assert gradient is not None
+        assert expected is not None
+        assert gap(gradient, expected) < 1e-6
+    assert f"goes on with {fits} rows at once" in caplog.text
+
+
+def test_a_row_that_does_not_fit_is_an_error(monkeypatch) -> None:
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Head, "_write", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        problem().solve(AB, plan=Plan(4, False))
+
+
+def test_the_graph_may_be_used_twice() -> None:
+    one = problem(9, bias=True, scale=0.7)
+    loss = one.solve(AB, plan=Plan(4, False)).loss
+    leaves = list(one.leaves.values())
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    twice = torch.autograd.grad(2 * loss, leaves)
+    for gradient, double in zip(first, twice, strict=True):
+        assert torch.allclose(2 * gradient, double)
