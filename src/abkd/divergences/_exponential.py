@@ -52,6 +52,8 @@ def exponent_parts(s: float) -> tuple[float, float, float]:
 def power(log_x: Tensor, parts: Sequence[Number]) -> Tensor:
     """``x^s`` for ``s = parts >= 0``, without the rounding of ``s·log x`` (in float32 up to 4e-6 of the result)."""
     coarse, rest, grid = parts
+    if not isinstance(rest, Tensor) and coarse == 1 and rest == 0:
+        return torch.exp(log_x)
     head = torch.round(log_x / grid) * grid  # coarse·head is exact, with or without fused multiply-add
     return torch.exp(coarse * head) * torch.exp(coarse * (log_x - head) + rest * log_x)
 
@@ -63,7 +65,7 @@ def is_above(x: Tensor) -> Tensor:
 
 def either(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """The one where ``condition`` is 1, the other where it is 0; both must be finite."""
-    return condition * one + (1.0 - condition) * other
+    return torch.lerp(other, one, condition)  # exact at 0 and 1
 
 
 def expm1(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from abkd.ops._native import BuildError, find_compiler, row_function, serves
 logger = logging.getLogger("abkd")
 
 EAGER_BLOCK = 1 << 16  # classes at once in eager mode: the temporaries stay in the processor's cache
-_PIECE = 1 << 14  # classes of a row at once: temporaries that the memory allocator keeps at hand
+_PIECE = 1 << 15  # classes of a row at once: temporaries that the memory allocator keeps at hand
 _FEW_THREADS = 4
 RowWeight = Callable[[Tensor, Tensor], Tensor]  # (log_p [n, V], log_q [n, V]) -> [n], a constant for the gradient
 
