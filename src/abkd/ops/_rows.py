@@ -187,8 +187,8 @@ class _Fused:
             if targets is not None and (isinstance(ce_weight, Tensor) or ce_weight != 0):
                 pull = (weight * ce_weight).to(q.dtype)[:, None]
                 gradient = (gradient + plain.exp() * pull).scatter_add(-1, targets[:, None], -pull)
-        numbers_of = (value, hard, _entropy(log_q, q), entropy(log_p), agreement(student, teacher))
-        return Block(*numbers_of, weight), gradient
+        entropies = _entropy(log_q, q), entropy(log_p)
+        return Block(value, hard, *entropies, agreement(student, teacher), weight), gradient
 
 
 def _value_and_slope(
