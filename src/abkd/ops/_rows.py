@@ -152,8 +152,8 @@ def _native_block(
         return None
     table = function(student, teacher, weight, targets, terms.numbers, grad)
     columns = table.to(working_dtype(terms.divergence, student, teacher)).unbind(-1)
-    divergence, hard, *rest = columns
-    return Block(divergence, None if targets is None else hard, *rest, weight)
+    divergence, hard, student_entropy, teacher_entropy, agree = columns
+    return Block(divergence, None if targets is None else hard, student_entropy, teacher_entropy, agree, weight)
 
 
 @dataclass(frozen=True)
