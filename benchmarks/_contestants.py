@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -103,9 +104,8 @@ def _textbook(inputs: Inputs, _: Contestant) -> Call:
 
 def _trl(inputs: Inputs, contestant: Contestant) -> Call:
     """The loss of its distillation trainer, with the mask the trainer gives it; one sequence holds all rows."""
-    from trl.kernels import chunked_divergence as kernel
-    from trl.trainer.distillation_trainer import _chunked_divergence_loss
-
+    kernel: Any = import_module("trl.kernels.chunked_divergence")
+    divergence_loss: Any = import_module("trl.trainer.distillation_trainer")._chunked_divergence_loss
     beta = _BETA.get(inputs.case.divergence, 0.5)
     default = kernel.TOKEN_CHUNK_SIZE, kernel.VOCAB_CHUNK_SIZE
     mask = inputs.row_weight[None]
@@ -113,7 +113,7 @@ def _trl(inputs: Inputs, contestant: Contestant) -> Call:
     def call() -> Tensor:
         kernel.TOKEN_CHUNK_SIZE, kernel.VOCAB_CHUNK_SIZE = contestant.setting or default
         try:
-            loss, *_ = _chunked_divergence_loss(
+            loss, *_ = divergence_loss(
                 inputs.hidden[None], inputs.teacher_hidden[None], inputs.weight, inputs.teacher_weight, mask, beta
             )
             loss.backward()
@@ -126,10 +126,9 @@ def _trl(inputs: Inputs, contestant: Contestant) -> Call:
 
 def _liger(inputs: Inputs, contestant: Contestant) -> Call:
     """Its module, with the labels of rows that do not count set to what it ignores."""
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
+    loss_of: Any = import_module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss
     options: dict[str, Any] = {"chunk_size": contestant.setting[0]} if contestant.setting else {}
-    module = LigerFusedLinearJSDLoss(
+    module = loss_of(
         weight_hard_loss=inputs.case.ce_weight,
         weight_soft_loss=1.0,
         beta=_BETA.get(inputs.case.divergence, 0.5),

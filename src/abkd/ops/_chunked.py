@@ -69,8 +69,9 @@ class _OnePass(torch.autograd.Function):
     ) -> Tensor:
         student = Dense(source) if head is None else Projected(source, head._replace(weight=weight, bias=bias))
         loss, ctx.ready = _solve(student, call, ctx.needs_input_grad[1:5])
-        ctx.save_for_backward(source, weight, bias, scale)
-        ctx.call, ctx.head = call, head
+        # for a second time through the same graph; what autograd keeps, it lets go of after a first and last one
+        ctx.save_for_backward(source, weight, bias, scale, call.teacher.tensors[0])
+        ctx.call, ctx.head = replace(call, teacher=_emptied(call.teacher)), head
         return loss
 
     @staticmethod
@@ -78,18 +79,26 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         # Given away, so that the parameters may keep them: a copy of the head's gradient is as large as the head.
         ready, ctx.ready = ctx.ready, None
-        if ready is None:  # a second time through the same graph
-            source, weight, bias, scale = ctx.saved_tensors
-            head = ctx.head
-            if head is not None:
-                head = head._replace(weight=weight, bias=bias, scale=head.scale if scale is None else scale)
-            _, ready = _solve(
-                Dense(source) if head is None else Projected(source, head), ctx.call, ctx.needs_input_grad[1:5]
-            )
+        if ready is None:
+            source, weight, bias, scale, theirs = ctx.saved_tensors
+            student: Rows = Dense(source)
+            if ctx.head is not None:
+                known = ctx.head.scale if scale is None else scale
+                student = Projected(source, ctx.head._replace(weight=weight, bias=bias, scale=known))
+            call = replace(ctx.call, teacher=_filled(ctx.call.teacher, theirs))
+            _, ready = _solve(student, call, ctx.needs_input_grad[1:5])
         if grads[0].device.type != "cpu" or grads[0] != 1:  # looking at it elsewhere would mean to wait for the device
             for gradient in ready:
                 _multiply(gradient, grads[0])
         return (None, *ready, None)
+
+
+def _filled(rows: Rows, source: Tensor) -> Rows:
+    return Dense(source) if isinstance(rows, Dense) else Projected(source, rows.head)
+
+
+def _emptied(rows: Rows) -> Rows:
+    return _filled(rows, rows.tensors[0].new_empty(0))
 
 
 def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
@@ -251,8 +260,11 @@ def _inverse(total: Tensor) -> Tensor:
 
 
 def _multiply(gradient: Tensor | None, factor: Tensor | float) -> Tensor | None:
-    # an operand without dimensions is not rounded to the gradient's 16 bits first
-    return None if gradient is None else gradient.mul_(factor)
+    if gradient is None:
+        return None
+    if isinstance(factor, Tensor) and factor.dtype != gradient.dtype:  # in 16 bits the factor itself would be rounded
+        return gradient.copy_(gradient.to(factor.dtype) * factor)
+    return gradient.mul_(factor)
 
 
 def _spread(parts: list[Block], kept: Tensor, call: _Call) -> dict[str, Tensor | None]:
