@@ -36,7 +36,7 @@ typedef int32_t INT;
 #define LN2_LOW 0x1.7f7d1cp-20f
 #define EXP_LOW -87.3f
 #define EXP_HIGH 89.0f
-#define LARGEST 7.07e28f
+#define LARGEST 7.9e28f
 #define HALF_ROOT 0x1.6a09e6p-1f
 #define FUSED_MULTIPLY_ADD fmaf
 #endif
