@@ -127,7 +127,7 @@ def draw(found: Sequence[tuple[Point, Outcome]], folder: Path) -> None:
         peaks: Line = [(point.size, row.peak_mb) for point, row in rows if row.peak_mb]
         if peaks:
             there: Line = [(point.size, tensors_mb(point.case)) for point, _ in rows]
-            lines = {"abkd": peaks, "inputs and outputs": there}
+            lines = {"abkd": peaks, "tensors": there}
             save(series_figure(f"Peak memory (MB) by {name}", lines), folder, f"memory-{slug}")
 
 

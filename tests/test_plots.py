@@ -187,8 +187,9 @@ def test_forward_kl_covers_two_bumps_and_reverse_kl_and_alpha_beta_commit_to_one
         assert width < 0.5
 
 
-def test_every_figure_of_the_guide_exists():
-    guide = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["method.md", "performance.md"])
+def test_every_figure_of_the_guides_exists(page):
+    guide = (ROOT / "docs" / page).read_text(encoding="utf-8")
     shown = re.findall(r"\]\((figures/[^)]+)\)", guide)
     assert shown
     assert all((ROOT / "docs" / path).is_file() for path in shown)
