@@ -70,7 +70,9 @@ def main() -> None:
             save_file({k: v.contiguous() for k, v in state.items()}, Path(made.args.output_dir) / "weights.safetensors")
             (Path(made.args.output_dir) / "eval.json").write_text(json.dumps(metrics))
         made.accelerator.wait_for_everyone()
-    torch.distributed.destroy_process_group()  # or its threads may meet the end of the interpreter, which aborts
+    # Not through the interpreter's end: gloo's threads may want its lock then, and hang or abort what is done.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

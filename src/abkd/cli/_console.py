@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -47,10 +48,15 @@ def speak() -> None:
 
 
 def end_processes() -> None:
-    """Part from the other processes of a run, if any: or a thread of theirs may meet the end of the interpreter."""
+    """Part from the other processes of a run, if any: or a thread of gloo's may meet the end of the interpreter.
+
+    Such a thread still wants the interpreter's lock for a moment after the last collective; ending the group in that
+    moment waits for the thread while holding the lock, and not ending it aborts the process.
+    """
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
+        time.sleep(0.5)
         distributed.destroy_process_group()
 
 
