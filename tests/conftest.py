@@ -25,6 +25,7 @@ import pytest
 import torch
 
 ALL_THREADS = torch.get_num_threads()
+torch.set_num_threads(1)  # fixtures of a module run before those of a test
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,7 +27,7 @@ from abkd.recipe import Recipe
 from abkd.recipe._fields import config_defaults, config_fields
 from abkd.recipe._recipe import own_fields
 
-VERBS = ["demo", "distill", "show", "shrink"]
+VERBS = ["cache", "demo", "distill", "generate", "show", "shrink"]
 
 
 class Ended(NamedTuple):

@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkd import divergences, notation
-from abkd.divergences import AlphaBeta, Divergence, ForwardKL, ReverseKL, WeightedSum
+from abkd import divergences, notation, sources, teachers
+from abkd.divergences import AlphaBeta, Divergence, ForwardKL, JensenShannon, ReverseKL, WeightedSum
 from abkd.errors import ConfigError
 from abkd.notation import components, parse, render
 from abkd.schedules import anneal, stages
+from abkd.teachers import EMA, AdapterOff, Ensemble, Live, Snapshot
+from abkd.term import Term
+from abkd.weights import TeacherConfidence
 
 EXPORTED = [getattr(divergences, name) for name in divergences.__all__]
 FAMILY = [example for thing in EXPORTED if not thing.__abstractmethods__ for example in thing.examples()]
@@ -22,17 +25,31 @@ SCHEDULES = [
     stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7))),
     stages((1, anneal(ForwardKL(), ReverseKL())), (3, WeightedSum((0.1, ForwardKL()), (2.0, AlphaBeta(-0.5, 1e-3))))),
 ]
+TEACHERS = [Live(), Ensemble("logits"), EMA(0.99), Snapshot(10), AdapterOff()]
+TERMS = [
+    Term(ForwardKL(), on="teacher", weight=anneal(1.0, 0.0)),
+    Term(SCHEDULES[0], ce_weight=0.5, kd_weight=anneal(0.0, 1.0), row_weight=TeacherConfidence()),
+    Term(JensenShannon(), on="student", posterior=True),
+]
 
 
-@pytest.mark.parametrize("value", [*FAMILY, *SCHEDULES], ids=repr)
+@pytest.mark.parametrize("value", [*FAMILY, *SCHEDULES, *TEACHERS, *TERMS], ids=repr)
 def test_every_exported_component_reads_back_as_itself(value: object) -> None:
     assert parse(render(value)) == value
     assert render(parse(render(value))) == render(value)
 
 
-def test_components_are_the_concrete_exports_and_the_schedules() -> None:
+def test_components_are_the_concrete_exports_and_nothing_beside() -> None:
     concrete = {thing.__name__ for thing in EXPORTED if issubclass(thing, Divergence) and not thing.__abstractmethods__}
-    assert set(components()) == concrete | {"anneal", "stages", "TeacherConfidence"}
+    origins = {
+        name
+        for house, base in ((sources, sources.Source), (teachers, teachers.Teacher))
+        for name in house.__all__
+        if isinstance(thing := getattr(house, name), type) and issubclass(thing, base) and thing is not base
+    }
+    assert {"Mix", "EMA"} < origins
+    others = {"Adaptive", "TeacherConfidence", "Term", "anneal", "stages"}
+    assert set(components()) == concrete | origins | others
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False))
@@ -60,7 +77,7 @@ def test_what_may_be_written(text: str, value: object) -> None:
         ("AlphaBta(0.2, 0.7)", "did you mean AlphaBeta?"),
         ("forward_kl()", "did you mean ForwardKL?"),
         ("kl()", "ForwardKL() or ReverseKL()"),
-        ("Nonsense()", "There are: AlphaBeta, ForwardKL"),
+        ("Nonsense()", "There are: AdapterOff, Adaptive, AlphaBeta"),
         ("Divergence()", "no component is called 'Divergence'"),
         ("ForwardKL", "write ForwardKL() instead of ForwardKL"),
         ("AlphaBeta(alhpa=0.2)", "no argument 'alhpa'; did you mean alpha? Its form is AlphaBeta(alpha=0.2, beta=0.7)"),

@@ -36,7 +36,7 @@ def test_it_is_the_sum_that_its_docstring_says(logits):
     used = weight * log_p.exp().max(-1).values ** 2
     expected = (used * (0.3 * hard + 1.0 * 4.0 * reverse)).sum() / 8.0
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert objective.value(reverse, hard, 0.25).tolist() == pytest.approx((0.3 * hard + 4.0 * reverse).tolist())
+    assert objective.value(objective.at(0.25)[0], reverse, hard).tolist() == pytest.approx((0.3 * hard + 4.0 * reverse).tolist())
 
 
 def test_schedules_follow_the_progress(logits):
@@ -46,7 +46,7 @@ def test_schedules_follow_the_progress(logits):
     for progress, divergence in ((0.0, ForwardKL()), (0.49, ForwardKL()), (0.5, Hellinger()), (1.0, Hellinger())):
         found = objective(Dense(z_q), Dense(z_p), torch.zeros(ROWS, dtype=torch.int64), weight, progress=progress)
         assert found.loss.item() == pytest.approx(abkd.divergence_loss(z_q, z_p, divergence).item(), rel=1e-12)
-        assert objective.terms(progress).divergence == divergence
+        assert objective.at(progress)[0].divergence == divergence
 
 
 @pytest.mark.parametrize(

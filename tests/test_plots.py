@@ -169,7 +169,7 @@ def tool():
     return module
 
 
-@pytest.mark.parametrize("name", ["plane", "push", "annealing"])
+@pytest.mark.parametrize("name", ["plane", "push", "covering_seeking", "annealing"])
 def test_documentation_figures_can_be_drawn(tool, name):
     svg = plots.to_svg(tool.FIGURES[name](), name, standalone=True)
     ElementTree.fromstring(svg)

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from torch import Tensor
 
-from abkd import AlphaBeta, Divergence, ForwardKL, ReverseKL, anneal, stages
+from abkd import AlphaBeta, Divergence, ForwardKL, JensenShannon, ReverseKL, TotalVariation, anneal, stages
 from abkd.plots import to_svg
 from abkd.plots.style import ACCENT, BLUE, FAINT, GREEN, GREY, INK, MUTED, label_ends, styled
 
@@ -161,12 +161,74 @@ def two_bumps() -> tuple[Tensor, Tensor]:
 
 def fit(divergence: Divergence, x: Tensor, log_p: Tensor, *, steps: int = 140) -> tuple[float, float, Tensor]:
     """The discretised Gaussian nearest to the teacher, by grid search: centre, width, log-probabilities ``[41]``."""
-    centres = torch.linspace(-2, 2, steps + 1, dtype=torch.float64)[:, None, None]
-    widths = torch.linspace(0.2, 3.0, steps + 1, dtype=torch.float64)[None, :, None]
-    log_q = (-((x - centres) ** 2) / (2 * widths**2)).log_softmax(-1)
-    distance = divergence(log_p.expand_as(log_q), log_q)
-    row, column = divmod(int(distance.argmin()), widths.shape[1])
-    return float(centres[row]), float(widths[0, column]), log_q[row, column]
+    centres = torch.linspace(-2, 2, steps + 1, dtype=torch.float64)
+    widths = torch.linspace(0.2, 3.0, steps + 1, dtype=torch.float64)
+    return _best(divergence, x, log_p, centres, widths)
+
+
+def _best(
+    divergence: Divergence, x: Tensor, log_p: Tensor, centres: Tensor, widths: Tensor
+) -> tuple[float, float, Tensor]:
+    log_q = (-((x - centres[:, None, None]) ** 2) / (2 * widths[:, None] ** 2)).log_softmax(-1)
+    row, column = divmod(int(divergence(log_p.expand_as(log_q), log_q).argmin()), len(widths))
+    return float(centres[row]), float(widths[column]), log_q[row, column]
+
+
+@styled
+def covering_seeking() -> Figure:
+    """The student that each divergence fits, and how it answers the two questions, from reverse to forward KL."""
+    figure, (fits, questions) = _figure("Covering, seeking, and between", "R_cvg and R_llh in nats, on α + β = 1")
+    x, log_p = two_bumps()
+    fits.fill_between(x, log_p.exp(), color=FAINT, linewidth=0)
+    _write(fits, (1.5, 0.085), "teacher", MUTED, ha="center")
+    for divergence, name, color, at in (
+        (AlphaBeta(0.5, 0.5), "forward KL to α = ½", BLUE, (-0.25, 0.045)),
+        (TotalVariation(), "total variation", INK, (-0.85, 0.107)),
+        (JensenShannon(), "Jensen–Shannon,\nα = 0.4 to reverse KL", GREEN, (-1.0, 0.165)),
+    ):
+        fits.plot(x, nearest(divergence, x, log_p).exp(), color=color)
+        _write(fits, at, name, color)
+    fits.grid(visible=False)
+    fits.set(ylim=(0, 0.2), yticks=[])
+    _questions(questions, x, log_p)
+    return figure
+
+
+def _questions(axes: Axes, x: Tensor, log_p: Tensor) -> None:
+    found = [(step / 100, *questioned(AlphaBeta(step / 100, 1 - step / 100), x, log_p)) for step in range(101)]
+    switch = next(i for i, (_, r_cvg, _) in enumerate(found) if r_cvg < 5)
+    for part in (found[:switch], found[switch:]):
+        alpha, r_cvg, r_llh = zip(*part, strict=True)
+        axes.plot(alpha, r_cvg, color=INK)
+        axes.plot(alpha, r_llh, color=ACCENT)
+    for at, divergence in OUTSIDE:
+        r_cvg, r_llh = questioned(divergence, x, log_p)
+        axes.plot(at, r_cvg, "o", color=INK, markersize=5)
+        axes.plot(at, r_llh, "o", color=ACCENT, markersize=5)
+    axes.set(xlim=(-0.03, 1.6), ylim=(0, 20), yticks=[0, 5, 10, 15, 20])
+    axes.set_xticks([0, 0.5, 1, *(at for at, _ in OUTSIDE)])
+    axes.set_xticklabels(["reverse\nKL", "α = ½", "forward\nKL", "TV", "JS"])
+    _write(axes, (0.0, 16.6), "R_cvg", INK)
+    _write(axes, (0.0, 4.3), "R_llh", ACCENT)
+    _write(axes, (found[switch][0] + 0.04, 12.5), f"switches at\nα ≈ {found[switch][0]:.2f}", MUTED)
+
+
+OUTSIDE = [(1.32, TotalVariation()), (1.54, JensenShannon())]
+
+
+def nearest(divergence: Divergence, x: Tensor, log_p: Tensor) -> Tensor:
+    """The log-probabilities ``[41]`` of :func:`fit`, and then closer around what it found."""
+    centre, width, log_q = fit(divergence, x, log_p, steps=60)
+    for step in (0.07, 0.007):
+        around = torch.linspace(-step, step, 21, dtype=torch.float64)
+        centre, width, log_q = _best(divergence, x, log_p, centre + around, width + around)
+    return log_q
+
+
+def questioned(divergence: Divergence, x: Tensor, log_p: Tensor) -> tuple[float, float]:
+    """R_cvg and R_llh (f-DISTILL, arXiv 2307.15190) of the fitted student, in nats."""
+    log_q = nearest(divergence, x, log_p)
+    return float(-(log_p.exp() * log_q).sum()), float(-(log_q.exp() * log_p).sum())
 
 
 @styled
@@ -212,7 +274,13 @@ def _power_of_ten(value: float, _: int) -> str:
     return "10" + "".join("⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".index(sign)] for sign in str(round(math.log10(value))))
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {"plane": plane, "push": push, "bumps": bumps, "annealing": annealing}
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "plane": plane,
+    "push": push,
+    "bumps": bumps,
+    "covering_seeking": covering_seeking,
+    "annealing": annealing,
+}
 
 
 def main(folder: Path) -> None:

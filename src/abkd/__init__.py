@@ -23,7 +23,17 @@ if TYPE_CHECKING:
         WeightedSum,
     )
     from abkd.objective import Objective
-    from abkd.ops import Dense, Head, Plan, Projected, RowLosses, divergence_loss, linear_divergence
+    from abkd.ops import (
+        Averaged,
+        Dense,
+        Head,
+        Plan,
+        Projected,
+        RowLosses,
+        TopK,
+        divergence_loss,
+        linear_divergence,
+    )
     from abkd.recipe import Recipe
     from abkd.schedules import anneal, stages
     from abkd.trainer import DistillTrainer
@@ -46,7 +56,17 @@ _HOMES = {
         "WeightedSum",
     ),
     "abkd.objective": ("Objective",),
-    "abkd.ops": ("Dense", "Head", "Plan", "Projected", "RowLosses", "divergence_loss", "linear_divergence"),
+    "abkd.ops": (
+        "Averaged",
+        "Dense",
+        "Head",
+        "Plan",
+        "Projected",
+        "RowLosses",
+        "TopK",
+        "divergence_loss",
+        "linear_divergence",
+    ),
     "abkd.recipe": ("Recipe",),
     "abkd.schedules": ("anneal", "stages"),
     "abkd.trainer": ("DistillTrainer",),
@@ -56,6 +76,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AlphaBeta",
+    "Averaged",
     "Dense",
     "DistillConfig",
     "DistillTrainer",
@@ -73,6 +94,7 @@ __all__ = [
     "SkewForwardKL",
     "SkewReverseKL",
     "TeacherConfidence",
+    "TopK",
     "TotalVariation",
     "WeightedSum",
     "anneal",

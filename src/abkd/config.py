@@ -14,10 +14,12 @@ from abkd.divergences import AlphaBeta, Divergence
 from abkd.errors import ConfigError
 from abkd.objective import Objective
 from abkd.ops import plan_for
-from abkd.schedules import Schedule
+from abkd.schedules import Schedule, at, is_number
+from abkd.sources import Dataset, Mix, Source, StudentSamples, TeacherSamples, needs_generation
+from abkd.teachers import Live, Teacher
 from abkd.weights import RowWeights
 
-_COMPONENTS = ("divergence", "row_weight", "ce_weight", "kd_weight")
+_COMPONENTS = ("divergence", "row_weight", "ce_weight", "kd_weight", "terms", "source", "teacher")
 
 
 @dataclass
@@ -60,6 +62,30 @@ class DistillConfig(TrainingArguments):
     row_weight: RowWeights | str | None = field(
         default=None, metadata={"help": "which rows count, as TeacherConfidence()"}
     )
+    terms: list[Any] | Schedule | str | None = field(
+        default=None, metadata={"help": "several terms, as [Term(ForwardKL(), on='teacher'), ...], instead of divergence"}
+    )
+    source: Source | Schedule | str = field(
+        default_factory=Dataset, metadata={"help": "who writes the sequences, as Mix(0.5, StudentSamples(), Dataset())"}
+    )
+    teacher: Teacher | str = field(
+        default_factory=Live, metadata={"help": "where p comes from: Live(), TopKCache(k=64), HiddenCache(), EMA()"}
+    )
+    lmbda: float | None = field(
+        default=None, metadata={"help": "short form: the share of batches that the student writes"}
+    )
+    seq_kd: bool = field(default=False, metadata={"help": "short form: the other batches are written by the teacher"})
+    max_completion_length: int = field(default=256, metadata={"help": "tokens that a model writes at most"})
+    num_generations: int = field(default=1, metadata={"help": "completions that the student writes to a prompt"})
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "passed to generate, such as {repetition_penalty: 1.1}"}
+    )
+    teacher_model_server_url: str | None = field(
+        default=None, metadata={"help": "an OpenAI-compatible server that writes the teacher's text"}
+    )
+    eval_samples: int = field(
+        default=0, metadata={"help": "held-out prompts that both models answer at each evaluation: r_llh, r_cvg"}
+    )
     lm_coef: float = field(default=0.0, metadata={"help": "weight of the language-model loss on plain text"})
     max_length: int = field(default=1024, metadata={"help": "tokens of a row; longer completions are cut"})
     packing: bool = field(default=False, metadata={"help": "put several rows into one sequence (exact)"})
@@ -79,14 +105,21 @@ class DistillConfig(TrainingArguments):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, notation.parse(value))
-        if isinstance(self.teacher_model_init_kwargs, str):
-            self.teacher_model_init_kwargs = _read_mapping("teacher_model_init_kwargs", self.teacher_model_init_kwargs)
+        for name in ("teacher_model_init_kwargs", "generation_kwargs"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, _read_mapping(name, value))
         if self.kd_ratio is not None:
             self._take_kd_ratio(self.kd_ratio)
         if self.max_length < 2:
             raise ConfigError(
                 f"max_length must be at least 2 (a token and the one before it), but it is {self.max_length}"
             )
+        self._take_short_forms()
+        check_sequences(self.source, self.teacher, packing=self.packing, eval_samples=self.eval_samples)
+        for name, least in (("max_completion_length", 1), ("num_generations", 1), ("eval_samples", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, but it is {getattr(self, name)}")
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
         self.objective()
         if 0 < self.warmup_steps < 1 and hasattr(self, "warmup_ratio"):  # a share goes there before transformers 5
@@ -96,13 +129,14 @@ class DistillConfig(TrainingArguments):
     def objective(self) -> Objective:
         """The objective that these fields describe."""
         return Objective(
-            divergence=self.divergence,  # type: ignore[arg-type]  # strings were parsed above
+            divergence=self.divergence if self.terms is None else None,  # type: ignore[arg-type]  # strings were parsed
             temperature=self.kd_temperature,
             ce_weight=self.ce_weight,  # type: ignore[arg-type]
             kd_weight=self.kd_weight,  # type: ignore[arg-type]
             scale_by_temperature_squared=self.scale_by_temperature_squared,
             row_weight=self.row_weight,  # type: ignore[arg-type]
             lm_coef=self.lm_coef,
+            terms=self.terms,  # type: ignore[arg-type]
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,6 +147,15 @@ class DistillConfig(TrainingArguments):
                 values[name] = notation.render(values[name])
         return values
 
+    def _take_short_forms(self) -> None:
+        """``lmbda`` and ``seq_kd`` as a source."""
+        if self.lmbda is None and not self.seq_kd:
+            return
+        meant = short_form(self.lmbda, self.seq_kd)
+        if self.source not in (Dataset(), meant):
+            raise ConfigError(f"lmbda and seq_kd are the short form of source: {meant!r}; give one or the other")
+        self.source = meant
+
     def _take_kd_ratio(self, ratio: float) -> None:
         if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
             raise ConfigError(
@@ -121,6 +164,39 @@ class DistillConfig(TrainingArguments):
         if (self.ce_weight, self.kd_weight) not in ((0.0, 1.0), (1 - ratio, ratio)):
             raise ConfigError("kd_ratio is the short form of ce_weight and kd_weight: give one or the other")
         self.ce_weight, self.kd_weight = 1.0 - ratio, float(ratio)
+
+
+def short_form(lmbda: float | None, seq_kd: bool) -> Source:
+    """The source that ``lmbda`` (the share of batches that the student writes) and ``seq_kd`` stand for.
+
+    Raises:
+        ConfigError: ``lmbda`` is no share.
+    """
+    base = TeacherSamples() if seq_kd else Dataset()
+    share = 0.0 if lmbda is None else lmbda
+    if not (is_number(share) and 0 <= share <= 1):
+        raise ConfigError(f"lmbda is the share of batches that the student writes, from 0 to 1, but it is {share!r}")
+    return base if share == 0 else StudentSamples() if share == 1 else Mix(float(share), StudentSamples(), base)
+
+
+def check_sequences(source: Any, teacher: Any, *, packing: bool, eval_samples: int) -> None:
+    """Who writes and who is asked must fit each other.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    for progress in (0.0, 0.5, 1.0):
+        if not isinstance(at(source, progress), Source):
+            raise ConfigError(f"source must be one, such as StudentSamples(), but it is {source!r}")
+    if not isinstance(teacher, Teacher):
+        raise ConfigError(f"teacher must be one, such as Live() or TopKCache(k=64), but it is {teacher!r}")
+    if packing and source != Dataset():
+        raise ConfigError("packing joins rows of the data beforehand, and here others write: set packing: false")
+    if teacher.cached and (needs_generation(source) or eval_samples):
+        raise ConfigError(
+            f"{teacher!r} holds what the teacher said about text that was there already, and the student's is not yet "
+            "written: set teacher: Live(), or take a source without StudentSamples (and eval_samples: 0)"
+        )
 
 
 def _read_mapping(name: str, text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ class AbkdError(Exception):
     """Base of all errors that abkd raises on purpose.
 
     ``exit_code`` is what the command line returns: 2 bad input, 3 a number stopped being finite,
-    4 the disk refused, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+    4 the disk refused, 5 a server did not answer, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
 
     exit_code = 2
@@ -42,6 +42,12 @@ class StorageError(AbkdError, OSError):
     """A checkpoint could not be written; the one before it is whole."""
 
     exit_code = 4
+
+
+class ServerError(AbkdError, ConnectionError):
+    """A server that writes the teacher's text gave no usable answer; what it wrote before is kept."""
+
+    exit_code = 5
 
 
 class Interrupted(AbkdError):

@@ -20,7 +20,14 @@ from functools import cache
 
 from abkd.errors import ConfigError
 
-_HOUSES = ("abkd.divergences", "abkd.schedules", "abkd.weights")
+_HOUSES = (
+    "abkd.divergences",
+    "abkd.schedules",
+    "abkd.sources",
+    "abkd.teachers",
+    "abkd.term",
+    "abkd.weights",
+)
 _MAX_CHARACTERS = 10_000  # far beyond any objective; keeps the recursive reading shallow
 _NUMBERS = {"inf": float("inf"), "nan": float("nan")}  # readable, so that the constructor can refuse them by name
 _NICKNAMES = {

@@ -2,104 +2,234 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from abkd.divergences import AlphaBeta, Divergence, ForwardKL, Hellinger, ReverseKL
+from abkd.divergences import AlphaBeta, Divergence, ForwardKL, Hellinger, JensenShannon, ReverseKL, SkewReverseKL
 from abkd.errors import ConfigError
 from abkd.ops import Plan, RowLosses, linear_divergence
 from abkd.ops._rows import Terms
 from abkd.ops._types import Rows
+from abkd.posterior import teacher_share
 from abkd.schedules import Schedule, at, is_number
+from abkd.term import ORIGINS, Term, check_weight
 from abkd.weights import RowWeights
+
+_PROGRESS = (0.0, 0.5, 1.0)  # where a schedule is looked at before a run
+
+
+class History(NamedTuple):
+    """What both models gave to the token that stands at each row, and which rows are of one sequence; ``[N]`` each."""
+
+    teacher_log_prob: Tensor
+    student_log_prob: Tensor
+    sequence: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """``L = Σ_n w_n·(ce_weight·CE_n + kd_weight·D(p_n‖q_n)) / total weight + lm_coef·CE(plain text)``.
+    """``L = Σ_k λ_k · mean over the rows of term k of w·( ce_weight·CE + kd_weight·D(p‖q) ) + lm_coef·CE(plain text)``.
 
-    Any number and the divergence may be a schedule (``anneal``, ``stages``): a function of the run's progress.
+    Most objectives have one term: then its ``divergence``, ``ce_weight``, ``kd_weight`` and ``row_weight`` are given
+    here. Those that read several sources give ``terms`` instead. Any number, the divergence and the terms may be a
+    schedule (``anneal``, ``stages``): a function of the run's progress.
 
     Raises:
         ConfigError: a part that cannot be meant.
     """
 
-    divergence: Divergence | Schedule
+    divergence: Divergence | Schedule | None = None
     temperature: float = 1.0
     ce_weight: float | Schedule = 0.0
     kd_weight: float | Schedule = 1.0
     scale_by_temperature_squared: bool = False
     row_weight: RowWeights | None = None
     lm_coef: float = 0.0
+    terms: Sequence[Term] | Schedule | None = None
 
     def __post_init__(self) -> None:
-        for progress in (0.0, 1.0):
-            if not isinstance(at(self.divergence, progress), Divergence):
-                raise ConfigError(f"divergence must be one, such as AlphaBeta(0.2, 0.7), but it is {self.divergence!r}")
         if not (is_number(self.temperature) and self.temperature > 0):
             raise ConfigError(f"kd_temperature must be a finite number above 0, but it is {self.temperature!r}")
-        for name in ("ce_weight", "kd_weight", "lm_coef"):
-            value = getattr(self, name)
-            if not all(is_number(at(value, progress)) and at(value, progress) >= 0 for progress in (0.0, 0.5, 1.0)):
-                raise ConfigError(f"{name} must be a finite number of at least 0, but it is {value!r}")
-        if all(at(self.ce_weight, t) == 0 == at(self.kd_weight, t) for t in (0.0, 0.5, 1.0)):
+        check_weight("lm_coef", self.lm_coef)
+        if self.terms is not None and self.divergence is not None:
+            raise ConfigError("terms bring their own divergences: give terms, or divergence with its weights, not both")
+        if isinstance(self.terms, list):
+            object.__setattr__(self, "terms", tuple(self.terms))
+        for progress in _PROGRESS:
+            _check_terms(at(self._terms, progress))
+        if self.temperature != 1.0 and any(term.posterior for t in _PROGRESS for term in self.at(t)):
+            raise ConfigError("posterior is about sequences drawn at temperature 1: set kd_temperature: 1.0")
+        if not any(at(w, t) for t in _PROGRESS for term in self.at(t) for w in (term.ce_weight, term.kd_weight)):
             raise ConfigError("ce_weight and kd_weight are both 0: nothing would be learned; set one above 0")
-        if self.row_weight is not None and not isinstance(self.row_weight, RowWeights):
-            raise ConfigError(
-                f"row_weight must be one of abkd.weights, such as TeacherConfidence(), but it is {self.row_weight!r}"
+
+    @property
+    def _terms(self) -> Sequence[Term] | Schedule:
+        if self.terms is not None:
+            return self.terms
+        if self.divergence is None:
+            raise ConfigError("an objective needs a divergence, such as AlphaBeta(0.2, 0.7), or terms")
+        return (
+            Term(self.divergence, ce_weight=self.ce_weight, kd_weight=self.kd_weight, row_weight=self.row_weight),
+        )
+
+    def at(self, progress: float) -> tuple[Term, ...]:
+        """The terms at ``progress`` in [0, 1], every schedule in them taken at that moment."""
+        return tuple(
+            replace(
+                term,
+                divergence=at(term.divergence, progress),
+                weight=at(term.weight, progress),
+                ce_weight=at(term.ce_weight, progress),
+                kd_weight=at(term.kd_weight, progress),
             )
+            for term in at(self._terms, progress)
+        )
 
     def __call__(
         self,
         student: Rows,
-        teacher: Rows,
+        teacher: Rows | None,
         targets: Tensor,
         weight: Tensor,
         *,
         progress: float,
+        origin: Tensor | None = None,
         total_weight: Tensor | float | None = None,
+        history: History | None = None,
         plan: Plan | None = None,
     ) -> RowLosses:
-        """The loss of some rows at ``progress`` in [0, 1]; see :func:`abkd.linear_divergence` for shapes."""
-        return linear_divergence(
-            student,
-            teacher,
-            at(self.divergence, progress),
-            temperature=self.temperature,
-            targets=targets,
-            ce_weight=at(self.ce_weight, progress),
-            kd_weight=at(self.kd_weight, progress),
-            row_weight=weight if self.row_weight is None else (weight, self.row_weight),
-            total_weight=total_weight,
-            scale_by_temperature_squared=self.scale_by_temperature_squared,
-            plan=plan,
-        )
+        """The loss of some rows at ``progress`` in [0, 1]; see :func:`abkd.linear_divergence` for shapes.
 
-    def terms(self, progress: float) -> Terms:
-        """The divergence as it is at ``progress``, for evaluation."""
-        return Terms(at(self.divergence, progress), self.temperature, row_weight=self.row_weight)
+        Args:
+            origin: ``[N]`` who wrote each row's sequence (index in ``abkd.term.ORIGINS``); None: the dataset.
+            total_weight: what each term is divided by, ``[K]``, or one number for all.
+            history: what the terms with ``posterior`` need.
+            teacher: None where no term asks it (``asks_teacher``).
+        """
+        parts: list[RowLosses] = []
+        for k, term in enumerate(self.at(progress)):
+            used = weight if term.on is None else weight * selected(term, origin, weight)
+            total = total_weight[k] if isinstance(total_weight, Tensor) and total_weight.ndim else total_weight
+            part = linear_divergence(
+                student,
+                teacher,
+                term.divergence,  # type: ignore[arg-type]  # at() left no schedule
+                temperature=self.temperature,
+                targets=targets,
+                ce_weight=term.ce_weight * term.weight,  # type: ignore[operator]
+                kd_weight=term.kd_weight * term.weight,  # type: ignore[operator]
+                row_weight=used if term.row_weight is None else (used, term.row_weight),
+                total_weight=total,
+                teacher_share=_share(term, history),
+                scale_by_temperature_squared=self.scale_by_temperature_squared,
+                plan=plan,
+            )
+            plan = part.plan or plan  # smaller where memory did not suffice
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else _together(parts)
 
-    def value(self, divergence: Tensor, cross_entropy: Tensor, progress: float) -> Tensor:
-        """``ce_weight·CE + kd_weight·D`` of rows whose parts are known already."""
+    def asks_teacher(self, progress: float) -> bool:
+        """Whether any term needs p at ``progress``; what only the labels teach can do without."""
+        return any(term.weight and term.kd_weight or term.row_weight is not None for term in self.at(progress))
+
+    def asks_teacher_ever(self) -> bool:
+        """Whether any term does at any time."""
+        return any(self.asks_teacher(step / 100) for step in range(101))
+
+    def totals(self, origin: Tensor, weight: Tensor, progress: float) -> Tensor:
+        """``[K]`` the weight of the rows of each term at ``progress``."""
+        return torch.stack([(weight * selected(term, origin, weight)).sum() for term in self.at(progress)])
+
+    def row_terms(self, progress: float) -> list[tuple[Term, Terms]]:
+        """The terms at ``progress``, each with its row function, for evaluation."""
+        return [
+            (term, Terms(term.divergence, self.temperature, row_weight=term.row_weight))  # type: ignore[arg-type]
+            for term in self.at(progress)
+        ]
+
+    def value(self, term: Term, divergence: Tensor, cross_entropy: Tensor) -> Tensor:
+        """What a term (taken at some progress) makes of rows whose parts are known already."""
         squared = self.temperature**2 if self.scale_by_temperature_squared else 1.0
-        return at(self.ce_weight, progress) * cross_entropy + at(self.kd_weight, progress) * squared * divergence
+        inside = term.ce_weight * cross_entropy + term.kd_weight * squared * divergence  # type: ignore[operator]
+        return term.weight * inside  # type: ignore[operator]
 
     def formula(self) -> str:
         """The objective in one line, as it is printed at the start of a run."""
-        weight = "" if self.row_weight is None else f"{self.row_weight!r}·"
-        parts = [
-            _term(self.ce_weight, "CE"),
-            _term(self.kd_weight, ("T²·" if self.scale_by_temperature_squared else "") + _describe(self.divergence)),
-        ]
-        inside = " + ".join(part for part in parts if part)
-        text = f"L = mean over response tokens of {weight}{f'({inside})' if weight or all(parts) else inside}"
+        terms = self._terms
+        if isinstance(terms, Schedule):
+            text = f"L = {terms!r}"
+        else:
+            text = "L = " + " + ".join(_term_formula(term, self.scale_by_temperature_squared) for term in terms)
         if self.lm_coef:
-            text += f" + {_term(self.lm_coef, 'CE(plain text)')}"
+            text += f" + {_weighted(self.lm_coef, 'CE(plain text)')}"
         return f"{text},  T = {self.temperature:g}"
 
 
-def _term(weight: float | Schedule, what: str) -> str:
+def selected(term: Term, origin: Tensor | None, like: Tensor) -> Tensor:
+    """``[N]`` 1 for the rows that a term is about, else 0; of the dtype of ``like``."""
+    if term.on is None:
+        return torch.ones_like(like)
+    mine = ORIGINS.index(term.on)
+    return torch.full_like(like, float(mine == 0)) if origin is None else (origin == mine).to(like.dtype)
+
+
+def _share(term: Term, history: History | None) -> Tensor | None:
+    """The teacher's share in the mixture of whole sequences; before the first token it is the divergence's own."""
+    if not term.posterior:
+        return None
+    if history is None:
+        raise ConfigError(f"{term!r} needs what both models gave to the tokens before: pass history")
+    divergence: Any = term.divergence
+    own = divergence.weight if isinstance(divergence, JensenShannon) else divergence.skew
+    return teacher_share(*history, prior=1.0 - own if isinstance(divergence, SkewReverseKL) else own)
+
+
+def _check_terms(terms: object) -> None:
+    if not isinstance(terms, list | tuple) or not terms or not all(isinstance(term, Term) for term in terms):
+        raise ConfigError(
+            "terms must be a list of terms, such as [Term(SkewForwardKL(0.5), on='teacher'), "
+            f"Term(SkewReverseKL(0.5), on='student')], but it is {terms!r}"
+        )
+
+
+def _together(parts: Sequence[RowLosses]) -> RowLosses:
+    """Losses and divergences added up; what is the same for every term is taken from the first that has the row."""
+    first = parts[0]
+    for part in parts[1:]:
+        free = (first.weight == 0) & (part.weight != 0)
+
+        def either(name: str, first: RowLosses = first, part: RowLosses = part, free: Tensor = free) -> Tensor:
+            mine, other = getattr(first, name), getattr(part, name)
+            return torch.where(free, other, mine)
+
+        first = RowLosses(
+            loss=first.loss + part.loss,
+            divergence=first.divergence + part.divergence,
+            cross_entropy=None if first.cross_entropy is None else either("cross_entropy"),
+            student_entropy=either("student_entropy"),
+            teacher_entropy=either("teacher_entropy"),
+            agreement=either("agreement"),
+            weight=either("weight"),
+            plan=part.plan,
+        )
+    return first
+
+
+def _term_formula(term: Term, squared: bool) -> str:
+    whose = {None: "response tokens", "dataset": "the dataset's tokens"}.get(term.on, f"the {term.on}'s tokens")
+    weight = "" if term.row_weight is None else f"{term.row_weight!r}·"
+    divergence = ("T²·" if squared else "") + _describe(term.divergence)
+    parts = [_weighted(term.ce_weight, "CE"), _weighted(term.kd_weight, divergence)]
+    inside = " + ".join(part for part in parts if part)
+    mean = f"mean over {whose} of {weight}{f'({inside})' if weight or all(parts) else inside}"
+    return _weighted(term.weight, mean) + (" (posterior mixture)" if term.posterior else "")
+
+
+def _weighted(weight: float | Schedule, what: str) -> str:
     if isinstance(weight, Schedule):
         return f"{weight!r}·{what}"
     return "" if weight == 0 else what if weight == 1 else f"{weight:g}·{what}"

@@ -189,8 +189,9 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
         "objective": trainer.task.objective.formula(),
         "student": _name(models.student.model),
         "student_parameters": _size(models.student.model),
-        "teacher": _name(models.teacher.model),
-        "teacher_parameters": _size(models.teacher.model),
+        "source": repr(trainer.distill_args.source),
+        "teacher": _teacher_name(trainer),
+        "teacher_parameters": sum(map(_size, models.teacher.models)) if models.teacher is not None else 0,
         "data_fingerprint": train.fingerprint,
         "train_rows": len(train),
         "train_tokens": train.trained_tokens,
@@ -209,6 +210,13 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def _teacher_name(trainer: DistillTrainer) -> str:
+    """The teacher's model, and what is made of it where it is not simply run."""
+    kind, reader = repr(trainer.distill_args.teacher), trainer.models.teacher
+    names = ", ".join(map(_name, reader.models)) if reader is not None else ""
+    return names if kind == "Live()" else f"{kind} {names}".strip()
 
 
 def _name(model: Any) -> str:

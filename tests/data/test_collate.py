@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkd.data import Batch, Collator, Example
+from abkd.data import Batch, Collator, Example, stand_in
 from abkd.errors import ConfigError, DataError
 from tiny_parts import FAMILIES, make_model
 
@@ -104,11 +104,46 @@ def test_a_teacher_with_its_own_prompt_selects_the_same_rows():
         collate(Example(**A, **hint))
 
 
+def test_one_teacher_side_in_the_batch_is_enough():
+    """The others read as the student, wherever in the batch the one stands."""
+    hint = Example(**A, teacher_input_ids=[1, *A["input_ids"]], teacher_trained=[False, *A["trained"]])
+    for examples in ([B, hint], [hint, B]):
+        batch = collate(*examples)
+        ids = batch.teacher.inputs["input_ids"]
+        assert sorted(ids[:, 0].tolist()) == [1, 9]
+        assert torch.equal(ids.flatten()[batch.teacher.rows + 1], batch.targets)
+
+
+def test_one_pretraining_text_in_the_batch_is_enough():
+    batch = collate(A, Example(**B, pretrain_ids=[4, 5]))
+    assert batch.pretrain is not None
+    assert batch.pretrain_targets is not None
+    assert batch.pretrain.inputs["input_ids"].tolist() == [[4, 5]]
+    assert batch.pretrain_targets.tolist() == [5]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_every_row_knows_its_origin_and_its_sequence(side):
+    joined = Example(input_ids=[5, 6, 7, 9, 10], trained=[False, True, True, False, True], segments=[0, 0, 0, 1, 1])
+    unsaid, written = B, Example(**A, origin=2)
+    batch = collate(written, joined, stand_in(A), unsaid, padding_side=side)
+    assert batch.targets.tolist() == [7, 8, 6, 7, 10, 10]
+    assert batch.origin.tolist() == [2, 2, 0, 0, 0, 0]
+    assert batch.sequence.tolist() == [0, 0, 1, 1, 2, 4]
+    assert batch.origin.dtype == batch.sequence.dtype == torch.int64
+
+
 def test_moving_keeps_what_is_shared():
     batch = collate(Example(**A, pretrain_ids=[1, 2, 3])).to("meta", non_blocking=True)
     assert batch.teacher is batch.student
     assert batch.pretrain is not None
-    assert {t.device.type for t in (batch.targets, batch.weight, batch.student.rows, batch.pretrain.rows)} == {"meta"}
+    assert {
+        tensor.device.type
+        for tensor in (
+            *(batch.targets, batch.weight, batch.origin, batch.sequence),
+            *(batch.student.rows, batch.pretrain.rows),
+        )
+    } == {"meta"}
 
 
 @settings(max_examples=50, deadline=None)

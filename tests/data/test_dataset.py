@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from abkd.data import TokenizedDataset, load_rows, prepare_dataset, pretraining_chunks, split_held_out
+from abkd.data import (
+    Example,
+    TokenizedDataset,
+    load_rows,
+    prepare_dataset,
+    pretraining_chunks,
+    prompt_of,
+    split_held_out,
+    teacher_prompt_of,
+)
 from abkd.errors import ConfigError, DataError
-from tiny_parts import SENTENCES, make_chatml
+from tiny_parts import CHATML, SENTENCES, make_chatml
 
 ROWS = [{"prompt": f"What is {i}? ", "completion": f"It is {i}. " * (i + 1)} for i in range(12)]
 BAD = {3: ("completion", None), 5: ("completion", " "), 9: ("prompt", "What is it? " * 200)}
@@ -30,6 +41,18 @@ def test_a_dataset_is_a_sequence_of_examples(chatml):
     with pytest.raises(IndexError):
         dataset[12]
     assert dataset.dropped == {}
+
+
+def test_not_every_example_needs_every_column():
+    plain = Example(input_ids=[1, 2], trained=[False, True])
+    hint = Example(**plain, teacher_input_ids=[3, 1, 2], teacher_trained=[False, False, True])
+    full = Example(**plain, pretrain_ids=[4], origin=2, empty=True)
+    for examples in ([plain, hint, full], [full, hint, plain], [hint, plain]):
+        assert list(TokenizedDataset(examples)) == examples
+    assert list(TokenizedDataset([full]).with_pretraining([[7, 8]])) == [{**full, "pretrain_ids": [7, 8]}]
+    assert TokenizedDataset([plain, full]).fingerprint != TokenizedDataset([plain, plain]).fingerprint
+    with pytest.raises(DataError, match="needs input_ids and trained; one has only input_ids"):
+        TokenizedDataset([plain, {"input_ids": [1]}])
 
 
 def test_prepared_data_is_left_alone(chatml):
@@ -123,6 +146,115 @@ def test_wrong_settings(chatml):
         prepare_dataset([{"question": "a"}], chatml)
     with pytest.raises(DataError, match="no examples"):
         TokenizedDataset([])
+
+
+class TestPromptsAlone:
+    def test_they_are_the_prompts_of_the_pairs(self, chatml, llama):
+        for tokenizer in (chatml, llama):
+            pairs = prepare_dataset(ROWS, tokenizer, max_length=256, completions=False)
+            assert list(pairs) == list(prepare_dataset(ROWS, tokenizer, max_length=256))
+            alone = prepare_dataset(
+                [{"prompt": row["prompt"]} for row in ROWS], tokenizer, max_length=256, completions=False
+            )
+            assert [row["input_ids"] for row in alone] == [prompt_of(row) for row in pairs] == [*map(prompt_of, alone)]
+            assert alone.trained_tokens == 0
+
+    def test_a_conversation_ends_with_the_generation_prompt(self, chatml):
+        turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+        (row,) = prepare_dataset([{"prompt": turns[:1]}], chatml, completions=False)
+        pair = prepare_dataset([{"prompt": turns[:1], "completion": turns[1:]}], chatml)[0]
+        assert row["input_ids"] == prompt_of(pair)
+        as_turn = prepare_dataset([{"prompt": "hi"}], chatml, apply_chat_template=True, completions=False)
+        assert as_turn[0] == row
+
+    def test_room_for_one_token_is_left(self, chatml):
+        count = len(chatml("What is 1? ")["input_ids"])
+        rows = [{"prompt": "What is 1? "}, {"prompt": "What is it? " * 50}]
+        kept = prepare_dataset(rows, chatml, max_length=count + 1, completions=False, on_bad_row="drop")
+        assert kept.lengths == [count]
+        assert kept.dropped == {"prompt longer than max_length": 1}
+        with pytest.raises(DataError, match=f"prompt has {count} tokens, max_length is {count}: raise max_length"):
+            prepare_dataset(rows[:1], chatml, max_length=count, completions=False)
+
+
+USER, ASSISTANT = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "see you"}
+SYSTEM = {"role": "system", "content": "be nice"}
+SHAPES = {
+    "pair": {"prompt": "What is 1? ", "completion": "It is 1."},
+    "prompt": {"prompt": "What is 1? "},
+    "text": {"text": "What is 1? It is 1."},
+    "chat": {"messages": [USER, ASSISTANT]},
+    "chat of several turns": {"messages": [SYSTEM, USER, ASSISTANT, USER, ASSISTANT]},
+    "chat prompt": {"prompt": [SYSTEM, USER]},
+    "chat pair": {"prompt": [USER], "completion": [ASSISTANT]},
+}
+
+
+class TestTeacherSide:
+    def prepare(self, row, tokenizer, **options):
+        completions = "completion" in row or "messages" in row or "text" in row
+        return prepare_dataset([row], tokenizer, completions=completions, **options)[0]
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_without_a_context_both_sides_are_the_same(self, chatml, llama, shape):
+        for tokenizer in (chatml, llama):
+            row = SHAPES[shape]
+            if tokenizer is llama and "chat" in shape and SYSTEM in row.get("messages", row.get("prompt")):
+                continue  # its template knows no system message
+            plain = self.prepare(row, tokenizer)
+            for given in ({"context": ""}, {}):
+                both = self.prepare({**row, "context": None}, tokenizer, privileged=True, **given)
+                assert (both["teacher_input_ids"], both["teacher_trained"]) == (both["input_ids"], both["trained"])
+                assert (both["input_ids"], both["trained"]) == (plain["input_ids"], plain["trained"])
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_a_context_stands_before_the_same_targets(self, chatml, shape):
+        row = {**SHAPES[shape], "context": "Know this. "}
+        example = self.prepare(row, chatml, privileged=True)
+        assert example == self.prepare(SHAPES[shape], chatml, privileged=True, context="Know this. ")
+        theirs = itertools.compress(example["teacher_input_ids"], example["teacher_trained"])
+        assert list(theirs) == list(itertools.compress(example["input_ids"], example["trained"]))
+        assert prompt_of(example) == prompt_of(self.prepare(SHAPES[shape], chatml))
+        text, own = chatml.decode(example["teacher_input_ids"]), chatml.decode(example["input_ids"])
+        if "chat" not in shape:
+            assert text == "Know this. " + own
+        elif "be nice" in own:
+            assert text == own.replace("be nice", "Know this. \n\nbe nice")
+        else:
+            assert text == "<|im_start|>system\nKnow this. <|im_end|>\n" + own
+
+    def test_opening_tokens_stay_in_front(self, llama):
+        example = self.prepare(SHAPES["pair"], llama, privileged=True, context="Know this. ")
+        assert llama.decode(example["teacher_input_ids"]) == "<s>Know this. What is 1? It is 1.</s>"
+
+    def test_the_prompt_is_encoded_as_it_will_be_read(self, chatml):
+        """ "capital" is one token: context and prompt are encoded together, the completion as the student's is."""
+        row = {"prompt": "ital of ", "completion": "France"}
+        example = self.prepare(row, chatml, privileged=True, context="the cap")
+        theirs, mine = teacher_prompt_of(example), prompt_of(example)
+        assert theirs == chatml("the capital of ")["input_ids"]
+        assert example["teacher_input_ids"][len(theirs) :] == example["input_ids"][len(mine) :]
+
+    def test_a_cut_completion_is_cut_for_both(self, chatml):
+        row = {"prompt": "What? ", "completion": "Paris is nice again"}
+        example = self.prepare(row, chatml, max_length=6, privileged=True, context="Know this. ")
+        assert len(example["input_ids"]) == 6
+        assert example["teacher_input_ids"] == chatml("Know this. ")["input_ids"] + example["input_ids"]
+
+    def test_no_context_anywhere_is_refused(self, chatml):
+        with pytest.raises(DataError, match="no column 'context', and the teacher is to read one"):
+            prepare_dataset(ROWS, chatml, privileged=True)
+
+    def test_templates_that_cannot_are_named(self, llama):
+        with pytest.raises(DataError, match="only user and assistant"):
+            self.prepare(SHAPES["chat"], llama, privileged=True, context="x")
+        tokenizer = make_chatml()
+        tokenizer.chat_template = CHATML.replace(
+            "m['content']",
+            "(m['content'] + ('!' if messages[0]['role'] == 'system' and m['role'] != 'system' else ''))",
+        )
+        with pytest.raises(DataError, match="in another way when there is a system message"):
+            self.prepare(SHAPES["chat"], tokenizer, privileged=True, context="x")
 
 
 class TestPretraining:

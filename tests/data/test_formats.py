@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from abkd.data.formats import BadRowError, Chat, PlainPair, PlainText, recognise
+from abkd.data.formats import BadRowError, Chat, PlainPair, PlainPrompt, PlainText, context_of, recognise
 from abkd.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "hello"}
 
 
-def parse(row):
-    return recognise(row)(row)
+def parse(row, completions=True):
+    return recognise(row, completions)(row)
 
 
 def test_the_formats():
@@ -39,9 +39,61 @@ def test_tool_calls_need_no_content():
 
 def test_missing_columns_say_what_came():
     with pytest.raises(
-        DataError, match="'prompt' and 'completion', or 'messages', or 'text'; the data has 'a', 'prompt'"
+        DataError, match="'prompt' and 'completion', or 'messages', or 'text'; the data has 'a', 'completion'"
     ):
-        recognise(["prompt", "a"])
+        recognise(["completion", "a"])
+
+
+class TestPrompts:
+    def test_they_are_enough_where_a_model_writes(self):
+        assert parse({"prompt": "a", "text": "b"}, completions=False) == PlainPrompt("a")
+        assert parse({"prompt": [USER]}, completions=False) == Chat((USER,), first_trained=1)
+        assert parse({"prompt": [USER]}, completions=False).trained_turns() == []
+        assert PlainPrompt("hi").as_chat() == Chat((USER,), first_trained=1)
+
+    @pytest.mark.parametrize("row", [{"prompt": "a", "completion": "b"}, {"messages": [USER, ASSISTANT]}])
+    def test_other_rows_are_read_as_before(self, row):
+        assert parse(row, completions=False) == parse(row)
+
+    def test_where_none_writes_the_way_out_is_named(self):
+        with pytest.raises(DataError, match=r"prompts and no completions .*source: StudentSamples\(\) or .*generate"):
+            recognise(["prompt", "a"])
+
+    def test_a_text_is_not_a_prompt(self):
+        with pytest.raises(DataError, match=r"'prompt', or 'messages'; the data has 'text' \(a text has no prompt"):
+            recognise(["text"], completions=False)
+
+    @pytest.mark.parametrize(
+        ("prompt", "reason"),
+        [(" ", "prompt is empty"), ([], "prompt is empty"), (3, "not a list"), ([USER, ASSISTANT], "ends with the as")],
+    )
+    def test_bad_ones_have_a_reason(self, prompt, reason):
+        with pytest.raises(BadRowError) as caught:
+            parse({"prompt": prompt}, completions=False)
+        assert reason in caught.value.reason
+
+
+class TestContexts:
+    def test_the_fixed_one_goes_before_the_column(self):
+        row = {"context": "own"}
+        assert [context_of(row, None), context_of(row, "fixed"), context_of(row, "")] == ["own", "fixed", ""]
+        assert context_of({}, None) == context_of({"context": None}, None) == ""
+        with pytest.raises(BadRowError, match="context is int, expected a string"):
+            context_of({"context": 3}, None)
+
+    def test_in_a_conversation_it_becomes_or_precedes_the_system_message(self):
+        chat = Chat((USER, ASSISTANT))
+        added = chat.with_context("know this")
+        assert added.messages == ({"role": "system", "content": "know this"}, USER, ASSISTANT)
+        assert added.trained_turns() == [2]
+        both = added.with_context("first this")
+        assert both.messages[0]["content"] == "first this\n\nknow this"
+        assert both.messages[1:] == added.messages[1:]
+        assert both.trained_turns() == [2]
+        parts = Chat(({"role": "system", "content": [{"type": "text", "text": "x"}]}, USER), first_trained=2)
+        assert [part["text"] for part in parts.with_context("y").messages[0]["content"]] == ["y", "x"]
+        assert chat.with_context("") is chat
+        assert Chat((USER, ASSISTANT, ASSISTANT), first_trained=2).with_context("x").trained_turns() == [3]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,12 @@ def test_packs_close():
         pack(make_dataset(), 19)
 
 
+def test_what_cannot_be_joined_is_refused():
+    row = Example(input_ids=[1, 2], trained=[False, True], teacher_input_ids=[1], teacher_trained=[True])
+    with pytest.raises(DataError, match="train also has teacher_input_ids, teacher_trained: set packing: false"):
+        pack(TokenizedDataset([*make_dataset(), row]), 33)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_are_those_of_the_rows_alone(family, attention):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from abkd.divergences import AlphaBeta, ForwardKL, JensenShannon, Pointwise, ReverseKL, TotalVariation
 from abkd.divergences._exponential import exponent_parts, mean, power
-from abkd.ops._rows import compiler_missing
+from abkd.ops._compilers import compiler_missing
 
 pytestmark = [
     pytest.mark.skipif(compiler_missing(torch.device("cpu")) is not None, reason="nothing to compile with here"),

@@ -16,7 +16,7 @@ from abkd.data import Collator, prepare_dataset
 from abkd.models.language import CausalRows
 from abkd.objective import Objective
 from abkd.ops import Dense, Projected, plan_for
-from abkd.teachers import Live
+from abkd.teachers import LiveReader
 from abkd.trainer._task import Task, Totals
 from tiny_parts import make_model
 from training_parts import llama, teacher, tokenizer
@@ -89,7 +89,7 @@ def dense_loss(student: Any, teach: Any, batch: Any) -> torch.Tensor:
 def our_loss(rows: CausalRows, teach: Any, batch: Any) -> torch.Tensor:
     objective = Objective(divergence=abkd.AlphaBeta(0.2, 0.7))
     plan = plan_for(len(batch), V, torch.device("cpu"))
-    return Task(rows, Live(teach), objective, plan).losses(batch, 0.0, Totals.of([batch]))["loss"]
+    return Task(rows, LiveReader(teach), objective, plan).losses(batch, 0.0, Totals.of([batch], objective, 0.0))["loss"]
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 import abkd
 from abkd.ops import Plan, _native, plan_for
-from abkd.ops._rows import Terms, _torch_compiled_block, blocks, compiler_missing
+from abkd.ops._compilers import compiler_missing
+from abkd.ops._rows import _torch_compiled_block, blocks
+from abkd.ops._terms import Terms
 
 AB = abkd.AlphaBeta(0.2, 0.7)
 WHY_NOT = compiler_missing(torch.device("cpu"))

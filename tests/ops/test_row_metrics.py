@@ -7,7 +7,7 @@ from op_parts import problem
 
 import abkd
 from abkd.ops import Plan, row_metrics
-from abkd.ops._rows import Terms
+from abkd.ops._terms import Terms
 
 WANTED = {"kl": Terms(abkd.ForwardKL()), "ab": Terms(abkd.AlphaBeta(), temperature=2.0)}
 

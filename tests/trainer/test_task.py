@@ -14,19 +14,19 @@ from abkd.errors import VocabularyError
 from abkd.models.language import CausalRows
 from abkd.objective import Objective
 from abkd.ops import plan_for
-from abkd.teachers import Live
+from abkd.teachers import LiveReader
 from abkd.trainer._task import Task, Totals, covered_mass, run_inside
 from tiny_parts import make_model
 from training_parts import llama, rows, tokenizer, trainer
 
 
 def losses(task: Task, batch: Any) -> dict[str, torch.Tensor]:
-    return task.losses(batch, 0.0, Totals.of([batch]))
+    return task.losses(batch, 0.0, Totals.of([batch], task.objective, 0.0))
 
 
 def task_of(student: Any, teach: Any, divergence: Any = None, **options: Any) -> Task:
     objective = Objective(divergence=divergence or abkd.AlphaBeta(0.2, 0.7), **options)
-    return Task(CausalRows(student), Live(teach), objective, plan_for(64, 340, torch.device("cpu")))
+    return Task(CausalRows(student), LiveReader(teach), objective, plan_for(64, 340, torch.device("cpu")))
 
 
 def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:

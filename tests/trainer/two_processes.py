@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain text by length": {"lm_coef": 0.7, "group_by_length": True},
     "accumulated": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
     "resumed": {"save_strategy": "steps", "save_steps": 2},
+    "written": {"source": "Union(Dataset(), StudentSamples(temperature=0))", "max_completion_length": 5},
 }
 SHARDED: dict[str, dict[str, Any]] = {
     "layers": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},

@@ -1,4 +1,4 @@
-"""The command line: ``abkd distill | shrink | show | demo``.
+"""The command line: ``abkd distill | generate | cache | shrink | show | demo``.
 
 Everything heavy is imported inside the verbs, so that help and refusals come at once.
 """

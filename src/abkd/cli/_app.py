@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from abkd import __version__
 from abkd.cli._console import console, end_processes, endings, is_main_process, speak
-from abkd.cli._help import DistillHelp, ShowHelp
+from abkd.cli._help import CacheHelp, DistillHelp, GenerateHelp, ShowHelp
 
 _FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -30,7 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 2 bad input, 3 not finite, 4 storage, 130 interrupted, 143 terminated, 1 our bug.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 not finite, 4 storage, 5 server, 130 interrupted, 143 terminated, "
+    "1 our bug.",
 )
 
 
@@ -61,6 +62,35 @@ def distill(ctx: typer.Context) -> None:
 
     speak()
     run_recipe(recipe, resume=extra["resume"])
+    end_processes()
+
+
+@app.command("generate", cls=GenerateHelp, context_settings=_FREE_FLAGS)
+def generate(ctx: typer.Context) -> None:
+    """Let the teacher write to a recipe's prompts, once: for source: TeacherSamples(), or as training data."""
+    from abkd.cli._recipe import read_request
+
+    recipe, extra = read_request(ctx.args, {"output_file": str})
+    recipe.check_ready(output=False)
+
+    from abkd.cli._generate import generate_text
+
+    speak()
+    generate_text(recipe, extra["output_file"])
+
+
+@app.command("cache", cls=CacheHelp, context_settings=_FREE_FLAGS)
+def cache(ctx: typer.Context) -> None:
+    """Work out what the teacher says about a recipe's data, once: for teacher: TopKCache() or HiddenCache()."""
+    from abkd.cli._recipe import read_request
+
+    recipe, _ = read_request(ctx.args, {})
+    recipe.check_ready(output=False)
+
+    from abkd.cli._cache import cache_recipe
+
+    speak()
+    cache_recipe(recipe, console())
     end_processes()
 
 

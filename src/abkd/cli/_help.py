@@ -38,6 +38,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("kd_weight", "1.0", "  + kd_weight·divergence"),
         Option("max_length", "1024", "tokens of prompt and completion together"),
     ),
+    "Who writes, who teaches": (
+        Option("source", "Dataset()", "whose text: Mix(0.5, StudentSamples(), Dataset()), TeacherSamples(), ..."),
+        Option("lmbda", "", "short: the share of batches that the student writes"),
+        Option("seq_kd", "false", "short: the teacher writes the others"),
+        Option("max_completion_length", "256", "tokens that a model writes at most"),
+        Option("teacher", "Live()", "where p comes from: TopKCache(k=64), HiddenCache(), Ensemble(), EMA()"),
+    ),
     "Training": (
         Option("learning_rate", "0.0001", "peak step size"),
         Option("num_train_epochs", "3.0", "passes over the data"),
@@ -50,6 +57,21 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 }
 DISTILL = GROUPS | {"This command": (Option("resume", "false", "go on from the last checkpoint in output_dir"),)}
 SHOW = {"This command": (Option("sample", "false", "print the first training row too, trained tokens coloured"),)}
+CACHE = {
+    "What is cached": (
+        Option("teacher", "Live()", "TopKCache(k=64): under 300 bytes a token; HiddenCache(): every class, exactly"),
+        Option("per_device_eval_batch_size", "8", "sequences that the teacher reads at once"),
+    )
+}
+GENERATE = {
+    "What is written": (
+        Option("output_file", "", "a .jsonl, which is a train_file too; else where abkd distill looks for it"),
+        Option("source", "Dataset()", "its TeacherSamples(temperature=1.0, top_p=1.0, num_beams=1) says how"),
+        Option("max_completion_length", "256", "tokens that the teacher writes at most"),
+        Option("teacher_model_server_url", "", "let an OpenAI-compatible server write, such as vLLM"),
+        Option("per_device_eval_batch_size", "8", "prompts that are answered together"),
+    )
+}
 _FOOTER = "Every field of transformers.TrainingArguments is a flag too, and every flag may be a line of RECIPE."
 
 
@@ -68,6 +90,20 @@ class DistillHelp(TyperCommand):
             console.print(_table(self.groups))
             console.print(f"{_FOOTER}\nExample: {self.example}", style="dim", highlight=False, markup=False)
         formatter.write(text.get())
+
+
+class CacheHelp(DistillHelp):
+    """``abkd cache --help``."""
+
+    groups = CACHE
+    example = 'abkd cache recipe.yaml --teacher "TopKCache(k=64)"'
+
+
+class GenerateHelp(DistillHelp):
+    """``abkd generate --help``."""
+
+    groups = GENERATE
+    example = 'abkd generate recipe.yaml --source "TeacherSamples(temperature=0)" --output_file teacher.jsonl'
 
 
 class ShowHelp(DistillHelp):

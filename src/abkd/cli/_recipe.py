@@ -11,14 +11,17 @@ from abkd.recipe._fields import coerce
 
 
 def read_request(words: Sequence[str], extra: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe that the words describe, and the verb's own switches (false unless given), by name and type.
+    """The recipe that the words describe, and what the verb alone takes, by name and type.
+
+    A switch is false and all else None unless given.
 
     Raises:
         ConfigError: see ``parse_flags`` and ``Recipe.from_dict``.
     """
     named = bool(words) and not words[0].startswith("-")
     flags = parse_flags(words[1:] if named else words)
-    own = {name: coerce(name, kind, flags.pop(name, False)) for name, kind in extra.items()}
+    own = {name: False if kind is bool else None for name, kind in extra.items()}
+    own |= {name: coerce(name, kind, flags.pop(name)) for name, kind in extra.items() if name in flags}
     if named:
         return Recipe.from_yaml(words[0], flags), own
     if not flags:

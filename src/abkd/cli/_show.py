@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+from typing import Any
+
 from rich.console import Console
 from rich.syntax import Syntax
 
@@ -9,12 +13,32 @@ from abkd.recipe import Recipe
 
 
 def print_recipe(recipe: Recipe, console: Console) -> None:
-    """The resolved recipe as YAML, its objective as a comment above."""
-    text = f"# {recipe.objective().formula()}\n{recipe.to_yaml(resolved=True)}"
+    """The resolved recipe as YAML; its objective, and who writes its sequences, as comments above."""
+    text = f"# {recipe.objective().formula()}\n{_sources(recipe)}{recipe.to_yaml(resolved=True)}"
     if console.is_terminal:
         console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default", word_wrap=True))
     else:
         console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+
+def _sources(recipe: Recipe) -> str:
+    """The tree of sources with what is known of them, where the data alone is not all."""
+    from abkd import notation
+    from abkd.data import fingerprint as fingerprint_of_rows
+    from abkd.data import load_rows
+    from abkd.sources import Dataset, fingerprint, tree
+
+    source: Any = notation.parse(recipe.resolved()["source"])
+    if source == Dataset():
+        return ""
+    counts, data = {}, ""
+    if recipe.train_file and Path(recipe.train_file).is_file():
+        rows = load_rows(recipe.train_file)
+        counts, data = {"dataset": len(rows), "student": len(rows)}, fingerprint_of_rows(rows)
+    drawn = io.StringIO()
+    Console(width=100, color_system=None, file=drawn).print(tree(source, counts), markup=False, highlight=False)
+    text = f"{drawn.getvalue()}fingerprint {fingerprint(source, data)}"
+    return "".join(f"# {line.rstrip()}\n" for line in text.splitlines())
 
 
 def print_sample(recipe: Recipe, console: Console) -> None:

@@ -1,6 +1,7 @@
 """From a data file to batches of rows: load, check, tokenise, pack, order, collate."""
 
 from abkd.data.collate import Batch, Collator, View
+from abkd.data.completion import prompt_of, stand_in, teacher_prompt_of, with_completion
 from abkd.data.dataset import TokenizedDataset, prepare_dataset, pretraining_chunks
 from abkd.data.load import Rows, fingerprint, load_rows, split_held_out
 from abkd.data.pack import check_packing, pack
@@ -25,6 +26,10 @@ __all__ = [
     "pack",
     "prepare_dataset",
     "pretraining_chunks",
+    "prompt_of",
     "shared_vocabulary_size",
     "split_held_out",
+    "stand_in",
+    "teacher_prompt_of",
+    "with_completion",
 ]

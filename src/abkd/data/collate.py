@@ -54,6 +54,8 @@ class Batch:
     """N rows as the student and as the teacher see them (the same object where they read the same).
 
     targets: int64 [N], the token that row n should predict. weight: float32 [N].
+    origin: int64 [N], who wrote it (index in ``abkd.term.ORIGINS``). sequence: int64 [N], which sequence of the batch
+    it is of, counted from 0 (in packed rows each segment is one).
     pretrain, pretrain_targets: the same for plain text, all of whose tokens but the first are targets; or None.
     """
 
@@ -61,6 +63,8 @@ class Batch:
     teacher: View
     targets: Tensor
     weight: Tensor
+    origin: Tensor
+    sequence: Tensor
     pretrain: View | None = None
     pretrain_targets: Tensor | None = None
 
@@ -76,6 +80,8 @@ class Batch:
             teacher=student if self.teacher is self.student else self.teacher.to(device, **kwargs),
             targets=self.targets.to(device, **kwargs),
             weight=self.weight.to(device, **kwargs),
+            origin=self.origin.to(device, **kwargs),
+            sequence=self.sequence.to(device, **kwargs),
             pretrain=None if self.pretrain is None else self.pretrain.to(device, **kwargs),
             pretrain_targets=None if self.pretrain_targets is None else self.pretrain_targets.to(device, **kwargs),
         )
@@ -86,6 +92,7 @@ class Collator:
     """Examples -> ``{"batch": Batch}`` (a dict, because training loops expect one).
 
     ``pad_to_multiple_of`` makes T a multiple of it. Where it pads to, and with which token, changes no row.
+    Examples without a teacher's side are read alike by both; those without pre-training text add nothing to it.
     Raises DataError where the teacher's side of an example has another number of trained tokens than the student's.
     """
 
@@ -97,16 +104,20 @@ class Collator:
         """The batch of these examples."""
         student, targets = self._view(examples)
         teacher = student
-        if "teacher_input_ids" in examples[0]:
+        if any("teacher_input_ids" in example for example in examples):
             teacher, _ = self._view([_teacher_side(example) for example in examples])
         pretrain, pretrain_targets = None, None
-        if "pretrain_ids" in examples[0]:
-            pretrain, pretrain_targets = self._view([_all_trained(example) for example in examples])
+        if plain := [_all_trained(example) for example in examples if "pretrain_ids" in example]:
+            pretrain, pretrain_targets = self._view(plain)
         batch = Batch(
             student=student,
             teacher=teacher,
             targets=targets,
             weight=torch.ones(targets.numel()),
+            origin=self._of_rows(
+                student, [[example.get("origin", 0)] * len(example["trained"]) for example in examples]
+            ),
+            sequence=self._of_rows(student, _sequences(examples)),
             pretrain=pretrain,
             pretrain_targets=pretrain_targets,
         )
@@ -126,6 +137,10 @@ class Collator:
             inputs["attention_mask"] = _block_causal(segments)
         return View(inputs=inputs, rows=chosen - 1), ids.flatten()[chosen]
 
+    def _of_rows(self, view: View, values: Sequence[Sequence[int]]) -> Tensor:
+        """The value [N] at the target of each row, of one value per token."""
+        return self._pad(values, 0).flatten()[view.rows + 1]
+
     def _pad(self, values: Sequence[Sequence[int]], fill: int) -> Tensor:
         """int64 [B, T]."""
         length = max(map(len, values))
@@ -141,6 +156,16 @@ def _segments(example: Example) -> list[int]:
     if "segments" in example:
         return [segment + 1 for segment in example["segments"]]
     return [1] * len(example["input_ids"])
+
+
+def _sequences(examples: Sequence[Example]) -> list[list[int]]:
+    """Which sequence of the batch each token belongs to."""
+    numbered, count = [], 0
+    for example in examples:
+        segments = _segments(example)
+        numbered.append([count + segment - 1 for segment in segments])
+        count += max(segments)
+    return numbered
 
 
 def _positions(segments: Tensor) -> Tensor:
@@ -159,6 +184,8 @@ def _block_causal(segments: Tensor) -> Tensor:
 
 
 def _teacher_side(example: Example) -> Example:
+    if "teacher_input_ids" not in example:
+        return example
     side = cast(Any, example)
     mine, theirs = sum(example["trained"][1:]), sum(side["teacher_trained"][1:])
     if mine != theirs:

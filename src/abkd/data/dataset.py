@@ -6,14 +6,25 @@ import hashlib
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from abkd.data.formats import BadRowError, Chat, Parser, PlainPair, PlainText, Record, recognise
+from abkd.data.formats import (
+    BadRowError,
+    Chat,
+    Parser,
+    PlainPair,
+    PlainPrompt,
+    PlainText,
+    Record,
+    context_of,
+    recognise,
+)
 from abkd.data.load import Row, Rows, load_rows
 from abkd.data.tokenize import Example, encode_text, tokenize
 from abkd.errors import ConfigError, DataError
@@ -22,13 +33,14 @@ OnBadRow = Literal["error", "drop"]
 
 _PROGRESS_FROM = 5_000  # rows; below, tokenising takes a second or two
 _NAMED_ROWS = 10  # bad rows that an error message spells out
+_OF_EVERY_ROW = ("input_ids", "trained")
 
 
 class _Ragged:
     """Lists of different lengths in one flat array: 4 bytes a token where Python integers take 36."""
 
     def __init__(self, rows: Sequence[Sequence[Any]]) -> None:
-        flags = bool(rows) and bool(rows[0]) and isinstance(rows[0][0], bool)
+        flags = isinstance(next((row[0] for row in rows if row), None), bool)
         self.lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         self._ends = np.cumsum(self.lengths)
         self.flat = np.fromiter(
@@ -41,7 +53,7 @@ class _Ragged:
 
 
 class TokenizedDataset(Dataset[Example]):
-    """Examples in order; a torch map-style dataset.
+    """Examples in order; a torch map-style dataset. Not every example needs every column.
 
     ``lengths``: tokens of each example. ``dropped``: rows left out, by reason. ``truncated``: rows cut to max_length.
     ``name``: for messages.
@@ -57,8 +69,10 @@ class TokenizedDataset(Dataset[Example]):
     ) -> None:
         if not examples:
             raise DataError(f"{name} has no examples: expected at least one")
-        columns = cast("Sequence[Mapping[str, list[Any]]]", examples)
-        self._columns = {key: _Ragged([row[key] for row in columns]) for key in columns[0]}
+        rows = cast("Sequence[Mapping[str, Any]]", examples)
+        names = dict.fromkeys(itertools.chain(_OF_EVERY_ROW, *rows))
+        self._single = {name for name in names if any(isinstance(row.get(name), int) for row in rows)}
+        self._columns = {name: _Ragged([self._listed(row, name) for row in rows]) for name in names}
         self.name, self.dropped, self.truncated = name, dict(dropped or {}), truncated
         self.lengths: list[int] = self._columns["input_ids"].lengths.tolist()
 
@@ -68,10 +82,22 @@ class TokenizedDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} examples")
-        return cast(Example, {key: column[index] for key, column in self._columns.items()})
+        found = {name: column[index] for name, column in self._columns.items()}
+        given = {name: values for name, values in found.items() if values or name in _OF_EVERY_ROW}
+        return cast(Example, {name: values[0] if name in self._single else values for name, values in given.items()})
+
+    def _listed(self, row: Mapping[str, Any], name: str) -> list[Any]:
+        if name in _OF_EVERY_ROW and name not in row:
+            raise DataError(f"every example needs input_ids and trained; one has only {', '.join(row) or 'nothing'}")
+        return [] if name not in row else [row[name]] if name in self._single else row[name]
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The names that examples have."""
+        return frozenset(self._columns)
 
     @property
     def trained_tokens(self) -> int:
@@ -102,12 +128,25 @@ def prepare_dataset(
     apply_chat_template: bool = False,
     on_bad_row: OnBadRow = "error",
     name: str = "train",
+    completions: bool = True,
+    context: str | None = None,
+    privileged: bool = False,
 ) -> TokenizedDataset:
     """Check and tokenise rows (anything ``load_rows`` takes; a TokenizedDataset is returned as it is).
 
-    ``apply_chat_template`` turns plain prompt and completion into a user and an assistant turn; lists of messages are
-    always rendered. Raises DataError: no rows, unknown columns, no chat template, and, unless ``on_bad_row="drop"``,
-    rows that cannot be used, with their numbers and reasons.
+    Args:
+        max_length: tokens of a row; a prompt without completion leaves room for one.
+        apply_chat_template: turn plain prompt and completion into a user and an assistant turn; lists of messages are
+            always rendered.
+        on_bad_row: "drop" leaves out, counted, what "error" refuses.
+        name: for messages.
+        completions: whether the data's own are learnt from; if not, prompts are enough.
+        context: with ``privileged``, what the teacher reads before every prompt; None takes the column ``context``.
+        privileged: give every row a teacher's side.
+
+    Raises:
+        DataError: no rows, unknown columns, no chat template, no context, and, unless ``on_bad_row="drop"``, rows that
+            cannot be used, with their numbers and reasons.
     """
     if isinstance(rows, TokenizedDataset):
         return rows
@@ -116,8 +155,20 @@ def prepare_dataset(
     if max_length < 2:
         raise ConfigError(f"max_length must be at least 2 (a prompt token and a completion token), got {max_length}")
     loaded = load_rows(rows)
-    parser = recognise(set(itertools.chain.from_iterable(loaded)))
-    examples, bad = _tokenize_rows(loaded, parser, tokenizer, max_length, apply_chat_template, name)
+    columns = set(itertools.chain.from_iterable(loaded))
+    if privileged and context is None and "context" not in columns:
+        raise DataError(
+            f"{loaded.name or name} has no column 'context', and the teacher is to read one: add it (some rows may "
+            "have none), or name a text for all, as in Privileged(StudentSamples(), context='...')"
+        )
+    steps = _Steps(
+        parser=recognise(columns, completions),
+        tokenizer=tokenizer,
+        max_length=max_length,
+        chat=apply_chat_template,
+        context=(lambda row: context_of(row, context)) if privileged else (lambda row: None),
+    )
+    examples, bad = _tokenize_rows(loaded, steps, name)
     if bad and on_bad_row == "error":
         raise DataError(_describe(bad, loaded, name) + ". Repair them, or set on_bad_row: drop to train without them")
     dropped = Counter(error.reason for _, error in bad)
@@ -128,17 +179,31 @@ def prepare_dataset(
     return TokenizedDataset([example for example, _ in examples], name=name, dropped=dropped, truncated=truncated)
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """From a row to its tokens."""
+
+    parser: Parser
+    tokenizer: Any
+    max_length: int
+    chat: bool
+    context: Callable[[Row], str | None]
+
+    def __call__(self, row: Row) -> tuple[Example, bool]:
+        record = _as_chat(self.parser(row)) if self.chat else self.parser(row)
+        _check_template(record, self.tokenizer)
+        return tokenize(record, self.tokenizer, self.max_length, context=self.context(row))
+
+
 def _tokenize_rows(
-    rows: Rows, parser: Parser, tokenizer: Any, max_length: int, chat: bool, name: str
+    rows: Rows, steps: _Steps, name: str
 ) -> tuple[list[tuple[Example, bool]], list[tuple[int, BadRowError]]]:
     """``(example, was it cut)`` for each good row; ``(row number, why)`` for the others."""
     good: list[tuple[Example, bool]] = []
     bad: list[tuple[int, BadRowError]] = []
     for number, row in _progress(zip(rows.numbers, rows, strict=True), len(rows), name):
         try:
-            record = _as_chat(parser(row)) if chat else parser(row)
-            _check_template(record, tokenizer)
-            good.append(tokenize(record, tokenizer, max_length))
+            good.append(steps(row))
         except BadRowError as error:
             bad.append((number, error))
     return good, bad
@@ -147,7 +212,7 @@ def _tokenize_rows(
 def _as_chat(record: Record) -> Record:
     if isinstance(record, PlainText):
         raise DataError("apply_chat_template needs prompt and completion, and the data has text: set it to false")
-    return record.as_chat() if isinstance(record, PlainPair) else record
+    return record.as_chat() if isinstance(record, PlainPair | PlainPrompt) else record
 
 
 def _check_template(record: Record, tokenizer: Any) -> None:

@@ -3,12 +3,15 @@
 prompt + completion     two strings, or two lists of messages      loss on the completion
 messages                a conversation                             loss on every assistant turn
 text                    one string                                 loss on everything
+prompt                  a string, or a list of messages            nothing to learn from until a model has written to it
+
+A row may also have a ``context``, a text that a privileged teacher reads first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abkd.data.load import Row
@@ -39,6 +42,17 @@ class PlainPair:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainPrompt:
+    """One string that is to be completed."""
+
+    prompt: str
+
+    def as_chat(self) -> Chat:
+        """The same as one user turn."""
+        return Chat(({"role": "user", "content": self.prompt},), first_trained=1)
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation; assistant turns from index ``first_trained`` on are trained."""
 
@@ -51,6 +65,18 @@ class Chat:
         turns = range(self.first_trained, len(self.messages))
         return [i for i in turns if self.messages[i]["role"] == "assistant"]
 
+    def with_context(self, context: str) -> Chat:
+        """The same conversation whose system message is, or begins with, ``context``."""
+        if not context:
+            return self
+        first = self.messages[0]
+        if first["role"] != "system":
+            system = {"role": "system", "content": context}
+            return replace(self, messages=(system, *self.messages), first_trained=self.first_trained + 1)
+        own = first.get("content", "")
+        joined = f"{context}\n\n{own}" if isinstance(own, str) else [{"type": "text", "text": context}, *own]
+        return replace(self, messages=({**first, "content": joined}, *self.messages[1:]))
+
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
@@ -59,23 +85,31 @@ class PlainText:
     text: str
 
 
-Record = PlainPair | Chat | PlainText
+Record = PlainPair | PlainPrompt | Chat | PlainText
 Parser = Callable[[Row], Record]
 
 
-def recognise(columns: Iterable[str]) -> Parser:
+def recognise(columns: Iterable[str], completions: bool = True) -> Parser:
     """The parser for rows with these columns; where several formats fit, the first of the module's table is taken.
+
+    ``completions`` says that the data's own are learnt from. If not, prompts are enough, and text is none.
 
     Raises DataError that says which columns came and which are wanted.
     """
     present = set(columns)
-    for wanted, parser in _FORMATS:
+    for wanted, parser in _FORMATS if completions else _PROMPTED:
         if wanted <= present:
             return parser
     came = ", ".join(repr(name) for name in sorted(present)) or "none"
-    raise DataError(
-        f"expected columns 'prompt' and 'completion', or 'messages', or 'text'; the data has {came}: rename them"
-    )
+    if completions and "prompt" in present:
+        raise DataError(
+            f"the data has prompts and no completions (columns {came}): let a model write them, with "
+            "source: StudentSamples() or source: TeacherSamples() (what abkd generate writes beforehand), "
+            "or give a column 'completion'"
+        )
+    wanted = "'prompt' and 'completion', or 'messages', or 'text'" if completions else "'prompt', or 'messages'"
+    plain = " (a text has no prompt to write to)" if not completions and "text" in present else ""
+    raise DataError(f"expected columns {wanted}; the data has {came}{plain}: rename them")
 
 
 def _parse_pair(row: Row) -> Record:
@@ -92,6 +126,17 @@ def _parse_pair(row: Row) -> Record:
         f"prompt is {type(prompt).__name__} and completion is {type(completion).__name__}: "
         "both must be strings, or both lists of messages",
     )
+
+
+def _parse_prompt(row: Row) -> Record:
+    prompt = _present(row, "prompt")
+    if isinstance(prompt, str):
+        _check_not_blank(prompt, "prompt")
+        return PlainPrompt(prompt)
+    messages = _messages(prompt, "prompt")
+    if messages[-1]["role"] == "assistant":
+        raise BadRowError("prompt ends with the assistant", "the last turn of a prompt must not be the assistant's")
+    return Chat(messages, first_trained=len(messages), tools=row.get("tools") or None)
 
 
 def _parse_messages(row: Row) -> Record:
@@ -111,6 +156,15 @@ _FORMATS: tuple[tuple[frozenset[str], Parser], ...] = (
     (frozenset({"messages"}), _parse_messages),
     (frozenset({"text"}), _parse_text),
 )
+_PROMPTED = (*_FORMATS[:2], (frozenset({"prompt"}), _parse_prompt))
+
+
+def context_of(row: Row, fixed: str | None) -> str:
+    """What a privileged teacher reads first: the fixed text, else the row's own, "" where it has none."""
+    own = row.get("context") or "" if fixed is None else fixed
+    if not isinstance(own, str):
+        raise BadRowError("context is not a string", f"context is {type(own).__name__}, expected a string")
+    return own
 
 
 def _present(row: Row, column: str) -> Any:

@@ -18,8 +18,14 @@ def pack(dataset: TokenizedDataset, max_length: int) -> TokenizedDataset:
     """Rows put together (best fit, longest first) into sequences of at most ``max_length`` tokens.
 
     ``segments`` tells which row a token belongs to; the collator lets no token see another segment and starts the
-    positions of each anew, so every row's loss is what it is alone. Raises DataError for a row that does not fit.
+    positions of each anew, so every row's loss is what it is alone. Raises DataError for a row that does not fit, and
+    where rows have more than what both models read, such as a context for the teacher.
     """
+    if more := sorted(dataset.columns - {"input_ids", "trained"}):
+        raise DataError(
+            f"packing joins rows that both models read alike, and {dataset.name} also has {', '.join(more)}: "
+            "set packing: false"
+        )
     if max(dataset.lengths) > max_length:
         raise DataError(f"{dataset.name} has a row of {max(dataset.lengths)} tokens, packing is to {max_length}")
     examples = [_join([dataset[index] for index in group]) for group in _best_fit(dataset.lengths, max_length)]

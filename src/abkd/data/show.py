@@ -21,4 +21,6 @@ def describe_sample(example: Example, tokenizer: Any) -> Text:
         shown = tokenizer.decode([token for _, token in run], skip_special_tokens=False)
         text.append(f"⟦{shown}⟧" if trained else shown, style="bold green" if trained else "dim")
     text.append(f"\n{len(example['input_ids'])} tokens, {sum(example['trained'])} trained (⟦ ⟧, green)", style="italic")
+    more = len(example.get("teacher_input_ids", example["input_ids"])) - len(example["input_ids"])
+    text.append(f"; the teacher reads {more} more before them" if more else "", style="italic")
     return text

@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 import jinja2
 
-from abkd.data.formats import BadRowError, Chat, PlainPair, PlainText, Record
+from abkd.data.formats import BadRowError, Chat, PlainPair, PlainPrompt, PlainText, Record
 from abkd.errors import DataError
 
 
@@ -28,28 +28,76 @@ class Example(TypedDict):
     teacher_trained: NotRequired[list[bool]]
     pretrain_ids: NotRequired[list[int]]
     """Plain text for the language-modelling term."""
+    origin: NotRequired[int]
+    """Who wrote it: index in ``abkd.term.ORIGINS``; 0, the data, where it is not said."""
+    empty: NotRequired[bool]
+    """A stand-in without anything trained, so that every process has as many batches; sources never see it."""
 
 
 Piece = tuple[str, bool]
 
 
-def tokenize(record: Record, tokenizer: Any, max_length: int) -> tuple[Example, bool]:
+def tokenize(record: Record, tokenizer: Any, max_length: int, *, context: str | None = None) -> tuple[Example, bool]:
     """Tokens of one row, cut on the right to ``max_length``, and whether something trained was cut off.
 
-    EOS, or the end of the turn, is kept and trained unless it was cut off.
+    EOS, or the end of the turn, is kept and trained unless it was cut off. A prompt without completion has nothing
+    trained, and leaves room for one token.
+
+    With a ``context`` the teacher has a side of its own: that text before a plain prompt as it is, or in the system
+    message of a conversation; then the tokens that the student reads after its prompt. It comes on top of
+    ``max_length``. An empty one makes both sides alike.
 
     Raises BadRowError where no trained token fits, or where the chat template does not allow to say which tokens the
     assistant wrote. Raises DataError where the tokenizer lacks an EOS token or a chat template.
     """
-    if isinstance(record, Chat):
-        ids, trained = _encode(_chat_pieces(record, tokenizer), tokenizer)
-    elif isinstance(record, PlainPair):
-        ids, trained = _encode([(record.prompt, False), (record.completion, True)], tokenizer)
-    else:
-        ids, trained = _encode([(record.text, True)], tokenizer)
+    pieces = _pieces(record, tokenizer)
+    ids, trained = _encode(pieces, tokenizer)
     if not isinstance(record, Chat):  # a template writes the special tokens itself
-        ids, trained = _with_specials(ids, trained, tokenizer)
-    return _cut(ids, trained, max_length, isinstance(record, PlainText))
+        ids, trained = _with_specials(ids, trained, tokenizer, ends=not isinstance(record, PlainPrompt))
+    if isinstance(record, PlainPrompt) or (isinstance(record, Chat) and not record.trained_turns()):
+        example, cut = _fitting(ids, max_length), False
+    else:
+        example, cut = _cut(ids, trained, max_length, isinstance(record, PlainText))
+    if context is not None:
+        mine = _prompt_ids(record, pieces, tokenizer)
+        theirs = _prompt_ids(record, _pieces_after(context, record, pieces, tokenizer), tokenizer)
+        rest = slice(len(mine), None)
+        example["teacher_input_ids"] = theirs + example["input_ids"][rest]
+        example["teacher_trained"] = [False] * len(theirs) + example["trained"][rest]
+    return example, cut
+
+
+def _pieces(record: Record, tokenizer: Any) -> list[Piece]:
+    """The row's text in pieces; the first is not trained (and is empty where all of the text is)."""
+    match record:
+        case Chat():
+            return _chat_pieces(record, tokenizer)
+        case PlainPair(prompt, completion):
+            return [(prompt, False), (completion, True)]
+        case PlainPrompt(prompt):
+            return [(prompt, False)]
+        case PlainText(text):
+            return [("", False), (text, True)]
+
+
+def _pieces_after(context: str, record: Record, pieces: list[Piece], tokenizer: Any) -> list[Piece]:
+    """The same pieces with ``context`` in, or before, the first."""
+    if not isinstance(record, Chat):
+        return [(context + pieces[0][0], False), *pieces[1:]]
+    theirs = _chat_pieces(record.with_context(context), tokenizer)
+    if theirs[1:] != pieces[1:]:
+        raise BadRowError(
+            "chat template rewrites the conversation for a system message",
+            "the chat template writes what follows the prompt in another way when there is a system message, so the "
+            "teacher cannot be given a context: use a template that keeps turns as they are",
+        )
+    return theirs
+
+
+def _prompt_ids(record: Record, pieces: list[Piece], tokenizer: Any) -> list[int]:
+    """Ids of the first piece, with the tokenizer's opening tokens as the whole row has them."""
+    ids, _ = _encode(pieces[:1], tokenizer)
+    return ids if isinstance(record, Chat) else _opened(ids, tokenizer)
 
 
 def encode_text(text: str, tokenizer: Any) -> list[int]:
@@ -82,17 +130,21 @@ def _check_unicode(text: str) -> None:
         raise BadRowError("text is not valid Unicode", detail) from error
 
 
-def _with_specials(ids: list[int], trained: list[bool], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Opening tokens in front and EOS at the end, unless the text itself has them there."""
+def _with_specials(
+    ids: list[int], trained: list[bool], tokenizer: Any, *, ends: bool = True
+) -> tuple[list[int], list[bool]]:
+    """Opening tokens in front and, where a text ``ends``, EOS behind it, unless the text itself has them there."""
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError("the tokenizer has no EOS token, so a student could not learn to stop: set tokenizer.eos_token")
+    opened = _opened(ids, tokenizer)
+    trained = [False] * (len(opened) - len(ids)) + trained
+    return ([*opened, eos], [*trained, True]) if ends and opened[-1:] != [eos] else (opened, trained)
+
+
+def _opened(ids: list[int], tokenizer: Any) -> list[int]:
     opening = list(_opening_ids(tokenizer))
-    if ids[: len(opening)] != opening:
-        ids, trained = opening + ids, [False] * len(opening) + trained
-    if ids[-1:] != [eos]:
-        ids, trained = [*ids, eos], [*trained, True]
-    return ids, trained
+    return ids if ids[: len(opening)] == opening else opening + ids
 
 
 @lru_cache(maxsize=8)
@@ -109,10 +161,13 @@ def _chat_pieces(chat: Chat, tokenizer: Any) -> list[Piece]:
     """The conversation up to its last trained turn; what the template writes for a trained turn is a trained piece.
 
     A turn is what rendering up to and including it adds to rendering what comes before it with the generation prompt.
-    This needs no markers in the template, only that each of these texts begins with the one before it.
+    This needs no markers in the template, only that each of these texts begins with the one before it. Where no turn
+    is trained, the conversation is a prompt.
     """
     pieces: list[Piece] = []
     text = ""
+    if not chat.trained_turns():
+        return [(_render(chat, len(chat.messages), tokenizer, generation_prompt=True), False)]
     for turn in chat.trained_turns():
         prompt = _render(chat, turn, tokenizer, generation_prompt=True)
         pieces.append((_rest(prompt, text, turn, "before"), False))
@@ -150,6 +205,12 @@ def _render(chat: Chat, turns: int, tokenizer: Any, *, generation_prompt: bool) 
         raise BadRowError("chat template refuses the conversation", f"the chat template refuses it: {error}") from error
 
 
+def _fitting(ids: list[int], max_length: int) -> Example:
+    if len(ids) >= max_length:
+        raise _too_long("prompt has", len(ids), max_length)
+    return Example(input_ids=ids, trained=[False] * len(ids))
+
+
 def _cut(ids: list[int], trained: list[bool], max_length: int, is_text: bool) -> tuple[Example, bool]:
     trained = [False, *trained[1:]]  # nothing predicts the first token
     last = max((t for t, flag in enumerate(trained) if flag), default=-1)
@@ -157,10 +218,13 @@ def _cut(ids: list[int], trained: list[bool], max_length: int, is_text: bool) ->
         raise BadRowError("no token to train on")
     if not any(trained[:max_length]):
         what = "text needs" if is_text else "prompt has"
-        count = trained.index(True) + (1 if is_text else 0)
-        raise BadRowError(
-            "prompt longer than max_length",
-            f"{what} {count} tokens, max_length is {max_length}: raise max_length or shorten the prompt",
-        )
+        raise _too_long(what, trained.index(True) + (1 if is_text else 0), max_length)
     end = min(max_length, last + 1)  # what follows the last trained token changes nothing
     return Example(input_ids=ids[:end], trained=trained[:end]), end <= last
+
+
+def _too_long(what: str, count: int, max_length: int) -> BadRowError:
+    return BadRowError(
+        "prompt longer than max_length",
+        f"{what} {count} tokens, max_length is {max_length}: raise max_length or shorten the prompt",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,8 +25,16 @@ def _checked_share(owner: object, name: str, at_zero: str, at_one: str) -> None:
     object.__setattr__(owner, name, float(share))
 
 
+class Mixture(Pointwise):
+    """A divergence through a mixture of teacher and student whose shares may also be others in every row."""
+
+    @abstractmethod
+    def numbers_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """``numbers`` for a mixture of the teacher's ``share`` and the student's ``rest = 1 - share``."""
+
+
 @dataclass(frozen=True)
-class JensenShannon(Pointwise):
+class JensenShannon(Mixture):
     """``w·KL(p‖m) + (1-w)·KL(q‖m)`` with ``m = w·p + (1-w)·q`` (GKD, arXiv 2306.13649, eq. 1).
 
     ``weight`` is the teacher's share of the mixture. Divided by it, the divergence tends to forward KL as
@@ -41,6 +50,9 @@ class JensenShannon(Pointwise):
     @property
     def numbers(self) -> tuple[float, ...]:
         return (self.weight, 1.0 - self.weight)
+
+    def numbers_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        return share, rest
 
     @property
     def native(self) -> str:
@@ -61,7 +73,7 @@ class JensenShannon(Pointwise):
 
 
 @dataclass(frozen=True)
-class SkewForwardKL(Pointwise):
+class SkewForwardKL(Mixture):
     """``KL(p ‖ skew·p + (1-skew)·q)`` (DistiLLM, arXiv 2402.03898, eq. 3): bounded by ``-log(skew)``."""
 
     skew: float = 0.1
@@ -73,6 +85,9 @@ class SkewForwardKL(Pointwise):
     @property
     def numbers(self) -> tuple[float, ...]:
         return (self.skew, 1.0 - self.skew)
+
+    def numbers_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        return share, rest
 
     @property
     def native(self) -> str:
@@ -95,7 +110,7 @@ class SkewForwardKL(Pointwise):
 
 
 @dataclass(frozen=True)
-class SkewReverseKL(Pointwise):
+class SkewReverseKL(Mixture):
     """``KL(q ‖ skew·q + (1-skew)·p)`` (DistiLLM, arXiv 2402.03898, eq. 4): bounded by ``-log(skew)``."""
 
     skew: float = 0.1
@@ -107,6 +122,9 @@ class SkewReverseKL(Pointwise):
     @property
     def numbers(self) -> tuple[float, ...]:
         return (self.skew, 1.0 - self.skew)
+
+    def numbers_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        return rest, share
 
     @property
     def native(self) -> str:

@@ -1,15 +1,21 @@
 """The op and the plain loss: memory and speed, no policy. Torch only."""
 
 from abkd.ops._divergence_loss import divergence_loss
-from abkd.ops._linear_divergence import linear_divergence, plan_for, row_metrics
-from abkd.ops._types import Dense, Head, Plan, Projected, RowLosses
+from abkd.ops._head import Head
+from abkd.ops._linear_divergence import linear_divergence, plan_for
+from abkd.ops._row_metrics import row_metrics
+from abkd.ops._types import Averaged, Dense, Plan, Projected, RowLosses, Rows, TeacherRows, TopK
 
 __all__ = [
+    "Averaged",
     "Dense",
     "Head",
     "Plan",
     "Projected",
     "RowLosses",
+    "Rows",
+    "TeacherRows",
+    "TopK",
     "divergence_loss",
     "linear_divergence",
     "plan_for",

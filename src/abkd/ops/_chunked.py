@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from abkd.ops._rows import Block, Terms, blocks
-from abkd.ops._types import Dense, Head, Plan, Projected, RowLosses, Rows
+from abkd.ops._head import Head
+from abkd.ops._logits import student_logits, teacher_logits
+from abkd.ops._rows import blocks
+from abkd.ops._terms import Block, Terms
+from abkd.ops._types import Dense, Plan, Projected, RowLosses, Rows, TeacherRows, TopK
 
 logger = logging.getLogger("abkd")
 
@@ -21,9 +24,10 @@ _FIELDS = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", 
 class _Call:
     """Everything of one call that is not a tensor with a gradient."""
 
-    teacher: Rows
+    teacher: TeacherRows
     targets: Tensor | None
     weight: Tensor
+    share: Tensor | None
     total: Tensor | None
     terms: Terms
     plan: Plan
@@ -33,16 +37,17 @@ class _Call:
 
 def chunked_losses(
     student: Rows,
-    teacher: Rows,
+    teacher: TeacherRows,
     targets: Tensor | None,
     weight: Tensor,
+    share: Tensor | None,
     total: Tensor | None,
     terms: Terms,
     plan: Plan,
     dtype: torch.dtype,
 ) -> RowLosses:
     """As :func:`abkd.linear_divergence`, with the head product in ``dtype``; gradients are ready with the loss."""
-    call = _Call(teacher, targets, weight, total, terms, plan, dtype)
+    call = _Call(teacher, targets, weight, share, total, terms, plan, dtype)
     if not torch.is_grad_enabled():
         student = student.detach()  # or the gradients would be worked out for nobody
     if isinstance(student, Dense):
@@ -70,8 +75,10 @@ class _OnePass(torch.autograd.Function):
         student = Dense(source) if head is None else Projected(source, head._replace(weight=weight, bias=bias))
         loss, ctx.ready = _solve(student, call, ctx.needs_input_grad[1:5])
         # for a second time through the same graph; what autograd keeps, it lets go of after a first and last one
-        ctx.save_for_backward(source, weight, bias, scale, call.teacher.tensors[0])
-        ctx.call, ctx.head = replace(call, teacher=_emptied(call.teacher)), head
+        theirs = call.teacher.own
+        ctx.save_for_backward(source, weight, bias, scale, *theirs)
+        without = call.teacher.filled([tensor.new_empty((0, *tensor.shape[1:])) for tensor in theirs])
+        ctx.call, ctx.head = replace(call, teacher=without), head
         return loss
 
     @staticmethod
@@ -80,25 +87,17 @@ class _OnePass(torch.autograd.Function):
         # Given away, so that the parameters may keep them: a copy of the head's gradient is as large as the head.
         ready, ctx.ready = ctx.ready, None
         if ready is None:
-            source, weight, bias, scale, theirs = ctx.saved_tensors
+            source, weight, bias, scale, *theirs = ctx.saved_tensors
             student: Rows = Dense(source)
             if ctx.head is not None:
                 known = ctx.head.scale if scale is None else scale
                 student = Projected(source, ctx.head._replace(weight=weight, bias=bias, scale=known))
-            call = replace(ctx.call, teacher=_filled(ctx.call.teacher, theirs))
+            call = replace(ctx.call, teacher=ctx.call.teacher.filled(theirs))
             _, ready = _solve(student, call, ctx.needs_input_grad[1:5])
         if grads[0].device.type != "cpu" or grads[0] != 1:  # looking at it elsewhere would mean to wait for the device
             for gradient in ready:
                 _multiply(gradient, grads[0])
         return (None, *ready, None)
-
-
-def _filled(rows: Rows, source: Tensor) -> Rows:
-    return Dense(source) if isinstance(rows, Dense) else Projected(source, rows.head)
-
-
-def _emptied(rows: Rows) -> Rows:
-    return _filled(rows, rows.tensors[0].new_empty(0))
 
 
 def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
@@ -124,12 +123,13 @@ def _attempt(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor
     step = _even(rows, call.plan.rows_per_chunk)
     parts: list[Block] = []
     with torch.no_grad(), torch.autocast(call.weight.device.type, enabled=False):
-        rooms = [_room(each, min(step, rows)) for each in (sums.student, call.teacher)]
+        most = min(step, rows)
+        logits = student_logits(sums.student, most), teacher_logits(call.teacher, most, call.terms.temperature)
         for start in range(0, rows, step):
             chunk = kept[start : start + step]
             # all rows in order: a slice needs no copy of the hidden states
             index = slice(start, start + step) if rows == len(call.weight) else chunk
-            parts.append(_chunk(sums, call, rooms, index, chunk, any(need)))
+            parts.append(_chunk(sums, call, *(of(index) for of in logits), index, chunk, any(need)))
         call.numbers.update(_spread(parts, kept, call))
         return sums.finish(call)
 
@@ -140,33 +140,31 @@ def _even(rows: int, most: int) -> int:
     return max(1, -(-rows // chunks))
 
 
-def _room(rows: Rows, count: int) -> Tensor | None:
-    """Memory for the logits of one chunk, used again for every chunk: fresh memory costs time."""
-    if isinstance(rows, Dense):
-        return None
-    return torch.empty(count, rows.classes, dtype=rows.hidden.dtype, device=rows.device)
-
-
-def _logits(rows: Rows, index: slice | Tensor, room: Tensor | None) -> Tensor:
-    if isinstance(rows, Dense):
-        return rows.logits(index)
-    hidden = rows.hidden[index]
-    return rows.head.logits(hidden, None if room is None else room[: len(hidden)])
-
-
 def _chunk(
-    sums: _Gradients, call: _Call, rooms: list[Tensor | None], index: slice | Tensor, rows: Tensor, grad: bool
+    sums: _Gradients,
+    call: _Call,
+    logits: Tensor,
+    teacher: Tensor | TopK,
+    index: slice | Tensor,
+    rows: Tensor,
+    grad: bool,
 ) -> Block:
-    logits, teacher = (
-        _logits(each, index, room) for each, room in zip((sums.student, call.teacher), rooms, strict=True)
-    )
-    if grad and (sums.rounds or (isinstance(sums.student, Dense) and isinstance(index, slice))):
-        logits = logits.to(sums.wide if sums.rounds else logits.dtype, copy=True)  # the caller's are not overwritten
-    targets = None if call.targets is None else call.targets[rows]
+    theirs = isinstance(sums.student, Dense) and isinstance(index, slice)  # the caller's, who keeps them as they are
+    if (grad and sums.rounds) or (theirs and (grad or isinstance(teacher, TopK))):
+        logits = logits.to(sums.wide if sums.rounds else logits.dtype, copy=True)
+    targets, share = (None if each is None else each[rows] for each in (call.targets, call.share))
     weight = call.weight[rows]
     bend = sums.bend(logits) if grad else None
-    share = weight * sums.share
-    result = blocks(logits, teacher, targets, share, call.terms, grad=grad, compiled=call.plan.compiled)
+    result = blocks(
+        logits,
+        teacher,
+        targets,
+        weight * sums.share,
+        call.terms,
+        grad=grad,
+        compiled=call.plan.compiled,
+        share=share,
+    )
     if grad:
         sums.add(index, logits if bend is None else logits.mul_(bend))
     return result._replace(weight=result.weight if call.terms.row_weight is not None else weight)

@@ -10,7 +10,8 @@ from torch import Tensor
 from abkd.divergences import Divergence
 from abkd.divergences._pointwise import working_dtype
 from abkd.errors import ConfigError, VocabularyError
-from abkd.ops._linear_divergence import check_temperature, linear_divergence
+from abkd.ops._checks import check_temperature
+from abkd.ops._linear_divergence import linear_divergence
 from abkd.ops._types import Dense
 
 

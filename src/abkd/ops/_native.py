@@ -1,4 +1,4 @@
-"""The row function of ``rows.c``, compiled once per machine with the compiler found there and kept in the cache."""
+"""``rows.c`` and ``passes.c``, compiled once per machine with the compiler found there and kept in the cache."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,13 +21,14 @@ from torch import Tensor
 from abkd.cache import cache_directory
 from abkd.divergences import Pointwise
 
-_SOURCE = Path(__file__).with_name("rows.c")
+_HERE = Path(__file__).parent
 _FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd", "-w"]
 _BITS = {torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
 _NUMBERS = 5  # per row: see abkd_rows
 _PIECES = 4  # per thread: the last to finish keeps nobody waiting for long
 
-RowFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, tuple[float, ...], bool], Tensor]
+RowFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, tuple[float, ...], Tensor, bool], Tensor]
+_Function = Callable[..., int]
 
 
 class BuildError(Exception):
@@ -38,20 +40,22 @@ def find_compiler() -> str | None:
     return next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "cc", "gcc", "clang"))), None)
 
 
+def knows(*logits: Tensor) -> bool:
+    """Whether the C can read these logits."""
+    return all(each.device.type == "cpu" and each.dtype in _BITS for each in logits)
+
+
 def serves(divergence: object, *logits: Tensor) -> bool:
     """Whether ``rows.c`` can do this divergence on these logits."""
-    return (
-        isinstance(divergence, Pointwise)
-        and divergence.native is not None
-        and all(each.device.type == "cpu" and each.dtype in _BITS for each in logits)
-    )
+    return isinstance(divergence, Pointwise) and divergence.native is not None and knows(*logits)
 
 
 def row_function(divergence: Pointwise, student: torch.dtype, teacher: torch.dtype) -> RowFunction:
-    """``f(z, y, weight, targets, numbers, grad) -> [n, 5]``: D, CE, H(q), H(p), agreement of each row, in float64.
+    """``f(z, y, weight, targets, numbers, own, grad) -> [n, 5]``: D, CE, H(q), H(p), agreement of each row, in float64.
 
     ``z`` and ``y`` are logits ``[n, V]``; with ``grad`` ``z`` is overwritten by the gradient of
-    ``Σ weight·(ce·CE + kd·D)``. ``numbers`` begins with 1/temperature, ce and kd.
+    ``Σ weight·(ce·CE + kd·D)``. ``numbers`` are 1/temperature, ce and kd; ``own`` the divergence's: ``[1, K]``, or
+    ``[n, K]`` where every row has its own.
 
     Raises:
         BuildError: the compiler failed.
@@ -64,53 +68,119 @@ def row_function(divergence: Pointwise, student: torch.dtype, teacher: torch.dty
 
 
 def _call(
-    function: Callable[..., int],
+    function: _Function,
     z: Tensor,
     y: Tensor,
     weight: Tensor,
     targets: Tensor | None,
     numbers: tuple[float, ...],
+    own: Tensor,
     grad: bool,
 ) -> Tensor:
     rows, classes = z.shape
-    y = y.contiguous()
+    y, own, weight = y.contiguous(), own.contiguous(), weight.to(torch.float64).contiguous()
     assert z.is_contiguous()
     out = torch.empty(rows, _NUMBERS, dtype=torch.float64)
-    weight = weight.to(torch.float64).contiguous()
     targets = None if targets is None else targets.to(torch.int64).contiguous()
     values = (ctypes.c_double * len(numbers))(*numbers)
+    stride = own.shape[-1] if len(own) == rows else 0
 
-    def some(start: int, stop: int) -> int:
-        def at(tensor: Tensor | None) -> ctypes.c_void_p | None:
-            return None if tensor is None else ctypes.c_void_p(tensor[start:].data_ptr())
+    def some(at: _At, count: int) -> int:
+        known = at(weight), at(targets), values, at(own) if stride else _pointer(own), ctypes.c_int64(stride)
+        return function(at(z), at(y), ctypes.c_int64(count), ctypes.c_int64(classes), *known, at(out), int(grad))
 
-        count = ctypes.c_int64(stop - start), ctypes.c_int64(classes)
-        return function(at(z), at(y), *count, at(weight), at(targets), values, at(out), int(grad))
-
-    threads = min(torch.get_num_threads(), rows)
-    if threads < 2:
-        failed = some(0, rows)
-    else:  # ctypes lets go of the interpreter's lock
-        step = -(-rows // (threads * _PIECES))
-        starts = range(0, rows, step)
-        with ThreadPoolExecutor(threads) as pool:
-            failed = max(pool.map(some, starts, (min(start + step, rows) for start in starts)))
-    if failed:
+    if _over_rows(some, rows):
         raise MemoryError(f"no memory for one row of {classes} classes")
     return out
 
 
+@dataclass(frozen=True)
+class Passes:
+    """The two functions of ``passes.c``, for logits of one dtype."""
+
+    library: tuple[_Function, _Function]
+
+    def masses(self, z: Tensor, cold: float, plain: bool) -> Tensor:
+        """``[n, 4]`` in float64: the largest logit, log Σ e^((z - top)·cold), the same for 1, and the entropy."""
+        out = torch.empty(len(z), 4, dtype=torch.float64)
+        assert z.is_contiguous()
+
+        def some(at: _At, count: int) -> int:
+            size = ctypes.c_int64(count), ctypes.c_int64(z.shape[-1])
+            return self.library[0](at(z), *size, ctypes.c_double(cold), int(plain), at(out))
+
+        _over_rows(some, len(z))
+        return out
+
+    def pull(self, z: Tensor, known: Tensor, cold: float, soft: Tensor, hard: Tensor | None) -> None:
+        """Overwrite ``z`` ``[n, V]`` by ``soft·t + hard·u``, from what ``masses`` told."""
+        known, soft = known.to(torch.float64).contiguous(), soft.to(torch.float64).contiguous()
+        hard = None if hard is None else hard.to(torch.float64).contiguous()
+        assert z.is_contiguous()
+
+        def some(at: _At, count: int) -> int:
+            size = ctypes.c_int64(count), ctypes.c_int64(z.shape[-1])
+            return self.library[1](at(z), *size, ctypes.c_double(cold), at(known), at(soft), at(hard))
+
+        _over_rows(some, len(z))
+
+
+def passes(dtype: torch.dtype) -> Passes:
+    """The functions of ``passes.c`` for logits of this dtype.
+
+    Raises:
+        BuildError: the compiler failed.
+    """
+    return _pass_library(_BITS[dtype])
+
+
+_At = Callable[[Tensor | None], ctypes.c_void_p | None]
+
+
+def _pointer(tensor: Tensor | None, row: int = 0) -> ctypes.c_void_p | None:
+    return None if tensor is None else ctypes.c_void_p(tensor[row:].data_ptr())
+
+
+def _over_rows(some: Callable[[_At, int], int], rows: int) -> int:
+    """``some(at, count)`` for all rows on as many threads as torch has; ``at`` tells where a tensor's part begins."""
+
+    def piece(start: int, stop: int) -> int:
+        return some(functools.partial(_pointer, row=start), stop - start)
+
+    threads = min(torch.get_num_threads(), rows)
+    if threads < 2:
+        return piece(0, rows)
+    step = -(-rows // (threads * _PIECES))
+    starts = range(0, rows, step)
+    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
+        return max(pool.map(piece, starts, (min(start + step, rows) for start in starts)))
+
+
 @functools.cache
-def _library(terms: str, numbers: int, wide: bool, student_bits: int, teacher_bits: int) -> Callable[..., int]:
+def _library(terms: str, numbers: int, wide: bool, student_bits: int, teacher_bits: int) -> _Function:
+    known = {"WIDE": int(wide), "STUDENT_BITS": student_bits, "TEACHER_BITS": teacher_bits, "NUMBERS": numbers}
+    source = (_HERE / "rows.c").read_text(encoding="utf-8").replace("\n    TERMS\n", f"\n{terms}\n")
+    (function,) = _loaded(source, known, "abkd_rows")
+    return function
+
+
+@functools.cache
+def _pass_library(bits: int) -> Passes:
+    source = (_HERE / "passes.c").read_text(encoding="utf-8")
+    masses, pull = _loaded(source, {"WIDE": int(bits == 64), "STUDENT_BITS": bits}, "abkd_masses", "abkd_pull")
+    return Passes((masses, pull))
+
+
+def _loaded(source: str, known: dict[str, int], *functions: str) -> list[_Function]:
+    """Functions of some C text, with these macros and ``arithmetic.h`` in front of it."""
     compiler = find_compiler()
     if compiler is None:
         raise BuildError("no C compiler was found")
-    known = {"WIDE": int(wide), "STUDENT_BITS": student_bits, "TEACHER_BITS": teacher_bits, "NUMBERS": numbers}
     head = "".join(f"#define {name} {value}\n" for name, value in known.items())
-    source = head + _SOURCE.read_text(encoding="utf-8").replace("\n    TERMS\n", f"\n{terms}\n")
+    source = head + (_HERE / "arithmetic.h").read_text(encoding="utf-8") + source
     command = [compiler, *_FLAGS, *_tuned(), "-shared", "-fPIC"]
     name = hashlib.sha256("\0".join([source, *command, _processor()]).encode()).hexdigest()[:24]
-    return _load(_built(source, command, f"rows-{name}.so"))
+    return _load(_built(source, command, f"rows-{name}.so"), functions)
 
 
 def _tuned() -> list[str]:
@@ -156,10 +226,12 @@ def _built(source: str, command: list[str], name: str) -> Path:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _load(path: Path) -> Callable[..., int]:
+def _load(path: Path, names: Sequence[str]) -> list[_Function]:
     try:
-        function = ctypes.CDLL(str(path)).abkd_rows
+        library = ctypes.CDLL(str(path))
+        functions = [getattr(library, name) for name in names]
     except (OSError, AttributeError) as error:
         raise BuildError(f"cannot load {path}: {error}") from error
-    function.restype = ctypes.c_int
-    return function
+    for function in functions:
+        function.restype = ctypes.c_int
+    return functions

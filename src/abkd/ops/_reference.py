@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from abkd.divergences import Divergence, JensenShannon, SkewForwardKL, SkewReverseKL
 from abkd.divergences._pointwise import working_dtype
-from abkd.ops._rows import Terms, entropy
-from abkd.ops._types import RowLosses, Rows
+from abkd.ops._terms import Terms, entropy
+from abkd.ops._types import Averaged, RowLosses, Rows, TeacherRows, TopK
 
 
 def reference_losses(
-    student: Rows, teacher: Rows, targets: Tensor | None, weight: Tensor, total: Tensor | None, terms: Terms
+    student: Rows,
+    teacher: TeacherRows | None,
+    targets: Tensor | None,
+    weight: Tensor,
+    share: Tensor | None,
+    total: Tensor | None,
+    terms: Terms,
 ) -> RowLosses:
     """As :func:`abkd.linear_divergence`, with ``[N, V]`` in memory several times."""
     kept = weight.nonzero().squeeze(-1)
-    dtype = working_dtype(terms.divergence, *student.tensors, *teacher.tensors)
-    z_student = student.logits(kept).to(dtype)
-    z_teacher = teacher.logits(kept).to(dtype).detach()
-    log_p = torch.log_softmax(z_teacher / terms.temperature, -1)
-    log_q = torch.log_softmax(z_student / terms.temperature, -1)
+    dtype = working_dtype(terms.divergence, *student.tensors, *(() if teacher is None else teacher.tensors))
+    z = student.logits(kept).to(dtype)
     label = None if targets is None else targets[kept]
-    row = terms.divergence(log_p, log_q, label)
+    both = _sides(z, teacher, label, kept, terms.temperature)
+    row = _divergence(terms.divergence, both, None if share is None else share[kept])
     used = weight[kept].to(dtype)
     if terms.row_weight is not None:
-        used = used * terms.row_weight(log_p, log_q.detach()).detach().to(dtype)
+        used = used * terms.row_weight(both.log_p, both.log_q.detach()).detach().to(dtype)
     objective = terms.kd_weight * row if terms.kd_weight else torch.zeros_like(row)
     hard = None
     if label is not None:
-        hard = -torch.log_softmax(z_student, -1).gather(-1, label[:, None]).squeeze(-1)
+        hard = -torch.log_softmax(z, -1).gather(-1, label[:, None]).squeeze(-1)
         objective = objective + terms.ce_weight * hard
     divisor = used.sum() if total is None else total
     loss = torch.where(used == 0, 0.0, objective * used).sum() / torch.where(divisor == 0, 1.0, divisor)
@@ -38,13 +46,73 @@ def reference_losses(
         full = torch.zeros(len(student), dtype=values.dtype, device=values.device)
         return full.index_copy(0, kept, values.detach())
 
-    top, teacher_top = (z == z.amax(-1, keepdim=True) for z in (z_student.detach(), z_teacher))
     return RowLosses(
         loss=loss,
         divergence=spread(row),
         cross_entropy=None if hard is None else spread(hard),
-        student_entropy=spread(entropy(log_q)),
-        teacher_entropy=spread(entropy(log_p)),
-        agreement=spread((top & teacher_top).any(-1).to(dtype)),
+        student_entropy=spread(entropy(torch.log_softmax(z / terms.temperature, -1))),
+        teacher_entropy=spread(entropy(both.log_p)),
+        agreement=spread(both.agreement.to(dtype)),
         weight=spread(used),
     )
+
+
+class _Sides(NamedTuple):
+    """Both models over the classes that are compared; ``targets`` among these; whether the likeliest are the same."""
+
+    log_p: Tensor
+    log_q: Tensor
+    targets: Tensor | None
+    agreement: Tensor
+
+
+def _sides(z: Tensor, teacher: TeacherRows | None, targets: Tensor | None, kept: Tensor, temperature: float) -> _Sides:
+    log_q = torch.log_softmax(z / temperature, -1)
+    top = z.detach() == z.detach().amax(-1, keepdim=True)
+    if teacher is None:
+        same = torch.zeros_like(z[:, :1])  # one class, which is certain
+        return _Sides(same.detach(), same, None if targets is None else torch.zeros_like(targets), same[:, 0])
+    if isinstance(teacher, TopK):
+        return _buckets(log_q, teacher[kept], targets, top)
+    log_p = _log_softmax(teacher, kept, temperature, z.dtype)
+    return _Sides(log_p, log_q, targets, (top & (log_p == log_p.amax(-1, keepdim=True))).any(-1))
+
+
+def _log_softmax(teacher: Rows | Averaged, kept: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    if not isinstance(teacher, Averaged):
+        return torch.log_softmax(teacher.logits(kept).to(dtype).detach() / temperature, -1)
+    logits = torch.stack([part.logits(kept).to(dtype).detach() for part in teacher.parts]) / temperature
+    if teacher.of == "logits":
+        return torch.log_softmax(logits.mean(0), -1)
+    return torch.log_softmax(logits, -1).logsumexp(0) - math.log(len(logits))
+
+
+def _buckets(log_q: Tensor, teacher: TopK, targets: Tensor | None, top: Tensor) -> _Sides:
+    agreement = top.gather(-1, teacher.ids[:, :1]).any(-1)
+    log_p, known = teacher.log_p.to(log_q.dtype), log_q.gather(-1, teacher.ids)
+    place = None
+    if targets is not None:
+        found = teacher.ids == targets[:, None]
+        place = torch.where(found.any(-1), found.int().argmax(-1), found.shape[-1])
+    if log_p.shape[-1] == teacher.classes:
+        return _Sides(log_p, known, place, agreement)
+    tail = log_q.scatter(-1, teacher.ids, -torch.inf).logsumexp(-1, keepdim=True)
+    log_p = torch.cat([log_p, teacher.log_tail.to(log_p.dtype)[:, None]], -1)
+    return _Sides(log_p, torch.cat([known, tail], -1), place, agreement)
+
+
+def _divergence(divergence: Divergence, both: _Sides, share: Tensor | None) -> Tensor:
+    if share is None:
+        return divergence(both.log_p, both.log_q, both.targets)
+    each = zip(share.tolist(), both.log_p, both.log_q, strict=True)
+    return torch.stack([both.log_q.new_zeros(()), *(_with_share(divergence, of_p)(p, q) for of_p, p, q in each)])[1:]
+
+
+def _with_share(divergence: Divergence, share: float) -> Divergence:
+    """The divergence whose mixture holds this share of the teacher."""
+    match divergence:
+        case JensenShannon():
+            return JensenShannon(share)
+        case SkewForwardKL():
+            return SkewForwardKL(share)
+    return SkewReverseKL(1.0 - share)

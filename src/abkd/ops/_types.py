@@ -1,57 +1,16 @@
-"""Rows and heads: how a model's predictions reach the op without their logits being built."""
+"""Rows: how a model's predictions reach the op without their logits being built."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-
-class Head(NamedTuple):
-    """The map from hidden states to logits: ``softcap(scale · (hidden @ weight.T) + bias)``.
-
-    Attributes:
-        weight: ``[V, H]``; an LM head, a classifier's ``fc``, or the text features of CLIP's prompts.
-        bias: ``[V]`` or None.
-        scale: a number or a 0-d tensor (CLIP's and Cohere's logit scale, 1 / Granite's ``logits_scaling``).
-        softcap: ``c`` in ``c·tanh(z/c)`` (Gemma), or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: Tensor | float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """``[n, H] -> [n, V]`` in the dtype of the product; into ``out`` if given, but without autograd."""
-        if out is not None:
-            return self._write(hidden, out)
-        logits = hidden @ self.weight.T
-        if isinstance(self.scale, Tensor) or self.scale != 1.0:
-            logits = logits * self.scale
-        if self.bias is not None:
-            logits = logits + self.bias
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    def _write(self, hidden: Tensor, out: Tensor) -> Tensor:
-        torch.mm(hidden, self.weight.T, out=out)
-        if isinstance(self.scale, Tensor) or self.scale != 1.0:
-            out.mul_(self.scale)
-        if self.bias is not None:
-            out.add_(self.bias)
-        return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
-
-    def to(self, dtype: torch.dtype) -> Head:
-        """The head in another dtype."""
-        return self._replace(weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
-
-    def first(self, classes: int) -> Head:
-        """The head of the first ``classes`` classes (a view: the gradient reaches the whole weight)."""
-        if classes == len(self.weight):
-            return self
-        return self._replace(weight=self.weight[:classes], bias=None if self.bias is None else self.bias[:classes])
+from abkd.errors import ConfigError, VocabularyError
+from abkd.ops._head import Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +42,15 @@ class Projected:
     def to(self, dtype: torch.dtype) -> Projected:
         """The same rows, to be multiplied in another dtype."""
         return Projected(self.hidden.to(dtype), self.head.to(dtype))
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """What belongs to these rows alone; heads are the model's."""
+        return (self.hidden,)
+
+    def filled(self, own: Sequence[Tensor]) -> Projected:
+        """The same with other tensors in the place of ``own``."""
+        return Projected(*own, self.head)
 
     def detach(self) -> Projected:
         """The same rows as constants."""
@@ -125,6 +93,15 @@ class Dense:
         """The same rows in another dtype."""
         return Dense(self.values.to(dtype))
 
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """What belongs to these rows alone."""
+        return (self.values,)
+
+    def filled(self, own: Sequence[Tensor]) -> Dense:
+        """The same with other tensors in the place of ``own``."""
+        return Dense(*own)
+
     def detach(self) -> Dense:
         """The same rows as constants."""
         return Dense(self.values.detach())
@@ -135,6 +112,130 @@ class Dense:
 
 
 Rows = Projected | Dense
+"""What a model gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """Rows of an ensemble: the mean of what its members say, worked out chunk by chunk; only for a teacher.
+
+    Attributes:
+        parts: the members' rows, with the same N and V.
+        of: "probabilities" (each member's at the temperature of the divergence: ``p = mean_i softmax(z_i/T)``) or
+            "logits" (``p = softmax(mean_i z_i/T)``, the members' geometric mean).
+
+    Raises:
+        ConfigError: there is no part, or ``of`` is neither.
+        VocabularyError: the parts have different numbers of classes.
+    """
+
+    parts: tuple[Rows, ...]
+    of: Literal["probabilities", "logits"] = "probabilities"
+
+    def __post_init__(self) -> None:
+        if not self.parts or self.of not in ("probabilities", "logits"):
+            wanted = "Averaged needs rows to average and of='probabilities' or of='logits'"
+            raise ConfigError(f"{wanted}, but has {len(self.parts)} parts and of={self.of!r}")
+        if len({len(part) for part in self.parts}) > 1:
+            raise ConfigError(f"the parts must give the same rows, but give {[len(part) for part in self.parts]}")
+        if len({part.classes for part in self.parts}) > 1:
+            raise VocabularyError(
+                f"the parts have {[part.classes for part in self.parts]} classes: cut their heads to the classes they "
+                "share (Head.first(n)); never pad logits, padding would receive probability"
+            )
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    @property
+    def classes(self) -> int:
+        return self.parts[0].classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """What belongs to these rows alone; heads are the models'."""
+        return tuple(part.own[0] for part in self.parts)
+
+    def filled(self, own: Sequence[Tensor]) -> Averaged:
+        """The same with other tensors in the place of ``own``."""
+        pairs = zip(self.parts, own, strict=True)
+        return replace(self, parts=tuple(part.filled([tensor]) for part, tensor in pairs))
+
+    def detach(self) -> Averaged:
+        """The same rows as constants."""
+        return replace(self, parts=tuple(part.detach() for part in self.parts))
+
+    def first(self, classes: int) -> Averaged:
+        """The same rows over the first ``classes`` classes."""
+        return replace(self, parts=tuple(part.first(classes) for part in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """Rows of a teacher of which only the k likeliest classes are known; all others are one class, the tail.
+
+    The divergence is taken between the two models' distributions over these k+1 classes. The tail is a bucket: for
+    every f-divergence (``AlphaBeta`` with α+β = 1, Jensen-Shannon, the skew KLs, total variation) the value is a lower
+    bound of that over all V classes and grows with k; at k = V it is that value. Elsewhere it may be larger:
+    ``AlphaBeta(1, 1)`` is half the squared distance, which for p = (.6, .2, .2) and q = (.4, .3, .3) is .03 over the
+    three classes, but .04 with the last two in one bucket.
+
+    Attributes:
+        ids: int64 ``[N, k]``, distinct within a row, the likeliest class first.
+        log_p: ``[N, k]`` their log-probabilities, at the temperature of the divergence already: it divides only the
+            student's logits.
+        log_tail: ``[N]`` the log of what is left to the other classes, ``-inf`` for nothing; of no meaning for k = V.
+        classes: V.
+        log_target: ``[N]`` log-probability of the row's target at temperature 1, for ``row_metrics``; None: the
+            target's among the k, otherwise that of the whole tail.
+    """
+
+    ids: Tensor
+    log_p: Tensor
+    log_tail: Tensor
+    classes: int
+    log_target: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: slice | Tensor) -> TopK:
+        return self.filled([tensor[rows] for tensor in self.own])
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids.device
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.log_p, self.log_tail
+
+    @property
+    def own(self) -> tuple[Tensor, ...]:
+        """What belongs to these rows alone."""
+        known = (self.ids, self.log_p, self.log_tail)
+        return known if self.log_target is None else (*known, self.log_target)
+
+    def filled(self, own: Sequence[Tensor]) -> TopK:
+        """The same with other tensors in the place of ``own``."""
+        ids, log_p, log_tail, *log_target = own
+        return TopK(ids, log_p, log_tail, self.classes, *log_target)
+
+    def detach(self) -> TopK:
+        """The same rows as constants."""
+        return self.filled([tensor.detach() for tensor in self.own])
+
+
+TeacherRows = Rows | Averaged | TopK
+"""What a teacher gives."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abkd.errors import OutputDirError
+from abkd.errors import ConfigError, OutputDirError
 from abkd.recipe._fields import samples
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
+WRITING = {"seq_kd", "max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 _WEIGHTS = ("ce_weight", "kd_weight")
+_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 
 _ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "above 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
@@ -34,6 +36,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lora_alpha": _AT_LEAST_ONE,
     "lora_dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
     "learning_rate": _NOT_NEGATIVE,
+    "lmbda": (lambda x: 0 <= x <= 1, "between 0 (no batch is the student's) and 1 (every batch is)"),
+    "max_completion_length": _AT_LEAST_ONE,
+    "num_generations": _AT_LEAST_ONE,
+    "eval_samples": _NOT_NEGATIVE,
     "per_device_train_batch_size": _AT_LEAST_ONE,
     "per_device_eval_batch_size": _AT_LEAST_ONE,
     "gradient_accumulation_steps": _AT_LEAST_ONE,
@@ -42,7 +48,26 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each value out of its range and each combination that cannot be meant."""
-    return [*_out_of_range(values), *_models(values), *_data(values), *_weights(values), *_lora(values)]
+    problems = [*_out_of_range(values), *_models(values), *_data(values), *_weights(values), *_lora(values)]
+    return problems or _sequences(values)
+
+
+def meant(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What short forms stand for."""
+    if values.get("lmbda") is None and not values.get("seq_kd"):
+        return {}
+    from abkd.config import short_form
+
+    return {"source": short_form(values.get("lmbda"), bool(values.get("seq_kd"))), "lmbda": None, "seq_kd": None}
+
+
+def not_asked(values: Mapping[str, Any]) -> set[str]:
+    """The names of settings that mean nothing in this run."""
+    from abkd.sources import Dataset
+
+    names = _TERM if values.get("terms") is not None else set()
+    writes = values["source"] != Dataset() or values.get("eval_samples")
+    return names if writes else names | WRITING
 
 
 def missing_files(recipe: Recipe) -> list[str]:
@@ -53,9 +78,9 @@ def missing_files(recipe: Recipe) -> list[str]:
         if path is not None and not Path(path).is_file():
             problems.append(f"{name}: there is no file {path!r}" + _seen_from(path))
     for name in ("model_name_or_path", "teacher_model_name_or_path"):
-        path = getattr(recipe, name)
-        if _is_local(path) and not Path(path).is_dir():
-            problems.append(f"{name}: there is no model directory {path!r}" + _seen_from(path))
+        for path in names(getattr(recipe, name)):
+            if _is_local(path) and not Path(path).is_dir():
+                problems.append(f"{name}: there is no model directory {path!r}" + _seen_from(path))
     return problems
 
 
@@ -91,10 +116,63 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
 
 
 def _models(values: Mapping[str, Any]) -> list[str]:
-    roles = {"model_name_or_path": "the student", "teacher_model_name_or_path": "the teacher"}
-    return [
-        f"{name} is missing: {role}, a directory or a hub name" for name, role in roles.items() if not values.get(name)
-    ]
+    teacher, given = values.get("teacher"), names(values.get("teacher_model_name_or_path"))
+    least, most = (1, 1) if teacher is None else teacher.needs
+    problems = []
+    if not values.get("model_name_or_path"):
+        problems.append("model_name_or_path is missing: the student, a directory or a hub name")
+    if least == 1 and not given and not _labels_alone(values):
+        problems.append("teacher_model_name_or_path is missing: the teacher, a directory or a hub name")
+    elif least > 1 and len(given) < least:
+        problems.append(f"teacher {teacher!r} needs at least {least} models: teacher_model_name_or_path: [one, two]")
+    elif most is not None and len(given) > most:
+        problems.append(
+            f"teacher_model_name_or_path names {len(given)} models, but {teacher or 'a single teacher'!r} takes {most}"
+            + ("; for the mean of several: teacher: Ensemble()" if most == 1 else "; leave it out")
+        )
+    return problems
+
+
+def _labels_alone(values: Mapping[str, Any]) -> bool:
+    """Whether nothing of a teacher is compared (it may write through a server all the same)."""
+    weights = [values.get("kd_weight", 1.0)]
+    if values.get("kd_ratio") is not None:
+        weights = [values["kd_ratio"]]
+    if values.get("terms") is not None:
+        weights = [term.kd_weight for each in samples(values["terms"]) for term in each]
+    if values.get("row_weight") is not None:
+        return False
+    return not any(any(samples(weight)) for weight in weights)
+
+
+def _sequences(values: Mapping[str, Any]) -> list[str]:
+    """Sources, teachers and terms that do not go together."""
+    problems = []
+    if values.get("terms") is not None and _TERM & values.keys():
+        given = ", ".join(sorted(_TERM & values.keys()))
+        problems.append(f"each of the terms has its own divergence and weights; keep terms, or {given}, not both")
+    if "source" in values and meant(values):
+        problems.append("lmbda and seq_kd are short forms of source; keep them, or source, not both")
+    from abkd.config import check_sequences
+    from abkd.sources import Dataset
+    from abkd.teachers import Live
+
+    source = (meant(values) or values).get("source", Dataset())
+    try:
+        check_sequences(
+            source,
+            values.get("teacher", Live()),
+            packing=values.get("packing", False),
+            eval_samples=values.get("eval_samples", 0),
+        )
+    except ConfigError as error:
+        problems.append(str(error))
+    return problems
+
+
+def names(value: str | list[str] | None) -> list[str]:
+    """One name, several or none as a list."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
 def _data(values: Mapping[str, Any]) -> list[str]:

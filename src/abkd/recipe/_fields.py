@@ -74,6 +74,14 @@ SPELLINGS = {
     **dict.fromkeys(("batch_size", "train_batch_size", "micro_batch_size"), "per_device_train_batch_size"),
     **dict.fromkeys(("grad_accum", "accumulation_steps", "grad_accumulation_steps"), "gradient_accumulation_steps"),
     **dict.fromkeys(("lora", "peft", "use_lora"), "use_peft"),
+    **dict.fromkeys(("max_new_tokens", "max_tokens", "max_generated_length"), "max_completion_length"),
+    **dict.fromkeys(
+        ("top_p", "top_k", "num_beams", "sampling_temperature"),
+        "part of who samples, 'source: StudentSamples(temperature=0.9, top_p=1.0)', or of generation_kwargs",
+    ),
+    **dict.fromkeys(("lambda", "on_policy", "student_data_fraction"), "lmbda, or source"),
+    **dict.fromkeys(("loss_top_k", "logprob_compressor"), "part of the teacher, 'teacher: TopKCache(k=64)'"),
+    "teacher_model_server": "teacher_model_server_url",
     "lora_rank": "lora_r",
     "evaluation_strategy": "eval_strategy",
     "warmup_ratio": "warmup_steps (a number below 1 is a share of all steps)",
@@ -124,8 +132,8 @@ def coerce(name: str, hint: Any, value: Any) -> Any:
     """
     if isinstance(value, FlagText):
         return _coerce_flag(name, hint, value)
-    if isinstance(value, str) and _names_components(hint):
-        value = _component(name, value)
+    if _names_components(hint):
+        value = _components(name, value)
     numeric = _arms(hint) & {int, float} and bool not in _arms(hint)
     try:
         if isinstance(value, bool) and numeric:
@@ -166,9 +174,14 @@ def _coerce_flag(name: str, hint: Any, text: FlagText) -> Any:
         return coerce(name, hint, plain)
 
 
-def _component(name: str, text: str) -> object:
+def _components(name: str, value: Any) -> Any:
+    """A text, or the texts of a list, as the components that they write."""
+    if isinstance(value, list):
+        return [_components(name, part) for part in value]
+    if not isinstance(value, str):
+        return value
     try:
-        return notation.parse(text)
+        return notation.parse(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
 

@@ -34,7 +34,8 @@ class Recipe:
 
     model_name_or_path: str
     """The student: a directory or a hub name."""
-    teacher_model_name_or_path: str
+    teacher_model_name_or_path: str | list[str] | None = None
+    """The teacher, or the members of an ensemble; none where the teacher is made of the student."""
     model_revision: str | None = None
     teacher_model_revision: str | None = None
 
@@ -109,10 +110,12 @@ class Recipe:
         same run.
         """
         values = {**{name: getattr(self, name) for name in own_fields()}, **_fields.config_defaults(), **self.config}
+        values |= _checks.meant(values)
         unused = {"ce_weight", "kd_weight"} if values.get("kd_ratio") is not None else {"kd_ratio"}
         unused |= set() if self.use_peft else _checks.LORA
         unused |= {"eval_fraction"} if self.eval_file or self.dataset_test_split else set()
         unused |= set() if self.dataset_name else _checks.DATASET
+        unused |= _checks.not_asked(values)
         return {name: _plain(name, value) for name, value in values.items() if value is not None and name not in unused}
 
     def distill_config(self) -> DistillConfig:
@@ -201,7 +204,8 @@ def _is_unset(value: Any) -> bool:
 def _plain(name: str, value: Any) -> Any:
     """A value as YAML writes it; a component as its notation, which must read back as the same component."""
     if isinstance(value, _PLAIN):
-        return list(value) if isinstance(value, tuple) else value
+        written = isinstance(value, list | tuple) and not all(isinstance(part, _PLAIN) for part in value)
+        return notation.render(list(value)) if written else list(value) if isinstance(value, tuple) else value
     text = notation.render(value)
     if notation.parse(text) != value:
         raise ConfigError(f"{name}: {text} has no notation, so a recipe cannot hold it; pass it in Python")

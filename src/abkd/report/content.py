@@ -150,7 +150,8 @@ def _title(files: RunFiles) -> str:
         return str(files.demo["title"])
     teacher, student = (files.recipe.get(key) for key in ("teacher_model_name_or_path", "model_name_or_path"))
     if teacher and student:
-        return f"{PurePath(str(teacher)).name} distilled into {PurePath(str(student)).name}"
+        names = teacher if isinstance(teacher, list) else [teacher]
+        return f"{' and '.join(PurePath(str(name)).name for name in names)} distilled into {PurePath(str(student)).name}"
     return f"Distillation run {files.name}"
 
 

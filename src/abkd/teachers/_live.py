@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
-from torch import nn
 
 from abkd.data import View
 from abkd.models.language import CausalRows
 from abkd.ops._types import Rows
+from abkd.teachers._types import Reader, Setting, Teacher
 
 
-class Live:
-    """The teacher model itself: frozen, in eval mode, never part of what is trained, saved or wrapped."""
+class LiveReader(Reader):
+    """A model that is run: frozen, in eval mode, never part of what is trained, saved or wrapped."""
 
-    def __init__(self, model: nn.Module, *, classes: int | None = None) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.rows = CausalRows(self.model, classes=classes)
+        self.models = (self.model,)
+        self.rows = CausalRows(self.model)
+        self.head_rows = self.rows.head_rows
 
     @torch.no_grad()
     def __call__(self, view: View) -> Rows:
-        """The teacher's rows for what it reads, without gradient."""
-        return self.rows(view)
+        """The model's rows for what it reads."""
+        rows = self.rows(view)
+        return rows if self.classes is None else rows.first(self.classes)
+
+    def check(self) -> None:
+        self.rows.check()
+
+
+@dataclass(frozen=True)
+class Live(Teacher):
+    """The model that ``teacher_model_name_or_path`` names, run at every step."""
+
+    def open(self, setting: Setting) -> LiveReader:
+        (model,) = setting.models
+        return LiveReader(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -12,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from abkd.errors import OutputDirError, StorageError
+from abkd.storage import refusals
 
 logger = logging.getLogger("abkd")
 
@@ -135,28 +133,6 @@ def writing(checkpoint: Path, *, clear: bool) -> Iterator[None]:
         if clear:
             discard(checkpoint)
         raise
-
-
-@contextmanager
-def refusals(what: str, way_out: str) -> Iterator[None]:
-    """Turns a disk's refusal while ``what`` is written into a StorageError that names the ``way_out``."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_refused(error):
-            raise
-        raise StorageError(f"{what} could not be written: {error}. {way_out}") from error
-
-
-def _disk_refused(error: Exception) -> bool:
-    """Whether an error says that there is no room (safetensors and torch wrap the system's error in their own)."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    text = str(error).lower()
-    signs = ("no space left", "os error 28", "os error 27", "file write failed", "disk quota", "file too large")
-    return any(sign in text for sign in signs)
 
 
 def _entry(path: Path) -> list[str | int]:

@@ -4,22 +4,92 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from abkd.data import Batch, Example, prompt_of, stand_in, teacher_prompt_of, with_completion
+from abkd.generation import Sampling
+from abkd.objective import History
+from abkd.trainer._order import Evened
+from abkd.trainer._sources import write
+
+if TYPE_CHECKING:
+    from abkd.trainer._trainer import DistillTrainer
 
 logger = logging.getLogger("abkd")
+
+
+def held_out_metrics(trainer: DistillTrainer, model: nn.Module, dataloader: Any) -> dict[str, float]:
+    """Distances to the teacher and perplexities over the rows of ``dataloader``; ``model`` as it is wrapped."""
+    args, task = trainer.distill_args, trainer.task
+    training = model.training
+    model.eval()
+    sums: dict[str, Tensor] = {}
+    devices = [args.device] if args.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):  # however often this is done, the training is the same
+        for inputs in dataloader:
+            batch = inputs["batch"].to(args.device)
+            out = model(job=lambda batch=batch: task.distances(batch, trainer.progress))
+            for name, value in out.items():
+                sums[name] = sums.get(name, 0.0) + value
+        values = metrics({name: trainer.over_processes(value).item() for name, value in sums.items()})
+        if args.eval_samples:
+            values |= coverage(trainer, model, dataloader.dataset)
+    model.train(training)
+    return values
 
 
 def metrics(totals: Mapping[str, float]) -> dict[str, float]:
     """Means over the rows; the names are a contract (``eval_`` goes before them)."""
     rows = max(totals["rows"], 1.0)
-    return {
-        "loss": totals["loss"] / rows,
-        "forward_kl": totals["forward_kl"] / rows,
-        "reverse_kl": totals["reverse_kl"] / rows,
-        "top1_agreement": totals["agreement"] / rows,
-        "perplexity": _exp(totals["cross_entropy"] / rows),
-        "teacher_perplexity": _exp(totals["teacher_cross_entropy"] / rows),
-    }
+    found = {name: totals[name] / rows for name in ("loss", "forward_kl", "reverse_kl") if name in totals}
+    if "agreement" in totals:
+        found["top1_agreement"] = totals["agreement"] / rows
+    found["perplexity"] = _exp(totals["cross_entropy"] / rows)
+    if "teacher_cross_entropy" in totals:
+        found["teacher_perplexity"] = _exp(totals["teacher_cross_entropy"] / rows)
+    return found
+
+
+def coverage(trainer: DistillTrainer, model: nn.Module, dataset: Any) -> dict[str, float]:
+    """What each model thinks of what the other writes to the first ``eval_samples`` held-out prompts, in nats a token.
+
+    ``r_llh``: mean −log p of the student's text (would the teacher say it?); ``r_cvg``: mean −log q of the teacher's
+    (could the student have said it?). f-DISTILL, arXiv 2307.15190, section 4.
+    """
+    args, teacher = trainer.distill_args, trainer.models.teacher
+    assert teacher is not None
+    held_out = dataset.rows if isinstance(dataset, Evened) else dataset
+    rows = [held_out[i] for i in range(args.process_index, min(args.eval_samples, len(held_out)), args.world_size)]
+    prompts = [prompt_of(row) for row in rows]
+    teacher_prompts = [teacher_prompt_of(row) for row in rows]
+    sums = torch.zeros(2, 2, dtype=torch.float64, device=args.device)
+    writers = ((trainer.model, prompts), (teacher.models[0], teacher_prompts))
+    for k, (writer, asked) in enumerate(writers):
+        written = write(trainer, writer, asked, Sampling(), seed=args.seed)
+        texts = [with_completion(row, w.ids, 0, privileged=True) for row, w in zip(rows, written, strict=True) if w.ids]
+        for batch in _batches(trainer, texts, held_out[0]):
+            known = model(job=lambda batch=batch: _history(trainer, batch))
+            theirs = known.teacher_log_prob if k == 0 else known.student_log_prob
+            sums[k] += torch.stack([-theirs.double().sum(), batch.weight.double().sum()])
+    total = trainer.over_processes(sums)
+    return {name: (total[k, 0] / total[k, 1].clamp(min=1)).item() for k, name in enumerate(("r_llh", "r_cvg"))}
+
+
+def _batches(trainer: DistillTrainer, texts: list[Example], some: Example) -> Iterator[Batch]:
+    """As many batches in every process."""
+    size = trainer.args.per_device_eval_batch_size
+    for start in range(0, trainer.most(len(texts)), size):
+        yield trainer.collator(texts[start : start + size] or [stand_in(some)])["batch"].to(trainer.args.device)
+
+
+def _history(trainer: DistillTrainer, batch: Batch) -> History:
+    task = trainer.task
+    assert task.teacher is not None
+    return task.history(task.student(batch.student), task.teacher(batch.teacher), batch)
 
 
 def warn_of_weak_teacher(perplexity: float, teacher_perplexity: float) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
-
 from torch.utils.data import Dataset, Sampler
 
-from abkd.data import Example, LengthGroupedSampler, TokenizedDataset
+from abkd.data import Example, LengthGroupedSampler, TokenizedDataset, stand_in
 
 
 class Evened(Dataset[Example]):
@@ -27,8 +25,7 @@ class Evened(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         if index < len(self.rows):
             return self.rows[index]
-        first: Any = self.rows[0]
-        return Example(**{key: values[:1] for key, values in first.items()})
+        return stand_in(self.rows[0])
 
 
 class Shuffled(Sampler[int]):

@@ -25,7 +25,8 @@ from abkd.data import (
 from abkd.errors import ConfigError
 from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer
 from abkd.ops import Plan, plan_for
-from abkd.teachers import Live
+from abkd.sources import is_privileged, needs_completions, privileged_context
+from abkd.teachers import Reader, Setting, identity
 
 logger = logging.getLogger("abkd")
 
@@ -34,12 +35,23 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class Models:
-    """The two models as rows over the same classes, and the tokenizer they share."""
+    """The student, and where p comes from, as rows over the same classes; and the tokenizer they share.
+
+    ``teacher`` is None where only the labels teach.
+    """
 
     student: CausalRows
-    teacher: Live
+    teacher: Reader | None
     tokenizer: Any
     classes: int
+    teacher_names: Sequence[str] = ()
+    teacher_revision: str | None = None
+
+    @property
+    def padding(self) -> int:
+        """What stands in padding: it is masked and never trained."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return int(next((token for token in known if token is not None), 0))
 
 
 def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any, peft_config: Any) -> Models:
@@ -51,25 +63,62 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     if tokenizer is None:
         name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
         tokenizer = load_tokenizer(name, what="processing_class")
-    if isinstance(teacher, str):
-        what, options = "teacher_model_name_or_path", _teacher_options(args)
-        check_same_tokenizer(tokenizer, load_tokenizer(teacher, what=what, revision=options.get("revision")))
-        teacher = load_causal_lm(teacher, what=what, **options)
+    teachers, names = _load_teachers(teacher, args, tokenizer)
     if isinstance(model, str):
         model = load_causal_lm(model, what="model_name_or_path", dtype=torch.float32)
     if peft_config is not None:
         model = _with_adapters(model, peft_config)
-    _check_apart(model, teacher)
-    student, teacher_rows = CausalRows(model), CausalRows(teacher)
-    classes = _shared_classes(student, teacher_rows, tokenizer)
+    for each in teachers:
+        _check_apart(model, each)
+    student = CausalRows(model)
+    reader = None
+    if teachers or names or args.teacher.needs[0] == 0:  # type: ignore[union-attr]  # the config parsed it
+        reader = _open_teacher(student, teachers, names, args, tokenizer)
+    classes = _shared_classes(student, reader, tokenizer)
     student.classes = classes
-    live = Live(teacher, classes=classes)
     student.check()
-    live.rows.check()
+    if reader is not None:
+        reader.classes = classes
+        reader.check()
     if args.packing:
-        for each in (model, teacher):
+        for each in (model, *teachers):
             check_packing(each, args.max_length)
-    return Models(student, live, tokenizer, classes)
+    if args.eval_samples and (reader is None or len(reader.models) != 1):
+        raise ConfigError(f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0")
+    return Models(student, reader, tokenizer, classes, names, _teacher_options(args).get("revision"))
+
+
+def _load_teachers(teacher: Any, args: DistillConfig, tokenizer: Any) -> tuple[list[nn.Module], list[str]]:
+    """The teacher's models, loaded where the kind of teacher runs them; and their names, where they have some."""
+    given = [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    spec: Any = args.teacher
+    least, most = spec.needs
+    if not given and least and not args.objective().asks_teacher_ever():
+        return [], []
+    if len(given) < least or (most is not None and len(given) > most):
+        wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+        raise ConfigError(f"{spec!r} needs {wanted} in teacher_model_name_or_path, but {len(given)} came")
+    what, options = "teacher_model_name_or_path", _teacher_options(args)
+    names = [each for each in given if isinstance(each, str)]
+    for name in names:
+        check_same_tokenizer(tokenizer, load_tokenizer(name, what=what, revision=options.get("revision")))
+    if spec.cached:
+        return [], names
+    return [load_causal_lm(each, what=what, **options) if isinstance(each, str) else each for each in given], names
+
+
+def _open_teacher(
+    student: CausalRows, teachers: list[nn.Module], names: list[str], args: DistillConfig, tokenizer: Any
+) -> Reader:
+    spec: Any = args.teacher
+    known = None
+    if spec.cached:
+        if not names:
+            raise ConfigError(f"{spec!r} is the cache of a named teacher: set teacher_model_name_or_path")
+        known = identity(names[0], _teacher_options(args).get("revision"), tokenizer)
+    return spec.open(
+        Setting(student=student, models=teachers, identity=known, temperature=args.kd_temperature, device=args.device)
+    )
 
 
 def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
@@ -81,15 +130,16 @@ def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def _shared_classes(student: CausalRows, teacher: CausalRows, tokenizer: Any) -> int:
+def _shared_classes(student: CausalRows, teacher: Reader | None, tokenizer: Any) -> int:
     """The classes both heads have: their rows, or the tokenizer's tokens where they are padded differently."""
-    tokens = shared_vocabulary_size(tokenizer, student.head_rows, teacher.head_rows)
-    if student.head_rows == teacher.head_rows:
+    theirs = student.head_rows if teacher is None else teacher.head_rows
+    tokens = shared_vocabulary_size(tokenizer, student.head_rows, theirs)
+    if student.head_rows == theirs:
         return student.head_rows
     logger.warning(
         "abkd: the heads have %d (student) and %d (teacher) rows; both are cut to the tokenizer's %d tokens",
         student.head_rows,
-        teacher.head_rows,
+        theirs,
         tokens,
     )
     return tokens
@@ -130,6 +180,9 @@ def prepare_data(
         apply_chat_template=args.apply_chat_template,
         on_bad_row=args.on_bad_row,
         name=name,
+        completions=name == "train" and needs_completions(args.source),
+        context=privileged_context(args.source),
+        privileged=is_privileged(args.source),
     )
     if args.packing:
         tokenized = pack(tokenized, args.max_length)

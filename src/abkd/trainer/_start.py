@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from abkd.divergences import AlphaBeta
-from abkd.schedules import at
 from abkd.trainer._task import covered_mass
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def check_start(trainer: DistillTrainer) -> None:
 def _check_padding(trainer: DistillTrainer) -> None:
     args, dataset = trainer.distill_args, trainer.train_dataset
     size = args.per_device_train_batch_size
-    if dataset is None or args.group_by_length or args.packing or size == 1:
+    if dataset is None or args.group_by_length or args.packing or size == 1 or trainer.supply is not None:
         return
     share = padding(getattr(dataset, "lengths", []), size)
     if share > _MUCH_PADDING:
@@ -56,8 +55,14 @@ def _check_mass(trainer: DistillTrainer) -> None:
 
     The gradient of D_AB carries q^β (ABKD, arXiv 2505.04560, Prop. 4.2): where q vanishes it does too.
     """
-    divergence = at(trainer.task.objective.divergence, 0.0)
+    divergence = trainer.task.objective.at(0.0)[0].divergence
     if not isinstance(divergence, AlphaBeta) or divergence.beta <= 0 or trainer.train_dataset is None:
+        return
+    teacher = trainer.models.teacher
+    spec: Any = trainer.distill_args.teacher
+    asked = spec.needs == (1, 1) and trainer.task.objective.asks_teacher(0.0)  # else it is a mean, or the student
+    known = any(trainer.train_dataset[0]["trained"])  # prompts alone have no rows to look at
+    if teacher is None or not teacher.models or not asked or not known:
         return
     mass = _first_mass(trainer)
     if mass is not None and mass < ENOUGH_MASS:
@@ -79,7 +84,7 @@ def _first_mass(trainer: DistillTrainer) -> float | None:
         return None
     dataset: Any = trainer.train_dataset
     size = min(len(dataset), _ROWS)
-    batch = trainer.data_collator([dataset[i * len(dataset) // size] for i in range(size)])["batch"].to(
+    batch = trainer.collator([dataset[i * len(dataset) // size] for i in range(size)])["batch"].to(
         trainer.args.device
     )
     model = trainer.models.student.model

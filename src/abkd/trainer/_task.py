@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,72 +13,96 @@ from torch import Tensor, nn
 from abkd.data import Batch
 from abkd.divergences import ForwardKL, ReverseKL
 from abkd.models.language import CausalRows
-from abkd.objective import Objective
+from abkd.objective import History, Objective
 from abkd.ops import Plan, linear_divergence, row_metrics
 from abkd.ops._rows import Terms
-from abkd.teachers import Live
+from abkd.ops._types import Rows
+from abkd.teachers import Reader
 
 LOGGED = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement")
+_OF_TEACHER = ("divergence", "teacher_entropy", "agreement")
 _DISTANCES = {"forward_kl": Terms(ForwardKL()), "reverse_kl": Terms(ReverseKL())}
 
 
 class Totals(NamedTuple):
-    """What the two sums of a step are divided by: the weight of its rows, and its targets in plain text."""
+    """What the sums of a step are divided by: the weight of each term's rows [K], and its targets in plain text."""
 
     rows: Tensor
     plain: Tensor
 
     @classmethod
-    def of(cls, batches: Sequence[Batch]) -> Totals:
+    def of(cls, batches: Sequence[Batch], objective: Objective, progress: float) -> Totals:
         """The totals of some batches together."""
-        rows = sum((batch.weight.sum() for batch in batches), start=torch.zeros(()))
+        rows = sum(objective.totals(batch.origin, batch.weight, progress) for batch in batches)
         plain = sum(0 if batch.pretrain_targets is None else batch.pretrain_targets.numel() for batch in batches)
-        return cls(rows, torch.tensor(float(plain)))
+        return cls(cast(Tensor, rows), torch.tensor(float(plain)))
 
 
 class Task:
     """A student, a teacher and an objective; holds no parameters and is no module, so the teacher is never trained."""
 
-    def __init__(self, student: CausalRows, teacher: Live, objective: Objective, plan: Plan) -> None:
+    def __init__(self, student: CausalRows, teacher: Reader | None, objective: Objective, plan: Plan) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
 
     def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
         """``loss``, this batch's part of the step's; and sums over its rows of what is logged, with their number."""
-        teacher = self.teacher(batch.teacher)
+        asked = self.objective.asks_teacher(progress)
+        teacher = self.teacher(batch.teacher) if asked and self.teacher is not None else None
+        student = self.student(batch.student)
         rows = self.objective(
-            self.student(batch.student),
+            student,
             teacher,
             batch.targets,
             batch.weight,
             progress=progress,
+            origin=batch.origin,
             total_weight=totals.rows,
+            history=self._history(student, teacher, batch, progress),
             plan=self.plan,
         )
         if rows.plan is not None:
             self.plan = rows.plan  # smaller where memory did not suffice: what did not fit once is not tried again
-        sums = {name: getattr(rows, name).sum() for name in LOGGED}
+        names = LOGGED if teacher is not None else [name for name in LOGGED if name not in _OF_TEACHER]
+        sums = {name: getattr(rows, name).sum() for name in names}
         loss = rows.loss
         if batch.pretrain is not None:
             loss = loss + self.objective.lm_coef * self._plain_text(batch, totals.plain)
         return {"loss": loss, "rows": batch.weight.count_nonzero(), **sums}
 
+    def _history(self, student: Rows, teacher: Rows | None, batch: Batch, progress: float) -> History | None:
+        if teacher is None or not any(term.posterior for term in self.objective.at(progress)):
+            return None
+        return self.history(student, teacher, batch)
+
+    def history(self, student: Rows, teacher: Rows, batch: Batch) -> History:
+        """``[N]`` each: what both models give to the token that is there, at temperature 1."""
+        columns = row_metrics(student.detach(), teacher, {"kl": _DISTANCES["forward_kl"]}, batch.targets, plan=self.plan)
+        return History(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
+
     def distances(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Sums over the rows of a held-out batch: the distances, cross-entropies, the objective's value."""
-        student, teacher = self.student(batch.student), self.teacher(batch.teacher)
-        wanted = {**_DISTANCES, "objective": self.objective.terms(progress)}
+        """Sums over the rows of a held-out batch: the distances, cross-entropies, the objective's value.
+
+        Every term is taken on every row, whoever wrote it: the value says how far the models are apart on this text.
+        """
+        student = self.student(batch.student)
+        teacher = student if self.teacher is None else self.teacher(batch.teacher)
+        terms = self.objective.row_terms(progress)
+        wanted = {**_DISTANCES, **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
         columns = row_metrics(student, teacher, wanted, batch.targets, plan=self.plan)
-        columns["loss"] = self.objective.value(columns.pop("objective"), columns["cross_entropy"], progress)
-        sums = {name: values.double().sum() for name, values in columns.items()}
+        values = [
+            self.objective.value(term, columns.pop(f"term {k}"), columns["cross_entropy"])
+            for k, (term, _) in enumerate(terms)
+        ]
+        columns["loss"] = torch.stack(values).sum(0)
+        sums = {name: column.double().sum() for name, column in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
 
     def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:
         """Sum of the cross-entropies of the plain text, over ``total``."""
         assert batch.pretrain is not None
-        rows = self.student(batch.pretrain)
         return linear_divergence(
-            rows,
-            # the divergence has no part in this term: comparing the student with itself makes it exactly 0
-            rows.detach(),
+            self.student(batch.pretrain),
+            None,
             ForwardKL(),
             targets=batch.pretrain_targets,
             ce_weight=1.0,
@@ -109,6 +133,7 @@ def run_inside(model: nn.Module) -> None:
 @torch.no_grad()
 def covered_mass(task: Task, batch: Batch, likeliest: int = 10) -> float:
     """The student's mean probability mass on the teacher's likeliest classes, over the rows of a batch."""
+    assert task.teacher is not None
     student, teacher = task.student(batch.student), task.teacher(batch.teacher)
     total = 0.0
     step = task.plan.rows_per_chunk

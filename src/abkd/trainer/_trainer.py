@@ -19,12 +19,14 @@ from abkd.data import Collator, TokenizedDataset
 from abkd.errors import Interrupted
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
-from abkd.trainer._evaluation import metrics, warn_of_weak_teacher
+from abkd.trainer._evaluation import held_out_metrics, warn_of_weak_teacher
 from abkd.trainer._finite import FiniteGradients, check_loss
 from abkd.trainer._order import Evened, train_order
 from abkd.trainer._setup import Models, prepare_data, record_plan, resolve_models, resolve_plan
+from abkd.trainer._sources import Followers, Supply, load_state, open_supply, save_state
 from abkd.trainer._start import check_start
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
+from abkd.trainer._window import Pending, Prompts, Window
 
 logger = logging.getLogger("abkd")
 
@@ -34,7 +36,9 @@ class DistillTrainer(Trainer):
 
     Args:
         model: the student, or its name or path.
-        teacher_model: the teacher, or its name or path (loaded in bf16 on a GPU); frozen, never saved with the student.
+        teacher_model: the teacher, or its name or path (loaded in bf16 on a GPU), or several of them for an ensemble;
+            frozen, never saved with the student. None where ``args.teacher`` is made of the student, or where only the
+            labels teach.
         args: a :class:`abkd.DistillConfig`.
         train_dataset, eval_dataset: rows in one of the formats of ``abkd.data``, or tokenised ones.
         pretrain_chunks: token lists of plain text for ``lm_coef``.
@@ -51,7 +55,7 @@ class DistillTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module | str,
-        teacher_model: nn.Module | str,
+        teacher_model: nn.Module | str | Sequence[nn.Module | str] | None = None,
         args: DistillConfig | None = None,
         *,
         train_dataset: Any = None,
@@ -70,7 +74,7 @@ class DistillTrainer(Trainer):
         super().__init__(
             model=self.models.student.model,
             args=args,
-            data_collator=Collator(_pad_id(self.models.tokenizer)),
+            data_collator=self.collator,
             train_dataset=prepare_data(train_dataset, self.models, args, "train", pretrain_chunks),
             eval_dataset=prepare_data(eval_dataset, self.models, args, "eval"),
             processing_class=self.models.tokenizer,
@@ -80,46 +84,66 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers < 5.19
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        if getattr(self.models.teacher.model, "quantization_method", None) is None:  # those are where they belong
-            self.models.teacher.model.to(self.args.device)
+        for each in self.models.teacher.models if self.models.teacher is not None else ():
+            if getattr(each, "quantization_method", None) is None:  # those are where they belong
+                each.to(self.args.device)  # type: ignore[arg-type]
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
         """What is ours of a run, around the models; returns the callbacks among it."""
         self.distill_args, self.plan = args, resolve_plan(args, self.models)
         self.task = Task(self.models.student, self.models.teacher, args.objective(), self.plan)
+        self.collator = Collator(self.models.padding)
+        self.supply: Supply | None = None
         run_inside(self.models.student.model)
         self._sums: dict[str, Tensor] = {}
         self._saved_step, self._teacher_judged = -1, False
         self.stop_signals, self.progress_bar, self.epoch_order = StopSignals(), ProgressBar(), EpochOrder()
-        return self.epoch_order, MetricsFile(), FiniteGradients(), self.stop_signals, self.progress_bar
+        watching = MetricsFile(), FiniteGradients(), Followers(self), self.stop_signals, self.progress_bar
+        return self.epoch_order, *watching
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, and their :class:`Totals` over all processes."""
+        """The micro-batches of one optimizer step, and the :class:`Window` that makes them ready when it begins."""
         if self.state.global_step >= self.state.max_steps:  # a finished run that is resumed: nothing is left to do
             return [], None
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        totals = Totals.of([sample["batch"] for sample in samples])
-        return samples, Totals(self._sum(totals.rows.to(device)), self._sum(totals.plain.to(device)))
+        return samples, Window([sample["batch"] for sample in samples])
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """As in transformers; the first of a step has its sequences written and counted."""
+        window = num_items_in_batch
+        if isinstance(window, Window) and window.totals is None:
+            if self.supply is not None:
+                window.write(self.supply.draw, self.collator)
+            totals = Totals.of(window.ready, self.task.objective, self.progress)
+            window.totals = Totals(*(self.over_processes(total.to(self.args.device)) for total in totals))
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """``Σ over this micro-batch / weight of the whole step × processes``: gradients are averaged over processes."""
-        batch = inputs["batch"].to(self.args.device)
-        totals = Totals.of([batch]) if num_items_in_batch is None else num_items_in_batch
+        batch = inputs["batch"]
+        batch = (batch.batch if isinstance(batch, Pending) else batch).to(self.args.device)
+        known = num_items_in_batch.totals if isinstance(num_items_in_batch, Window) else None
+        totals = Totals.of([batch], self.task.objective, self.progress) if known is None else known
         out = model(job=lambda: self.task.losses(batch, self.progress, totals))
         check_loss(out, self.state.global_step + 1)
-        for name in ("rows", *LOGGED):
+        for name in ("rows", *(name for name in LOGGED if name in out)):
             self._sums[name] = self._sums.get(name, 0.0) + out[name].detach().double()
         loss = out["loss"] * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
-    def _sum(self, value: Tensor) -> Tensor:
-        """Over all processes."""
+    def over_processes(self, value: Tensor) -> Tensor:
+        """The sum of all processes' values."""
         total: Any = self.accelerator.reduce(value, reduction="sum")
         return total
+
+    def most(self, count: int) -> int:
+        """The largest ``count`` of any process."""
+        counts: Any = self.accelerator.gather(torch.tensor([count], device=self.args.device))
+        return int(counts.max())
 
     @property
     def progress(self) -> float:
@@ -129,19 +153,26 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
         if "loss" in logs and self._sums:
-            sums = {name: self._sum(value).item() for name, value in self._sums.items()}
+            sums = {name: self.over_processes(value).item() for name, value in self._sums.items()}
             rows = max(sums.pop("rows"), 1.0)
             logs |= {("top1_agreement" if name == "agreement" else name): value / rows for name, value in sums.items()}
             self._sums = {}
+            for part in (self.supply, self.models.teacher):
+                logs |= {} if part is None else part.logs()
         super().log(logs, *args, **kwargs)
 
     # -- data ----------------------------------------------------------------------------------------------------
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        drop_last = kwargs.get("is_training", False) and self.args.dataloader_drop_last
+        training = kwargs.get("is_training", False)
+        drop_last = training and self.args.dataloader_drop_last
         if self.args.world_size > 1 and isinstance(dataset, TokenizedDataset) and not drop_last:
             dataset = Evened(dataset, kwargs["batch_size"] * self.args.world_size)
-        return super()._get_dataloader(dataset, *args, **kwargs)
+        self.data_collator = Prompts() if training and self.supply is not None else self.collator
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator = self.collator
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         dataset: Any = train_dataset or self.train_dataset
@@ -173,21 +204,8 @@ class DistillTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Distances to the teacher and perplexities on held-out rows, by the op, without gathering a logit."""
-        model = self._model_for_evaluation()
-        training = model.training
-        model.eval()
-        sums: dict[str, Tensor] = {}
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):  # however often this is done, the training is the same
-            for inputs in dataloader:
-                batch = inputs["batch"].to(self.args.device)
-                out = model(job=lambda batch=batch: self.task.distances(batch, self.progress))
-                for name, value in out.items():
-                    sums[name] = sums.get(name, 0.0) + value
-        model.train(training)
-        totals = {name: self._sum(value).item() for name, value in sums.items()}
-        values = metrics(totals)
-        if not self._teacher_judged and self.is_world_process_zero():
+        values = held_out_metrics(self, self._model_for_evaluation(), dataloader)
+        if not self._teacher_judged and self.is_world_process_zero() and "teacher_perplexity" in values:
             warn_of_weak_teacher(values["perplexity"], values["teacher_perplexity"])
         self._teacher_judged = True
         values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
@@ -218,6 +236,9 @@ class DistillTrainer(Trainer):
         start = _checkpoints.choose(Path(str(self.args.output_dir)), resume_from_checkpoint)
         logger.info("abkd: %s", self.task.objective.formula())
         self._sums, self._saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
+        self.supply = open_supply(self)
+        if start is not None:
+            load_state(self, start)
         if start is None and self.is_world_process_zero():
             check_start(self)
         try:
@@ -238,6 +259,7 @@ class DistillTrainer(Trainer):
             with _checkpoints.writing(checkpoint, clear=self.args.should_save):
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
+                save_state(self, checkpoint)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     record_plan(Path(str(self.args.output_dir)), self.task.plan)
@@ -270,9 +292,3 @@ def _interrupted(signal: Any, step: int, output_dir: Any) -> Interrupted:
     error.exit_code = 128 + signal
     return error
 
-
-def _pad_id(tokenizer: Any) -> int:
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0  # what stands in padding is masked and never trained

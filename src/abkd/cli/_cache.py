@@ -1,0 +1,136 @@
+"""``abkd cache``: what the teacher says about the data of a recipe, worked out once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from abkd.cli._console import is_main_process
+from abkd.config import DistillConfig
+from abkd.data import TokenizedDataset, check_same_tokenizer
+from abkd.data.vocabulary import vocabulary_size
+from abkd.errors import ConfigError
+from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer
+from abkd.recipe import Recipe
+from abkd.recipe._checks import names
+from abkd.run import load_data
+from abkd.teachers import identity
+from abkd.teachers.caches import CachedTeacher
+from abkd.teachers.caches._build import Built, build_cache
+from abkd.teachers.caches._manifest import read as read_manifest
+from abkd.trainer._setup import prepare_data
+
+
+def cache_recipe(recipe: Recipe, console: Console) -> Built:
+    """Build the cache that the recipe's ``teacher`` names, for its training and its held-out rows, and say how it is.
+
+    Raises:
+        ConfigError: the recipe's teacher is no cache.
+        AbkdError: as :func:`abkd.teachers.caches._build.build_cache`, and as the data.
+    """
+    config = recipe.distill_config()
+    teacher, name = _teacher(recipe, config)
+    options = _options(recipe, config)
+    revision = options.get("revision")
+    tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
+    theirs = load_tokenizer(name, what="teacher_model_name_or_path", revision=revision)
+    check_same_tokenizer(tokenizer, theirs)
+    datasets = _datasets(recipe, config, tokenizer)
+    start = time.monotonic()
+    with _progress() as advance:
+        built = build_cache(
+            teacher,
+            (example for dataset in datasets for example in dataset),
+            lambda: _load(name, options, config),
+            identity=identity(name, revision, tokenizer),
+            tokens=vocabulary_size(tokenizer),
+            temperature=config.kd_temperature,
+            about={"max_length": config.max_length, "data": {each.name: each.fingerprint for each in datasets}},
+            batch_size=config.per_device_eval_batch_size,
+            share=(config.process_index, config.world_size),
+            progress=advance,
+        )
+    seconds = time.monotonic() - start
+    if config.distributed_state is not None:
+        config.distributed_state.wait_for_everyone()  # the last to go counts what all have made
+    console.print(_summary(teacher, built, seconds), markup=False, highlight=False, soft_wrap=True)
+    return built
+
+
+def _teacher(recipe: Recipe, config: DistillConfig) -> tuple[CachedTeacher, str]:
+    given = names(recipe.teacher_model_name_or_path)
+    if not isinstance(config.teacher, CachedTeacher):
+        raise ConfigError(
+            f"abkd cache builds the cache that the recipe reads, but its teacher is {config.teacher!r}: set teacher: "
+            "TopKCache(k=64), or HiddenCache()"
+        )
+    if len(given) != 1:
+        raise ConfigError(f"a cache is of one teacher, but teacher_model_name_or_path names {len(given)}")
+    return config.teacher, given[0]
+
+
+def _datasets(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[TokenizedDataset]:
+    """What a run of this recipe would read, tokenised as it would."""
+    config.lm_coef, config.packing = 0.0, False  # neither changes what the teacher reads
+    train, held_out = load_data(recipe, config)
+    models = cast(Any, SimpleNamespace(tokenizer=tokenizer))
+    prepared = [prepare_data(rows, models, config, what) for what, rows in (("train", train), ("eval", held_out))]
+    return [dataset for dataset in prepared if dataset is not None]
+
+
+def _options(recipe: Recipe, config: DistillConfig) -> dict[str, Any]:
+    """What the teacher is loaded with: as ``abkd distill`` would."""
+    given: Any = config.teacher_model_init_kwargs
+    revision = {"revision": recipe.teacher_model_revision} if recipe.teacher_model_revision else {}
+    return {"dtype": "bfloat16" if config.device.type == "cuda" else "float32", **(given or {}), **revision}
+
+
+def _load(name: str, options: dict[str, Any], config: DistillConfig) -> CausalRows:
+    model = load_causal_lm(name, what="teacher_model_name_or_path", **options)
+    if getattr(model, "quantization_method", None) is None:  # those are where they belong
+        model.to(config.device)
+    return CausalRows(model.eval().requires_grad_(False))
+
+
+class _Speed(ProgressColumn):
+    """Rows in a second: one for each token that is trained."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} tokens/s")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A line on standard error, in the first process, that is gone when all is done."""
+    columns = (TextColumn("asking the teacher"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"))
+    line = Progress(
+        *columns,
+        _Speed(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not is_main_process(),
+    )
+    with line:
+        task = line.add_task("", total=None, visible=False)
+
+        def advance(done: int, total: int) -> None:
+            line.update(task, completed=done, total=total, visible=True)
+
+        yield advance
+
+
+def _summary(teacher: CachedTeacher, built: Built, seconds: float) -> str:
+    there = read_manifest(built.folder) or {}
+    speed = f", {built.made / seconds:,.0f} a second" if built.made else ""
+    return (
+        f"{teacher!r}: {there['sequences']:,} sequences, {there['rows']:,} tokens, {there['bytes_per_row']} bytes per "
+        f"token, in {built.folder}\nmade now: {built.made:,} tokens{speed}"
+    )

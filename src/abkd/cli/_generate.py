@@ -1,0 +1,159 @@
+"""``abkd generate``: what the teacher writes to the training prompts of a recipe, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from abkd.cli._console import is_main_process
+from abkd.config import DistillConfig
+from abkd.data import TokenizedDataset, check_same_tokenizer
+from abkd.data.vocabulary import vocabulary_size
+from abkd.errors import ConfigError
+from abkd.models.language import load_causal_lm, load_tokenizer
+from abkd.recipe import Recipe
+from abkd.recipe._checks import meant, names
+from abkd.recipe._fields import config_defaults
+from abkd.run import load_data
+from abkd.sources import Author, Privileged, Server, TeacherSamples, ensure_teacher_text, privileged_context, write_with
+from abkd.sources._bar import writing_bar
+from abkd.sources._store import Store
+from abkd.sources._teacher_text import uses
+from abkd.sources._walk import stage_sources
+from abkd.teachers import identity
+from abkd.trainer._setup import prepare_data
+
+
+def generate_text(recipe: Recipe, output_file: str | None) -> None:
+    """Let the teacher write what is missing, to ``output_file`` or to where ``abkd distill`` looks for it; sum it up.
+
+    Several processes (``RANK`` and ``WORLD_SIZE``, as torchrun sets them) share the prompts and need no connection.
+
+    Raises:
+        ConfigError: the recipe names no single teacher.
+        AbkdError: as :func:`abkd.sources.ensure_teacher_text`, and as the data.
+    """
+    settings = _settings(recipe, output_file)
+    tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
+    author = _author(recipe, settings, tokenizer)
+    dataset = _prompts(recipe, settings, tokenizer)
+    process, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    start = time.monotonic()
+    tokens = 0
+    with writing_bar() as show:
+
+        def progress(done: int, total: int, written: int) -> None:
+            nonlocal tokens
+            tokens = written
+            show(done, total, written)
+
+        text = ensure_teacher_text(
+            settings.source,
+            dataset,
+            author,
+            process=process,
+            processes=processes,
+            wait=False,
+            progress=progress,
+        )
+    (store,) = text.stores.values()
+    _sum_up(store, tokens, time.monotonic() - start, complete=text.complete)
+
+
+def _settings(recipe: Recipe, output_file: str | None) -> Any:
+    """What ``DistillConfig`` would hold, without the process group that making one of several processes sets up."""
+    fields = dataclasses.fields(DistillConfig)
+    plain = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    given = {**config_defaults(), **recipe.config}
+    settings = SimpleNamespace(**{**plain, **given, **meant(given)})
+    settings.lm_coef, settings.packing = 0.0, False  # neither changes a prompt
+    settings.source = _source(settings.source, output_file)
+    return settings
+
+
+def _source(source: Any, output_file: str | None) -> Any:
+    """The first ``TeacherSamples`` of the recipe, or as it stands where there is none."""
+    found = [use for stage in stage_sources(source) for use in uses(stage)]
+    first, privileged = found[0] if found else (TeacherSamples(), False)
+    chosen = first if output_file is None else dataclasses.replace(first, file=output_file)
+    return Privileged(chosen, privileged_context(source)) if privileged else chosen
+
+
+def _author(recipe: Recipe, settings: Any, tokenizer: Any) -> Author:
+    url, given = settings.teacher_model_server_url, names(recipe.teacher_model_name_or_path)
+    if len(given) > 1 or not (given or url):
+        raise ConfigError(f"one teacher writes, but teacher_model_name_or_path names {len(given) or 'none'}")
+    name, options = given[0] if given else url, _options(recipe, settings)
+    revision = options.get("revision")
+    if url:
+        write: Any = Server(url, given[0] if given else "", tokenizer)
+    else:
+        check_same_tokenizer(tokenizer, load_tokenizer(name, what="teacher_model_name_or_path", revision=revision))
+        batch_size = settings.per_device_eval_batch_size
+        load = _loading(name, options, _device(settings))
+        write = write_with(load, tokenizer, batch_size=batch_size, classes=vocabulary_size(tokenizer))
+    return Author(
+        identity=identity(name, revision, tokenizer),
+        tokenizer=tokenizer,
+        max_length=settings.max_length,
+        max_completion_length=settings.max_completion_length,
+        write=write,
+        generation_kwargs=settings.generation_kwargs,
+        server=bool(url),
+    )
+
+
+def _options(recipe: Recipe, settings: Any) -> dict[str, Any]:
+    """What the teacher is loaded with: as ``abkd distill`` would."""
+    revision = {"revision": recipe.teacher_model_revision} if recipe.teacher_model_revision else {}
+    dtype = torch.bfloat16 if _device(settings).type == "cuda" else torch.float32
+    return {"dtype": dtype, **(settings.teacher_model_init_kwargs or {}), **revision}
+
+
+def _device(settings: Any) -> torch.device:
+    found = None if settings.use_cpu else torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None else torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _loading(name: str, options: dict[str, Any], device: torch.device) -> Callable[[], Any]:
+    def load() -> Any:
+        model = load_causal_lm(name, what="teacher_model_name_or_path", **options)
+        quantized = getattr(model, "quantization_method", None) is not None  # those are where they belong
+        return model if quantized else model.to(device)
+
+    return load
+
+
+def _prompts(recipe: Recipe, settings: Any, tokenizer: Any) -> TokenizedDataset:
+    """The rows that a run of this recipe would train on."""
+    train, _ = load_data(recipe, settings)
+    models: Any = SimpleNamespace(tokenizer=tokenizer)
+    dataset = prepare_data(train, models, settings, "train")
+    assert dataset is not None
+    return dataset
+
+
+def _sum_up(store: Store, tokens: int, seconds: float, *, complete: bool) -> None:
+    console = Console(quiet=not (complete or is_main_process()))
+    if not complete:
+        console.print(
+            f"This process is done; the one that comes last puts {store.path} together.", soft_wrap=True, markup=False
+        )
+        return
+    counts = store.counts()
+    speed = f", {tokens / seconds:,.0f} tokens/s" if tokens else ""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("prompts", f"{counts['prompts']:,}")
+    table.add_row("tokens", f"{counts['tokens']:,} ({tokens:,} written now by this process{speed})")
+    table.add_row("clipped", f"{counts['clipped']:,} that did not end within max_completion_length")
+    table.add_row("blank", f"{counts['blank']:,} of no text, which the file leaves out")
+    console.print(f"The teacher's text is in {store.path}", soft_wrap=True, markup=False, highlight=False)
+    console.print(table)

@@ -1,0 +1,9 @@
+"""What a model writes: sampled, greedily or by beam search, in batches; and how near answers are to references."""
+
+from __future__ import annotations
+
+from abkd.generation._answers import generate_answers, rouge_l
+from abkd.generation._sampling import Sampling, settle
+from abkd.generation._write import Completion, completions, write_completions
+
+__all__ = ["Completion", "Sampling", "completions", "generate_answers", "rouge_l", "settle", "write_completions"]

@@ -1,0 +1,81 @@
+"""Answers as text, and how near they are to references: ROUGE-L."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from abkd.errors import DataError
+from abkd.generation._sampling import Sampling
+from abkd.generation._write import write_completions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    do_sample: bool = False,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[str]:
+    """What ``model`` answers to each prompt, in the order of the prompts, without special tokens.
+
+    Sampling is the papers' protocol: temperature 1, from the whole distribution (no top-k, no top-p). The same seed
+    gives the same answers on the same machine, and the caller's random state stays as it was.
+
+    Args:
+        model: a causal language model; its mode is restored afterwards.
+        tokenizer: decodes the answers, and tells the end and padding tokens where the model does not.
+        prompts: token ids, ready for the model: chat template and generation prompt included.
+        max_new_tokens: an answer is cut after this many tokens.
+        do_sample: draw from the distribution instead of taking the likeliest token.
+        seed: of the drawing; not used when decoding greedily.
+        batch_size: prompts generated together; prompts of similar length share a batch.
+        progress: called with (prompts done, prompts in all) after every batch.
+
+    Raises:
+        DataError: a prompt without any token.
+        ConfigError: ``max_new_tokens`` or ``batch_size`` is below 1.
+    """
+    written = write_completions(
+        model,
+        tokenizer,
+        prompts,
+        Sampling(temperature=1.0 if do_sample else 0.0),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [str(tokenizer.decode(completion.ids, skip_special_tokens=True)).strip() for completion in written]
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
+    """ROUGE-L F1 times 100, a mean over the predictions: longest common subsequence of stemmed words (Lin, 2004).
+
+    As in the distillation papers: Porter stemmer on, and the best of the references where an item has several.
+
+    Raises:
+        DataError: none, or not as many references as predictions, or an item without a reference.
+    """
+    if not predictions or len(predictions) != len(references):
+        raise DataError(
+            "ROUGE-L needs one reference (or list of references) for each prediction, and at least one prediction; "
+            f"there are {len(predictions)} predictions and {len(references)} references."
+        )
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    total = 0.0
+    for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        choices = [reference] if isinstance(reference, str) else list(reference)
+        if not choices:
+            raise DataError(f"Prediction {number} has no reference to be compared with.")
+        total += max(scorer.score(choice, prediction)["rougeL"].fmeasure for choice in choices)
+    return 100 * total / len(predictions)

@@ -1,0 +1,81 @@
+"""What cannot be meant is refused with a sentence that says what was wanted, what came, and the way out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from abkd.divergences import Divergence
+from abkd.divergences._mixtures import Mixture
+from abkd.errors import ConfigError, VocabularyError
+from abkd.ops._terms import SMALLEST_SHARE
+from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ConfigError where logits cannot be divided by ``temperature``."""
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"temperature must be a finite number above 0, but it is {temperature!r}")
+
+
+def check_weights(ce_weight: float, kd_weight: float, targets: Tensor | None, teacher: TeacherRows | None) -> None:
+    """Raise ConfigError where a term of the loss has nothing to be made of."""
+    if ce_weight != 0 and targets is None:
+        raise ConfigError(f"ce_weight={ce_weight!r} needs targets [N]; pass them or set ce_weight=0")
+    if kd_weight != 0 and teacher is None:
+        raise ConfigError(f"kd_weight={kd_weight!r} needs a teacher; pass its rows or set kd_weight=0")
+
+
+def check_rows(student: Rows, teacher: TeacherRows | None, targets: Tensor | None) -> None:
+    """Raise ConfigError or VocabularyError where rows do not fit each other."""
+    if not isinstance(student, Projected | Dense):
+        raise ConfigError(f"a student's rows are Projected or Dense, but they are {type(student).__name__}")
+    if teacher is not None and len(student) != len(teacher):
+        raise ConfigError(f"student and teacher must give the same rows, but give {len(student)} and {len(teacher)}")
+    if teacher is not None and student.classes != teacher.classes:
+        raise VocabularyError(
+            f"student has {student.classes} classes, teacher has {teacher.classes}: cut both heads to the classes they "
+            "share (Head.first(n)); never pad logits, padding would receive probability"
+        )
+    _check_projected("student", student)
+    for part in teacher.parts if isinstance(teacher, Averaged) else () if teacher is None else (teacher,):
+        _check_projected("teacher", part)
+    if isinstance(teacher, TopK):
+        _check_top_k(teacher)
+    if targets is not None and targets.shape != (len(student),):
+        raise ConfigError(f"targets must be [{len(student)}], one class a row, but are {list(targets.shape)}")
+
+
+def _check_projected(who: str, rows: TeacherRows) -> None:
+    if isinstance(rows, Projected) and rows.hidden.shape != (len(rows), rows.head.weight.shape[-1]):
+        shapes = f"{list(rows.hidden.shape)} and {list(rows.head.weight.shape)}"
+        raise ConfigError(f"hidden states must be [N, H] and the head's weight [V, H]; the {who}'s are {shapes}")
+
+
+def _check_top_k(rows: TopK) -> None:
+    n, k = rows.ids.shape if rows.ids.ndim == 2 else (-1, -1)
+    per_row = [rows.log_tail] if rows.log_target is None else [rows.log_tail, rows.log_target]
+    fits = 1 <= k <= rows.classes and rows.log_p.shape == (n, k) and all(each.shape == (n,) for each in per_row)
+    if not fits or rows.ids.dtype != torch.int64:
+        came = [f"{list(tensor.shape)} ({tensor.dtype})" for tensor in rows.own]
+        raise ConfigError(
+            f"TopK needs ids [N, k] (torch.int64), log_p [N, k], log_tail [N] and perhaps log_target [N], with "
+            f"1 <= k <= {rows.classes} classes, but has {', '.join(came)}"
+        )
+
+
+def checked_share(share: Tensor | None, divergence: Divergence, student: Rows) -> Tensor | None:
+    """The teacher's share of each row's mixture ``[N]``, where that can be meant; not too close to 0 and 1."""
+    if share is None:
+        return None
+    if not isinstance(divergence, Mixture):
+        raise ConfigError(
+            "teacher_share is about the mixture inside JensenShannon, SkewForwardKL or SkewReverseKL, but the "
+            f"divergence is {divergence!r}; leave it out"
+        )
+    if share.shape != (len(student),):
+        raise ConfigError(f"teacher_share must be [{len(student)}], one number a row, but is {list(share.shape)}")
+    share = share.detach().to(device=student.device, dtype=torch.promote_types(share.dtype, torch.float32))
+    return share.clamp(SMALLEST_SHARE, 1.0 - SMALLEST_SHARE)

@@ -1,0 +1,178 @@
+"""The row function in torch operations: the form that a compiler may fuse, and that runs everywhere without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from abkd.divergences import Divergence, Pointwise
+from abkd.divergences._pointwise import Number, working_dtype
+from abkd.ops._terms import Block, RowWeight, Terms, agreement, entropy, entropy_of, numbers_of
+
+EAGER_BLOCK = 1 << 16  # classes at once in eager mode: the temporaries stay in the processor's cache
+_PIECE = 1 << 15  # classes of a row at once: temporaries that the memory allocator keeps at hand
+_FEW_THREADS = 4
+
+
+def row_blocks(rows: Tensor) -> Iterator[slice]:
+    """The rows of ``[n, V]``, a few at a time, so that what is made of them stays in the processor's cache."""
+    step = max(1, EAGER_BLOCK // max(1, rows.shape[-1]))
+    return (slice(start, start + step) for start in range(0, max(len(rows), 1), step))
+
+
+def pieces(rows: Tensor) -> Iterator[slice]:
+    """The same for a few operations a block: elsewhere than on a CPU all at once, as each block would be a wait."""
+    return row_blocks(rows) if rows.device.type == "cpu" else iter([slice(None)])
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """On a few cores: a hundred small operations a block wait for the slowest thread a hundred times.
+
+    Seen on two cores with other work on them: 40 s with two threads where one takes 2 s. The head products keep all.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or not 1 < threads <= _FEW_THREADS:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def eager_blocks(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor | None,
+    weight: Tensor,
+    terms: Terms,
+    *,
+    grad: bool,
+    share: Tensor | None,
+) -> Block:
+    """As :func:`abkd.ops._rows.blocks`."""
+    dtype = working_dtype(terms.divergence, student, teacher)
+    parts: list[Block] = []
+    with one_thread(student.device):
+        for rows in row_blocks(student):
+            label, of_teacher = (None if each is None else each[rows] for each in (targets, share))
+            z, y = student[rows].to(dtype), teacher[rows].to(dtype)
+            part, gradient = _eager_block(z, y, label, weight[rows], terms, of_teacher, grad=grad)
+            if gradient is not None:
+                student[rows] = gradient
+            parts.append(part)
+    return Block(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+
+def _eager_block(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor | None,
+    weight: Tensor,
+    terms: Terms,
+    share: Tensor | None,
+    *,
+    grad: bool,
+) -> tuple[Block, Tensor | None]:
+    if not isinstance(terms.divergence, Pointwise):
+        return _generic_block(student, teacher, targets, weight, terms, grad=grad)
+    function = Fused(terms.divergence, terms.temperature != 1.0, grad, terms.row_weight)
+    return function(student, teacher, targets, weight, share, (*terms.numbers, *terms.own))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The arithmetic of one block as one function of tensors, so that a compiler can fuse it."""
+
+    divergence: Pointwise
+    tempered: bool
+    grad: bool
+    row_weight: RowWeight | None = None
+
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        targets: Tensor | None,
+        weight: Tensor,
+        share: Tensor | None,
+        numbers: Sequence[Number] | Tensor,
+    ) -> tuple[Block, Tensor | None]:
+        if isinstance(numbers, Tensor):
+            numbers = numbers.unbind()
+        cold, ce_weight, kd_weight, *own = numbers
+        log_p = torch.log_softmax(teacher * cold, -1) if self.tempered else torch.log_softmax(teacher, -1)
+        log_q = torch.log_softmax(student * cold, -1) if self.tempered else torch.log_softmax(student, -1)
+        q = log_q.exp()
+        if self.row_weight is not None:
+            weight = weight.to(q.dtype) * self.row_weight(log_p, log_q).detach().to(q.dtype)
+        if share is not None:
+            own = numbers_of(self.divergence, share, q.dtype)
+        value, slope = _value_and_slope(self.divergence, log_p, log_q, own)
+        plain = torch.log_softmax(student, -1) if self.tempered and targets is not None else log_q
+        hard = None if targets is None else -plain.gather(-1, targets[:, None]).squeeze(-1)
+        gradient = None
+        if self.grad:
+            gradient = (slope - q * slope.sum(-1, keepdim=True)) * (weight * kd_weight * cold).to(q.dtype)[:, None]
+            if targets is not None and (isinstance(ce_weight, Tensor) or ce_weight != 0):
+                pull = (weight * ce_weight).to(q.dtype)[:, None]
+                gradient = (gradient + plain.exp() * pull).scatter_add(-1, targets[:, None], -pull)
+        entropies = entropy_of(log_q, q), entropy(log_p)
+        return Block(value, hard, *entropies, agreement(student, teacher), weight), gradient
+
+
+def value_and_slope(
+    divergence: Divergence, log_p: Tensor, log_q: Tensor, targets: Tensor | None, share: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``D`` ``[n]`` of some rows ``[n, V]`` and ``∂D/∂log_q`` ``[n, V]``: of any divergence."""
+    if isinstance(divergence, Pointwise):
+        own = divergence.numbers if share is None else numbers_of(divergence, share, log_q.dtype)
+        return _value_and_slope(divergence, log_p, log_q, own)
+    with torch.enable_grad():
+        log_q = log_q.detach().requires_grad_()
+        value = divergence(log_p, log_q, targets)
+        (slope,) = torch.autograd.grad(value.sum(), log_q)
+    return value.detach(), slope
+
+
+def _value_and_slope(
+    divergence: Pointwise, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]
+) -> tuple[Tensor, Tensor]:
+    """``Σ term`` and slope of some rows; unfused, a piece of the classes at a time: large temporaries are slow."""
+    if torch.compiler.is_compiling() or log_q.numel() <= _PIECE:
+        term, slope = divergence.terms(log_p, log_q, numbers)
+        return term.sum(-1), slope
+    slope, values = torch.empty_like(log_q), []
+    for start in range(0, log_q.shape[-1], _PIECE):
+        piece = slice(start, start + _PIECE)
+        term, slope[..., piece] = divergence.terms(log_p[..., piece], log_q[..., piece], numbers)
+        values.append(term.sum(-1))
+    return torch.stack(values).sum(0), slope
+
+
+def _generic_block(
+    student: Tensor, teacher: Tensor, targets: Tensor | None, weight: Tensor, terms: Terms, *, grad: bool
+) -> tuple[Block, Tensor | None]:
+    """Any divergence, by automatic differentiation inside the block."""
+    with torch.enable_grad():
+        student = student.detach().requires_grad_(grad)
+        log_q = torch.log_softmax(student / terms.temperature, -1)
+        log_p = torch.log_softmax(teacher.detach() / terms.temperature, -1)
+        if terms.row_weight is not None:
+            weight = weight.to(student.dtype) * terms.row_weight(log_p, log_q.detach()).detach().to(student.dtype)
+        row = terms.divergence(log_p, log_q, targets)
+        objective = terms.kd_weight * row
+        hard = None
+        if targets is not None:
+            hard = -torch.log_softmax(student, -1).gather(-1, targets[:, None]).squeeze(-1)
+            objective = objective + terms.ce_weight * hard
+        gradient = torch.autograd.grad((objective * weight.to(objective.dtype)).sum(), student)[0] if grad else None
+    same = agreement(student.detach(), teacher).to(row.dtype)
+    hard = None if hard is None else hard.detach()
+    return Block(row.detach(), hard, entropy(log_q.detach()), entropy(log_p), same, weight), gradient

@@ -1,0 +1,96 @@
+"""The logits of one chunk of rows after the other, in memory that every chunk uses again: fresh memory costs time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from abkd.ops._eager import one_thread, pieces
+from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK
+
+Index = slice | Tensor
+Rooms = dict[torch.dtype, Tensor]
+
+
+def student_logits(rows: Rows, most: int) -> Callable[[Index], Tensor]:
+    """Some rows -> their logits ``[n, V]``, at most ``most`` at once; of ``Dense`` rows the caller's own memory."""
+    return rows.logits if isinstance(rows, Dense) else _products(rows, most, {})
+
+
+def teacher_logits(rows: TeacherRows, most: int, temperature: float) -> Callable[[Index], Tensor | TopK]:
+    """Likewise for a teacher, of which a ``TopK`` gives what it knows; ``temperature`` is the divergence's."""
+    if isinstance(rows, TopK):
+        return rows.__getitem__
+    if isinstance(rows, Averaged):
+        return _averages(rows, most, temperature)
+    return student_logits(rows, most)
+
+
+def _products(rows: Projected, most: int, rooms: Rooms) -> Callable[[Index], Tensor]:
+    dtype = rows.hidden.dtype
+    room = rooms.setdefault(dtype, torch.empty(most, rows.classes, dtype=dtype, device=rows.device))
+
+    def logits(index: Index) -> Tensor:
+        hidden = rows.hidden[index]
+        return rows.head.logits(hidden, room[: len(hidden)])
+
+    return logits
+
+
+def _averages(rows: Averaged, most: int, temperature: float) -> Callable[[Index], Tensor]:
+    rooms: Rooms = {}  # of the members, one after the other
+    members = [part.logits if isinstance(part, Dense) else _products(part, most, rooms) for part in rows.parts]
+    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in rows.tensors) else torch.float32
+    room = torch.empty(most, rows.classes, dtype=wide, device=rows.device)
+    geometric = rows.of == "logits"
+
+    def logits(index: Index) -> Tensor:
+        total = room
+        for i, member in enumerate(members):
+            part = member(index)
+            if i == 0:
+                total = room[: len(part)].fill_(0.0 if geometric else -torch.inf)
+            with one_thread(part.device):
+                for some in pieces(part):
+                    _gather(total[some], part[some], None if geometric else temperature)
+        if geometric:
+            return total.div_(len(members))
+        return total.sub_(math.log(len(members))).mul_(temperature)  # by which the row function divides
+
+    return logits
+
+
+def _gather(total: Tensor, part: Tensor, temperature: float | None) -> None:
+    if temperature is None:
+        total += part
+    else:
+        torch.logaddexp(total, torch.log_softmax(part.to(total.dtype) / temperature, -1), out=total)
+
+
+def product_dtype(rows: Rows) -> torch.dtype:
+    """The dtype of the head product: autocast's where it is on, otherwise the wider of hidden states and head."""
+    kind = rows.device.type
+    if isinstance(rows, Dense):
+        return rows.values.dtype
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return torch.promote_types(rows.hidden.dtype, rows.head.weight.dtype)
+
+
+def as_multiplied(rows: TeacherRows) -> TeacherRows:
+    """A teacher's rows in the dtype of the head product."""
+    if isinstance(rows, Averaged):
+        return replace(rows, parts=tuple(part.to(product_dtype(part)) for part in rows.parts))
+    return rows if isinstance(rows, TopK) else rows.to(product_dtype(rows))
+
+
+def nothing_known(student: Rows) -> TopK:
+    """What there is of no teacher at all: no class is known, the tail is everything."""
+    rows = len(student)
+    wide = torch.promote_types(student.tensors[0].dtype, torch.float32)
+    none = torch.empty(rows, 0, dtype=wide, device=student.device)
+    return TopK(none.long(), none, torch.zeros(rows, dtype=wide, device=student.device), student.classes)

@@ -1,0 +1,112 @@
+"""Several distances from one projection of both heads: what evaluation logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from abkd.divergences import ForwardKL
+from abkd.ops._checks import check_rows, checked_share
+from abkd.ops._linear_divergence import plan_for
+from abkd.ops._logits import as_multiplied, nothing_known, product_dtype, student_logits, teacher_logits
+from abkd.ops._rows import blocks
+from abkd.ops._terms import Terms
+from abkd.ops._types import Averaged, Dense, Plan, Rows, TeacherRows, TopK
+
+
+@torch.no_grad()
+def row_metrics(
+    student: Rows,
+    teacher: TeacherRows | None,
+    divergences: Mapping[str, Terms],
+    targets: Tensor,
+    *,
+    teacher_share: Mapping[str, Tensor] | None = None,
+    plan: Plan | None = None,
+) -> dict[str, Tensor]:
+    """Several distances from one projection of both heads: what evaluation logs.
+
+    Args:
+        student, teacher: as in :func:`abkd.linear_divergence`, ``N`` rows. What a ``TopK`` knows is at one temperature:
+            only distances at that one make sense.
+        divergences: by name, each with its temperature; may be empty.
+        targets: ``[N]``.
+        teacher_share: by the name of a divergence, ``[N]``: the teacher's share of each row's mixture.
+
+    Returns:
+        ``[N]`` tensors: one per divergence, and ``cross_entropy``, ``teacher_cross_entropy``, ``agreement``. Without a
+        teacher the distances read 0, and the last two are left out.
+    """
+    check_rows(student, teacher, targets)
+    wanted = dict(divergences) or {"": Terms(ForwardKL())}  # for the columns that do not depend on any
+    shares = {
+        name: checked_share(share, wanted[name].divergence, student) for name, share in (teacher_share or {}).items()
+    }
+    known = nothing_known(student) if teacher is None else as_multiplied(teacher)
+    student = student.to(product_dtype(student))
+    plan = plan or plan_for(len(student), student.classes, student.device)
+    most = max(1, min(plan.rows_per_chunk, len(student)))
+    logits, sides = (
+        student_logits(student, most),
+        _sides(known, most, {1.0, *(each.temperature for each in wanted.values())}),
+    )
+    columns: dict[str, list[Tensor]] = {}
+    with torch.autocast(student.device.type, enabled=False):
+        for start in range(0, max(len(student), 1), most):
+            rows = slice(start, start + most)
+            z = logits(rows)
+            if isinstance(known, TopK) and isinstance(student, Dense):
+                z = z.clone()  # the caller's are not written to, not even for a moment
+            cut = {name: share[rows] for name, share in shares.items() if share is not None}
+            for name, values in _distances(z, sides(rows), wanted, targets[rows], cut, plan.compiled).items():
+                columns.setdefault(name, []).append(values)
+    left_out = {""} if teacher is not None else {"", "teacher_cross_entropy", "agreement"}
+    return {name: torch.cat(values) for name, values in columns.items() if name not in left_out}
+
+
+def _sides(
+    teacher: TeacherRows, most: int, temperatures: Iterable[float]
+) -> Callable[[slice], dict[float, Tensor | TopK]]:
+    """Some rows -> the teacher's logits by the temperature that they are meant for, or what is known of them."""
+    if isinstance(teacher, Averaged) and teacher.of == "probabilities":
+        each = {temperature: teacher_logits(teacher, most, temperature) for temperature in temperatures}
+        return lambda rows: {temperature: logits(rows) for temperature, logits in each.items()}
+    one = teacher_logits(teacher, most, 1.0)
+    return lambda rows: dict.fromkeys(temperatures, one(rows))
+
+
+def _distances(
+    student: Tensor,
+    sides: Mapping[float, Tensor | TopK],
+    divergences: Mapping[str, Terms],
+    targets: Tensor,
+    shares: Mapping[str, Tensor],
+    compiled: bool,
+) -> dict[str, Tensor]:
+    ones = torch.ones(len(targets), device=targets.device)
+    columns: dict[str, Tensor] = {}
+    for name, terms in divergences.items():
+        teacher = sides[terms.temperature]
+        block = blocks(student, teacher, targets, ones, terms, grad=False, compiled=compiled, share=shares.get(name))
+        assert block.cross_entropy is not None
+        columns |= {
+            name: block.divergence * block.weight,
+            "cross_entropy": block.cross_entropy,
+            "agreement": block.agreement,
+        }
+    return {**columns, "teacher_cross_entropy": _cross_entropy(sides[1.0], targets)}
+
+
+def _cross_entropy(teacher: Tensor | TopK, targets: Tensor) -> Tensor:
+    """``-log p[target]`` at temperature 1; for a target in a ``TopK``'s tail, where no more is known, the tail's."""
+    if not isinstance(teacher, TopK):
+        wide = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
+        return wide.logsumexp(-1) - wide.gather(-1, targets[:, None]).squeeze(-1)
+    if teacher.log_target is not None:
+        return -teacher.log_target.to(torch.promote_types(teacher.log_target.dtype, torch.float32))
+    wide = teacher.log_p.to(torch.promote_types(teacher.log_p.dtype, torch.float32))
+    found = teacher.ids == targets[:, None]
+    known = torch.where(found, wide, 0.0).sum(-1)
+    return -torch.where(found.any(-1), known, teacher.log_tail.to(wide.dtype))

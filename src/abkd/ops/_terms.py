@@ -1,0 +1,75 @@
+"""What is asked of each row, and what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from abkd.divergences import Divergence, Pointwise
+from abkd.divergences._mixtures import Mixture
+
+RowWeight = Callable[[Tensor, Tensor], Tensor]  # (log_p [n, V], log_q [n, V]) -> [n], a constant for the gradient
+
+SMALLEST_SHARE = 1e-6  # of a mixture: with none of one side in it, it is no mixture
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked of each row: ``ce_weight·CE + kd_weight·D``, and what stays the same over a run."""
+
+    divergence: Divergence
+    temperature: float = 1.0
+    ce_weight: float = 0.0
+    kd_weight: float = 1.0
+    row_weight: RowWeight | None = None
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """``1/temperature, ce, kd``."""
+        return 1.0 / self.temperature, self.ce_weight, self.kd_weight
+
+    @property
+    def own(self) -> tuple[float, ...]:
+        """The divergence's own numbers."""
+        return self.divergence.numbers if isinstance(self.divergence, Pointwise) else ()
+
+
+class Block(NamedTuple):
+    """Per-row numbers ``[n]`` of one block."""
+
+    divergence: Tensor
+    cross_entropy: Tensor | None
+    student_entropy: Tensor
+    teacher_entropy: Tensor
+    agreement: Tensor
+    weight: Tensor
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """``-Σ p log p`` of each row, with ``0 log 0 = 0``."""
+    return entropy_of(log_p, log_p.exp())
+
+
+def entropy_of(log_p: Tensor, p: Tensor) -> Tensor:
+    """The same where ``p`` is known too."""
+    return -(p * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+
+
+def agreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """1 for each row ``[n, V]`` where the teacher's largest logit stands where the student's does.
+
+    As a maximum, since finding places is slow: the teacher's logits, far down wherever the student's is not largest.
+    """
+    below = student - student.amax(-1, keepdim=True)
+    return (torch.add(teacher, below, alpha=1e30).amax(-1) == teacher.amax(-1)).to(student.dtype)
+
+
+def numbers_of(divergence: Pointwise, share: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The divergence's own numbers, ``[n, 1]`` each, where row n's mixture holds ``share[n]`` of the teacher."""
+    assert isinstance(divergence, Mixture)
+    rest = 1.0 - share  # before it is rounded to another dtype
+    return divergence.numbers_at(share.to(dtype)[:, None], rest.to(dtype)[:, None])

@@ -1,0 +1,57 @@
+/* The two passes over the logits of one model; arithmetic.h stands in front.
+ *
+ * A class whose logit is -inf is none. Where a row has no class, what its classes amount to reads 0, its top -inf. */
+
+INLINE REAL finite_top(double top) { return (REAL)(top == -INFINITY ? 0 : top); }
+
+/* out: the largest logit, log Σ e^((z - top)·cold), log Σ e^(z - top), the entropy of the classes at 1/cold */
+static void amount(const STUDENT *restrict z, int64_t classes, REAL cold, int plain, double *out) {
+    REAL top = -INFINITY;
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < classes; j++) {
+        const REAL z_j = LOGIT(j);
+        top = z_j > top ? z_j : top;
+    }
+    const REAL from_top = finite_top(top);
+    double mass = 0, first = 0;
+    for (int64_t from = 0; from < classes; from += BLOCK) {
+        REAL part = 0, part_first = 0;
+#pragma omp simd reduction(+ : part, part_first)
+        for (int64_t j = from; j < end_of(from, classes); j++) {
+            const REAL a = (LOGIT(j) - from_top) * cold, power = exponential(a);
+            part += power;
+            part_first += power * floored(a);
+        }
+        mass += part, first += part_first;
+    }
+    out[0] = top;
+    out[1] = mass == 0 ? 0 : log(mass);
+    out[2] = plain && mass != 0 ? log(plain_mass(z, classes, from_top)) : out[1];
+    out[3] = mass == 0 ? 0 : out[1] - first / mass;
+}
+
+int abkd_masses(const STUDENT *z, int64_t rows, int64_t classes, double cold, int plain, double *out) {
+    for (int64_t i = 0; i < rows; i++) amount(z + i * classes, classes, (REAL)cold, plain, out + 4 * i);
+    return 0;
+}
+
+/* z becomes soft·t + hard·u: the distributions of each row's classes at 1/cold and at 1, known as by abkd_masses */
+int abkd_pull(STUDENT *restrict z, int64_t rows, int64_t classes, double cold, const double *known, const double *soft,
+              const double *hard) {
+    const REAL cold_1 = (REAL)cold;
+    for (int64_t i = 0; i < rows; i++, z += classes, known += 4) {
+        const REAL top = finite_top(known[0]), norm = (REAL)known[1], plain = (REAL)known[2];
+        const REAL of_t = (REAL)soft[i], of_u = (REAL)(hard ? hard[i] : 0);
+        if (hard) {
+#pragma omp simd
+            for (int64_t j = 0; j < classes; j++) {
+                const REAL below = LOGIT(j) - top;
+                PUT(j, exponential(below * cold_1 - norm) * of_t + exponential(below - plain) * of_u);
+            }
+        } else {
+#pragma omp simd
+            for (int64_t j = 0; j < classes; j++) PUT(j, exponential((LOGIT(j) - top) * cold_1 - norm) * of_t);
+        }
+    }
+    return 0;
+}

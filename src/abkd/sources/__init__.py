@@ -1,0 +1,45 @@
+"""Who writes the sequences that a run learns from: values that compose.
+
+    Mix(0.5, Replay(StudentSamples(), capacity=1000), Dataset())
+
+A source is a frozen value; opened for a run it is a stream, whose state a checkpoint keeps.
+"""
+
+from abkd.sources._combine import Adaptive, Mix, Privileged, Union
+from abkd.sources._describe import fingerprint, tree
+from abkd.sources._leaves import Dataset, StudentSamples
+from abkd.sources._open import is_privileged, needs_completions, needs_generation, open_source, privileged_context
+from abkd.sources._replay import Replay
+from abkd.sources._server import Server as Server
+from abkd.sources._teacher_samples import TeacherSamples
+from abkd.sources._teacher_text import Author as Author
+from abkd.sources._teacher_text import TeacherText, ensure_teacher_text, write_with
+from abkd.sources._types import Completion, Source, Step, Stream
+from abkd.sources._types import Writers as Writers  # as Author and Server: the notation writes what __all__ names
+from abkd.sources._walk import walk
+
+__all__ = [
+    "Adaptive",
+    "Completion",
+    "Dataset",
+    "Mix",
+    "Privileged",
+    "Replay",
+    "Source",
+    "Step",
+    "Stream",
+    "StudentSamples",
+    "TeacherSamples",
+    "TeacherText",
+    "Union",
+    "ensure_teacher_text",
+    "fingerprint",
+    "is_privileged",
+    "needs_completions",
+    "needs_generation",
+    "open_source",
+    "privileged_context",
+    "tree",
+    "walk",
+    "write_with",
+]

@@ -1,0 +1,97 @@
+"""What a run asks of its source: to open it, and what it will need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from abkd.data import Example
+from abkd.schedules import Schedule, at
+from abkd.sources._combine import Mix, Privileged, contexts
+from abkd.sources._leaves import Dataset, StudentSamples
+from abkd.sources._streams import Combined, without_text
+from abkd.sources._types import Source, Step, Stream, Writers
+from abkd.sources._walk import stage_sources, walk
+from abkd.term import ORIGINS
+
+
+def open_source(source: Source | Schedule, writers: Writers) -> Stream:
+    """The stream of a source, or of one after another (all are opened; each keeps its state while others draw).
+
+    A row's plain text comes once, with the first of its sequences, whoever wrote them. The logs tell, of the sequences
+    drawn since they were asked for last: ``on_policy_fraction``, the share that the student wrote, and
+    ``completion_length``, the mean tokens of those that a model wrote.
+
+    Raises:
+        ConfigError: something in it is not a source, or the teacher would have several contexts.
+    """
+    contexts(stage_sources(source))
+    return _Root(source, writers)
+
+
+class _Root(Combined):
+    def __init__(self, source: Source | Schedule, writers: Writers) -> None:
+        self.source, self._stages = source, stage_sources(source)
+        alone = len(self._stages) == 1
+        paths = ["source" if alone else f"source/{place}" for place in range(len(self._stages))]
+        super().__init__(stage.open(writers, path=path) for stage, path in zip(self._stages, paths, strict=True))
+        self._sequences, self._lengths = [0] * len(ORIGINS), 0
+
+    def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
+        drawn = self.draw_from(self._stages.index(_now(self.source, at.progress)), prompts, at)
+        for one in (one for group in drawn for one in group):
+            origin = one.get("origin", 0)
+            self._sequences[origin] += 1
+            self._lengths += sum(one["trained"]) * (origin != ORIGINS.index("dataset"))
+        return [_with_text_of(row, group) for row, group in zip(prompts, drawn, strict=True)]
+
+    def logs(self) -> dict[str, float]:
+        found, counts = super().logs(), self._sequences
+        written = sum(counts) - counts[ORIGINS.index("dataset")]
+        if sum(counts):
+            found["on_policy_fraction"] = counts[ORIGINS.index("student")] / sum(counts)
+        if written:
+            found["completion_length"] = self._lengths / written
+        self._sequences, self._lengths = [0] * len(ORIGINS), 0
+        return found
+
+
+def _with_text_of(row: Example, sequences: Sequence[Example]) -> list[Example]:
+    bare = [without_text(one) for one in sequences]
+    for one in bare[:1]:
+        if "pretrain_ids" in row:
+            one["pretrain_ids"] = row["pretrain_ids"]
+    return bare
+
+
+def _now(source: Source | Schedule, progress: float) -> Source:
+    return at(source, progress)
+
+
+def _drawable(source: Source | Schedule) -> Iterator[Source]:
+    """As :func:`walk`, without the parts of a Mix whose turn never comes."""
+    for found in stage_sources(source):
+        yield found
+        share = found.share if isinstance(found, Mix) else None
+        parts = found.parts[:1] if share == 1 else found.parts[1:] if share == 0 else found.parts
+        for part in parts:
+            yield from _drawable(part)
+
+
+def needs_generation(source: Source | Schedule) -> bool:
+    """Whether the student may have to write."""
+    return any(isinstance(part, StudentSamples) for part in _drawable(source))
+
+
+def needs_completions(source: Source | Schedule) -> bool:
+    """Whether the completions of the data may be learnt from; else prompts are enough."""
+    return any(isinstance(part, Dataset) for part in _drawable(source))
+
+
+def is_privileged(source: Source | Schedule) -> bool:
+    """Whether the teacher reads more than the student."""
+    return any(isinstance(part, Privileged) for part in walk(source))
+
+
+def privileged_context(source: Source | Schedule) -> str | None:
+    """The text that the teacher reads before every prompt; None where there is none, or where each row has its own."""
+    return next(iter(contexts(stage_sources(source))), None)

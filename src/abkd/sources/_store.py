@@ -1,0 +1,283 @@
+"""Teacher text on the disk: a JSONL that is put together when all of it is there, and parts that grow by the row.
+
+    text.jsonl          {"prompt", "completion", "completion_ids", "finished", "key"} in the order of the data
+    text.json           what it was written with, and the rows that are blank, which no training file may have
+    text.jsonl.part-R   what process R has written since; its last line may be torn
+
+A row moves from a part into the JSONL and is never in neither, so whoever reads the parts first sees every row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import logging
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from abkd.errors import DataError, OutputDirError
+from abkd.generation import Completion
+from abkd.generation._draw import as_bytes
+from abkd.storage import refusals, write_whole
+
+logger = logging.getLogger("abkd")
+
+
+class Row(NamedTuple):
+    """One line: a prompt and what was written to it."""
+
+    key: str
+    prompt: str
+    completion: str
+    written: Completion
+
+    def values(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        ids, finished = self.written
+        texts = {"prompt": self.prompt, "completion": self.completion}
+        return {**texts, "completion_ids": ids, "finished": finished, "key": self.key}
+
+    def line(self) -> bytes:
+        """As it stands in the file."""
+        return json.dumps(self.values(), ensure_ascii=False).encode() + b"\n"
+
+
+class Answers:
+    """Completions by the key of their prompt, at four bytes a token."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, array[int]] = {}
+        self._clipped: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._ids
+
+    def __getitem__(self, key: str) -> Completion:
+        return Completion(self._ids[key].tolist(), key not in self._clipped)
+
+    def add(self, key: str, written: Completion) -> None:
+        """Keep a completion; the first of a key stays."""
+        if key not in self._ids:
+            self._ids[key] = array("i", written.ids)
+            if not written.finished:
+                self._clipped.add(key)
+
+
+def key_of(prompt: Sequence[int]) -> str:
+    """The key of a prompt: a hash of its token ids, the same on every machine."""
+    return hashlib.blake2b(as_bytes(prompt), digest_size=16).hexdigest()
+
+
+class Store:
+    """The teacher text at ``path``, written with ``about``; several processes and runs may work on it at a time."""
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path, self.record = path, path.with_suffix(".json")
+        self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back: a tuple is a list
+
+    def check(self) -> None:
+        """Is what lies there ours to go on with?
+
+        Raises:
+            OutputDirError: it was written with something else, or by someone else.
+        """
+        there = self.path.exists() or bool(self.parts())  # asked first: the record is there before they are
+        if not self.record.is_file():
+            if there:
+                raise OutputDirError(
+                    f"{self.path} is in use, and there is no {self.record.name} that says who wrote it: "
+                    "name another file"
+                )
+            return
+        known = self._recorded("about")
+        for name in sorted({*known, *self.about}):
+            if known.get(name) != self.about.get(name):
+                raise OutputDirError(
+                    f"{self.path} was written with {name} {_short(known.get(name))}, and this run has "
+                    f"{_short(self.about.get(name))}: name another file, or remove {self.record.name}* to have it "
+                    "written anew"
+                )
+
+    def begin(self) -> None:
+        """Say what is going to be written here."""
+        with self.refusals():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.check()
+            if not self.record.is_file():
+                self._write_record({}, {})
+
+    def read(self) -> Answers:
+        """Everything that is there.
+
+        Raises:
+            DataError: a line is damaged.
+        """
+        found = Answers()
+        for row, _ in self._lines():
+            found.add(row.key, row.written)
+        return found
+
+    @contextlib.contextmanager
+    def part(self, process: int) -> Iterator[BinaryIO]:
+        """The part of a process, to append to: for it alone, and without a last line that is torn.
+
+        Another run that writes as the same process is waited for.
+        """
+        path = self.path.with_name(f"{self.path.name}.part-{process}")
+        with _locked(path) as handle:
+            handle.truncate(_whole(handle))
+            yield handle
+
+    def merge(self, order: Iterable[str]) -> bool:
+        """Put everything together, keys in this order and all others behind them, if none of the order is missing.
+
+        Returns whether none was.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.refusals())
+            stack.enter_context(_locked(self.path.with_name(f".{self.path.name}.lock"), keep=False))
+            parts = [path for path in self.parts() if _try_lock(path, stack)]  # the others are still being written
+            texts, blank, counts = self._sorted()
+            if any(key not in texts and key not in blank for key in order):
+                return False
+            if parts or not self.path.is_file():
+                lines = {key: texts.pop(key) for key in order if key in texts}
+                write_whole(self.path, b"".join([*lines.values(), *texts.values()]))
+                self._write_record(blank, counts)
+            for path in parts:
+                path.unlink()
+        return True
+
+    def refusals(self) -> contextlib.AbstractContextManager[None]:
+        """Turns a disk's refusal into a StorageError."""
+        return refusals(f"the teacher's text {self.path}", "What is there stays; make room and start the same again")
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Changes when the text was put together."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self.record.stat()
+            return found.st_mtime_ns, found.st_ino
+        return None
+
+    def parts(self) -> list[Path]:
+        """What is not yet in the JSONL."""
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part-*"))
+
+    def _lines(self) -> Iterator[tuple[Row, bytes]]:
+        for path in [*self.parts(), self.path]:
+            with contextlib.suppress(FileNotFoundError):  # just put together: the JSONL, which comes last, has it
+                yield from _read(path)
+        if self.record.is_file():
+            for values in self._recorded("blank"):
+                row = _row(values)
+                yield row, row.line()
+
+    def _sorted(self) -> tuple[dict[str, bytes], dict[str, Any], dict[str, int]]:
+        """Lines with text, rows without, by key; and how many of what there are."""
+        texts: dict[str, bytes] = {}
+        blank: dict[str, Any] = {}
+        counts = {"prompts": 0, "blank": 0, "clipped": 0, "tokens": 0}
+        for row, line in self._lines():
+            if row.key in texts or row.key in blank:
+                continue
+            if row.completion.strip():
+                texts[row.key] = line
+            else:
+                blank[row.key] = row.values()
+                counts["blank"] += 1
+            counts["prompts"] += 1
+            counts["clipped"] += not row.written.finished
+            counts["tokens"] += len(row.written.ids)
+        return texts, blank, counts
+
+    def counts(self) -> dict[str, int]:
+        """How many prompts, blank completions, clipped ones and tokens the text has."""
+        return self._recorded("counts")
+
+    def _recorded(self, name: str) -> Any:
+        try:
+            return json.loads(self.record.read_bytes())[name]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self.record} is damaged ({error}): remove {self.record.name}* to have the text written anew"
+            ) from error
+
+    def _write_record(self, blank: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+        values = {"about": self.about, "counts": counts, "blank": list(blank.values())}
+        write_whole(self.record, json.dumps(values, indent=1, ensure_ascii=False).encode())
+
+
+def _row(values: Any) -> Row:
+    ids, finished = values["completion_ids"], values["finished"]
+    key, prompt, completion = values["key"], values["prompt"], values["completion"]
+    if not (isinstance(finished, bool) and all(isinstance(text, str) for text in (key, prompt, completion))):
+        raise TypeError
+    if min(array("i", ids), default=0) < 0:
+        raise ValueError
+    return Row(key, prompt, completion, Completion(ids, finished))
+
+
+def _read(path: Path) -> Iterator[tuple[Row, bytes]]:
+    """The rows of a file with their lines; a last line that is torn is none."""
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, 1):
+            try:
+                yield _row(json.loads(line)), line if line.endswith(b"\n") else line + b"\n"
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise DataError(
+                    f"{path}, line {number} is damaged: remove the line, and the prompt is answered anew"
+                ) from error
+
+
+def _whole(handle: BinaryIO) -> int:
+    """Where the last whole line of a file ends."""
+    handle.seek(0)
+    end = 0
+    for line in handle:
+        end += len(line) if line.endswith(b"\n") else 0
+    return end
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, keep: bool = True) -> Iterator[BinaryIO]:
+    """A file that is open for reading and appending, for one process at a time; ``keep``: it stays."""
+    while True:
+        handle = path.open("a+b")
+        if not _lock(handle, wait=False):
+            logger.info("abkd: another run writes %s; waiting for it", path)
+            _lock(handle, wait=True)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(handle.fileno())):
+                break
+        handle.close()  # removed while it was waited for
+    with handle:
+        yield handle
+        if not keep:
+            path.unlink()
+
+
+def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a file until the stack ends, unless another process has it."""
+    handle = stack.enter_context(path.open("ab"))
+    return _lock(handle, wait=False)
+
+
+def _lock(handle: BinaryIO, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

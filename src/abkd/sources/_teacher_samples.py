@@ -1,0 +1,86 @@
+"""The source of what the teacher wrote: once, before training, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from abkd.data import Example, prompt_of, teacher_prompt_of, with_completion
+from abkd.errors import ConfigError
+from abkd.sources._types import Source, Step, Stream, Writers
+from abkd.term import ORIGINS
+
+if TYPE_CHECKING:
+    from abkd.generation import Sampling
+
+
+@dataclass(frozen=True)
+class TeacherSamples(Source):
+    """What the teacher wrote to the prompts of the data before training: SeqKD, and f-DISTILL's samples of p.
+
+    One completion for each prompt, kept and used again: ``abkd generate`` writes what is missing, and so does
+    ``abkd distill`` before it trains. As it stands, ancestral sampling; ``TeacherSamples(temperature=0)`` is greedy,
+    ``TeacherSamples(temperature=0, num_beams=5)`` the beam search of SeqKD (Kim and Rush, arXiv 1606.07947).
+
+    Args:
+        temperature: of the sampling; 0 takes the likeliest token.
+        top_p: sample from the likeliest tokens that together have this probability; 1 is all of them.
+        top_k: sample from so many likeliest tokens; 0 is all of them.
+        num_beams: above 1, beam search; with a temperature above 0 its continuations are sampled.
+        file: where the text is kept, a ``.jsonl``; None keeps it in the cache directory.
+
+    Raises:
+        ConfigError: a setting out of its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    num_beams: int = 1
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.sampling
+        if not (self.file is None or (isinstance(self.file, str) and self.file.endswith(".jsonl"))):
+            raise ConfigError(f"TeacherSamples: file must end in .jsonl, but it is {self.file!r}")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings as generation takes them."""
+        from abkd.generation import Sampling
+
+        return Sampling(self.temperature, self.top_p, self.top_k, self.num_beams)
+
+    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+        if writers.teacher_text is None:
+            raise ConfigError(f"{self!r} needs what the teacher has written: see abkd.sources.ensure_teacher_text")
+        return _Looking(self, writers.teacher_text, privileged)
+
+
+class _Looking(Stream):
+    """Finds the completion of each prompt; of the teacher's own prompt where it reads more than the student."""
+
+    def __init__(self, source: TeacherSamples, text: Any, privileged: bool) -> None:
+        self.source, self.text, self.privileged = source, text, privileged
+        self._given = self._clipped = self._empty = 0
+
+    def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
+        return [self._sequences(row) for row in prompts]
+
+    def _sequences(self, row: Example) -> list[Example]:
+        prompt = teacher_prompt_of(row) if self.privileged else prompt_of(row)
+        written = self.text.completion(self.source, prompt)
+        if not written.ids:
+            self._empty += 1
+            return []
+        self._given += 1
+        self._clipped += not written.finished
+        return [with_completion(row, written.ids, ORIGINS.index("teacher"), privileged=self.privileged)]
+
+    def logs(self) -> dict[str, float]:
+        """``clipped_fraction`` (no EOS) of what was given, and how many ``empty_completions`` were skipped."""
+        given, clipped, empty = self._given, self._clipped, self._empty
+        self._given = self._clipped = self._empty = 0
+        found = {"empty_completions": float(empty)}
+        return {**found, "clipped_fraction": clipped / given} if given else found

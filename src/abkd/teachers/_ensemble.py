@@ -1,0 +1,57 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from abkd.data import View
+from abkd.errors import ConfigError
+from abkd.ops._types import Averaged
+from abkd.teachers._live import LiveReader
+from abkd.teachers._types import Reader, Setting, Teacher
+
+Average = Literal["probabilities", "logits"]
+
+
+class EnsembleReader(Reader):
+    """Models that are run one after the other; their classes are those that all of them have."""
+
+    def __init__(self, models: Sequence[Any], average: Average) -> None:
+        self.models = tuple(models)
+        self.average: Average = average
+        self.members = [LiveReader(model) for model in models]
+        self.head_rows = min(member.head_rows for member in self.members)
+
+    def __call__(self, view: View) -> Averaged:
+        """The rows of all models, to be averaged where they are used."""
+        classes = self.head_rows if self.classes is None else self.classes
+        return Averaged(tuple(member(view).first(classes) for member in self.members), self.average)
+
+    def check(self) -> None:
+        for member in self.members:
+            member.check()
+
+
+@dataclass(frozen=True)
+class Ensemble(Teacher):
+    """All models that ``teacher_model_name_or_path`` names, as one teacher.
+
+    Args:
+        average: of what p is the mean: "probabilities", the mixture of the teachers; or "logits", their normalised
+            geometric mean, which is small wherever one of them is.
+
+    Raises:
+        ConfigError: another word.
+    """
+
+    average: Average = "probabilities"
+    needs: ClassVar[tuple[int, int | None]] = (2, None)
+
+    def __post_init__(self) -> None:
+        if self.average not in get_args(Average):
+            raise ConfigError(f"average must be {' or '.join(get_args(Average))}, but it is {self.average!r}")
+
+    def open(self, setting: Setting) -> EnsembleReader:
+        return EnsembleReader(setting.models, self.average)

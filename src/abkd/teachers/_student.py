@@ -1,0 +1,264 @@
+"""Teachers made of the student itself: its running mean, what it was some steps ago, the model under its adapters."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from abkd.data import View
+from abkd.errors import ConfigError, OutputDirError
+from abkd.models.language import CausalRows
+from abkd.ops._types import Rows
+from abkd.schedules import is_number
+from abkd.teachers._live import LiveReader
+from abkd.teachers._types import Reader, Setting, Teacher
+
+
+class CopyReader(LiveReader):
+    """A copy of the student that follows it, equal to it at the start.
+
+    Only what is trained is copied: weights that stay as they are belong to both. What moves is known by its name, since
+    others may put new tensors in the student's place.
+    """
+
+    def __init__(self, spec: Teacher, student: CausalRows) -> None:
+        self.spec, self.student = spec, student.model
+        _check_whole(spec, self.student)
+        super().__init__(_copied(student))
+        self.trained = [name for name, parameter in self.student.named_parameters() if parameter.requires_grad]
+        saved = self.student.state_dict()
+        self.buffers = [name for name, _ in self.student.named_buffers() if name in saved]
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that move, each once, however many names it has."""
+        return {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in self.held().items()
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from :meth:`state`. Raises OutputDirError where that is of another student."""
+        held = self.held()
+        if {name: tensor.shape for name, tensor in held.items()} != {name: state[name].shape for name in state}:
+            raise OutputDirError(
+                f"what the checkpoint holds of {self.spec!r} is not of this student: resume with the recipe that the "
+                "run began with, or begin anew in another output_dir"
+            )
+        for name, tensor in held.items():
+            tensor.copy_(state[name])
+
+    def held(self) -> dict[str, Tensor]:
+        """What moves, by name: what is trained, and the buffers that a checkpoint of the student holds."""
+        return _named(self.model, [*self.trained, *self.buffers])
+
+    def followed(self) -> dict[str, Tensor]:
+        """The student's tensors of the same names, as they are now."""
+        _check_whole(self.spec, self.student)
+        return _named(self.student, [*self.trained, *self.buffers])
+
+
+class SnapshotReader(CopyReader):
+    """The student as it was at the last multiple of ``every`` steps."""
+
+    def __init__(self, spec: Snapshot, student: CausalRows) -> None:
+        super().__init__(spec, student)
+        self.every = spec.every
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        student = self.followed()
+        if step % self.every == 0:
+            for name, tensor in self.held().items():
+                tensor.copy_(student[name])
+
+
+class EMAReader(CopyReader):
+    """The running mean of the student's weights.
+
+    A student in 16 bits has its mean kept in float32 beside: a share of 1 - decay would be lost in their rounding.
+    """
+
+    def __init__(self, spec: EMA, student: CausalRows) -> None:
+        super().__init__(spec, student)
+        self.decay = spec.decay
+        weights = _named(self.model, self.trained)
+        self.fine = {name: weight.float() for name, weight in weights.items() if weight.dtype.itemsize < 4}
+
+    def held(self) -> dict[str, Tensor]:
+        held = super().held()
+        self.fine = {name: mean.to(held[name].device) for name, mean in self.fine.items()}
+        return {**held, **self.fine}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        student, held = self.followed(), self.held()
+        for name in self.trained:
+            held[name].lerp_(student[name].to(held[name]), 1 - self.decay)
+        for name in self.buffers:
+            held[name].copy_(student[name])
+        self._round()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        super().load(state)
+        self._round()
+
+    @torch.no_grad()
+    def _round(self) -> None:
+        for name, weight in _named(self.model, self.fine).items():
+            weight.copy_(self.fine[name])
+
+
+class AdapterOffReader(Reader):
+    """The student's own base model: its adapters are passed over, in eval mode, while the teacher is asked."""
+
+    def __init__(self, spec: Teacher, student: Any) -> None:
+        self.spec, self.student = spec, student
+        self.rows = CausalRows(student.get_base_model())
+        self.head_rows = self.rows.head_rows
+        self._check_frozen()
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Rows:
+        """The base model's rows for what it reads."""
+        _check_whole(self.spec, self.student)
+        with _without_adapters(self.student):
+            rows = self.rows(view)
+        return rows if self.classes is None else rows.first(self.classes)
+
+    def check(self) -> None:
+        with _without_adapters(self.student):
+            self.rows.check()
+
+    def after_step(self, step: int) -> None:
+        _check_whole(self.spec, self.student)
+
+    def _check_frozen(self) -> None:
+        """What is trained with adapters and without them are weights of the base model."""
+        trained = [(name, parameter) for name, parameter in self.student.named_parameters() if parameter.requires_grad]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # PEFT warns of trained biases, which are refused here
+            with _without_adapters(self.student):
+                names = [name for name, parameter in trained if parameter.requires_grad]
+        if names:
+            raise ConfigError(
+                f"{self.spec!r} wants a base model that stays as it is, but {names[0]} is trained beside its "
+                'adapters (with bias="none" only they are): freeze it, or take teacher: Snapshot()'
+            )
+
+
+@dataclass(frozen=True)
+class EMA(Teacher):
+    """The running mean of the student: after each optimizer step θ ← decay·θ + (1 - decay)·student, in float32.
+
+    It begins as the student itself. What is not trained (under adapters: the base model) takes no memory twice.
+
+    Args:
+        decay: from 0 (the student after its last step) to 1 (the student as it was at the start).
+
+    Raises:
+        ConfigError: a decay that is none; at ``open``, a student in shards.
+    """
+
+    decay: float = 0.999
+    needs: ClassVar[tuple[int, int | None]] = (0, 0)
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.decay) and 0 <= self.decay <= 1):
+            raise ConfigError(f"decay must be a number from 0 to 1, such as 0.999, but it is {self.decay!r}")
+
+    def open(self, setting: Setting) -> EMAReader:
+        return EMAReader(self, setting.student)
+
+
+@dataclass(frozen=True)
+class Snapshot(Teacher):
+    """The student as it was after the last multiple of ``every`` optimizer steps; before, as it was at the start.
+
+    Raises:
+        ConfigError: not a number of steps; at ``open``, a student in shards.
+    """
+
+    every: int = 100
+    needs: ClassVar[tuple[int, int | None]] = (0, 0)
+
+    def __post_init__(self) -> None:
+        if type(self.every) is not int or self.every < 1:
+            raise ConfigError(f"every must be a number of steps, 1 or more, but it is {self.every!r}")
+
+    def open(self, setting: Setting) -> SnapshotReader:
+        return SnapshotReader(self, setting.student)
+
+
+@dataclass(frozen=True)
+class AdapterOff(Teacher):
+    """The base model under the student's adapters: a teacher that takes no memory of its own.
+
+    Raises:
+        ConfigError: at ``open``, a student without adapters, with other weights trained beside them, or in shards.
+    """
+
+    needs: ClassVar[tuple[int, int | None]] = (0, 0)
+
+    def open(self, setting: Setting) -> AdapterOffReader:
+        model = setting.student.model
+        if not hasattr(model, "disable_adapter"):
+            raise ConfigError(
+                f"{self!r} is the student without its adapters, but this student has none: set use_peft: true, or take "
+                "teacher: Snapshot() or EMA()"
+            )
+        _check_whole(self, model)
+        return AdapterOffReader(self, model)
+
+
+def _copied(student: CausalRows) -> Any:
+    """The student's model once more, but for the weights that are not trained.
+
+    Its forward is the one from before anything wrapped it: what was wrapped around may hold on to the first model.
+    """
+    memo: dict[int, Any] = {
+        id(parameter): parameter for parameter in student.model.parameters() if not parameter.requires_grad
+    }
+    model = copy.deepcopy(student.model, memo)
+    model.forward = copy.deepcopy(student.forward, memo)
+    return model
+
+
+def _named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensors[name] for name in names}
+
+
+def _check_whole(spec: Teacher, student: nn.Module) -> None:
+    """Raise ConfigError where this process holds a part of each weight only."""
+    if any(hasattr(weight, "full_tensor") or hasattr(weight, "ds_id") for weight in student.parameters()):
+        raise ConfigError(
+            f"{spec!r} is made of the student's weights, of which each process holds a part only (FSDP, ZeRO-3): train "
+            "with DDP or ZeRO-2, or name a model in teacher_model_name_or_path and take teacher: Live()"
+        )
+
+
+@contextmanager
+def _without_adapters(model: Any) -> Iterator[None]:
+    """The base model in eval mode; afterwards every module and weight is in the mode that it was in.
+
+    PEFT freezes the adapters for the time, and then thaws also those that were frozen before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)

@@ -1,0 +1,209 @@
+"""Building a cache: what is missing of it, worked out once, whoever stops or joins in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from abkd.data import Collator, Example
+from abkd.errors import ConfigError
+from abkd.models.language import CausalRows
+from abkd.teachers.caches import _manifest
+from abkd.teachers.caches._encoders import Encoder, read_head
+from abkd.teachers.caches._keys import Reading, distinct, union
+from abkd.teachers.caches._lock import this_job, writing
+from abkd.teachers.caches._specs import CachedTeacher
+from abkd.teachers.caches._store import Store, discard_broken, discard_unfinished, open_store, write_shard
+
+SHARD_BYTES, SHARD_SECONDS = 64 << 20, 60.0  # what a kill may cost
+Progress = Callable[[int, int], None]
+"""Told rows done and rows to do."""
+
+
+class Built(NamedTuple):
+    """A finished cache: how much it holds, what of that this process made, and bytes a row without the head."""
+
+    folder: Path
+    sequences: int
+    rows: int
+    bytes: int
+    made: int
+
+    @property
+    def bytes_per_row(self) -> float:
+        """With the index, without the head."""
+        return self.bytes / max(self.rows, 1)
+
+
+def build_cache(
+    teacher: CachedTeacher,
+    examples: Iterable[Example],
+    load: Callable[[], CausalRows],
+    *,
+    identity: Mapping[str, Any],
+    tokens: int,
+    temperature: float = 1.0,
+    about: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> Built:
+    """Put the rows of ``examples`` that are not there yet into the folder of ``teacher``.
+
+    May be killed at any moment and called again: complete shards stay and their rows are not made twice. Shards that
+    are not whole are named (a warning), removed and made again.
+
+    Args:
+        examples: tokenised rows, packed or not, of any number of data sets.
+        load: the live teacher, on its device; called only if something is missing.
+        identity: :func:`abkd.teachers.identity` of it.
+        tokens: how many tokens its tokenizer has.
+        temperature: kd_temperature.
+        about: what else the manifest shall say (max_length, the data's fingerprints).
+        batch_size: sequences in one forward; those of like length go together, the longest first.
+        share: (index, number) of this process: what is missing is divided by key, so that none waits for another.
+
+    Raises:
+        ConfigError: the folder holds a cache of something else, or this teacher cannot be cached so.
+        OutputDirError: another job is writing into it.
+        NonFiniteError: the teacher says something that is no distribution.
+        StorageError: the disk refused; what was complete stays.
+    """
+    facts = teacher.facts(identity, temperature)
+    folder = teacher.folder(facts)
+    work = _Work(folder, facts, {"name": identity["name"], "revision": identity["revision"], **(about or {})})
+    folder.mkdir(parents=True, exist_ok=True)
+    work.check()
+    with writing(folder, this_job(share[1]), first=work.mend, last=work.count):
+        store = open_store(folder, work.owner, check=False)
+        missing = _missing(store, distinct(examples), share)
+        if missing or work.manifest is None:
+            rows = load()
+            rows.check()
+            encoder = teacher.encoder(rows, temperature=temperature, tokens=tokens)
+            work.begin(encoder)
+            _encode_all(encoder, missing, _Shelf(folder, work.owner), batch_size, progress)
+    store = open_store(folder, work.owner, check=False)
+    return Built(folder, len(store.places), store.rows, store.bytes, sum(reading.rows for reading in missing))
+
+
+@dataclass
+class _Work:
+    """A folder that is being built."""
+
+    folder: Path
+    facts: dict[str, Any]
+    about: dict[str, Any]
+
+    @property
+    def owner(self) -> str:
+        return _manifest.owner(self.facts)
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """What the folder says it is; None where that must be written (again)."""
+        known = _manifest.read(self.folder)
+        if known is not None and "head" in known and read_head(self.folder, known) is None:
+            return None
+        return known
+
+    def check(self) -> None:
+        """Raise ConfigError if it is something else."""
+        known = _manifest.read(self.folder)
+        if known is not None:
+            _manifest.check(self.folder, known, self.facts)
+
+    def mend(self) -> None:
+        """Remove what is not whole."""
+        discard_unfinished(self.folder)
+        discard_broken(open_store(self.folder, self.owner))
+
+    def begin(self, encoder: Encoder) -> None:
+        """Write the manifest and what goes with it, or compare it with how the rows will be made now."""
+        known = self.manifest
+        if known is None:
+            own = {**self.facts, **encoder.details, **self.about, **encoder.prepare(self.folder)}
+            _manifest.write(self.folder, own)
+            return
+        for name, value in encoder.details.items():
+            if known[name] != value:
+                raise ConfigError(
+                    f"the cache {self.folder} was begun with a teacher whose {name} is {known[name]}, and here it is "
+                    f"{value}: go on as it was begun (teacher_model_init_kwargs), or give another path"
+                )
+
+    def count(self) -> None:
+        """Complete the manifest by what is there now."""
+        store, known = open_store(self.folder, self.owner, check=False), _manifest.read(self.folder)
+        if known is not None:
+            counts = {"sequences": len(store.places), "rows": store.rows, "bytes": store.bytes}
+            per_row = {"bytes_per_row": round(store.bytes / max(store.rows, 1), 1)}
+            _manifest.write(self.folder, {**known, **self.about, **counts, **per_row})
+
+
+def _missing(store: Store, wanted: Mapping[bytes, Reading], share: tuple[int, int]) -> list[Reading]:
+    """This process' share of what is not stored, the longest first."""
+    index, number = share
+    mine = (reading for key, reading in wanted.items() if int.from_bytes(key[:8], "big") % number == index)
+    missing: list[Reading] = []
+    for reading in mine:
+        if not store.covers(reading):
+            place = store.places.get(reading.key)
+            missing.append(reading._replace(runs=union(place.runs if place else (), reading.runs)))
+    return sorted(missing, key=lambda reading: (-len(reading.ids), reading.key))
+
+
+@torch.no_grad()
+def _encode_all(
+    encoder: Encoder, missing: Sequence[Reading], shelf: _Shelf, batch_size: int, progress: Progress | None
+) -> None:
+    device = encoder.teacher.head.weight.device
+    collate, done, total = Collator(pad_token_id=0), 0, sum(reading.rows for reading in missing)
+    for start in range(0, len(missing), batch_size):
+        readings = missing[start : start + batch_size]
+        batch = collate([_example(reading) for reading in readings])["batch"]
+        shelf.put(readings, encoder(batch.student.to(device), batch.targets.to(device)))
+        done += len(batch)
+        if progress is not None:
+            progress(done, total)
+    shelf.flush()
+
+
+def _example(reading: Reading) -> Example:
+    trained = [False] * len(reading.ids)
+    for first, count in reading.runs:
+        trained[first + 1 : first + 1 + count] = [True] * count
+    return Example(input_ids=reading.ids.tolist(), trained=trained)
+
+
+@dataclass
+class _Shelf:
+    """Rows on their way to a shard."""
+
+    folder: Path
+    owner: str
+    readings: list[Reading] = field(default_factory=list)
+    parts: list[dict[str, Tensor]] = field(default_factory=list)
+    since: float = field(default_factory=time.monotonic)
+
+    def put(self, readings: Iterable[Reading], columns: dict[str, Tensor]) -> None:
+        self.readings += readings
+        self.parts.append(columns)
+        if self._bytes() >= SHARD_BYTES or time.monotonic() - self.since >= SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.readings:
+            columns = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+            write_shard(self.folder, self.owner, self.readings, columns)
+        self.readings, self.parts, self.since = [], [], time.monotonic()
+
+    def _bytes(self) -> int:
+        return sum(column.nbytes for part in self.parts for column in part.values())
+

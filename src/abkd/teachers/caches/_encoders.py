@@ -1,0 +1,114 @@
+"""From a live teacher's rows to what is stored of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from abkd.data import View
+from abkd.errors import ConfigError, NonFiniteError
+from abkd.models.language import CausalRows
+from abkd.ops import Head, Projected
+from abkd.storage import refusals, write_whole
+from abkd.teachers.caches._likeliest import encode
+
+_CHUNK_BYTES = 128 << 20  # of logits and what is made of them
+_BYTES = 24  # per class and row: six float32 at once
+_HEAD = "head.safetensors"
+
+
+class Encoder:
+    """A live teacher, and what is stored of its rows. ``details``: what a reader must know of the teacher."""
+
+    details: dict[str, Any]
+
+    def __init__(self, teacher: CausalRows) -> None:
+        self.teacher = teacher
+        weight = teacher.head.weight
+        computes = str(teacher.language_model.dtype).removeprefix("torch.")
+        self.details = {"computed_in": computes, "head_rows": teacher.head_rows, "hidden_size": weight.shape[-1]}
+
+    def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
+        """Columns of the rows of ``view``, on the CPU.
+
+        Raises:
+            NonFiniteError: the teacher says something that is no distribution.
+        """
+        raise NotImplementedError
+
+    def prepare(self, folder: Path) -> dict[str, Any]:
+        """Store what all rows need; what the manifest must hold of it."""
+        return {}
+
+
+class LikeliestEncoder(Encoder):
+    """The k likeliest of the first ``classes`` classes."""
+
+    def __init__(self, teacher: CausalRows, classes: int, k: int, temperature: float) -> None:
+        super().__init__(teacher)
+        teacher.classes = classes
+        self.classes, self.k, self.temperature = classes, min(k, classes), temperature
+        self.details["classes"] = classes
+
+    def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
+        rows = self.teacher(view)
+        size = max(1, _CHUNK_BYTES // (_BYTES * self.classes))
+        parts = [
+            encode(rows.logits(slice(start, start + size)), targets[start : start + size], self.k, self.temperature)
+            for start in range(0, len(rows), size)
+        ]
+        columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        if any(columns[name].isnan().any() for name in ("step", "log_tail", "log_target")):
+            raise NonFiniteError("the teacher's logits are not finite; load it in another dtype, or see to its weights")
+        return columns
+
+
+class HiddenEncoder(Encoder):
+    """The last hidden states, and the head.
+
+    Raises:
+        ConfigError: the head is no plain matrix.
+    """
+
+    def __init__(self, teacher: CausalRows, dtype: str | None) -> None:
+        if teacher.dense_because is not None:
+            raise ConfigError(
+                f"HiddenCache needs a teacher whose head is a plain matrix, but {teacher.dense_because}. Take "
+                "teacher: TopKCache(k=64), or Live()"
+            )
+        super().__init__(teacher)
+        teacher.classes = None
+        self.dtype = getattr(torch, dtype or self.details["computed_in"])
+
+    def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
+        rows = self.teacher(view)
+        assert isinstance(rows, Projected)
+        hidden = rows.hidden.to(self.dtype).cpu()
+        if not hidden.isfinite().all():
+            raise NonFiniteError(f"the teacher's hidden states are not finite in {self.dtype}; store another dtype")
+        return {"hidden": hidden}
+
+    def prepare(self, folder: Path) -> dict[str, Any]:
+        head = self.teacher.head
+        tensors = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        with refusals(f"{folder / _HEAD}", "Make room and run abkd cache again"):
+            write_whole(folder / _HEAD, data)
+        digest = hashlib.sha256(data).hexdigest()
+        return {"head": {"sha256": digest, "scale": float(head.scale), "softcap": head.softcap}}
+
+
+def read_head(folder: Path, manifest: Mapping[str, Any]) -> Head | None:
+    """The head that :class:`HiddenEncoder` stored; None where it is not what it was."""
+    known, file = manifest["head"], folder / _HEAD
+    data = file.read_bytes() if file.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != known["sha256"]:
+        return None
+    tensors = load(data)
+    return Head(tensors["weight"], tensors.get("bias"), known["scale"], known["softcap"])

@@ -1,0 +1,103 @@
+"""Which sequence a stored row belongs to: a fingerprint of the tokens that the teacher read, and a position in them.
+
+Nothing else goes into it, no index and no step: shuffling, accumulation, another batch size, padding and packing find
+the same rows, and a row whose context differs by one token is another row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from abkd.data import Example, View
+
+KEY_BYTES = 16
+Run = tuple[int, int]
+"""First position and number of rows that follow each other."""
+
+
+class Reading(NamedTuple):
+    """One sequence as the teacher reads it, and the positions in it whose output predicts a trained token."""
+
+    key: bytes
+    ids: array[int]
+    runs: tuple[Run, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return sum(count for _, count in self.runs)
+
+
+def key_of(ids: bytes) -> bytes:
+    """The key of the sequence whose token ids, as int32, are these bytes."""
+    return hashlib.blake2b(ids, digest_size=KEY_BYTES).digest()
+
+
+def readings(example: Example) -> Iterator[Reading]:
+    """The teacher's side of an example, each packed segment by itself; those without rows are left out."""
+    ids = array("i", example.get("teacher_input_ids", example["input_ids"]))
+    trained = bytes(example.get("teacher_trained", example["trained"]))
+    start = 0
+    for length in _lengths(example):
+        end = start + length
+        runs = tuple(run.span() for run in re.finditer(rb"\x01+", trained[start + 1 : end]))
+        if runs:
+            part = ids[start:end]
+            yield Reading(key_of(part.tobytes()), part, tuple((first, stop - first) for first, stop in runs))
+        start = end
+
+
+def distinct(examples: Iterable[Example]) -> dict[bytes, Reading]:
+    """The readings of all examples by key; one that is trained on in several ways has the rows of all of them."""
+    found: dict[bytes, Reading] = {}
+    for reading in itertools.chain.from_iterable(map(readings, examples)):
+        other = found.get(reading.key)
+        if other is not None and other.runs != reading.runs:
+            reading = reading._replace(runs=union(other.runs, reading.runs))
+        found[reading.key] = reading
+    return found
+
+
+def union(one: Iterable[Run], other: Iterable[Run]) -> tuple[Run, ...]:
+    """The runs of the positions that are in either."""
+    merged: list[Run] = []
+    for first, count in sorted([*one, *other]):
+        if merged and first <= sum(merged[-1]):
+            start, _ = merged[-1]
+            merged[-1] = (start, max(sum(merged[-1]), first + count) - start)
+        else:
+            merged.append((first, count))
+    return tuple(merged)
+
+
+def asked(view: View) -> Iterator[tuple[bytes, Tensor]]:
+    """For each sequence of ``view``, in the order of its rows: its key, and the positions [n] of its rows in it.
+
+    A sequence is where ``position_ids`` count up from 0; so padding and packing need no more than that.
+    """
+    if view.rows.numel() == 0:
+        return
+    ids = view.inputs["input_ids"].flatten().to("cpu", torch.int32)
+    positions = view.inputs["position_ids"].flatten().cpu()
+    rows = view.rows.cpu()
+    borders = torch.cat([(positions == 0).nonzero().squeeze(1), torch.tensor([positions.numel()])])
+    place = positions[rows]
+    starts, counts = torch.unique_consecutive(rows - place, return_counts=True)
+    ends = borders[torch.searchsorted(borders, starts, right=True)]
+    for start, end, chosen in zip(starts.tolist(), ends.tolist(), place.split(counts.tolist()), strict=True):
+        yield key_of(ids[start:end].numpy().tobytes()), chosen
+
+
+def _lengths(example: Example) -> list[int]:
+    """Tokens of each segment of the teacher's side; packed rows are read alike by both."""
+    if "segments" in example:
+        return [sum(1 for _ in group) for _, group in itertools.groupby(example["segments"])]
+    return [len(example.get("teacher_input_ids", example["input_ids"]))]

@@ -1,0 +1,99 @@
+"""The k likeliest classes of a row in few bytes: 16-bit ids (with a few more bits where they need them), log-probabilities
+in 16 bits, the mass of all other classes in full.
+
+With 49 152 classes and k = 64 a row takes 268 bytes, with up to 2¹⁸ classes 284.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from abkd.ops import TopK
+
+_STEPS = 65534  # from a row's first log-probability to its last; one more code stands for probability 0
+_IMPOSSIBLE = 65535
+_HALF = math.log(0.5)
+
+
+def encode(logits: Tensor, targets: Tensor, k: int, temperature: float) -> dict[str, Tensor]:
+    """What is stored of some rows.
+
+    A row's log-probabilities are stored as their distances to its largest, in ``_STEPS`` even steps up to the farthest:
+    half a step is 1.5e-4 nats where the last of them is e⁻²⁰ of the first, and no value is out of range.
+
+    Args:
+        logits: ``[n, V]``.
+        targets: ``[n]``, the tokens that follow.
+        k: how many classes, at most V.
+        temperature: of the probabilities; that of the target is at temperature 1, as cross-entropies are.
+    """
+    wide = logits.float()
+    log_p = torch.log_softmax(wide / temperature, -1)
+    top, ids = log_p.topk(k, -1)
+    distance = top[:, :1] - top
+    step = distance.masked_fill(distance.isinf(), 0.0).amax(-1) / _STEPS
+    codes = (distance / step.clamp(min=1e-30)[:, None]).round().clamp(max=_STEPS)
+    codes = codes.masked_fill(distance.isinf(), _IMPOSSIBLE)
+    plain = wide.gather(-1, targets[:, None]).squeeze(-1) - wide.logsumexp(-1)
+    return {
+        **_pack(ids, logits.shape[-1]),
+        "log_p": codes.to(torch.int32).to(torch.uint16),
+        "step": step,
+        "log_tail": _log_tail(log_p, top, ids),
+        "log_target": plain,
+    }
+
+
+def decode(stored: Mapping[str, Tensor], classes: int) -> TopK:
+    """The rows; their k probabilities and the tail sum to 1."""
+    codes = _unsigned(stored["log_p"])
+    log_p = codes * -stored["step"][:, None]
+    log_p = log_p.masked_fill(codes == _IMPOSSIBLE, -torch.inf)
+    log_top = (-torch.expm1(stored["log_tail"])).log()  # not 1 - exp: exact also where nearly all mass is in the tail
+    log_p = log_p + (log_top - log_p.logsumexp(-1))[:, None]
+    return TopK(_unpack(stored, classes), log_p, stored["log_tail"], classes, stored["log_target"])
+
+
+def _log_tail(log_p: Tensor, top: Tensor, ids: Tensor) -> Tensor:
+    """Of all other classes: their sum where it is small, what the top leaves where that is small."""
+    log_top = top.logsumexp(-1)
+    rest = log_p.scatter(-1, ids, -torch.inf).logsumexp(-1)
+    return torch.where(log_top < _HALF, torch.log1p(-log_top.exp()), rest)
+
+
+def _pack(ids: Tensor, classes: int) -> dict[str, Tensor]:
+    """The low 16 bits of each id, and the bits above them, several ids to a byte."""
+    packed = {"ids": (ids & 0xFFFF).to(torch.int32).to(torch.uint16)}
+    bits = _high_bits(classes)
+    if bits:
+        per_byte = 8 // bits
+        high = torch.nn.functional.pad(ids >> 16, (0, -ids.shape[-1] % per_byte)).unflatten(-1, (-1, per_byte))
+        packed["high"] = (high << _shifts(bits, high)).sum(-1).to(torch.uint8)
+    return packed
+
+
+def _unpack(stored: Mapping[str, Tensor], classes: int) -> Tensor:
+    """int64 ``[n, k]``."""
+    low = _unsigned(stored["ids"]).long()
+    bits, k = _high_bits(classes), low.shape[-1]
+    if not bits:
+        return low
+    high = stored["high"].long()[..., None] >> _shifts(bits, low) & ((1 << bits) - 1)
+    return low | high.flatten(-2)[:, :k] << 16
+
+
+def _high_bits(classes: int) -> int:
+    return next(bits for bits in (0, 2, 4, 8) if classes <= 1 << (16 + bits))
+
+
+def _shifts(bits: int, like: Tensor) -> Tensor:
+    return torch.arange(0, 8, bits, device=like.device)
+
+
+def _unsigned(values: Tensor) -> Tensor:
+    """16 stored bits as a number from 0 to 65535, int32; what is memory-mapped comes as int16."""
+    return values.view(torch.int16).to(torch.int32) & 0xFFFF

@@ -1,0 +1,80 @@
+"""One job at a time writes into a folder; a job may be several processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from abkd.errors import OutputDirError
+
+_FILE = ".lock"
+_PATIENCE, _PAUSE = 600.0, 0.05  # seconds: another process of the job may be looking through many shards
+
+
+def this_job(processes: int) -> str:
+    """A name that the processes of one job share and no other job has."""
+    if processes == 1:
+        return f"process {os.getpid()} on {socket.gethostname()}"
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
+    return f"{processes} processes at " + ":".join(os.environ.get(name, "") for name in names)
+
+
+@contextmanager
+def writing(folder: Path, job: str, *, first: Callable[[], None], last: Callable[[], None]) -> Iterator[None]:
+    """While ``job`` writes into ``folder``. A lock ends with its process, however that ends.
+
+    Args:
+        job: see :func:`this_job`.
+        first: called before, if no other process is at work there.
+        last: called after, if this process is the last to go and nothing went wrong.
+
+    Raises:
+        OutputDirError: another job is at work there.
+    """
+    with (folder / _FILE).open("a+") as file:
+        if _alone(file):
+            first()
+            _write(file, job)
+        _join(file, job, folder)
+        yield
+        fcntl.flock(file, fcntl.LOCK_UN)
+        if _alone(file):
+            last()
+
+
+def _alone(file: IO[str]) -> bool:
+    return _taken(file, fcntl.LOCK_EX)
+
+
+def _join(file: IO[str], job: str, folder: Path) -> None:
+    """Hold the lock together with the other processes of the job (whoever holds it alone looks through the folder)."""
+    deadline = time.monotonic() + _PATIENCE
+    while not _taken(file, fcntl.LOCK_SH):
+        if time.monotonic() > deadline:
+            raise OutputDirError(f"{folder} has been locked by another process for {_PATIENCE:.0f} s; see who that is")
+        time.sleep(_PAUSE)
+    file.seek(0)
+    owner = file.read()
+    if owner != job:
+        raise OutputDirError(f"the cache {folder} is being written by {owner}; wait for it, or give another path")
+
+
+def _taken(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write(file: IO[str], job: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(job)
+    file.flush()

@@ -1,0 +1,57 @@
+"""``manifest.json``: whose rows a folder holds, in which form, and how much of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from abkd.errors import ConfigError
+from abkd.storage import read_sealed, refusals, write_sealed
+from abkd.teachers.caches._identity import fingerprint
+
+FILE = "manifest.json"
+_FORMAT = 1
+_OF_IDENTITY = {"teacher": "teacher", "tokenizer": "tokenizer", "chat_template": "chat template"}
+_OWN = {"format": "format", "kind": "kind", "temperature": "kd_temperature", "k": "k", "dtype": "dtype"}
+
+Values = Mapping[str, Any]
+
+
+def facts(kind: str, identity: Values | None, **own: Any) -> dict[str, Any]:
+    """What must be the same for rows to be of use, as far as it is known without a model.
+
+    ``identity`` is what :func:`abkd.teachers.identity` says, or None where nobody knows.
+    """
+    return {"format": _FORMAT, "kind": kind, **{name: (identity or {}).get(name) for name in _OF_IDENTITY}, **own}
+
+
+def owner(values: Values) -> str:
+    """16 hexadecimal digits of the facts, which the manifest contains too."""
+    return fingerprint({name: values[name] for name in (*_OF_IDENTITY, *_OWN) if name in values})
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder; None where there is none, or it was changed or cut short."""
+    return read_sealed(folder / FILE)
+
+
+def write(folder: Path, values: Values) -> None:
+    """Put the manifest there. Raises StorageError where the disk refuses."""
+    with refusals(f"{folder / FILE}", "Make room and run abkd cache again"):
+        write_sealed(folder / FILE, values)
+
+
+def check(folder: Path, manifest: Values, wanted: Values) -> None:
+    """Raise ConfigError, with all differences, unless the cache is of these facts (as far as they are known)."""
+    known = {name: word for name, word in (_OF_IDENTITY | _OWN).items() if wanted.get(name) is not None}
+    different = [
+        f"another {word} ({manifest.get(name)} there, {wanted[name]} here)"
+        for name, word in known.items()
+        if manifest.get(name) != wanted[name]
+    ]
+    if different:
+        raise ConfigError(
+            f"the cache {folder}, made of {manifest['name']}, cannot be used here: {', '.join(different)}. Give "
+            "another path, or none, and build it with abkd cache"
+        )

@@ -1,0 +1,169 @@
+"""Shards of rows in a folder: written whole, checked before they are used, read through memory maps.
+
+A shard is ``rows-*.safetensors`` with the columns of its rows, the ``keys`` [S, 16] of its sequences and the ``runs``
+[R, 3] of their positions (sequence, first position, number), in the order of the rows. ``rows-*.json``, written after
+it, holds its hash; a shard without one does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from abkd.storage import DRAFTS, read_sealed, refusals, write_sealed, write_whole
+from abkd.teachers.caches._keys import KEY_BYTES, Reading, Run, union
+
+logger = logging.getLogger("abkd")
+
+_KEYS, _RUNS, _OWNER = "keys", "runs", "cache"
+_FOREIGN = "it belongs to another cache"
+
+
+class Place(NamedTuple):
+    """Where the rows of a sequence are: which shard, its first row there, its runs."""
+
+    shard: int
+    start: int
+    runs: tuple[Run, ...]
+
+    def rows(self, positions: Tensor) -> Tensor | None:
+        """The rows [n] of the shard that are those of ``positions`` [n], or None where one is not stored."""
+        first, count = torch.tensor(self.runs).T.contiguous()
+        run = torch.searchsorted(first, positions, right=True) - 1
+        offset = positions - first[run]
+        if bool((run < 0).any() | (offset >= count[run]).any()):
+            return None
+        return self.start + (count.cumsum(0) - count)[run] + offset
+
+    def covers(self, runs: tuple[Run, ...]) -> bool:
+        """Whether all of these rows are stored."""
+        return runs == self.runs or union(self.runs, runs) == self.runs
+
+
+@dataclass
+class Store:
+    """The whole shards of a folder. ``broken`` says which were not, and why."""
+
+    folder: Path
+    columns: list[dict[str, Tensor]] = field(default_factory=list)
+    places: dict[bytes, Place] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    bytes: int = 0
+    rows: int = 0
+
+    def covers(self, reading: Reading) -> bool:
+        """Whether all rows of a sequence are here."""
+        place = self.places.get(reading.key)
+        return place is not None and place.covers(reading.runs)
+
+
+def open_store(folder: Path, owner: str, *, check: bool = True) -> Store:
+    """The shards of the cache ``owner`` in ``folder``; with ``check`` each is compared with its hash.
+
+    What fails is not used.
+    """
+    store = Store(folder)
+    for index in sorted(folder.glob("rows-*.json")):
+        shard = index.with_suffix(".safetensors")
+        reason = (why_broken(index) if check else None) or _add(store, shard, owner)
+        if reason is None:
+            store.bytes += shard.stat().st_size + index.stat().st_size
+        else:
+            store.broken[shard.name] = reason
+    return store
+
+
+def why_broken(index: Path) -> str | None:
+    """What is wrong with a shard, or None if it is whole."""
+    known, shard = read_sealed(index), index.with_suffix(".safetensors")
+    if known is None:
+        return f"{index.name} cannot be read"
+    if not shard.is_file():
+        return "it is missing"
+    size = shard.stat().st_size
+    if size != known["bytes"]:
+        return f"it has {size} bytes instead of {known['bytes']}"
+    with shard.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == known["sha256"]
+    return None if same else "its bytes were changed"
+
+
+def _add(store: Store, shard: Path, owner: str) -> str | None:
+    with safe_open(shard, "pt") as file:
+        if (file.metadata() or {}).get(_OWNER) != owner:
+            return _FOREIGN
+        columns = {name: _indexable(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # no mapping
+    keys, runs = columns.pop(_KEYS).numpy().tobytes(), columns.pop(_RUNS).tolist()
+    start = 0
+    for number, found in _grouped(runs):
+        key = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES]
+        place = Place(len(store.columns), start, found)
+        known = store.places.get(key)
+        if known is None or not known.covers(found):
+            store.places[key] = place
+        start += sum(count for _, count in found)
+    store.columns.append(columns)
+    store.rows += start
+    return None
+
+
+def _grouped(runs: Iterable[Sequence[int]]) -> Iterator[tuple[int, tuple[Run, ...]]]:
+    """The runs of each sequence."""
+    number, found = 0, []
+    for sequence, first, count in runs:
+        if sequence != number:
+            yield number, tuple(found)
+            number, found = sequence, []
+        found.append((first, count))
+    if found:
+        yield number, tuple(found)
+
+
+def _indexable(column: Tensor) -> Tensor:
+    """torch picks no rows out of unsigned 16-bit numbers; the bits are the same."""
+    return column.view(torch.int16) if column.dtype == torch.uint16 else column
+
+
+def write_shard(folder: Path, owner: str, readings: Sequence[Reading], columns: Mapping[str, Tensor]) -> None:
+    """Put the rows of some sequences on disk: all of them, or none.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    keys = torch.frombuffer(bytearray(b"".join(reading.key for reading in readings)), dtype=torch.uint8)
+    runs = [(number, *run) for number, reading in enumerate(readings) for run in reading.runs]
+    own = {_KEYS: keys.view(-1, KEY_BYTES), _RUNS: torch.tensor(runs, dtype=torch.int32)}
+    data = save({**columns, **own}, {_OWNER: owner})
+    shard = folder / f"rows-{uuid.uuid4().hex[:16]}.safetensors"
+    index = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "sequences": len(readings)}
+    with refusals(f"a part of the cache {folder}", "What was complete before stays; make room and run abkd cache again"):
+        write_whole(shard, data)
+        write_sealed(shard.with_suffix(".json"), index)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what a process left that died while writing."""
+    for draft in folder.glob(DRAFTS):
+        draft.unlink(missing_ok=True)
+    for shard in folder.glob("rows-*.safetensors"):
+        if not shard.with_suffix(".json").exists():
+            shard.unlink(missing_ok=True)
+
+
+def discard_broken(store: Store) -> None:
+    """Name and remove the shards that are not whole; what they held is missing then."""
+    for name, reason in store.broken.items():
+        if reason != _FOREIGN:  # that is somebody's work
+            logger.warning("abkd: %s in %s is made again: %s", name, store.folder, reason)
+            (store.folder / name).unlink(missing_ok=True)
+            (store.folder / name).with_suffix(".json").unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""One term of an objective: which sequences, which divergence, how much of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from abkd.divergences import Divergence, JensenShannon, SkewForwardKL, SkewReverseKL
+from abkd.errors import ConfigError
+from abkd.schedules import Schedule, at, is_number
+from abkd.weights import RowWeights
+
+__all__ = ["Term"]
+
+Origin = Literal["dataset", "teacher", "student"]
+ORIGINS: tuple[str, ...] = get_args(Origin)
+
+
+@dataclass(frozen=True)
+class Term:
+    """``weight · mean over the rows written by `on` of ( kd_weight·D(p‖q) + ce_weight·CE )``.
+
+    Args:
+        divergence: a divergence, or a schedule of divergences.
+        on: "dataset", "teacher" or "student": whose sequences; None takes all.
+        weight: λ of the whole term; a number or a schedule. Each term is a mean over its own rows.
+        ce_weight, kd_weight: inside it, as in :class:`abkd.Objective`.
+        row_weight: which rows count.
+        posterior: for the divergences through a mixture: the teacher's share of it follows from the tokens before, as
+            in the mixture of whole sequences, instead of being the same at every token (f-DISTILL, arXiv 2307.15190).
+
+    Raises:
+        ConfigError: a part that cannot be meant.
+    """
+
+    divergence: Divergence | Schedule
+    on: Origin | None = None
+    weight: float | Schedule = 1.0
+    ce_weight: float | Schedule = 0.0
+    kd_weight: float | Schedule = 1.0
+    row_weight: RowWeights | None = None
+    posterior: bool = False
+
+    def __post_init__(self) -> None:
+        for progress in (0.0, 1.0):
+            if not isinstance(at(self.divergence, progress), Divergence):
+                raise ConfigError(f"divergence must be one, such as AlphaBeta(0.2, 0.7), but it is {self.divergence!r}")
+        if self.on is not None and self.on not in ORIGINS:
+            raise ConfigError(f"on must be one of {', '.join(ORIGINS)}, or None for all, but it is {self.on!r}")
+        for name in ("weight", "ce_weight", "kd_weight"):
+            check_weight(name, getattr(self, name))
+        if self.row_weight is not None and not isinstance(self.row_weight, RowWeights):
+            raise ConfigError(
+                f"row_weight must be one of abkd.weights, such as TeacherConfidence(), but it is {self.row_weight!r}"
+            )
+        if self.posterior and not isinstance(self.divergence, JensenShannon | SkewForwardKL | SkewReverseKL):
+            raise ConfigError(
+                "posterior is about the mixture inside JensenShannon, SkewForwardKL or SkewReverseKL, "
+                f"but the divergence is {self.divergence!r}"
+            )
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is a finite number of at least 0 all along a run."""
+    if not all(is_number(at(value, progress)) and at(value, progress) >= 0 for progress in (0.0, 0.5, 1.0)):
+        raise ConfigError(f"{name} must be a finite number of at least 0, but it is {value!r}")

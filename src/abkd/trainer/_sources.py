@@ -1,0 +1,223 @@
+"""The source and the teacher of a run at work: what they need from the trainer, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from abkd.data import Example
+from abkd.errors import ConfigError, OutputDirError
+from abkd.generation import Completion, Sampling, write_completions
+from abkd.sources import (
+    Author,
+    Dataset,
+    Server,
+    Step,
+    Stream,
+    TeacherSamples,
+    TeacherText,
+    Writers,
+    ensure_teacher_text,
+    open_source,
+    walk,
+    write_with,
+)
+from abkd.teachers import identity
+
+if TYPE_CHECKING:
+    from abkd.config import DistillConfig
+    from abkd.trainer._setup import Models
+    from abkd.trainer._trainer import DistillTrainer
+
+_TEACHER_FILE = "abkd_teacher.safetensors"
+
+
+class Supply:
+    """The stream of a run's source: draws for a step, keeps its state in checkpoints, is told of evaluations."""
+
+    def __init__(self, trainer: DistillTrainer, teacher_text: Any) -> None:
+        self.trainer = trainer
+        self._seconds, self._tokens = 0.0, 0
+        writers = Writers(
+            student=self.write_as_student,
+            teacher_text=teacher_text,
+            num_generations=trainer.distill_args.num_generations,
+            in_any_process=lambda flag: bool(trainer.most(int(flag))),
+        )
+        self.stream: Stream = open_source(trainer.distill_args.source, writers)
+
+    def draw(self, rows: Sequence[Example]) -> list[list[Example]]:
+        """The sequences of the step that begins."""
+        trainer = self.trainer
+        at = Step(trainer.state.global_step, trainer.progress, trainer.args.seed, trainer.args.process_index)
+        return self.stream.draw(rows, at)
+
+    def write_as_student(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
+        """What the student of this moment writes."""
+        start = time.perf_counter()
+        written = write(self.trainer, self.trainer.model, prompts, sampling, seed=seed)
+        self._seconds += time.perf_counter() - start
+        self._tokens += sum(len(completion.ids) for completion in written)
+        return written
+
+    def logs(self) -> dict[str, float]:
+        """What was drawn since the last log, and how fast it was written."""
+        found = self.stream.logs()
+        if self._tokens:
+            found["generated_tokens_per_second"] = self._tokens / self._seconds
+        self._seconds, self._tokens = 0.0, 0
+        return found
+
+
+def open_supply(trainer: DistillTrainer) -> Supply | None:
+    """The source of a run at work, with what its teacher has to write beforehand; None where the data is all of it."""
+    args = trainer.distill_args
+    if args.source == Dataset() or trainer.train_dataset is None:
+        return None
+    return Supply(trainer, teacher_text(trainer))
+
+
+def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
+    """What the teacher wrote, or writes now, for the source of a run; None where nothing in it asks for that.
+
+    Raises:
+        ConfigError: there is nobody to write.
+    """
+    args, models = trainer.distill_args, trainer.models
+    if not any(isinstance(part, TeacherSamples) for part in walk(args.source)):  # type: ignore[arg-type]  # parsed
+        return None
+    train: Any = trainer.train_dataset
+    return ensure_teacher_text(
+        args.source,  # type: ignore[arg-type]
+        train,
+        teacher_author(args, models),
+        process=trainer.args.process_index,
+        processes=trainer.args.world_size,
+    )
+
+
+def teacher_author(args: DistillConfig, models: Models) -> Author:
+    """The teacher of a run as one who writes: a server where one is named, else its model where it has one.
+
+    Raises:
+        ConfigError: it has several, or none.
+    """
+    url, writers = args.teacher_model_server_url, () if models.teacher is None else models.teacher.models
+    named = models.teacher_names
+    if not url and not named and len(writers) != 1:
+        raise ConfigError(
+            f"TeacherSamples needs one teacher that writes, which {args.teacher!r} is not: name it in "
+            "teacher_model_name_or_path, or its server in teacher_model_server_url"
+        )
+    who: Any = named[0] if named else url or writers[0]
+    write: Any = None
+    if url:
+        write = Server(url, named[0] if named else "", models.tokenizer)
+    elif len(writers) == 1:
+        write = write_with(
+            lambda: writers[0],
+            models.tokenizer,
+            batch_size=args.per_device_eval_batch_size,
+            classes=models.classes,
+        )
+    return Author(
+        identity=identity(who, models.teacher_revision, models.tokenizer),
+        tokenizer=models.tokenizer,
+        max_length=args.max_length,
+        max_completion_length=args.max_completion_length,
+        write=write,
+        generation_kwargs=args.generation_kwargs,  # type: ignore[arg-type]  # a text was parsed
+        server=bool(url),
+    )
+
+
+def write(
+    trainer: DistillTrainer, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
+) -> list[Completion]:
+    """What a model writes under the settings of a run: at most what max_length leaves room for."""
+    args = trainer.distill_args
+    synced = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    asked = list(prompts)
+    if synced:  # every process has to take part in every forward: as many prompts for each
+        most = trainer.most(len(asked))
+        asked += [asked[0] if asked else [0]] * (most - len(asked))
+    if not asked:
+        return []
+    with trainer.accelerator.autocast():
+        written = write_completions(
+            model,
+            trainer.models.tokenizer,
+            asked,
+            sampling,
+            max_new_tokens=[min(args.max_completion_length, args.max_length - len(prompt)) for prompt in asked],
+            classes=trainer.models.classes,
+            seed=seed,
+            batch_size=args.per_device_eval_batch_size,
+            generation_kwargs=args.generation_kwargs,  # type: ignore[arg-type]  # a text was parsed
+            synced=synced,
+        )
+    return written[: len(prompts)]
+
+
+def save_state(trainer: DistillTrainer, checkpoint: Path) -> None:
+    """Write what source and teacher must know to go on; each process its own buffer.
+
+    (The teacher's is the same in all of them.)
+    """
+    if trainer.supply is not None:
+        file = checkpoint / _source_file(trainer)
+        file.write_text(json.dumps(trainer.supply.stream.state()), encoding="utf-8")
+    teacher = trainer.models.teacher
+    state = {} if teacher is None else teacher.state()
+    if state and trainer.args.should_save:
+        save_file(state, checkpoint / _TEACHER_FILE)
+
+
+def load_state(trainer: DistillTrainer, checkpoint: Path) -> None:
+    """Go on from a checkpoint.
+
+    Raises:
+        OutputDirError: it holds nothing of this source, or was made by another number of processes.
+    """
+    if trainer.supply is not None:
+        file = checkpoint / _source_file(trainer)
+        if not file.is_file():
+            raise OutputDirError(
+                f"cannot resume from {checkpoint}: {file.name} is missing, so it was made with another source or by "
+                "another number of processes; resume with those, or start anew in another output_dir"
+            )
+        trainer.supply.stream.load(json.loads(file.read_text(encoding="utf-8")))
+    teacher, file = trainer.models.teacher, checkpoint / _TEACHER_FILE
+    if teacher is not None and teacher.state():
+        if not file.is_file():
+            raise OutputDirError(
+                f"cannot resume from {checkpoint}: {file.name} is missing, so it was made with another teacher; resume "
+                "with that one, or start anew in another output_dir"
+            )
+        teacher.load(load_file(file))
+
+
+def _source_file(trainer: DistillTrainer) -> str:
+    return f"abkd_source-{trainer.args.process_index}-of-{trainer.args.world_size}.json"
+
+
+class Followers(TrainerCallback):
+    """Tells the teacher of each step, and the source of each evaluation."""
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.models.teacher is not None:
+            self.trainer.models.teacher.after_step(state.global_step)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+        metrics: Mapping[str, float] = event.get("metrics") or {}
+        if self.trainer.supply is not None:
+            self.trainer.supply.stream.observe(metrics)

@@ -1,0 +1,56 @@
+"""The micro-batches of one optimizer step, whose sequences may have to be written first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from abkd.data import Batch, Collator, Example, stand_in
+from abkd.trainer._task import Totals
+
+Draw = Callable[[Sequence[Example]], list[list[Example]]]
+
+
+@dataclass
+class Pending:
+    """Rows of the data, and once the step has begun the batch of the sequences that were written to them."""
+
+    rows: list[Example]
+    batch: Batch | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A collator that leaves the rows as they are: ``{"batch": Pending}``."""
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Pending]:
+        return {"batch": Pending(list(examples))}
+
+
+class Window:
+    """One step's micro-batches in this process, and their totals over all processes.
+
+    Collected ahead, made ready inside the first ``training_step``: the random numbers of a resumed run and the weights
+    that write are then those of the step.
+    """
+
+    def __init__(self, batches: Sequence[Batch | Pending]) -> None:
+        self.batches = batches
+        self.totals: Totals | None = None
+
+    def write(self, draw: Draw, collator: Collator) -> None:
+        """Replace the pending rows by sequences, all micro-batches at once; a batch without any gets a stand-in.
+
+        Drawn is also for no row at all: processes that write together must all take part.
+        """
+        waiting = [batch for batch in self.batches if isinstance(batch, Pending)]
+        rows = [row for batch in waiting for row in batch.rows if not row.get("empty")]
+        drawn = iter(draw(rows))
+        for batch in waiting:
+            sequences = [sequence for row in batch.rows if not row.get("empty") for sequence in next(drawn)]
+            batch.batch = collator(sequences or [stand_in(batch.rows[0])])["batch"]
+
+    @property
+    def ready(self) -> list[Batch]:
+        """The batches themselves."""
+        return [batch.batch if isinstance(batch, Pending) else batch for batch in self.batches]  # type: ignore[misc]
