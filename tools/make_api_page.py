@@ -23,7 +23,9 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 INTRODUCTION = """\
 # The public page
 
-Everything below is imported as `abkd.name`. This page is generated from the docstrings (`make api`); edit those.
+Everything below is imported as `abkd.name`; sources and teachers as `abkd.sources.name` and `abkd.teachers.name`. This
+page is generated from the docstrings (`make api`); edit those.
+
 p is the teacher and q the student, the teacher always first. N rows, V classes, H width, B sequences, T positions.
 """
 ROOMS = (
@@ -31,13 +33,17 @@ ROOMS = (
     "schedules",
     "ops",
     "notation",
+    "term",
     "objective",
+    "sources",
+    "teachers",
     "models",
     "data",
     "config",
     "trainer",
     "evaluation",
 )
+HOUSES = ("sources", "teachers")  # rooms whose names stay their own: a Dataset is many things
 LISTS = {"Args", "Attributes", "Raises"}
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example|Examples|Note):$")
 
@@ -68,6 +74,8 @@ def page() -> str:
     rooms: dict[str, list[str]] = defaultdict(list)
     for name in sorted(name for name in abkd.__all__ if not name.startswith("__")):
         rooms[getattr(abkd, name).__module__.split(".")[1]].append(name)
+    for house in HOUSES:
+        rooms[house] = sorted(importlib.import_module(f"abkd.{house}").__all__)
     order = sorted(rooms, key=lambda room: (ROOMS.index(room) if room in ROOMS else len(ROOMS), room))
     return "\n".join([INTRODUCTION, *(line for room in order for line in section(room, rooms[room]))])
 
@@ -76,8 +84,9 @@ def section(room: str, names: list[str]) -> Iterator[str]:
     """The lines of one room."""
     summary = inspect.cleandoc(importlib.import_module(f"abkd.{room}").__doc__ or "").split("\n\n")[0]
     yield f"## abkd.{room}\n\n{markdown(summary)}\n"
+    home = importlib.import_module(f"abkd.{room}") if room in HOUSES else abkd
     for name in names:
-        yield from entry(name, getattr(abkd, name))
+        yield from entry(name, getattr(home, name))
 
 
 def entry(name: str, thing: type | FunctionType) -> Iterator[str]:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from abkd.recipe import Recipe
     from abkd.schedules import anneal, stages
+    from abkd.term import Term
     from abkd.trainer import DistillTrainer
     from abkd.weights import TeacherConfidence
 
@@ -69,6 +70,7 @@ _HOMES = {
     ),
     "abkd.recipe": ("Recipe",),
     "abkd.schedules": ("anneal", "stages"),
+    "abkd.term": ("Term",),
     "abkd.trainer": ("DistillTrainer",),
     "abkd.weights": ("TeacherConfidence",),
 }
@@ -94,6 +96,7 @@ __all__ = [
     "SkewForwardKL",
     "SkewReverseKL",
     "TeacherConfidence",
+    "Term",
     "TopK",
     "TotalVariation",
     "WeightedSum",

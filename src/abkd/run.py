@@ -68,6 +68,9 @@ def build_trainer(
     Raises:
         ConfigError, DataError, VocabularyError: what does not fit.
     """
+    if held_out is not None and _only_prompts(held_out):
+        logger.info("abkd: the held-out rows have no completions, so nothing is evaluated on them")
+        held_out = None
     if held_out is not None and "eval_strategy" not in recipe.config:
         config.eval_strategy = type(config.eval_strategy)("epoch")
     config.eval_on_start = held_out is not None and not resume
@@ -94,6 +97,10 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=_adapters(recipe),
     )
+
+
+def _only_prompts(rows: Rows) -> bool:
+    return not any({"completion", "messages", "text"} & row.keys() for row in rows[:1])
 
 
 def finish(trainer: DistillTrainer) -> None:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +23,11 @@ _SEAL = "seal"
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``, replacing what is there: on disk before the name is, so that nobody sees a part of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    """Put ``data`` at ``path``, replacing what is there.
+
+    It is on disk before its name is, so that nobody ever sees a part of it.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
     try:
         with draft.open("wb") as file:
             file.write(data)

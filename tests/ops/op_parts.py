@@ -10,7 +10,7 @@ from torch import Tensor
 
 import abkd
 from abkd import divergences
-from abkd.ops import Dense, Head, Plan, Projected, RowLosses, linear_divergence
+from abkd.ops import Dense, Head, Plan, Projected, RowLosses, Rows, TeacherRows, TopK, linear_divergence
 
 NUMBERS = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement", "weight")
 EVERY = [
@@ -20,19 +20,63 @@ EVERY = [
     for each in kind.examples()
 ]
 
+WEIGHT = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 0.25])
+
+
+def confidence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return log_p.exp().amax(-1)
+
+
+def surprise(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p - log_q).abs().amax(-1)
+
+
+SHAPES = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scale": {"scale": 0.7},
+    "everything": {"bias": True, "scale": 1.3, "softcap": 2.0},
+    "dense student": {"dense_student": True},
+    "dense teacher": {"dense_teacher": True, "bias": True},
+    "dense both": {"dense_student": True, "dense_teacher": True},
+}
+OPTIONS = {
+    "tempered": {"temperature": 2.5},
+    "cold": {"temperature": 0.5, "scale_by_temperature_squared": True},
+    "T²": {"temperature": 2.0, "scale_by_temperature_squared": True, "kd_weight": 0.5},
+    "weights": {"row_weight": WEIGHT},
+    "function": {"row_weight": confidence},
+    "both": {"row_weight": (WEIGHT, surprise), "temperature": 1.5},
+    "total": {"row_weight": WEIGHT, "total_weight": 40.0},
+    "total tensor": {"row_weight": surprise, "total_weight": torch.tensor(7)},
+}
+
+
+@dataclass(frozen=True)
+class Counting(abkd.Divergence):
+    """Squared distance of the log-probabilities of the label; remembers how many rows it saw."""
+
+    seen: list[int] = field(default_factory=list, compare=False)
+
+    def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
+        self.seen.append(len(log_p))
+        if targets is None:
+            return (log_p - log_q).square().sum(-1)
+        return (log_p - log_q).gather(-1, targets[:, None]).square().squeeze(-1)
+
 
 @dataclass
 class Problem:
     """Student tensors that want gradients, a teacher, targets."""
 
     leaves: dict[str, Tensor]
-    teacher: Projected | Dense
+    teacher: TeacherRows | None
     targets: Tensor
     options: dict[str, Any] = field(default_factory=dict)
     softcap: float | None = None
 
     @property
-    def student(self) -> Projected | Dense:
+    def student(self) -> Rows:
         if "values" in self.leaves:
             return Dense(self.leaves["values"])
         get = self.leaves.get
@@ -47,8 +91,8 @@ class Problem:
             for name, leaf in self.leaves.items()
         }
         side = self.teacher
-        if teacher and dtype is not None:
-            side = side.to(dtype)
+        if teacher and dtype is not None and side is not None:
+            side = replace(side, log_p=side.log_p.to(dtype), log_tail=side.log_tail.to(dtype)) if isinstance(side, TopK) else side.to(dtype)
         return replace(self, leaves=leaves, teacher=side)
 
     def solve(self, divergence: abkd.Divergence, **options: Any) -> RowLosses:
@@ -87,6 +131,16 @@ def problem(
     for leaf in leaves.values():
         leaf.requires_grad_()
     return Problem(leaves, teacher, targets, options, softcap)
+
+
+def bucketed(teacher: Rows, k: int, temperature: float = 1.0, dtype: torch.dtype | None = None) -> TopK:
+    """What a cache of the k likeliest classes knows of a teacher, at a temperature."""
+    logits = teacher.logits(slice(None)).detach()
+    log_p = torch.log_softmax(logits.double() / temperature, -1)
+    top = log_p.topk(k, -1)
+    tail = log_p.scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+    dtype = dtype or logits.dtype
+    return TopK(top.indices, top.values.to(dtype), tail.to(dtype), logits.shape[-1])
 
 
 def gradients(one: Problem, divergence: abkd.Divergence, **options: Any) -> tuple[RowLosses, dict[str, Tensor | None]]:

@@ -4,43 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_parts import EVERY, assert_same, gradients, problem
+from op_parts import EVERY, OPTIONS, SHAPES, WEIGHT, assert_same, gradients, problem
 from torch import Tensor
 
 import abkd
 from abkd.ops import Dense, Head, Plan, Projected, linear_divergence
 
 AB, KL = abkd.AlphaBeta(0.2, 0.7), abkd.ForwardKL()
-WEIGHT = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 0.25])
-
-
-def confidence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return log_p.exp().amax(-1)
-
-
-def surprise(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p - log_q).abs().amax(-1)
-
-
-SHAPES = {
-    "plain": {},
-    "bias": {"bias": True},
-    "scale": {"scale": 0.7},
-    "everything": {"bias": True, "scale": 1.3, "softcap": 2.0},
-    "dense student": {"dense_student": True},
-    "dense teacher": {"dense_teacher": True, "bias": True},
-    "dense both": {"dense_student": True, "dense_teacher": True},
-}
-OPTIONS = {
-    "tempered": {"temperature": 2.5},
-    "cold": {"temperature": 0.5, "scale_by_temperature_squared": True},
-    "T²": {"temperature": 2.0, "scale_by_temperature_squared": True, "kd_weight": 0.5},
-    "weights": {"row_weight": WEIGHT},
-    "function": {"row_weight": confidence},
-    "both": {"row_weight": (WEIGHT, surprise), "temperature": 1.5},
-    "total": {"row_weight": WEIGHT, "total_weight": 40.0},
-    "total tensor": {"row_weight": surprise, "total_weight": torch.tensor(7)},
-}
 
 
 def case(divergence: abkd.Divergence) -> str:

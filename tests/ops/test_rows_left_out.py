@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 import torch
-from op_parts import EVERY, NUMBERS, gradients, problem
-from torch import Tensor
+from op_parts import EVERY, NUMBERS, Counting, gradients, problem
 
 import abkd
 from abkd.ops import Plan
 
 AB = abkd.AlphaBeta(0.2, 0.7)
 WEIGHT = torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0, 0.0, 0.0])
-
-
-@dataclass(frozen=True)
-class Counting(abkd.Divergence):
-    """Squared distance of the log-probabilities of the label; remembers how many rows it saw."""
-
-    seen: list[int] = field(default_factory=list, compare=False)
-
-    def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
-        self.seen.append(len(log_p))
-        if targets is None:
-            return (log_p - log_q).square().sum(-1)
-        return (log_p - log_q).gather(-1, targets[:, None]).square().squeeze(-1)
 
 
 def test_a_row_without_weight_is_never_computed() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from cache_parts import build, data, files, known, live, setting, view
 
 from abkd.errors import ConfigError, DataError, NonFiniteError, OutputDirError, StorageError, VocabularyError
 from abkd.teachers import HiddenCache, TopKCache, identity
 from abkd.teachers.caches import _build, _lock
 from abkd.teachers.caches._manifest import owner
 from abkd.teachers.caches._store import open_store
-from cache_parts import build, data, files, known, live, setting, view
 from training_parts import gpt2, teacher, tokenizer
 
 
@@ -79,11 +79,16 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path) -> None:
     assert steps > 15
     for step in range(1, steps + 1):
         spec = HiddenCache(path=str(tmp_path / str(step)))
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        with pytest.MonkeyPatch.context() as patch:
             dying(patch, step)
-            build(spec, batch_size=6)
+            with pytest.raises(Killed):
+                build(spec, batch_size=6)
         there = open_store(folder(spec), owner(spec.facts(known(), 1.0)))
-        finished = {name: stamp for name, stamp in files(folder(spec)).items() if (folder(spec) / name).with_suffix(".json").exists()}
+        finished = {
+            name: stamp
+            for name, stamp in files(folder(spec)).items()
+            if (folder(spec) / name).with_suffix(".json").exists()
+        }
         assert there.broken == {}
         assert build(spec, batch_size=6).made == data().trained_tokens - there.rows
         assert finished.items() <= files(folder(spec)).items()
@@ -136,9 +141,11 @@ def test_processes_of_one_job_share_the_folder(tmp_path: Path, monkeypatch: pyte
     ours = {"first": lambda: calls.append("first"), "last": lambda: calls.append("last")}
     with _lock.writing(tmp_path, _lock.this_job(2), **ours), _lock.writing(tmp_path, _lock.this_job(2), **ours):
         monkeypatch.setenv("MASTER_PORT", "29501")
-        with pytest.raises(OutputDirError, match="2 processes at localhost:29500"):
-            with _lock.writing(tmp_path, _lock.this_job(2), **ours):
-                pass
+        with (
+            pytest.raises(OutputDirError, match="2 processes at localhost:29500"),
+            _lock.writing(tmp_path, _lock.this_job(2), **ours),
+        ):
+            pass
     assert calls == ["first", "last"]
 
 
@@ -190,7 +197,7 @@ def test_a_broken_manifest_or_head_is_refused_and_made_again(spec: HiddenCache, 
     before = files(folder(spec))
     for harm in (cut, flip):
         harm(folder(spec) / part)
-        with pytest.raises((ConfigError, DataError), match="was changed.*run abkd cache"):
+        with pytest.raises((ConfigError, DataError), match=r"was changed.*run abkd cache"):
             spec.open(setting())
         assert build(spec).made == 0
         assert files(folder(spec)) == before
@@ -205,7 +212,7 @@ def test_a_full_disk_leaves_what_is_complete(spec: HiddenCache) -> None:
     before, limits = files(folder(spec)), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
-        with pytest.raises(StorageError, match="could not be written.*run abkd cache again"):
+        with pytest.raises(StorageError, match=r"could not be written.*run abkd cache again"):
             build(spec)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cache_parts import files, live, setting, view
 
 from abkd.cli import app
 from abkd.data import prepare_dataset
@@ -21,7 +22,6 @@ from abkd.run import distill
 from abkd.teachers import HiddenCache
 from abkd.teachers.caches import _lock
 from abkd.trainer import _setup
-from cache_parts import files, live, view
 from training_parts import gap, llama, rows, teacher, tokenizer
 
 MANY_SHARDS = "import time, abkd.teachers.caches._build as build; build.SHARD_BYTES = 1; "
@@ -72,8 +72,6 @@ def cache(**named: Any) -> int:
 def assert_complete(folder: Path, shelf: Path) -> None:
     """Every sequence of the data once, and its rows."""
     dataset = prepare_dataset(shelf / "data.jsonl", tokenizer(), max_length=64)
-    from cache_parts import setting
-
     reader = HiddenCache(path=str(folder)).open(setting(identity=None))
     reader.check_covers(dataset, "all")
     assert reader.store.rows == dataset.trained_tokens
@@ -81,9 +79,7 @@ def assert_complete(folder: Path, shelf: Path) -> None:
     assert (reader(read).hidden - live()(read).hidden).abs().max() < 1e-5
 
 
-def test_killed_it_is_refused_to_others_until_then_and_goes_on(
-    shelf: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_it_is_refused_to_others_until_then_and_goes_on(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shelf / "killed"
     named = values(shelf, teacher=f"HiddenCache(path={str(folder)!r})", per_device_eval_batch_size=2)
     process = subprocess.Popen([sys.executable, "-c", MANY_SHARDS + SLOWLY + MAIN, *words(**named)], env=environment())
@@ -91,9 +87,11 @@ def test_killed_it_is_refused_to_others_until_then_and_goes_on(
     while len(list(folder.glob("rows-*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     nothing: Any = {"first": lambda: None, "last": lambda: None}
-    with pytest.raises(OutputDirError, match=f"being written by process {process.pid}"):
-        with _lock.writing(folder, "another", **nothing):
-            pass
+    with (
+        pytest.raises(OutputDirError, match=f"being written by process {process.pid}"),
+        _lock.writing(folder, "another", **nothing),
+    ):
+        pass
     process.kill()
     assert process.wait() == -signal.SIGKILL
     finished = {file.stem for file in folder.glob("rows-*.json")}

@@ -16,7 +16,9 @@ def stored_and_read(logits: torch.Tensor, k: int, temperature: float = 1.0):
     return stored, decode(stored, logits.shape[-1])
 
 
-@pytest.mark.parametrize(("classes", "most"), [(300, 268), (49_152, 268), (65_537, 284), (1 << 18, 284), (262_145, 300)])
+@pytest.mark.parametrize(
+    ("classes", "most"), [(300, 268), (49_152, 268), (65_537, 284), (1 << 18, 284), (262_145, 300)]
+)
 def test_ids_of_16_18_and_20_bits_in_at_most_300_bytes(classes: int, most: int) -> None:
     logits = torch.randn(3, classes) * 3
     logits[:, -1], logits[:, 0] = 20.0, 19.0  # the ends of the range of ids

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from cache_parts import FAMILIES, build, data, known, live, setting, view
 
 from abkd import AlphaBeta
 from abkd.data import Example, pack
 from abkd.data.dataset import TokenizedDataset
+from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import DataError
 from abkd.models.language import CausalRows
 from abkd.ops import TopK, linear_divergence
 from abkd.teachers import HiddenCache, TopKCache
+from abkd.teachers.caches._build import build_cache
 from abkd.teachers.caches._keys import asked, distinct, readings
-from cache_parts import FAMILIES, build, data, live, setting, view
-from training_parts import llama, teacher
+from training_parts import llama, teacher, tokenizer
 
 
 def open_hidden(folder: Path, **options):
@@ -180,11 +182,6 @@ def test_scale_softcap_and_bias_of_the_head_are_kept(tmp_path: Path) -> None:
 
         def check(self) -> None:
             pass
-
-    from abkd.data.vocabulary import vocabulary_size
-    from abkd.teachers.caches._build import build_cache
-    from cache_parts import known
-    from training_parts import tokenizer
 
     rows, spec = Capped(teacher().eval()), HiddenCache(path=str(tmp_path))
     build_cache(spec, data(), lambda: rows, identity=known(), tokens=vocabulary_size(tokenizer()))

@@ -23,7 +23,7 @@ REQUIRED = "required"
 GROUPS: dict[str, tuple[Option, ...]] = {
     "Models and data": (
         Option("model_name_or_path", REQUIRED, "the student: a directory or a hub name"),
-        Option("teacher_model_name_or_path", REQUIRED, "the teacher, with the same tokenizer"),
+        Option("teacher_model_name_or_path", "", "the teacher, with the same tokenizer"),
         Option("train_file", "", "JSONL, CSV or parquet: prompt/completion, messages or text"),
         Option("dataset_name", "", "instead of a file: a dataset on the hub"),
         Option("eval_file", "", "held-out rows, if you have them"),

@@ -171,10 +171,13 @@ def prepare_dataset(
     examples, bad = _tokenize_rows(loaded, steps, name)
     if bad and on_bad_row == "error":
         raise DataError(_describe(bad, loaded, name) + ". Repair them, or set on_bad_row: drop to train without them")
-    dropped = Counter(error.reason for _, error in bad)
+    return _kept(examples, Counter(error.reason for _, error in bad), loaded, name)
+
+
+def _kept(examples: Sequence[tuple[Example, bool]], dropped: Counter[str], rows: Rows, name: str) -> TokenizedDataset:
     if not examples:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in dropped.most_common())
-        raise DataError(f"{loaded.name or name}: all {len(loaded)} rows were dropped ({reasons})")
+        raise DataError(f"{rows.name or name}: all {len(rows)} rows were dropped ({reasons})")
     truncated = sum(cut for _, cut in examples)
     return TokenizedDataset([example for example, _ in examples], name=name, dropped=dropped, truncated=truncated)
 

@@ -96,7 +96,9 @@ def _buckets(log_q: Tensor, teacher: TopK, targets: Tensor | None, top: Tensor) 
         place = torch.where(found.any(-1), found.int().argmax(-1), found.shape[-1])
     if log_p.shape[-1] == teacher.classes:
         return _Sides(log_p, known, place, agreement)
-    tail = log_q.scatter(-1, teacher.ids, -torch.inf).logsumexp(-1, keepdim=True)
+    others = log_q.scatter(-1, teacher.ids, -torch.inf)
+    impossible = others.detach().amax(-1, keepdim=True) == -torch.inf  # has no gradient, and would have NaN
+    tail = others.masked_fill(impossible, 0.0).logsumexp(-1, keepdim=True).masked_fill(impossible, -torch.inf)
     log_p = torch.cat([log_p, teacher.log_tail.to(log_p.dtype)[:, None]], -1)
     return _Sides(log_p, torch.cat([known, tail], -1), place, agreement)
 

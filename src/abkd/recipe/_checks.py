@@ -172,7 +172,7 @@ def _sequences(values: Mapping[str, Any]) -> list[str]:
 
 def names(value: str | list[str] | None) -> list[str]:
     """One name, several or none as a list."""
-    return [] if value is None else [value] if isinstance(value, str) else list(value)
+    return [] if not value else [value] if isinstance(value, str) else list(value)
 
 
 def _data(values: Mapping[str, Any]) -> list[str]:

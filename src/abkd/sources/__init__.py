@@ -8,7 +8,14 @@ A source is a frozen value; opened for a run it is a stream, whose state a check
 from abkd.sources._combine import Adaptive, Mix, Privileged, Union
 from abkd.sources._describe import fingerprint, tree
 from abkd.sources._leaves import Dataset, StudentSamples
-from abkd.sources._open import is_privileged, needs_completions, needs_generation, open_source, privileged_context
+from abkd.sources._open import (
+    is_privileged,
+    known_sequences,
+    needs_completions,
+    needs_generation,
+    open_source,
+    privileged_context,
+)
 from abkd.sources._replay import Replay
 from abkd.sources._server import Server as Server
 from abkd.sources._teacher_samples import TeacherSamples
@@ -35,6 +42,7 @@ __all__ = [
     "ensure_teacher_text",
     "fingerprint",
     "is_privileged",
+    "known_sequences",
     "needs_completions",
     "needs_generation",
     "open_source",

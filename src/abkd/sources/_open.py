@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from abkd.data import Example
+from abkd.errors import ConfigError
 from abkd.schedules import Schedule, at
 from abkd.sources._combine import Mix, Privileged, contexts
 from abkd.sources._leaves import Dataset, StudentSamples
 from abkd.sources._streams import Combined, without_text
-from abkd.sources._types import Source, Step, Stream, Writers
+from abkd.sources._types import Completion, Source, Step, Stream, Writers
 from abkd.sources._walk import stage_sources, walk
 from abkd.term import ORIGINS
 
@@ -75,6 +77,32 @@ def _drawable(source: Source | Schedule) -> Iterator[Source]:
         parts = found.parts[:1] if share == 1 else found.parts[1:] if share == 0 else found.parts
         for part in parts:
             yield from _drawable(part)
+
+
+def known_sequences(source: Source | Schedule, rows: Iterable[Example], teacher_text: Any = None) -> Iterator[Example]:
+    """Every sequence that is there before a run begins: the rows as ``Dataset()`` gives them, the teacher's text.
+
+    What a cache of the teacher must hold. (What a student writes is not there yet.)
+    """
+    at_start = Step(0, 0.0, 0, 0)
+    writers = Writers(student=_nobody, teacher_text=teacher_text)
+    streams = [leaf.open(writers, privileged=privileged) for leaf, privileged in dict.fromkeys(_leaves(source))]
+    for row in rows:
+        for stream in streams:
+            yield from stream.draw([row], at_start)[0]
+
+
+def _leaves(source: Source | Schedule, *, privileged: bool = False) -> Iterator[tuple[Source, bool]]:
+    """The sources that need no student, each with whether it stands inside a ``Privileged``."""
+    for found in stage_sources(source):
+        if not found.parts and not isinstance(found, StudentSamples):
+            yield found, privileged
+        for part in found.parts:
+            yield from _leaves(part, privileged=privileged or isinstance(found, Privileged))
+
+
+def _nobody(prompts: Sequence[Sequence[int]], sampling: Any, *, seed: int) -> list[Completion]:
+    raise ConfigError("no student writes before a run begins")
 
 
 def needs_generation(source: Source | Schedule) -> bool:

@@ -13,13 +13,14 @@ import contextlib
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from abkd.errors import DataError, OutputDirError
 from abkd.generation import Completion
@@ -67,6 +68,20 @@ class Answers:
             self._ids[key] = array("i", written.ids)
             if not written.finished:
                 self._clipped.add(key)
+
+
+class Part(NamedTuple):
+    """What a process appends to."""
+
+    handle: io.FileIO
+    store: Store
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Write these rows now; raises StorageError where the disk refuses."""
+        left = memoryview(b"".join(row.line() for row in rows))
+        with self.store.refusals():
+            while left:
+                left = left[self.handle.write(left) :]
 
 
 def key_of(prompt: Sequence[int]) -> str:
@@ -124,15 +139,15 @@ class Store:
         return found
 
     @contextlib.contextmanager
-    def part(self, process: int) -> Iterator[BinaryIO]:
+    def part(self, process: int) -> Iterator[Part]:
         """The part of a process, to append to: for it alone, and without a last line that is torn.
 
         Another run that writes as the same process is waited for.
         """
         path = self.path.with_name(f"{self.path.name}.part-{process}")
         with _locked(path) as handle:
-            handle.truncate(_whole(handle))
-            yield handle
+            handle.truncate(_whole(path))
+            yield Part(handle, self)
 
     def merge(self, order: Iterable[str]) -> bool:
         """Put everything together, keys in this order and all others behind them, if none of the order is missing.
@@ -141,6 +156,7 @@ class Store:
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.refusals())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(self.path.with_name(f".{self.path.name}.lock"), keep=False))
             parts = [path for path in self.parts() if _try_lock(path, stack)]  # the others are still being written
             texts, blank, counts = self._sorted()
@@ -237,20 +253,17 @@ def _read(path: Path) -> Iterator[tuple[Row, bytes]]:
                 ) from error
 
 
-def _whole(handle: BinaryIO) -> int:
+def _whole(path: Path) -> int:
     """Where the last whole line of a file ends."""
-    handle.seek(0)
-    end = 0
-    for line in handle:
-        end += len(line) if line.endswith(b"\n") else 0
-    return end
+    with path.open("rb") as handle:
+        return sum(len(line) for line in handle if line.endswith(b"\n"))
 
 
 @contextlib.contextmanager
-def _locked(path: Path, *, keep: bool = True) -> Iterator[BinaryIO]:
-    """A file that is open for reading and appending, for one process at a time; ``keep``: it stays."""
+def _locked(path: Path, *, keep: bool = True) -> Iterator[io.FileIO]:
+    """A file that is open for appending, for one process at a time; ``keep``: it stays."""
     while True:
-        handle = path.open("a+b")
+        handle = path.open("ab", buffering=0)
         if not _lock(handle, wait=False):
             logger.info("abkd: another run writes %s; waiting for it", path)
             _lock(handle, wait=True)
@@ -270,7 +283,7 @@ def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
     return _lock(handle, wait=False)
 
 
-def _lock(handle: BinaryIO, *, wait: bool) -> bool:
+def _lock(handle: io.IOBase, *, wait: bool) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from abkd.cache import cache_directory
 from abkd.data import Example, prompt_of, teacher_prompt_of
@@ -20,7 +20,7 @@ from abkd.errors import ConfigError, DataError
 from abkd.generation import Completion, Sampling, completions, settle
 from abkd.schedules import Schedule
 from abkd.sources._combine import Privileged
-from abkd.sources._store import Answers, Row, Store, key_of
+from abkd.sources._store import Answers, Part, Row, Store, key_of
 from abkd.sources._teacher_samples import TeacherSamples
 from abkd.sources._types import Source
 from abkd.sources._walk import stage_sources
@@ -259,7 +259,7 @@ class _Job:
         self.answers = self.store.read()
         return [key for key in keys if key not in self.answers]
 
-    def _write(self, keys: Sequence[str], part: BinaryIO) -> None:
+    def _write(self, keys: Sequence[str], part: Part) -> None:
         logger.info("abkd: the teacher answers %d prompts; its text goes to %s", len(keys), self.store.path)
         assert self.author.write is not None
         asked = [self.asked[key] for key in keys]
@@ -267,10 +267,7 @@ class _Job:
         prompts, limits = [each.prompt for each in asked], [each.limit for each in asked]
         sampling, rest = settle(self.source.sampling, self.author.generation_kwargs)
         for batch in self.author.write(prompts, sampling, limits, rest):
-            lines = [self._row(keys[i], prompts[i], written).line() for i, written in batch.items()]
-            with self.store.refusals():
-                part.write(b"".join(lines))
-                part.flush()
+            part.add(self._row(keys[i], prompts[i], written) for i, written in batch.items())
             done, tokens = done + len(batch), tokens + sum(len(written.ids) for written in batch.values())
             if self.progress is not None:
                 self.progress(done, len(keys), tokens)

@@ -19,7 +19,7 @@ class Step(NamedTuple):
     """In [0, 1]."""
     seed: int
     process: int
-    """0, 1, …: coins are tossed alike in all processes, tokens are not."""
+    """0, 1, …: coins are tossed alike in all processes; from what it keeps, each draws for itself."""
 
 
 class Writes(Protocol):

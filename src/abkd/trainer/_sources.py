@@ -24,10 +24,12 @@ from abkd.sources import (
     TeacherText,
     Writers,
     ensure_teacher_text,
+    known_sequences,
     open_source,
     walk,
     write_with,
 )
+from abkd.sources._bar import writing_bar
 from abkd.teachers import identity
 
 if TYPE_CHECKING:
@@ -76,11 +78,22 @@ class Supply:
 
 
 def open_supply(trainer: DistillTrainer) -> Supply | None:
-    """The source of a run at work, with what its teacher has to write beforehand; None where the data is all of it."""
-    args = trainer.distill_args
-    if args.source == Dataset() or trainer.train_dataset is None:
+    """The source of a run at work, with what its teacher has to write beforehand; None where the data is all of it.
+
+    Raises:
+        DataError: the teacher's rows are read from a cache that lacks some.
+    """
+    args, teacher, train = trainer.distill_args, trainer.models.teacher, trainer.train_dataset
+    if train is None:
         return None
-    return Supply(trainer, teacher_text(trainer))
+    text = teacher_text(trainer)
+    source: Any = args.source
+    if teacher is not None and args.teacher.cached:  # type: ignore[union-attr]  # the config parsed it
+        rows: Any = train
+        teacher.check_covers(rows if source == Dataset() else known_sequences(source, rows, text), "train")
+        if trainer.eval_dataset is not None:
+            teacher.check_covers(trainer.eval_dataset, "eval")  # type: ignore[arg-type]
+    return None if source == Dataset() else Supply(trainer, text)
 
 
 def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
@@ -93,13 +106,15 @@ def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
     if not any(isinstance(part, TeacherSamples) for part in walk(args.source)):  # type: ignore[arg-type]  # parsed
         return None
     train: Any = trainer.train_dataset
-    return ensure_teacher_text(
-        args.source,  # type: ignore[arg-type]
-        train,
-        teacher_author(args, models),
-        process=trainer.args.process_index,
-        processes=trainer.args.world_size,
-    )
+    with writing_bar() as progress:
+        return ensure_teacher_text(
+            args.source,  # type: ignore[arg-type]
+            train,
+            teacher_author(args, models),
+            process=trainer.args.process_index,
+            processes=trainer.args.world_size,
+            progress=progress,
+        )
 
 
 def teacher_author(args: DistillConfig, models: Models) -> Author:
@@ -201,6 +216,16 @@ def load_state(trainer: DistillTrainer, checkpoint: Path) -> None:
                 "with that one, or start anew in another output_dir"
             )
         teacher.load(load_file(file))
+
+
+def check_unsharded(trainer: DistillTrainer) -> None:
+    """Raise ConfigError where a teacher would be made of a student that is in shards."""
+    spec: Any = trainer.distill_args.teacher
+    if spec.needs[0] == 0 and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ConfigError(
+            f"{spec!r} is made of the whole student, and FSDP and DeepSpeed keep it in parts: train replicas (DDP), or "
+            "name a teacher"
+        )
 
 
 def _source_file(trainer: DistillTrainer) -> str:

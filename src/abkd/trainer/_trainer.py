@@ -23,7 +23,7 @@ from abkd.trainer._evaluation import held_out_metrics, warn_of_weak_teacher
 from abkd.trainer._finite import FiniteGradients, check_loss
 from abkd.trainer._order import Evened, train_order
 from abkd.trainer._setup import Models, prepare_data, record_plan, resolve_models, resolve_plan
-from abkd.trainer._sources import Followers, Supply, load_state, open_supply, save_state
+from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._start import check_start
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 from abkd.trainer._window import Pending, Prompts, Window
@@ -84,6 +84,7 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers < 5.19
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
+        check_unsharded(self)
         for each in self.models.teacher.models if self.models.teacher is not None else ():
             if getattr(each, "quantization_method", None) is None:  # those are where they belong
                 each.to(self.args.device)  # type: ignore[arg-type]

@@ -148,7 +148,7 @@ class _Work:
 
 
 def _missing(store: Store, wanted: Mapping[bytes, Reading], share: tuple[int, int]) -> list[Reading]:
-    """This process' share of what is not stored, the longest first."""
+    """What is not stored, as far as it is this process' share; the longest first."""
     index, number = share
     mine = (reading for key, reading in wanted.items() if int.from_bytes(key[:8], "big") % number == index)
     missing: list[Reading] = []
@@ -206,4 +206,3 @@ class _Shelf:
 
     def _bytes(self) -> int:
         return sum(column.nbytes for part in self.parts for column in part.values())
-

@@ -63,7 +63,7 @@ class LikeliestEncoder(Encoder):
             encode(rows.logits(slice(start, start + size)), targets[start : start + size], self.k, self.temperature)
             for start in range(0, len(rows), size)
         ]
-        columns = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
         if any(columns[name].isnan().any() for name in ("step", "log_tail", "log_target")):
             raise NonFiniteError("the teacher's logits are not finite; load it in another dtype, or see to its weights")
         return columns

@@ -77,8 +77,10 @@ def _commit(name: str, revision: str | None) -> str | None:
 
 
 def _vocabulary(tokenizer: Any) -> Iterator[bytes]:
-    """All tokens, and what the tokenizer makes of texts on which tokenizers come apart; not how it writes itself down,
-    which changes with its library."""
+    """All tokens, and what the tokenizer makes of texts on which tokenizers come apart.
+
+    (How it writes itself down changes with its library.)
+    """
     yield json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     for probe in PROBES:
         yield json.dumps(tokenizer(probe, add_special_tokens=False)["input_ids"]).encode()

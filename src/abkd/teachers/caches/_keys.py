@@ -60,9 +60,8 @@ def distinct(examples: Iterable[Example]) -> dict[bytes, Reading]:
     found: dict[bytes, Reading] = {}
     for reading in itertools.chain.from_iterable(map(readings, examples)):
         other = found.get(reading.key)
-        if other is not None and other.runs != reading.runs:
-            reading = reading._replace(runs=union(other.runs, reading.runs))
-        found[reading.key] = reading
+        runs = reading.runs if other is None else union(other.runs, reading.runs)
+        found[reading.key] = reading._replace(runs=runs)
     return found
 
 

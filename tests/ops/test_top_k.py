@@ -1,0 +1,209 @@
+"""A teacher known by its likeliest classes: the naive form over buckets, in every form, at any k."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from op_parts import EVERY, OPTIONS, SHAPES, Counting, Problem, assert_same, bucketed, gap, gradients, problem
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import abkd
+from abkd.ops import Averaged, Dense, Head, Plan, Projected, TopK
+from abkd.ops._compilers import compiler_missing
+
+AB, KL = abkd.AlphaBeta(0.2, 0.7), abkd.ForwardKL()
+FORMS = [False] if compiler_missing(torch.device("cpu")) else [False, True]
+
+
+def with_top_k(one: Problem, k: int, temperature: float = 1.0, dtype: torch.dtype | None = None) -> Problem:
+    assert isinstance(one.teacher, Projected | Dense)
+    return replace(one, teacher=bucketed(one.teacher, k, temperature, dtype))
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+@pytest.mark.parametrize("divergence", EVERY, ids=repr)
+@pytest.mark.parametrize("shape", ["plain", "everything", "dense student"])
+def test_every_divergence_is_that_of_the_naive_form(divergence: abkd.Divergence, shape: str, compiled: bool) -> None:
+    one = problem(**SHAPES[shape])
+    plan: dict[str, Any] = {"plan": Plan(5, compiled)}
+    for k, temperature in ((1, 1.0), (4, 2.5), (36, 0.5), (37, 1.0)):
+        mine = with_top_k(one, k, temperature)
+        assert_same(mine, divergence, temperature=temperature, **plan)
+        labels = {"targets": one.targets, "ce_weight": 0.4, "kd_weight": 0.6}
+        assert_same(mine, divergence, temperature=temperature, **labels, **plan)
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=list(OPTIONS))
+def test_every_option(option: dict[str, Any], compiled: bool) -> None:
+    one = problem(bias=True, spread=0.8)
+    mine = with_top_k(one, 5, option.get("temperature", 1.0))
+    for divergence in (AB, abkd.JensenShannon(0.3), Counting()):
+        assert_same(mine, divergence, plan=Plan(5, compiled), **option)
+        labels = {"targets": one.targets, "ce_weight": 1.0}
+        assert_same(mine, divergence, plan=Plan(5, compiled), **{"kd_weight": 3.0, **labels, **option})
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+@pytest.mark.parametrize("divergence", EVERY, ids=repr)
+def test_all_classes_known_is_the_whole_divergence(divergence: abkd.Divergence, compiled: bool) -> None:
+    """Whatever log_tail says then, -inf or what rounding left of it; and the temperature is that of log_p."""
+    one = problem(dtype=torch.float64, bias=True)
+    for temperature in (1.0, 2.0):
+        mine = with_top_k(one, 37, temperature)
+        options: dict[str, Any] = {"temperature": temperature, "targets": one.targets, "ce_weight": 0.3}
+        want, wanted = gradients(one, divergence, **options)
+        for log_tail in (-torch.inf, -35.0):
+            assert isinstance(mine.teacher, TopK)
+            mine.teacher = replace(mine.teacher, log_tail=torch.full((13,), log_tail, dtype=torch.float64))
+            got, given = gradients(mine, divergence, plan=Plan(5, compiled), **options)
+            for name in ("loss", "divergence", "student_entropy", "teacher_entropy", "agreement"):
+                assert gap(getattr(got, name), getattr(want, name)) <= 1e-12, name
+            for name, gradient in wanted.items():
+                assert gradient is not None
+                assert gap(given[name], gradient) <= 1e-12, name
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+@pytest.mark.parametrize("depth", [20.0, 60.0, 300.0])
+def test_a_tail_that_the_student_has_nearly_emptied(depth: float, compiled: bool) -> None:
+    """Where 1 - Σq over the known classes is all rounding, or 0: the tail's logarithm is a sum over the tail."""
+    one = problem(6, 900, dense_student=True, dense_teacher=True)
+    mine = with_top_k(one, 3)
+    assert isinstance(mine.teacher, TopK)
+    with torch.no_grad():
+        mine.leaves["values"] -= depth
+        mine.leaves["values"].scatter_add_(-1, mine.teacher.ids, torch.full((6, 3), depth))
+    for divergence in (KL, AB, abkd.Hellinger(), abkd.SkewForwardKL(), abkd.AlphaBeta(0.0, 0.4)):
+        for options in ({}, {"targets": one.targets, "ce_weight": 1.0}):
+            exact, wanted = gradients(mine.fresh(torch.float64, teacher=True), divergence, impl="reference", **options)
+            got, given = gradients(mine, divergence, plan=Plan(4, compiled), **options)
+            torch.testing.assert_close(got.divergence.double(), exact.divergence, rtol=3e-6, atol=0)
+            true = wanted["values"]
+            assert true is not None
+            torch.testing.assert_close(given["values"].double(), true, rtol=2e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+def test_impossible_classes_on_either_side(compiled: bool) -> None:
+    one = problem(8, dense_student=True, dense_teacher=True, dtype=torch.float64)
+    assert isinstance(one.teacher, Dense)
+    with torch.no_grad():
+        one.leaves["values"][:, :3] = -torch.inf
+        one.teacher.values[:, 2:5] = -torch.inf
+        one.teacher.values[0, 6:] = -torch.inf  # leaves the tail nothing
+        one.leaves["values"][1, one.teacher.values[1].argsort()[:-4]] = -torch.inf  # likewise the student's
+    for divergence in (AB, abkd.JensenShannon(0.3), abkd.SkewForwardKL(), abkd.SkewReverseKL(), abkd.TotalVariation()):
+        options: dict[str, Any] = {"plan": Plan(3, compiled), "temperature": 1.5}
+        result = assert_same(with_top_k(one, 4, 1.5), divergence, tolerance=1e-12, **options)
+        assert torch.isfinite(result.loss)
+    assert with_top_k(one, 4).solve(KL, plan=Plan(3, compiled)).divergence[1] == torch.inf
+    with torch.no_grad():
+        one.leaves["values"][3, 7] = torch.nan
+    assert with_top_k(one, 4).solve(AB, plan=Plan(3, compiled)).divergence.isnan().nonzero().tolist() == [[3]]
+
+
+@pytest.mark.parametrize("divergence", EVERY, ids=repr)
+def test_nothing_is_pulled_where_the_models_are_equal(divergence: abkd.Divergence) -> None:
+    one = problem(dense_student=True, dtype=torch.float64)
+    one.teacher = one.student.detach()
+    for temperature in (1.0, 3.0):
+        result, given = gradients(with_top_k(one, 6, temperature), divergence, temperature=temperature)
+        assert result.loss.abs() <= 1e-14
+        assert given["values"].abs().max() <= (1e-2 if isinstance(divergence, abkd.TotalVariation) else 1e-14)
+        assert result.agreement.all()
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+def test_a_cache_in_half_precision_and_models_in_half_precision(compiled: bool) -> None:
+    """No worse than autograd over the same logits, both judged in float64."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for shape in ({}, {"bias": True, "softcap": 5.0}, {"dense_student": True}):
+            one = with_top_k(problem(333, 300, dtype=dtype, **shape), 8, dtype=torch.float16)
+            options: dict[str, Any] = {"targets": one.targets, "ce_weight": 0.5}
+            judge, wanted = gradients(one.fresh(torch.float64, teacher=True), AB, impl="reference", **options)
+            hand, by_hand = gradients(one, AB, impl="reference", **options)
+            got, given = gradients(one, AB, plan=Plan(100, compiled), **options)
+            assert abs(got.loss - judge.loss) <= 1.1 * abs(hand.loss - judge.loss) + 1e-5
+            for name, true in wanted.items():
+                assert true is not None
+                errors = [(each[name].double() - true).norm() / true.norm() for each in (given, by_hand)]
+                assert errors[0] <= 1.1 * errors[1] + 1e-6, name
+
+
+def test_the_gradient_again_and_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = with_top_k(problem(bias=True, scale=0.9), 5)
+    wanted, plain = gradients(one, AB, plan=Plan(3, False), targets=one.targets, ce_weight=0.5)
+    twice = one.fresh()
+    loss = twice.solve(AB, plan=Plan(3, False), targets=one.targets, ce_weight=0.5).loss
+    loss.backward(retain_graph=True)
+    loss.backward()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(twice.leaves[name].grad, 2 * gradient)
+
+    write = Head._write
+
+    def limited(self: Head, hidden: Tensor, out: Tensor) -> Tensor:
+        if len(hidden) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return write(self, hidden, out)
+
+    monkeypatch.setattr(Head, "_write", limited)
+    result, given = gradients(one, AB, plan=Plan(12, False), targets=one.targets, ce_weight=0.5)
+    assert result.plan == Plan(3, False)
+    assert gap(result.loss, wanted.loss) <= 1e-6
+    for name, gradient in plain.items():
+        assert gap(given[name], gradient) <= 1e-6
+
+
+def test_logits_of_the_caller_are_never_written_to() -> None:
+    one = with_top_k(problem(dense_student=True), 5)
+    values = one.leaves["values"]
+    before, version = values.detach().clone(), values._version
+    for mode in (torch.enable_grad(), torch.no_grad()):
+        with mode:
+            one.solve(AB, targets=one.targets, ce_weight=1.0)
+            abkd.ops.row_metrics(one.student, one.teacher, {}, one.targets)
+    assert torch.equal(values, before)
+    assert values._version == version
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of every tensor that comes out of an operation, and where it lies."""
+
+    def __init__(self, at_least: int) -> None:
+        super().__init__()
+        self.at_least, self.sizes, self.places = at_least, set(), set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, Tensor) and each.numel() >= self.at_least:
+                self.sizes.add(each.numel())
+                self.places.add(each.untyped_storage().data_ptr())
+        return out
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+@pytest.mark.parametrize("kind", ["top-k", "none", "averaged"])
+def test_the_logits_of_one_chunk_are_all_that_is_ever_built(kind: str, compiled: bool) -> None:
+    """And beside a top-k teacher, or none, that is one room: the gradient takes its place."""
+    rows, classes, chunk = 320, 5000, 32
+    one = problem(rows, classes)
+    options: dict[str, Any] = {"targets": one.targets, "ce_weight": 0.5, "plan": Plan(chunk, compiled)}
+    if kind == "top-k":
+        one = with_top_k(one, 8)
+    elif kind == "averaged":
+        assert isinstance(one.teacher, Projected)
+        one.teacher = Averaged((one.teacher, one.teacher))
+    else:
+        one.teacher, options["kd_weight"] = None, 0.0
+    with Largest(at_least=chunk * classes) as seen:
+        one.solve(AB, **options).loss.backward()
+    assert max(seen.sizes) == chunk * classes
+    if kind != "averaged":
+        assert len(seen.places) == 1
