@@ -74,7 +74,7 @@ class Contestant:
         return None
 
 
-def _arguments(steps: int, output_dir: str, batch_size: int, **own: Any) -> dict[str, Any]:
+def arguments(steps: int, output_dir: str, batch_size: int, **own: Any) -> dict[str, Any]:
     """What all trainers are told: float32, nothing saved, nothing reported."""
     return {
         "output_dir": output_dir,
@@ -101,16 +101,18 @@ class _InOrder(Trainer):
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
 
-class _Ours(DistillTrainer, _InOrder):
+class Ours(DistillTrainer, _InOrder):
+    """Ours, with the rows as they come."""
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return _InOrder._get_train_sampler(self, train_dataset)
 
 
 def _abkd(divergence: Divergence) -> Callable[[Pair, int, Clock, str], None]:
     def run(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
-        arguments = _arguments(steps, output_dir, pair.batch_size)
-        config = DistillConfig(**arguments, divergence=divergence, max_length=pair.max_length)
-        _Ours(
+        given = arguments(steps, output_dir, pair.batch_size)
+        config = DistillConfig(**given, divergence=divergence, max_length=pair.max_length)
+        Ours(
             pair.student,
             pair.teacher,
             config,
@@ -125,7 +127,7 @@ def _abkd(divergence: Divergence) -> Callable[[Pair, int, Clock, str], None]:
 def _sft(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
     trainer = _InOrder(
         pair.student,
-        TrainingArguments(**_arguments(steps, output_dir, pair.batch_size)),
+        TrainingArguments(**arguments(steps, output_dir, pair.batch_size)),
         data_collator=_labelled,
         train_dataset=list(pair.examples),  # type: ignore[arg-type]
         callbacks=[clock],
@@ -153,8 +155,8 @@ def _gkd(beta: float) -> Callable[[Pair, int, Clock, str], None]:
         gkd: Any = importlib.import_module("trl.experimental.gkd")
         ordered = type("_OrderedGKD", (gkd.GKDTrainer,), {"_get_train_sampler": _InOrder._get_train_sampler})
         # checkpointing of activations is on by default there, and there only
-        arguments = _arguments(steps, output_dir, pair.batch_size, gradient_checkpointing=False)
-        config = gkd.GKDConfig(**arguments, lmbda=0.0, beta=beta, max_length=pair.max_length)
+        given = arguments(steps, output_dir, pair.batch_size, gradient_checkpointing=False)
+        config = gkd.GKDConfig(**given, lmbda=0.0, beta=beta, max_length=pair.max_length)
         from datasets import Dataset
 
         data = Dataset.from_list([_for_gkd(row) for row in pair.examples])
@@ -198,7 +200,7 @@ def _trl_loss(beta: float) -> Callable[[Pair, int, Clock, str], None]:
 
         _Stable(
             pair.student,
-            TrainingArguments(**_arguments(steps, output_dir, pair.batch_size)),
+            TrainingArguments(**arguments(steps, output_dir, pair.batch_size)),
             data_collator=_prompts_left,
             train_dataset=list(pair.examples),  # type: ignore[arg-type]
             callbacks=[clock],

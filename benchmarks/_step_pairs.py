@@ -119,9 +119,12 @@ def _random_qwen(classes: int, *, width: int, layers: int, seed: int) -> Any:
 
 
 def _word_tokenizer(classes: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``classes`` words, for what asks for one although the rows are tokens already."""
+    """A tokenizer of ``classes`` words, for what asks for one although the rows are tokens already.
+
+    It knows no text: whichever class of tokenizer the files are read by again, it finds the same nothing in it.
+    """
     from tokenizers import Tokenizer, models
 
     words = ["<pad>", "<eos>", *(f"w{i}" for i in range(2, classes))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w2"))
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="w2")
+    core = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")

@@ -10,6 +10,7 @@ import logging
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -21,8 +22,7 @@ from benchmarks._step_pairs import Pair, make_pair
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """``{"kind": "time" | "memory", "pair", "steps", "contestants": names, ...}`` -> what was measured."""
-    logging.getLogger("abkd").setLevel(logging.ERROR)
-    _quiet()
+    quiet()
     chosen = [CONTESTANTS[name] for name in job["contestants"]]
     return (_time if job["kind"] == "time" else _memory)(chosen, job["pair"], job["steps"])
 
@@ -30,7 +30,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 def _time(contestants: list[Contestant], name: str, steps: int) -> dict[str, Any]:
     """Seconds of each step; one contestant after the other, each with its own copy of the student."""
     pair = make_pair(name, steps)
-    result: dict[str, Any] = {"tokens": [_tokens(batch) for batch in pair.batches(steps)], "runs": {}}
+    result: dict[str, Any] = {"tokens": [tokens_of(batch) for batch in pair.batches(steps)], "runs": {}}
     for contestant in contestants:
         own = copy.copy(pair)
         own.student = copy.deepcopy(pair.student)
@@ -42,14 +42,19 @@ def _time(contestants: list[Contestant], name: str, steps: int) -> dict[str, Any
 
 
 def _memory(contestants: list[Contestant], name: str, steps: int) -> dict[str, Any]:
-    """Bytes of one contestant: resident before training, at the highest point, and gradients with optimizer state."""
+    """Bytes of one contestant."""
     (contestant,) = contestants
     pair = make_pair(name, steps, student=contestant.student, teacher=contestant.teacher)
+    return memory_of(pair, lambda: _run(contestant, pair, steps))
+
+
+def memory_of(pair: Pair, run: Callable[[], Clock]) -> dict[str, Any]:
+    """Bytes that a training takes: resident before it, at its highest point, and gradients with optimizer state."""
     weights = sum(p.numel() * p.element_size() for p in pair.student.parameters()) if pair.student else 0
     clocks: list[Clock] = []
     can_reset_peak()
     before = psutil.Process().memory_info().rss
-    rise, read = peak_above(lambda: clocks.append(_run(contestant, pair, steps)), "cpu")
+    rise, read = peak_above(lambda: clocks.append(run()), "cpu")
     return {
         "before": before,
         "rise": rise,
@@ -66,13 +71,16 @@ def _run(contestant: Contestant, pair: Pair, steps: int) -> Clock:
     return clock
 
 
-def _tokens(batch: Any) -> dict[str, int]:
+def tokens_of(batch: Any) -> dict[str, int]:
+    """How much there is in the rows of a step."""
     lengths = [len(row["input_ids"]) for row in batch]
     trained = sum(sum(row["trained"]) for row in batch)
     return {"all": sum(lengths), "trained": trained, "padded": max(lengths) * len(lengths)}
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Nothing on the screen but what is asked for."""
+    logging.getLogger("abkd").setLevel(logging.ERROR)
     import transformers
 
     warnings.simplefilter("ignore")

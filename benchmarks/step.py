@@ -8,10 +8,6 @@ What has been measured is kept in ``step.jsonl`` and not measured again; ``--fre
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import _machine, _step_report
+from benchmarks import _jobs, _machine, _step_report
+from benchmarks._jobs import Job
 from benchmarks._step_contestants import CONTESTANTS
 from benchmarks._step_pairs import PAIRS
 
 RESULTS = Path(__file__).parent / "results"
 SLOW_ROUNDS = 3
 
-Job = dict[str, Any]
 console = Console()
 
 
@@ -43,14 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
     names = [name for name in CONTESTANTS if name not in absent]
     wanted = [job for pair in options.pairs for job in jobs(pair, names, options.rounds, options.steps)]
     facts, code = _machine.facts(_machine.cores(), "cpu"), _machine.code_digest()
-    known = _read(record, facts)
-    missing = [job for job in wanted if _key(job) not in known][: options.at_most]
+    known = _jobs.read(record, facts)
+    missing = [job for job in wanted if _jobs.key(job) not in known][: options.at_most]
     for job in track(missing, f"{len(missing)} of {len(wanted)} measurements", console=console):
-        line = {"job": job, "facts": facts, "code": code, "result": measure(job)}
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    known = _read(record, facts)
-    done = [known[_key(job)] for job in wanted if _key(job) in known]
+        _jobs.write(record, {"job": job, "facts": facts, "code": code, "result": measure(job)})
+    done = _jobs.done(_jobs.read(record, facts), wanted)
     _step_report.write(done, options.out, absent, console)
     others = sum(line.get("code") != code for line in done)
     if others:
@@ -74,29 +67,8 @@ def jobs(pair: str, names: list[str], rounds: int, steps: int) -> Iterator[Job]:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The result of a job, from a fresh process.
-
-    Raises:
-        RuntimeError: the process failed; what it said last is in the message.
-    """
-    command = [sys.executable, "-m", "benchmarks._step_worker", json.dumps(job)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=_machine.ROOT)
-    if done.returncode:
-        raise RuntimeError(f"{job} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _key(job: Job) -> str:
-    return json.dumps(job, sort_keys=True, ensure_ascii=False)
-
-
-def _read(record: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the record holds of this machine and these versions, by job; the newest of each."""
-    if not record.is_file():
-        return {}
-    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
-    return {_key(line["job"]): line for line in lines if line["facts"] == facts}
+    """The result of a job, from a fresh process."""
+    return _jobs.measure(job, "benchmarks._step_worker")
 
 
 def _parser() -> argparse.ArgumentParser:

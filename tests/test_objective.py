@@ -36,7 +36,9 @@ def test_it_is_the_sum_that_its_docstring_says(logits):
     used = weight * log_p.exp().max(-1).values ** 2
     expected = (used * (0.3 * hard + 1.0 * 4.0 * reverse)).sum() / 8.0
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert objective.value(objective.at(0.25)[0], reverse, hard).tolist() == pytest.approx((0.3 * hard + 4.0 * reverse).tolist())
+    assert objective.value(objective.at(0.25)[0], reverse, hard).tolist() == pytest.approx(
+        (0.3 * hard + 4.0 * reverse).tolist()
+    )
 
 
 def test_schedules_follow_the_progress(logits):

@@ -17,6 +17,7 @@ from abkd.plots.style import ACCENT, BLUE, GREEN, GREY, colour_of, number
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [
     {"step": k, "loss": 4 * math.exp(-k / 20) + 1, "grad_norm": 2.0, "student_entropy": 2.5, "teacher_entropy": 1.2}
+    | {"on_policy_fraction": 0.5, "clipped_fraction": 0.25}
     for k in range(1, 41)
 ]
 EVAL = [
@@ -27,6 +28,8 @@ EVAL = [
         "eval_perplexity": 132.0 - 2.7 * k,
         "eval_teacher_perplexity": 5.0,
         "eval_top1_agreement": 0.3 + k / 200,
+        "eval_r_llh": 2.0 - k / 40,
+        "eval_r_cvg": 3.0 - k / 40,
     }
     for k in (0, 20, 40)
 ]
@@ -44,6 +47,8 @@ CURVES = [
     plots.agreement_figure,
     plots.entropy_figure,
     plots.gradient_figure,
+    plots.coverage_figure,
+    plots.writing_figure,
 ]
 
 

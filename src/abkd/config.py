@@ -33,7 +33,7 @@ class DistillConfig(TrainingArguments):
     * ``num_train_epochs`` 3: soft targets overfit late; the paper takes 20 on 11 000 rows.
     * ``report_to`` "none": nothing leaves the machine unless asked; ``metrics.jsonl`` is always written.
     * ``logging_nan_inf_filter`` False and ``remove_unused_columns`` False: nothing is hidden, nothing is dropped.
-    * ``save_strategy`` "epoch".
+    * ``save_strategy`` "epoch"; ``dataloader_pin_memory`` where there is a GPU.
 
     Raises:
         ConfigError: a value that cannot be meant.
@@ -48,6 +48,7 @@ class DistillConfig(TrainingArguments):
     remove_unused_columns: bool = False
     logging_steps: float = 10
     save_strategy: str = "epoch"
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
     divergence: Divergence | Schedule | str = field(
         default_factory=AlphaBeta, metadata={"help": "a divergence or a schedule of divergences"}
@@ -63,7 +64,8 @@ class DistillConfig(TrainingArguments):
         default=None, metadata={"help": "which rows count, as TeacherConfidence()"}
     )
     terms: list[Any] | Schedule | str | None = field(
-        default=None, metadata={"help": "several terms, as [Term(ForwardKL(), on='teacher'), ...], instead of divergence"}
+        default=None,
+        metadata={"help": "several terms, as [Term(ForwardKL(), on='teacher'), ...], instead of divergence"},
     )
     source: Source | Schedule | str = field(
         default_factory=Dataset, metadata={"help": "who writes the sequences, as Mix(0.5, StudentSamples(), Dataset())"}

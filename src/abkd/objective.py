@@ -13,7 +13,7 @@ from abkd.divergences import AlphaBeta, Divergence, ForwardKL, Hellinger, Jensen
 from abkd.errors import ConfigError
 from abkd.ops import Plan, RowLosses, linear_divergence
 from abkd.ops._rows import Terms
-from abkd.ops._types import Rows
+from abkd.ops._types import Rows, TeacherRows
 from abkd.posterior import teacher_share
 from abkd.schedules import Schedule, at, is_number
 from abkd.term import ORIGINS, Term, check_weight
@@ -72,9 +72,7 @@ class Objective:
             return self.terms
         if self.divergence is None:
             raise ConfigError("an objective needs a divergence, such as AlphaBeta(0.2, 0.7), or terms")
-        return (
-            Term(self.divergence, ce_weight=self.ce_weight, kd_weight=self.kd_weight, row_weight=self.row_weight),
-        )
+        return (Term(self.divergence, ce_weight=self.ce_weight, kd_weight=self.kd_weight, row_weight=self.row_weight),)
 
     def at(self, progress: float) -> tuple[Term, ...]:
         """The terms at ``progress`` in [0, 1], every schedule in them taken at that moment."""
@@ -92,7 +90,7 @@ class Objective:
     def __call__(
         self,
         student: Rows,
-        teacher: Rows | None,
+        teacher: TeacherRows | None,
         targets: Tensor,
         weight: Tensor,
         *,
@@ -134,7 +132,7 @@ class Objective:
 
     def asks_teacher(self, progress: float) -> bool:
         """Whether any term needs p at ``progress``; what only the labels teach can do without."""
-        return any(term.weight and term.kd_weight or term.row_weight is not None for term in self.at(progress))
+        return any((term.weight and term.kd_weight) or term.row_weight is not None for term in self.at(progress))
 
     def asks_teacher_ever(self) -> bool:
         """Whether any term does at any time."""

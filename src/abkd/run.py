@@ -16,6 +16,7 @@ from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.language import load_causal_lm, load_tokenizer
 from abkd.recipe import Recipe
+from abkd.storage import write_whole
 from abkd.trainer import RUN_FILE, DistillTrainer
 
 logger = logging.getLogger("abkd")
@@ -170,16 +171,9 @@ def _record(trainer: DistillTrainer, recipe: Recipe, *, resume: bool) -> None:
             f"{train.fingerprint}): put the data back, or start anew in another output_dir"
         )
     if trainer.is_world_process_zero():
-        _write(directory / RECIPE_FILE, recipe.to_yaml(resolved=True))
-        _write(directory / RUN_FILE, json.dumps(describe(trainer), indent=1))
+        write_whole(directory / RECIPE_FILE, recipe.to_yaml(resolved=True).encode())
+        write_whole(directory / RUN_FILE, json.dumps(describe(trainer), indent=1).encode())
     trainer.accelerator.wait_for_everyone()
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: a resumed run reads these files."""
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def describe(trainer: DistillTrainer) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 import abkd
 from abkd import divergences
 from abkd.ops import Dense, Head, Plan, Projected, RowLosses, Rows, TeacherRows, TopK, linear_divergence
+from abkd.ops._compilers import compiler_missing
 
 NUMBERS = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement", "weight")
 EVERY = [
@@ -20,6 +21,7 @@ EVERY = [
     for each in kind.examples()
 ]
 
+FORMS = [False] if compiler_missing(torch.device("cpu")) else [False, True]  # compiled?
 WEIGHT = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 0.25])
 
 
@@ -91,8 +93,10 @@ class Problem:
             for name, leaf in self.leaves.items()
         }
         side = self.teacher
-        if teacher and dtype is not None and side is not None:
-            side = replace(side, log_p=side.log_p.to(dtype), log_tail=side.log_tail.to(dtype)) if isinstance(side, TopK) else side.to(dtype)
+        if teacher and dtype is not None and isinstance(side, TopK):
+            side = replace(side, log_p=side.log_p.to(dtype), log_tail=side.log_tail.to(dtype))
+        elif teacher and dtype is not None and isinstance(side, Projected | Dense):
+            side = side.to(dtype)
         return replace(self, leaves=leaves, teacher=side)
 
     def solve(self, divergence: abkd.Divergence, **options: Any) -> RowLosses:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_parts import EVERY, OPTIONS, SHAPES, WEIGHT, assert_same, gradients, problem
+from op_parts import EVERY, FORMS, OPTIONS, SHAPES, WEIGHT, assert_same, gradients, problem
 from torch import Tensor
 
 import abkd
@@ -162,6 +162,20 @@ def test_tensors_need_not_be_contiguous() -> None:
             leaf.grad = None
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+def test_logits_may_lie_in_any_order(compiled: bool) -> None:
+    one = problem(26, 8, dense_student=True, dense_teacher=True)
+    _, wanted = gradients(one, AB)
+    columns = one.leaves["values"].detach().T.contiguous().requires_grad_()
+    plan = Plan(7, compiled)
+    out = linear_divergence(Dense(columns.T), one.teacher, AB, plan=plan)
+    out.loss.backward()
+    assert columns.grad is not None
+    torch.testing.assert_close(columns.grad.T, wanted["values"])
+    with torch.no_grad():
+        torch.testing.assert_close(linear_divergence(Dense(columns.T), one.teacher, AB, plan=plan).loss, out.loss)
 
 
 def test_impossible_classes_on_either_and_both_sides() -> None:

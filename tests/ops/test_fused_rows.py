@@ -14,7 +14,8 @@ from torch import Tensor
 
 import abkd
 from abkd.ops import Plan, _native, plan_for
-from abkd.ops._compilers import compiler_missing
+from abkd.ops._compilers import compiler_missing, fused_by_torch
+from abkd.ops._passes import _masses, _pull, masses, pull
 from abkd.ops._rows import _torch_compiled_block, blocks
 from abkd.ops._terms import Terms
 
@@ -192,17 +193,38 @@ def test_impossible_classes_compiled() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # importing torch's compiler warns about its own parts
-@pytest.mark.parametrize("divergence", [AB, abkd.JensenShannon(0.3), abkd.AlphaBeta(2, -1)], ids=repr)
-def test_as_torch_compiles_it_for_a_gpu(divergence: abkd.Divergence) -> None:
+@pytest.mark.parametrize(
+    ("divergence", "shared"),
+    [(AB, False), (abkd.JensenShannon(0.3), False), (abkd.AlphaBeta(2, -1), False), (abkd.JensenShannon(), True)],
+    ids=repr,
+)
+def test_as_torch_compiles_it_for_a_gpu(divergence: abkd.Divergence, shared: bool) -> None:
     """The same function of tensors, compiled here for the CPU."""
     z, y, weight, targets = torch.randn(6, 400), torch.randn(6, 400), torch.rand(6), torch.randint(400, (6,))
+    share = torch.rand(6) if shared else None
     terms = Terms(divergence, 2.0, 0.5)
     fused, plain = z.clone(), z.clone()
-    got = _torch_compiled_block(fused, y, targets, weight, terms, grad=True)
-    want = blocks(plain, y, targets, weight, terms, grad=True, compiled=False)
+    got = _torch_compiled_block(fused, y, targets, weight, terms, grad=True, share=share)
+    want = blocks(plain, y, targets, weight, terms, grad=True, compiled=False, share=share)
     assert got is not None
     assert torch.allclose(got.divergence.double(), want.divergence.double(), rtol=3e-6)
     assert torch.allclose(fused, plain, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_passes_over_one_model_as_torch_compiles_them_for_a_gpu(plain: bool) -> None:
+    z, cold, soft, hard = torch.randn(6, 400), torch.tensor(0.5), torch.randn(6), torch.randn(6) if plain else None
+    z[0] = z[1, :7] = -torch.inf
+    want = masses(z, 0.5, plain=plain, compiled=False)
+    got = fused_by_torch(("masses", plain), _masses, z, cold, plain)
+    for ours, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    fused = z.clone()
+    pull(z, want, 0.5, soft, hard, compiled=False)
+    assert fused_by_torch(("pull", plain), _pull, fused, want, cold, soft, hard) is not None
+    torch.testing.assert_close(fused, z)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

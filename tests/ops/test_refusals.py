@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from op_parts import problem
+from op_parts import bucketed, problem
 
 import abkd
 from abkd.errors import ConfigError, VocabularyError
-from abkd.ops import Dense, Head, Projected, divergence_loss, linear_divergence, plan_for, row_metrics
+from abkd.ops import Averaged, Dense, Head, Projected, divergence_loss, linear_divergence, plan_for, row_metrics
 
 AB = abkd.AlphaBeta(0.2, 0.7)
 
@@ -60,6 +61,33 @@ def test_two_vocabularies() -> None:
 def test_two_numbers_of_rows() -> None:
     with pytest.raises(ConfigError, match="the same rows, but give 4 and 5"):
         linear_divergence(Dense(torch.randn(4, 10)), Dense(torch.randn(5, 10)), AB)
+
+
+def test_rows_that_only_a_teacher_can_give() -> None:
+    values = Dense(torch.randn(4, 10))
+    for rows in (Averaged((values,)), bucketed(values, 3)):
+        with pytest.raises(ConfigError, match=f"Projected or Dense, but they are {type(rows).__name__}"):
+            linear_divergence(rows, values, AB)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ids": torch.zeros(4, 3)},
+        {"ids": torch.zeros(4, dtype=torch.int64)},
+        {"log_p": torch.zeros(4, 2)},
+        {"log_tail": torch.zeros(4, 1)},
+        {"log_target": torch.zeros(5)},
+        {"ids": torch.zeros(4, 0, dtype=torch.int64), "log_p": torch.zeros(4, 0)},
+        {"classes": 2},
+    ],
+    ids=str,
+)
+def test_a_top_k_of_other_shapes(wrong: dict[str, Any]) -> None:
+    values = Dense(torch.randn(4, wrong.get("classes", 10)))
+    teacher = replace(bucketed(Dense(torch.randn(4, 10)), 3), **{"classes": 10, **wrong})
+    with pytest.raises(ConfigError, match=r"TopK needs ids \[N, k\] .* but has \[4"):
+        linear_divergence(values, teacher, AB)
 
 
 def test_a_head_of_another_width() -> None:

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from op_parts import EVERY, OPTIONS, SHAPES, Counting, Problem, assert_same, bucketed, gap, gradients, problem
+from op_parts import EVERY, FORMS, OPTIONS, SHAPES, Counting, Problem, assert_same, bucketed, gap, gradients, problem
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import abkd
 from abkd.ops import Averaged, Dense, Head, Plan, Projected, TopK
-from abkd.ops._compilers import compiler_missing
 
 AB, KL = abkd.AlphaBeta(0.2, 0.7), abkd.ForwardKL()
-FORMS = [False] if compiler_missing(torch.device("cpu")) else [False, True]
 
 
 def with_top_k(one: Problem, k: int, temperature: float = 1.0, dtype: torch.dtype | None = None) -> Problem:

@@ -274,6 +274,13 @@ def test_the_cache_of_something_else_is_refused(tmp_path: Path, what: str) -> No
     )
 
 
+def test_hidden_states_in_another_dtype_are_another_cache(spec: HiddenCache) -> None:
+    build(HiddenCache(path=spec.path, dtype="bfloat16"))
+    for action in (lambda: spec.open(setting(identity=None)), lambda: build(spec)):
+        with pytest.raises(ConfigError, match=r"another dtype \(bfloat16 there, None here\)"):
+            action()
+
+
 def test_hidden_states_serve_every_temperature(spec: HiddenCache) -> None:
     build(spec, temperature=3.0)
     assert len(spec.open(setting(temperature=2.0))(view(list(data())))) == data().trained_tokens

@@ -85,7 +85,9 @@ def test_two_replicas_equal_one_process(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", list(SHARDED))
 def test_two_shards_equal_one_process(tmp_path, sharded):
-    done = launch(TESTS / "trainer" / "two_processes.py", tmp_path / "two", "plain", "accumulated", "written", SHARDED=sharded)
+    done = launch(
+        TESTS / "trainer" / "two_processes.py", tmp_path / "two", "plain", "accumulated", "written", SHARDED=sharded
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     for variant in ("plain", "accumulated", "written"):
         compare(tmp_path / "two", variant, tmp_path / "one", 2e-6)

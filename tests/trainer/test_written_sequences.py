@@ -102,9 +102,7 @@ def test_another_number_of_processes_or_another_source_is_refused(tmp_path):
         trainer(tmp_path, llama(0), source=FROM_BUFFER, **options).train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize(
-    "source", ["StudentSamples(temperature=0)", "Union(Dataset(), StudentSamples(temperature=0))"]
-)
+@pytest.mark.parametrize("source", ["StudentSamples(temperature=0)", "Union(Dataset(), StudentSamples(temperature=0))"])
 def test_given_the_same_text_a_step_is_the_same_however_it_is_split(tmp_path, source):
     """Greedy text is a function of the weights alone, so even what is written is the same."""
     runs = []

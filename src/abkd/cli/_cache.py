@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -80,8 +79,7 @@ def _datasets(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[Tok
     """What a run of this recipe would read, tokenised as it would."""
     config.lm_coef, config.packing = 0.0, False  # neither changes what the teacher reads
     train, held_out = load_data(recipe, config)
-    models = cast(Any, SimpleNamespace(tokenizer=tokenizer))
-    prepared = [prepare_data(rows, models, config, what) for what, rows in (("train", train), ("eval", held_out))]
+    prepared = [prepare_data(rows, tokenizer, config, what) for what, rows in (("train", train), ("eval", held_out))]
     return [dataset for dataset in prepared if dataset is not None]
 
 

@@ -135,8 +135,7 @@ def _loading(name: str, options: dict[str, Any], device: torch.device) -> Callab
 def _prompts(recipe: Recipe, settings: Any, tokenizer: Any) -> TokenizedDataset:
     """The rows that a run of this recipe would train on."""
     train, _ = load_data(recipe, settings)
-    models: Any = SimpleNamespace(tokenizer=tokenizer)
-    dataset = prepare_data(train, models, settings, "train")
+    dataset = prepare_data(train, tokenizer, settings, "train")
     assert dataset is not None
     return dataset
 

@@ -36,7 +36,7 @@ def _sources(recipe: Recipe) -> str:
         rows = load_rows(recipe.train_file)
         counts, data = {"dataset": len(rows), "student": len(rows)}, fingerprint_of_rows(rows)
     drawn = io.StringIO()
-    Console(width=100, color_system=None, file=drawn).print(tree(source, counts), markup=False, highlight=False)
+    Console(width=200, color_system=None, file=drawn).print(tree(source, counts), markup=False, highlight=False)
     text = f"{drawn.getvalue()}fingerprint {fingerprint(source, data)}"
     return "".join(f"# {line.rstrip()}\n" for line in text.splitlines())
 

@@ -124,12 +124,13 @@ def _attempt(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor
     parts: list[Block] = []
     with torch.no_grad(), torch.autocast(call.weight.device.type, enabled=False):
         most = min(step, rows)
-        logits = student_logits(sums.student, most), teacher_logits(call.teacher, most, call.terms.temperature)
+        mine = student_logits(sums.student, most)
+        theirs = teacher_logits(call.teacher, most, call.terms.temperature)
         for start in range(0, rows, step):
             chunk = kept[start : start + step]
             # all rows in order: a slice needs no copy of the hidden states
             index = slice(start, start + step) if rows == len(call.weight) else chunk
-            parts.append(_chunk(sums, call, *(of(index) for of in logits), index, chunk, any(need)))
+            parts.append(_chunk(sums, call, mine(index), theirs(index), index, chunk, any(need)))
         call.numbers.update(_spread(parts, kept, call))
         return sums.finish(call)
 
@@ -149,22 +150,14 @@ def _chunk(
     rows: Tensor,
     grad: bool,
 ) -> Block:
-    theirs = isinstance(sums.student, Dense) and isinstance(index, slice)  # the caller's, who keeps them as they are
-    if (grad and sums.rounds) or (theirs and (grad or isinstance(teacher, TopK))):
+    kept = isinstance(sums.student, Dense) and isinstance(index, slice)  # the caller's, who finds them as they were
+    if (grad and sums.rounds) or (kept and (grad or isinstance(teacher, TopK))):
         logits = logits.to(sums.wide if sums.rounds else logits.dtype, copy=True)
     targets, share = (None if each is None else each[rows] for each in (call.targets, call.share))
     weight = call.weight[rows]
     bend = sums.bend(logits) if grad else None
-    result = blocks(
-        logits,
-        teacher,
-        targets,
-        weight * sums.share,
-        call.terms,
-        grad=grad,
-        compiled=call.plan.compiled,
-        share=share,
-    )
+    scaled, compiled = weight * sums.share, call.plan.compiled
+    result = blocks(logits, teacher, targets, scaled, call.terms, grad=grad, compiled=compiled, share=share)
     if grad:
         sums.add(index, logits if bend is None else logits.mul_(bend))
     return result._replace(weight=result.weight if call.terms.row_weight is not None else weight)

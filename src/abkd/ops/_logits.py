@@ -17,8 +17,8 @@ Rooms = dict[torch.dtype, Tensor]
 
 
 def student_logits(rows: Rows, most: int) -> Callable[[Index], Tensor]:
-    """Some rows -> their logits ``[n, V]``, at most ``most`` at once; of ``Dense`` rows the caller's own memory."""
-    return rows.logits if isinstance(rows, Dense) else _products(rows, most, {})
+    """Some rows -> their logits ``[n, V]``, at most ``most`` at once; of ``Dense`` rows perhaps the caller's memory."""
+    return _as_given(rows) if isinstance(rows, Dense) else _products(rows, most, {})
 
 
 def teacher_logits(rows: TeacherRows, most: int, temperature: float) -> Callable[[Index], Tensor | TopK]:
@@ -30,9 +30,15 @@ def teacher_logits(rows: TeacherRows, most: int, temperature: float) -> Callable
     return student_logits(rows, most)
 
 
+def _as_given(rows: Dense) -> Callable[[Index], Tensor]:
+    return lambda index: rows.logits(index).contiguous()
+
+
 def _products(rows: Projected, most: int, rooms: Rooms) -> Callable[[Index], Tensor]:
     dtype = rows.hidden.dtype
-    room = rooms.setdefault(dtype, torch.empty(most, rows.classes, dtype=dtype, device=rows.device))
+    if dtype not in rooms:
+        rooms[dtype] = torch.empty(most, rows.classes, dtype=dtype, device=rows.device)
+    room = rooms[dtype]
 
     def logits(index: Index) -> Tensor:
         hidden = rows.hidden[index]

@@ -48,10 +48,8 @@ def row_metrics(
     student = student.to(product_dtype(student))
     plan = plan or plan_for(len(student), student.classes, student.device)
     most = max(1, min(plan.rows_per_chunk, len(student)))
-    logits, sides = (
-        student_logits(student, most),
-        _sides(known, most, {1.0, *(each.temperature for each in wanted.values())}),
-    )
+    logits = student_logits(student, most)
+    sides = _sides(known, most, {1.0, *(terms.temperature for terms in wanted.values())})
     columns: dict[str, list[Tensor]] = {}
     with torch.autocast(student.device.type, enabled=False):
         for start in range(0, max(len(student), 1), most):

@@ -50,7 +50,8 @@ class Projected:
 
     def filled(self, own: Sequence[Tensor]) -> Projected:
         """The same with other tensors in the place of ``own``."""
-        return Projected(*own, self.head)
+        (hidden,) = own
+        return Projected(hidden, self.head)
 
     def detach(self) -> Projected:
         """The same rows as constants."""

@@ -8,17 +8,20 @@ figure into text whose colours follow the reader's light or dark setting.
 from abkd.plots.comparison import comparison_figure
 from abkd.plots.curves import (
     agreement_figure,
+    coverage_figure,
     divergence_figure,
     entropy_figure,
     gradient_figure,
     loss_figure,
     perplexity_figure,
+    writing_figure,
 )
 from abkd.plots.svg import dark_css, to_svg
 
 __all__ = [
     "agreement_figure",
     "comparison_figure",
+    "coverage_figure",
     "dark_css",
     "divergence_figure",
     "entropy_figure",
@@ -26,4 +29,5 @@ __all__ = [
     "loss_figure",
     "perplexity_figure",
     "to_svg",
+    "writing_figure",
 ]

@@ -63,6 +63,28 @@ def entropy_figure(records: Sequence[Record]) -> Figure | None:
 
 
 @styled
+def coverage_figure(records: Sequence[Record]) -> Figure | None:
+    """What each model thinks of the other's text on held-out prompts (nats per token), by step."""
+    lines = {"teacher of the student's": ("eval_r_llh", GREEN), "student of the teacher's": ("eval_r_cvg", BLUE)}
+    return _lines_figure("Surprise at the other's text, held out (nats)", records, lines)
+
+
+@styled
+def writing_figure(records: Sequence[Record]) -> Figure | None:
+    """Shares of the sequences: written by the student, taken from the buffer, cut off before their end; by step."""
+    if not any(record["on_policy_fraction"] > 0 for record in having(records, "on_policy_fraction")):
+        return None
+    keys = ("on_policy_fraction", "replayed_fraction", "clipped_fraction")
+    percent = [{**record, **{key: 100 * record[key] for key in keys if key in record}} for record in records]
+    lines = {
+        "by the student": ("on_policy_fraction", ACCENT),
+        "from the buffer": ("replayed_fraction", BLUE),
+        "cut off": ("clipped_fraction", GREY),
+    }
+    return _lines_figure("Who wrote the sequences (%)", percent, lines, smoothed=True)
+
+
+@styled
 def gradient_figure(records: Sequence[Record]) -> Figure | None:
     """Norm of the gradient before clipping, by step."""
     return _lines_figure("Gradient norm", records, {"": ("grad_norm", GREY)}, smoothed=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
-WRITING = {"seq_kd", "max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
+WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 _WEIGHTS = ("ce_weight", "kd_weight")
 _TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 
@@ -66,6 +66,7 @@ def not_asked(values: Mapping[str, Any]) -> set[str]:
     from abkd.sources import Dataset
 
     names = _TERM if values.get("terms") is not None else set()
+    names = names if values.get("seq_kd") else {*names, "seq_kd"}
     writes = values["source"] != Dataset() or values.get("eval_samples")
     return names if writes else names | WRITING
 

@@ -204,8 +204,11 @@ def _is_unset(value: Any) -> bool:
 def _plain(name: str, value: Any) -> Any:
     """A value as YAML writes it; a component as its notation, which must read back as the same component."""
     if isinstance(value, _PLAIN):
-        written = isinstance(value, list | tuple) and not all(isinstance(part, _PLAIN) for part in value)
-        return notation.render(list(value)) if written else list(value) if isinstance(value, tuple) else value
+        if not isinstance(value, list | tuple):
+            return value
+        if all(isinstance(part, _PLAIN) for part in value):
+            return list(value)
+        return notation.render(list(value))
     text = notation.render(value)
     if notation.parse(text) != value:
         raise ConfigError(f"{name}: {text} has no notation, so a recipe cannot hold it; pass it in Python")

@@ -151,7 +151,9 @@ def _title(files: RunFiles) -> str:
     teacher, student = (files.recipe.get(key) for key in ("teacher_model_name_or_path", "model_name_or_path"))
     if teacher and student:
         names = teacher if isinstance(teacher, list) else [teacher]
-        return f"{' and '.join(PurePath(str(name)).name for name in names)} distilled into {PurePath(str(student)).name}"
+        return (
+            f"{' and '.join(PurePath(str(name)).name for name in names)} distilled into {PurePath(str(student)).name}"
+        )
     return f"Distillation run {files.name}"
 
 

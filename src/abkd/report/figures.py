@@ -46,6 +46,8 @@ CAPTIONS = {
     "perplexity": "How surprised the model is by held-out text; the teacher is the mark to reach.",
     "agreement": "How often both models put the same token first.",
     "entropy": "A student above its teacher is too flat: it spreads. Below, it is too sure: it commits.",
+    "coverage": "Low where the student writes what the teacher would, and could have written what the teacher did.",
+    "writing": "Sequences of the run by who wrote them; those cut off reached max_completion_length without an end.",
     "gradient": "Length of the gradient before clipping. Near zero while the loss stays high: a lost student.",
 }
 MOVING = " It changes during this run, so early and late losses are different quantities."
@@ -62,6 +64,8 @@ def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
         "perplexity": plots.perplexity_figure(metrics),
         "agreement": plots.agreement_figure(metrics),
         "entropy": plots.entropy_figure(metrics),
+        "coverage": plots.coverage_figure(metrics),
+        "writing": plots.writing_figure(metrics),
         "gradient": plots.gradient_figure(metrics),
     }
     changes = any(word in objective for word in ("anneal(", "stages("))

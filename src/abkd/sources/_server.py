@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -75,16 +75,14 @@ class Server:
                 asked[pool.submit(self._complete, request, given_up)] = i
             try:
                 for answer in as_completed(asked):
-                    i = asked[answer]
-                    if answer.cancelled():
-                        continue
-                    if answer.exception() is None:
+                    error = CancelledError() if answer.cancelled() else answer.exception()
+                    if error is None:
+                        i = asked[answer]
                         yield {i: self._completion(texts[i], answer.result(), limits[i])}
-                        continue
-                    failure = failure or answer.exception()
-                    _give_up(asked, given_up)
+                    elif not isinstance(error, CancelledError):
+                        failure = failure or error
             finally:
-                _give_up(asked, given_up)
+                given_up.set()
         if failure is not None:
             raise failure
 
@@ -114,8 +112,12 @@ class Server:
         return [str(model["id"]) for model in answer["data"]] if answer else []
 
     def _complete(self, request: Mapping[str, Any], given_up: threading.Event) -> tuple[str, bool]:
-        """The text, and whether the model had finished."""
-        return self._persist(lambda: self._completed(request), given_up)
+        """The text, and whether the model had finished. Where one prompt gets no answer, no further one is sent."""
+        try:
+            return self._persist(lambda: self._completed(request), given_up)
+        except BaseException:
+            given_up.set()
+            raise
 
     def _completed(self, request: Mapping[str, Any]) -> tuple[str, bool]:
         choice = self._ask("completions", request)["choices"][0]
@@ -129,8 +131,8 @@ class Server:
         """What ``ask`` gives, at the latest the last time it may be tried."""
         why = ""
         for attempt in range(self.tries):
-            if attempt and given_up.wait(self.pause * 2 ** (attempt - 1)):
-                break
+            if given_up.wait(self.pause * 2 ** (attempt - 1) if attempt else 0):
+                raise CancelledError
             try:
                 return ask()
             except _AgainError as error:
@@ -174,13 +176,6 @@ class Server:
 def _settings(sampling: Sampling) -> dict[str, Any]:
     chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "n": 1, "stream": False}
     return {**chosen, "top_k": sampling.top_k} if sampling.top_k else chosen  # not every server knows it
-
-
-def _give_up(asked: Iterable[Future[Any]], given_up: threading.Event) -> None:
-    """Ask nothing further; what is under way may still come."""
-    given_up.set()
-    for answer in asked:
-        answer.cancel()
 
 
 def _short(text: str) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from abkd.errors import OutputDirError, StorageError
-from abkd.storage import refusals
+from abkd.storage import refusals, write_whole
 
 logger = logging.getLogger("abkd")
 
@@ -24,12 +24,7 @@ def seal(checkpoint: Path) -> None:
     """Write the manifest of a finished checkpoint: sizes and hashes of its files, on disk before the manifest is."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {str(path.relative_to(checkpoint)): _entry(path) for path in files}
-    draft = checkpoint / f".{MANIFEST}"
-    with draft.open("w") as file:
-        json.dump(entries, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(checkpoint / MANIFEST)
+    write_whole(checkpoint / MANIFEST, json.dumps(entries, indent=1).encode())
 
 
 def why_broken(checkpoint: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+
 from torch.utils.data import Dataset, Sampler
 
 from abkd.data import Example, LengthGroupedSampler, TokenizedDataset, stand_in

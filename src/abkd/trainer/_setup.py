@@ -26,6 +26,7 @@ from abkd.errors import ConfigError
 from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer
 from abkd.ops import Plan, plan_for
 from abkd.sources import is_privileged, needs_completions, privileged_context
+from abkd.storage import write_whole
 from abkd.teachers import Reader, Setting, identity
 
 logger = logging.getLogger("abkd")
@@ -84,7 +85,9 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
         for each in (model, *teachers):
             check_packing(each, args.max_length)
     if args.eval_samples and (reader is None or len(reader.models) != 1):
-        raise ConfigError(f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0")
+        raise ConfigError(
+            f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0"
+        )
     return Models(student, reader, tokenizer, classes, names, _teacher_options(args).get("revision"))
 
 
@@ -164,7 +167,7 @@ def _with_adapters(model: Any, peft_config: Any) -> nn.Module:
 
 
 def prepare_data(
-    dataset: Any, models: Models, args: DistillConfig, name: str, pretrain_chunks: Sequence[list[int]] | None = None
+    dataset: Any, tokenizer: Any, args: DistillConfig, name: str, pretrain_chunks: Sequence[list[int]] | None = None
 ) -> TokenizedDataset | None:
     """Tokenised rows, packed if asked for, each with a chunk of plain text where ``lm_coef`` wants it.
 
@@ -173,16 +176,17 @@ def prepare_data(
     """
     if dataset is None:
         return None
+    source: Any = args.source
     tokenized = prepare_dataset(
         dataset,
-        models.tokenizer,
+        tokenizer,
         max_length=args.max_length,
         apply_chat_template=args.apply_chat_template,
         on_bad_row=args.on_bad_row,
         name=name,
-        completions=name == "train" and needs_completions(args.source),
-        context=privileged_context(args.source),
-        privileged=is_privileged(args.source),
+        completions=name == "train" and needs_completions(source),
+        context=privileged_context(source),
+        privileged=is_privileged(source),
     )
     if args.packing:
         tokenized = pack(tokenized, args.max_length)
@@ -210,6 +214,4 @@ def record_plan(directory: Path, plan: Plan) -> None:
     known = json.loads(record.read_text()) if record.is_file() else None
     if known is None or known.get("plan") == asdict(plan):
         return
-    draft = record.with_name(f".{record.name}")  # all of it or nothing
-    draft.write_text(json.dumps(known | {"plan": asdict(plan)}, indent=1), encoding="utf-8")
-    draft.replace(record)
+    write_whole(record, json.dumps(known | {"plan": asdict(plan)}, indent=1).encode())

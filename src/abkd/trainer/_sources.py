@@ -30,6 +30,7 @@ from abkd.sources import (
     write_with,
 )
 from abkd.sources._bar import writing_bar
+from abkd.storage import write_whole
 from abkd.teachers import identity
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Supply:
             num_generations=trainer.distill_args.num_generations,
             in_any_process=lambda flag: bool(trainer.most(int(flag))),
         )
-        self.stream: Stream = open_source(trainer.distill_args.source, writers)
+        source: Any = trainer.distill_args.source
+        self.stream: Stream = open_source(source, writers)
 
     def draw(self, rows: Sequence[Example]) -> list[list[Example]]:
         """The sequences of the step that begins."""
@@ -123,7 +125,7 @@ def teacher_author(args: DistillConfig, models: Models) -> Author:
     Raises:
         ConfigError: it has several, or none.
     """
-    url, writers = args.teacher_model_server_url, () if models.teacher is None else models.teacher.models
+    url, writers = args.teacher_model_server_url, [] if models.teacher is None else list(models.teacher.models)
     named = models.teacher_names
     if not url and not named and len(writers) != 1:
         raise ConfigError(
@@ -186,8 +188,7 @@ def save_state(trainer: DistillTrainer, checkpoint: Path) -> None:
     (The teacher's is the same in all of them.)
     """
     if trainer.supply is not None:
-        file = checkpoint / _source_file(trainer)
-        file.write_text(json.dumps(trainer.supply.stream.state()), encoding="utf-8")
+        write_whole(checkpoint / _source_file(trainer), json.dumps(trainer.supply.stream.state()).encode())
     teacher = trainer.models.teacher
     state = {} if teacher is None else teacher.state()
     if state and trainer.args.should_save:

@@ -84,9 +84,7 @@ def _first_mass(trainer: DistillTrainer) -> float | None:
         return None
     dataset: Any = trainer.train_dataset
     size = min(len(dataset), _ROWS)
-    batch = trainer.collator([dataset[i * len(dataset) // size] for i in range(size)])["batch"].to(
-        trainer.args.device
-    )
+    batch = trainer.collator([dataset[i * len(dataset) // size] for i in range(size)])["batch"].to(trainer.args.device)
     model = trainer.models.student.model
     training = model.training
     model.eval()

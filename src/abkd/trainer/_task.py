@@ -16,7 +16,7 @@ from abkd.models.language import CausalRows
 from abkd.objective import History, Objective
 from abkd.ops import Plan, linear_divergence, row_metrics
 from abkd.ops._rows import Terms
-from abkd.ops._types import Rows
+from abkd.ops._types import Rows, TeacherRows
 from abkd.teachers import Reader
 
 LOGGED = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement")
@@ -69,14 +69,16 @@ class Task:
             loss = loss + self.objective.lm_coef * self._plain_text(batch, totals.plain)
         return {"loss": loss, "rows": batch.weight.count_nonzero(), **sums}
 
-    def _history(self, student: Rows, teacher: Rows | None, batch: Batch, progress: float) -> History | None:
+    def _history(self, student: Rows, teacher: TeacherRows | None, batch: Batch, progress: float) -> History | None:
         if teacher is None or not any(term.posterior for term in self.objective.at(progress)):
             return None
         return self.history(student, teacher, batch)
 
-    def history(self, student: Rows, teacher: Rows, batch: Batch) -> History:
+    def history(self, student: Rows, teacher: TeacherRows, batch: Batch) -> History:
         """``[N]`` each: what both models give to the token that is there, at temperature 1."""
-        columns = row_metrics(student.detach(), teacher, {"kl": _DISTANCES["forward_kl"]}, batch.targets, plan=self.plan)
+        columns = row_metrics(
+            student.detach(), teacher, {"kl": _DISTANCES["forward_kl"]}, batch.targets, plan=self.plan
+        )
         return History(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
 
     def distances(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -134,7 +136,7 @@ def run_inside(model: nn.Module) -> None:
 def covered_mass(task: Task, batch: Batch, likeliest: int = 10) -> float:
     """The student's mean probability mass on the teacher's likeliest classes, over the rows of a batch."""
     assert task.teacher is not None
-    student, teacher = task.student(batch.student), task.teacher(batch.teacher)
+    student, teacher = task.student(batch.student), cast(Rows, task.teacher(batch.teacher))
     total = 0.0
     step = task.plan.rows_per_chunk
     for start in range(0, len(student), step):

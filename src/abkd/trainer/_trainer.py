@@ -26,7 +26,7 @@ from abkd.trainer._setup import Models, prepare_data, record_plan, resolve_model
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._start import check_start
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
-from abkd.trainer._window import Pending, Prompts, Window
+from abkd.trainer._window import Prompts, Window, known
 
 logger = logging.getLogger("abkd")
 
@@ -75,8 +75,8 @@ class DistillTrainer(Trainer):
             model=self.models.student.model,
             args=args,
             data_collator=self.collator,
-            train_dataset=prepare_data(train_dataset, self.models, args, "train", pretrain_chunks),
-            eval_dataset=prepare_data(eval_dataset, self.models, args, "eval"),
+            train_dataset=prepare_data(train_dataset, self.models.tokenizer, args, "train", pretrain_chunks),
+            eval_dataset=prepare_data(eval_dataset, self.models.tokenizer, args, "eval"),
             processing_class=self.models.tokenizer,
             callbacks=[*callbacks, *ours],
             **kwargs,
@@ -87,7 +87,7 @@ class DistillTrainer(Trainer):
         check_unsharded(self)
         for each in self.models.teacher.models if self.models.teacher is not None else ():
             if getattr(each, "quantization_method", None) is None:  # those are where they belong
-                each.to(self.args.device)  # type: ignore[arg-type]
+                each.to(self.args.device)
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
         """What is ours of a run, around the models; returns the callbacks among it."""
@@ -125,10 +125,10 @@ class DistillTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """``Σ over this micro-batch / weight of the whole step × processes``: gradients are averaged over processes."""
-        batch = inputs["batch"]
-        batch = (batch.batch if isinstance(batch, Pending) else batch).to(self.args.device)
-        known = num_items_in_batch.totals if isinstance(num_items_in_batch, Window) else None
-        totals = Totals.of([batch], self.task.objective, self.progress) if known is None else known
+        batch = known(inputs["batch"]).to(self.args.device)
+        totals = num_items_in_batch.totals if isinstance(num_items_in_batch, Window) else None
+        if totals is None:
+            totals = Totals.of([batch], self.task.objective, self.progress)
         out = model(job=lambda: self.task.losses(batch, self.progress, totals))
         check_loss(out, self.state.global_step + 1)
         for name in ("rows", *(name for name in LOGGED if name in out)):
@@ -292,4 +292,3 @@ def _interrupted(signal: Any, step: int, output_dir: Any) -> Interrupted:
     )
     error.exit_code = 128 + signal
     return error
-

@@ -27,6 +27,14 @@ class Prompts:
         return {"batch": Pending(list(examples))}
 
 
+def known(batch: Batch | Pending) -> Batch:
+    """The batch itself; of pending rows what was written to them."""
+    if isinstance(batch, Batch):
+        return batch
+    assert batch.batch is not None
+    return batch.batch
+
+
 class Window:
     """One step's micro-batches in this process, and their totals over all processes.
 
@@ -53,4 +61,4 @@ class Window:
     @property
     def ready(self) -> list[Batch]:
         """The batches themselves."""
-        return [batch.batch if isinstance(batch, Pending) else batch for batch in self.batches]  # type: ignore[misc]
+        return [known(batch) for batch in self.batches]

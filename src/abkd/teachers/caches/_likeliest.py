@@ -25,7 +25,7 @@ def encode(logits: Tensor, targets: Tensor, k: int, temperature: float) -> dict[
 
     A row's log-probabilities are stored as their distances to its largest, in 65534 even steps up to the farthest, so
     none is out of range and a step is 1e-4 nats where they span 6.6 nats. On 1536 rows of a 135 M model (k = 64) the
-    mean error is 2e-5 nats and the largest 1.2e-4; in half precision they would be 1e-3 and 5e-3.
+    mean error is 2e-5 nats and the largest 1.2e-4; in half precision they would be 1e-3 and 7e-3.
 
     Args:
         logits: ``[n, V]``.

@@ -44,11 +44,11 @@ def write(folder: Path, values: Values) -> None:
 
 def check(folder: Path, manifest: Values, wanted: Values) -> None:
     """Raise ConfigError, with all differences, unless the cache is of these facts (as far as they are known)."""
-    known = {name: word for name, word in (_OF_IDENTITY | _OWN).items() if wanted.get(name) is not None}
+    identity = {name: word for name, word in _OF_IDENTITY.items() if wanted[name] is not None}
     different = [
-        f"another {word} ({manifest.get(name)} there, {wanted[name]} here)"
-        for name, word in known.items()
-        if manifest.get(name) != wanted[name]
+        f"another {word} ({manifest.get(name)} there, {wanted.get(name)} here)"
+        for name, word in (identity | _OWN).items()
+        if manifest.get(name) != wanted.get(name)
     ]
     if different:
         raise ConfigError(

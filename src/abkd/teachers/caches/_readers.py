@@ -107,7 +107,7 @@ class TopKReader(CacheReader):
 class HiddenReader(CacheReader):
     """Rows of a :class:`HiddenCache`: ``Projected``, as the live teacher gives them."""
 
-    def __init__(self, folder: Path, wanted: Mapping[str, Any], device: torch.device) -> None:
+    def __init__(self, folder: Path, wanted: Mapping[str, Any], device: torch.device | str) -> None:
         super().__init__(folder, wanted)
         head = read_head(folder, self.manifest)
         if head is None:

@@ -1,0 +1,181 @@
+"""Who takes part in ``benchmarks.sources``: one student, one loss, and what the student may learn from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from abkd import DistillConfig, DistillTrainer, ForwardKL
+from abkd.data import TokenizedDataset
+from abkd.data.vocabulary import vocabulary_size
+from abkd.demo.teacher import demo_teacher_path
+from abkd.models.language import CausalRows
+from abkd.sources import Replay, Source, StudentSamples
+from abkd.teachers import HiddenCache, TopKCache, identity
+from abkd.teachers.caches import CachedTeacher
+from abkd.teachers.caches._build import build_cache
+from benchmarks._step_contestants import CONTESTANTS as OF_A_STEP
+from benchmarks._step_contestants import Clock, Ours, arguments
+from benchmarks._step_pairs import Pair
+
+SFT, LABELS, LIVE = "sft", "abkd labels only", "abkd live teacher"
+TOP_K, HIDDEN, HALF = "abkd top-k cache", "abkd hidden cache", "abkd hidden cache, bf16"
+ON_POLICY, REPLAY = "abkd on-policy", "abkd replay"
+
+CACHES: dict[str, CachedTeacher] = {
+    TOP_K: TopKCache(k=64),
+    HIDDEN: HiddenCache(dtype="float32"),
+    HALF: HiddenCache(dtype="bfloat16"),
+}
+FRESH = 0.25
+WRITTEN_TOKENS = 64  # the longest answer of the demo's text has about as many
+
+
+class LoggingClock(Clock):
+    """When each step ended, and what was logged of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs: list[dict[str, Any]] = []
+
+    def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+        super().on_log(logs=logs)
+        if "loss" in logs:
+            self.logs.append(dict(logs))
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A student that learns; ``options`` are of its config. ``live``: with the teacher's model in memory."""
+
+    name: str
+    live: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cache(self) -> CachedTeacher | None:
+        """The cache that it reads, if it does."""
+        return CACHES.get(self.name)
+
+    def trainer(
+        self,
+        pair: Pair,
+        place: Place,
+        output_dir: str,
+        steps: int,
+        clock: Clock,
+        kind: type[DistillTrainer] = Ours,
+        **options: Any,
+    ) -> DistillTrainer:
+        """The trainer of ``pair.student``, for our own contestants."""
+        teacher: Any = pair.teacher if self.live else None
+        given = {**arguments(steps, output_dir, pair.batch_size), "max_length": pair.max_length, **self.options}
+        if self.cache is not None:
+            teacher, given["teacher"] = place.teacher, place.of(self.name)
+        return kind(
+            pair.student,
+            teacher,
+            DistillConfig(**{**given, **options}),
+            train_dataset=TokenizedDataset(pair.examples),
+            processing_class=pair.tokenizer,
+            callbacks=[clock],
+        )
+
+    def run(self, pair: Pair, place: Place, steps: int, clock: Clock, output_dir: str, **options: Any) -> None:
+        """Train ``pair.student`` for some steps on the rows as they come."""
+        if self.name == SFT:
+            OF_A_STEP["sft"].run(pair, steps, clock, output_dir)
+        else:
+            self.trainer(pair, place, output_dir, steps, clock, **options).train()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the caches of a pair are, and its teacher."""
+
+    pair: str
+    folder: Path
+
+    @property
+    def teacher(self) -> str:
+        """The teacher on disk: a cache is of a named one."""
+        return demo_teacher_path() if self.pair == "demo" else str(self.folder / "teacher")
+
+    def of(self, name: str) -> CachedTeacher:
+        """The cache of a contestant, in its folder."""
+        spec: Any = CACHES[name]
+        return replace(spec, path=str(self.folder / name.replace(" ", "-")))
+
+    def build(self, name: str, pair: Pair) -> dict[str, Any]:
+        """Work out the cache of a contestant for the rows of ``pair``: what it took, and what it takes on disk.
+
+        ``per_token`` are seconds from the first batch to the last, for each token trained on; ``once`` is the rest of
+        the seconds (the head, the manifest, looking for what is there).
+        """
+        self._put_teacher(pair)
+        cache = self.of(name)
+        seen: list[tuple[float, int]] = []
+        began = time.perf_counter()
+        built = build_cache(
+            cache,
+            pair.examples,
+            lambda: CausalRows(pair.teacher.eval()),
+            identity=identity(self.teacher, None, pair.tokenizer),
+            tokens=vocabulary_size(pair.tokenizer),
+            batch_size=pair.batch_size,
+            progress=lambda done, _: seen.append((time.perf_counter(), done)),
+        )
+        seconds = time.perf_counter() - began
+        per_token = _slope(seen) if len(seen) > 1 else seconds / built.rows
+        head = built.folder / "head.safetensors"
+        return {
+            "seconds": seconds,
+            "per_token": per_token,
+            "once": max(0.0, seconds - per_token * built.rows),
+            "rows": built.rows,
+            "bytes_per_token": built.bytes_per_row,
+            "head_bytes": head.stat().st_size if head.exists() else 0,
+        }
+
+    def _put_teacher(self, pair: Pair) -> None:
+        folder = Path(self.teacher)
+        if not folder.exists():  # models of random weights are nowhere yet
+            pair.teacher.save_pretrained(folder)
+            pair.tokenizer.save_pretrained(folder)
+
+
+def _slope(seen: Sequence[tuple[float, int]]) -> float:
+    (start, first), (end, last) = seen[0], seen[-1]
+    return (end - start) / (last - first)
+
+
+def _written(source: Source) -> dict[str, Any]:
+    return {
+        "divergence": ForwardKL(),
+        "source": source,
+        "max_completion_length": WRITTEN_TOKENS,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+    }
+
+
+CONTESTANTS = {
+    each.name: each
+    for each in (
+        Contestant(SFT),
+        Contestant(LABELS, options={"ce_weight": 1.0, "kd_weight": 0.0}),
+        Contestant(LIVE, live=True, options={"divergence": ForwardKL()}),
+        *(Contestant(name, options={"divergence": ForwardKL()}) for name in CACHES),
+    )
+}
+WRITTEN = {
+    each.name: each
+    for each in (
+        Contestant(ON_POLICY, live=True, options=_written(StudentSamples())),
+        # as many sequences as a step has, so that it is full after the first, which is not counted
+        Contestant(REPLAY, live=True, options=_written(Replay(StudentSamples(), capacity=8, fresh=FRESH))),
+    )
+}

@@ -1,0 +1,102 @@
+"""What the student's text and the teacher's word cost: ``python -m benchmarks.sources`` (see README.md).
+
+One student learns from labels, from a live teacher, from its caches, and from what it writes itself. Time: rounds, each
+a process in which all take their turn, the order turned from round to round. Memory and the short trainings: a process
+for each contestant. What has been measured is kept in ``sources.jsonl``; ``--fresh`` begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks import _jobs, _machine, _sources_report
+from benchmarks._jobs import Job
+from benchmarks._sources_contestants import CACHES, CONTESTANTS, LIVE, ON_POLICY, REPLAY
+from benchmarks._sources_worker import WORKER
+
+RESULTS = Path(__file__).parent / "results"
+_MEASURED = ("src/abkd/ops", "src/abkd/divergences", "src/abkd/teachers", "src/abkd/sources", "src/abkd/generation",
+             "src/abkd/trainer", "src/abkd/data", "src/abkd/models")  # fmt: skip
+console = Console()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done. ``steps`` of a round, of which the first is not counted; they are the rows of an epoch too."""
+
+    steps: int
+    written: int
+    replayed: int
+    epochs: int
+    held_out: int
+
+
+FULL = Size(steps=4, written=3, replayed=6, epochs=10, held_out=24)
+QUICK = Size(steps=3, written=2, replayed=4, epochs=2, held_out=8)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is missing, then print and write the tables."""
+    options = _parser().parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = options.out / "sources.jsonl"
+    if options.fresh:
+        record.unlink(missing_ok=True)
+    rounds = 1 if options.quick else options.rounds
+    wanted = list(jobs(options.pair, rounds, QUICK if options.quick else FULL))
+    facts, code = _machine.facts(_machine.cores(), "cpu"), _machine.code_digest(_MEASURED)
+    known = _jobs.read(record, facts)
+    missing = [job for job in wanted if _jobs.key(job) not in known]
+    for job in track(missing, f"{len(missing)} of {len(wanted)} measurements", console=console):
+        _jobs.write(record, {"job": job, "facts": facts, "code": code, "result": measure(job)})
+    done = _jobs.done(_jobs.read(record, facts), wanted)
+    _sources_report.write(done, options.out, console)
+    others = sum(line["code"] != code for line in done)
+    if others:
+        console.print(f"{others} of these measurements are of other code than today's: --fresh makes them anew")
+
+
+def jobs(pair: str, rounds: int, size: Size) -> Iterator[Job]:
+    """Everything that is measured."""
+    names = list(CONTESTANTS)
+    for number in range(rounds):
+        start = 2 * number % len(names)
+        order = [*names[start:], *names[:start]]
+        yield {"kind": "time", "pair": pair, "steps": size.steps, "contestants": order, "round": number}
+        steps = {ON_POLICY: size.written, REPLAY: size.replayed}
+        order = [ON_POLICY, REPLAY][:: 1 - 2 * (number % 2)]
+        yield {"kind": "write", "pair": pair, "steps": steps, "contestants": order, "round": number}
+    yield {"kind": "generate", "pair": pair, "rounds": rounds}
+    for name in names:
+        yield {"kind": "memory", "pair": pair, "steps": 3, "contestant": name}
+    for name in (LIVE, *CACHES):
+        size_of_run = {"steps": size.steps, "epochs": size.epochs, "held_out": size.held_out}
+        yield {"kind": "train", "pair": pair, "contestant": name, **size_of_run}
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The result of a job, from a fresh process."""
+    return _jobs.measure(job, WORKER)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.sources", description="What the student's text and the teacher's word cost."
+    )
+    parser.add_argument("--pair", choices=("demo", "tiny"), default="demo", help="models to measure")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is timed")
+    parser.add_argument("--quick", action="store_true", help="one round, short runs: shows that everything works")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
