@@ -1,4 +1,4 @@
-"""From the measurements of ``benchmarks.sources`` to figures: medians over the rounds, each with the rounds' extremes."""
+"""From the measurements of ``benchmarks.sources`` to figures: medians over the rounds, with the rounds' extremes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of ``benchmarks.sources`` as tables: on the screen, in ``sources.md``, and as numbers in ``sources.json``."""
+"""The figures of ``benchmarks.sources`` as tables, on the screen and in ``sources.md``, and in ``sources.json``."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def _writing(found: Figures) -> Section:
         "The student writes",
         ("what", "value"),
         rows,
-        "An untrained half of a model seldom ends by itself, so completions are nearly as long as they may be. A step of "
-        "replay is computed for a quarter of fresh steps; beside it the mean of steps whose coins fell as they did.",
+        "An untrained half of a model seldom ends by itself, so completions are nearly as long as they may be. A step "
+        "of replay is computed for a quarter of fresh steps; beside it the mean of steps whose coins fell as they did.",
     )
 
 

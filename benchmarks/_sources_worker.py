@@ -1,4 +1,4 @@
-"""One measurement of ``benchmarks.sources`` in a process of its own: ``python -m benchmarks._sources_worker '{job}'``."""
+"""One measurement of ``benchmarks.sources`` in a fresh process: ``python -m benchmarks._sources_worker '{job}'``."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def values(shelf: Path, output: Path, **more: Any) -> dict[str, Any]:
 
 
 def records(output: Path) -> list[dict[str, Any]]:
-    timing = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    timing = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "generated_tokens_per_second"}
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in timing} for line in lines if "train_runtime" not in line]
 
@@ -131,6 +131,36 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(stopped, undisturbed, 
     first, second = (load_file(where / "model.safetensors") for where in (undisturbed, output))
     assert gap(first, second) == 0.0
     assert records(output) == records(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_writes_goes_on_as_if_nothing_had_happened(shelf, tmp_path):
+    """By SIGKILL, wherever it was: the newest whole checkpoint has the buffer, the threshold and the teacher's mean."""
+    more = {
+        "max_steps": 40,
+        "eval_strategy": "steps",
+        "eval_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "source": "Privileged(Mix(Adaptive(0.5, 0.1, 0.0), Replay(StudentSamples(), 8, fresh=0.5), Dataset()), 'bye ')",
+        "teacher": "EMA(decay=0.9)",
+        "teacher_model_name_or_path": "null",
+        "max_completion_length": 6,
+    }
+    killed = start(shelf, tmp_path / "killed", **more)
+    wait_for_step(killed, tmp_path / "killed", 10)
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    again = start(shelf, tmp_path / "killed", resume=True, **more)
+    said = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, said
+    whole = start(shelf, tmp_path / "whole", **more)
+    said = whole.communicate(timeout=200)[0]
+    assert whole.returncode == 0, said
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert gap(first, second) == 0.0
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
 
 
 def test_a_full_disk_has_its_exit_code(stopped):

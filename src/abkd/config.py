@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from abkd import notation
 from abkd.divergences import AlphaBeta, Divergence
 from abkd.errors import ConfigError
+from abkd.generation import Sampling, settle
 from abkd.objective import Objective
 from abkd.ops import plan_for
 from abkd.schedules import Schedule, at, is_number
@@ -119,6 +120,7 @@ class DistillConfig(TrainingArguments):
             )
         self._take_short_forms()
         check_sequences(self.source, self.teacher, packing=self.packing, eval_samples=self.eval_samples)
+        settle(Sampling(), self.generation_kwargs)  # type: ignore[arg-type]  # a text was parsed
         for name, least in (("max_completion_length", 1), ("num_generations", 1), ("eval_samples", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, but it is {getattr(self, name)}")

@@ -1,4 +1,4 @@
-"""The benchmark of sources on tiny random models: it runs, who has one loss has one loss, the tables hold what they say."""
+"""The benchmark of sources on tiny random models: it runs, equals have equal losses, the tables hold what they say."""
 
 from __future__ import annotations
 

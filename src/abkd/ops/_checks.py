@@ -11,7 +11,7 @@ from abkd.divergences import Divergence
 from abkd.divergences._mixtures import Mixture
 from abkd.errors import ConfigError, VocabularyError
 from abkd.ops._terms import SMALLEST_SHARE
-from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK
+from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK, own_tensors
 
 
 def check_temperature(temperature: float) -> None:
@@ -59,7 +59,7 @@ def _check_top_k(rows: TopK) -> None:
     per_row = [rows.log_tail] if rows.log_target is None else [rows.log_tail, rows.log_target]
     fits = 1 <= k <= rows.classes and rows.log_p.shape == (n, k) and all(each.shape == (n,) for each in per_row)
     if not fits or rows.ids.dtype != torch.int64:
-        came = [f"{list(tensor.shape)} ({tensor.dtype})" for tensor in rows.own]
+        came = [f"{list(tensor.shape)} ({tensor.dtype})" for tensor in own_tensors(rows)]
         raise ConfigError(
             f"TopK needs ids [N, k] (torch.int64), log_p [N, k], log_tail [N] and perhaps log_target [N], with "
             f"1 <= k <= {rows.classes} classes, but has {', '.join(came)}"

@@ -13,7 +13,17 @@ from abkd.ops._head import Head
 from abkd.ops._logits import student_logits, teacher_logits
 from abkd.ops._rows import blocks
 from abkd.ops._terms import Block, Terms
-from abkd.ops._types import Dense, Plan, Projected, RowLosses, Rows, TeacherRows, TopK
+from abkd.ops._types import (
+    Dense,
+    Plan,
+    Projected,
+    RowLosses,
+    Rows,
+    TeacherRows,
+    TopK,
+    own_tensors,
+    with_own_tensors,
+)
 
 logger = logging.getLogger("abkd")
 
@@ -75,9 +85,9 @@ class _OnePass(torch.autograd.Function):
         student = Dense(source) if head is None else Projected(source, head._replace(weight=weight, bias=bias))
         loss, ctx.ready = _solve(student, call, ctx.needs_input_grad[1:5])
         # for a second time through the same graph; what autograd keeps, it lets go of after a first and last one
-        theirs = call.teacher.own
+        theirs = own_tensors(call.teacher)
         ctx.save_for_backward(source, weight, bias, scale, *theirs)
-        without = call.teacher.filled([tensor.new_empty((0, *tensor.shape[1:])) for tensor in theirs])
+        without = with_own_tensors(call.teacher, [tensor.new_empty((0, *tensor.shape[1:])) for tensor in theirs])
         ctx.call, ctx.head = replace(call, teacher=without), head
         return loss
 
@@ -92,7 +102,7 @@ class _OnePass(torch.autograd.Function):
             if ctx.head is not None:
                 known = ctx.head.scale if scale is None else scale
                 student = Projected(source, ctx.head._replace(weight=weight, bias=bias, scale=known))
-            call = replace(ctx.call, teacher=ctx.call.teacher.filled(theirs))
+            call = replace(ctx.call, teacher=with_own_tensors(ctx.call.teacher, theirs))
             _, ready = _solve(student, call, ctx.needs_input_grad[1:5])
         if grads[0].device.type != "cpu" or grads[0] != 1:  # looking at it elsewhere would mean to wait for the device
             for gradient in ready:

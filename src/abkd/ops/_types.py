@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -42,16 +42,6 @@ class Projected:
     def to(self, dtype: torch.dtype) -> Projected:
         """The same rows, to be multiplied in another dtype."""
         return Projected(self.hidden.to(dtype), self.head.to(dtype))
-
-    @property
-    def own(self) -> tuple[Tensor, ...]:
-        """What belongs to these rows alone; heads are the model's."""
-        return (self.hidden,)
-
-    def filled(self, own: Sequence[Tensor]) -> Projected:
-        """The same with other tensors in the place of ``own``."""
-        (hidden,) = own
-        return Projected(hidden, self.head)
 
     def detach(self) -> Projected:
         """The same rows as constants."""
@@ -93,15 +83,6 @@ class Dense:
     def to(self, dtype: torch.dtype) -> Dense:
         """The same rows in another dtype."""
         return Dense(self.values.to(dtype))
-
-    @property
-    def own(self) -> tuple[Tensor, ...]:
-        """What belongs to these rows alone."""
-        return (self.values,)
-
-    def filled(self, own: Sequence[Tensor]) -> Dense:
-        """The same with other tensors in the place of ``own``."""
-        return Dense(*own)
 
     def detach(self) -> Dense:
         """The same rows as constants."""
@@ -160,16 +141,6 @@ class Averaged:
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(tensor for part in self.parts for tensor in part.tensors)
 
-    @property
-    def own(self) -> tuple[Tensor, ...]:
-        """What belongs to these rows alone; heads are the models'."""
-        return tuple(part.own[0] for part in self.parts)
-
-    def filled(self, own: Sequence[Tensor]) -> Averaged:
-        """The same with other tensors in the place of ``own``."""
-        pairs = zip(self.parts, own, strict=True)
-        return replace(self, parts=tuple(part.filled([tensor]) for part, tensor in pairs))
-
     def detach(self) -> Averaged:
         """The same rows as constants."""
         return replace(self, parts=tuple(part.detach() for part in self.parts))
@@ -184,10 +155,10 @@ class TopK:
     """Rows of a teacher of which only the k likeliest classes are known; all others are one class, the tail.
 
     The divergence is taken between the two models' distributions over these k+1 classes. The tail is a bucket: for
-    every f-divergence (``AlphaBeta`` with α+β = 1, Jensen-Shannon, the skew KLs, total variation) the value is a lower
-    bound of that over all V classes and grows with k; at k = V it is that value. Elsewhere it may be larger:
-    ``AlphaBeta(1, 1)`` is half the squared distance, which for p = (.6, .2, .2) and q = (.4, .3, .3) is .03 over the
-    three classes, but .04 with the last two in one bucket.
+    ``AlphaBeta`` with α+β <= 1 and for every f-divergence (Jensen-Shannon, the skew KLs, total variation) the value is
+    a lower bound of that over all V classes and grows with k; at k = V it is that value. Where α+β > 1 it may be
+    larger: ``AlphaBeta(1, 1)`` is half the squared distance, which for p = (.6, .2, .2) and q = (.4, .3, .3) is .03
+    over the three classes, but .04 with the last two in one bucket.
 
     Attributes:
         ids: int64 ``[N, k]``, distinct within a row, the likeliest class first.
@@ -209,7 +180,7 @@ class TopK:
         return len(self.ids)
 
     def __getitem__(self, rows: slice | Tensor) -> TopK:
-        return self.filled([tensor[rows] for tensor in self.own])
+        return self._each(lambda tensor: tensor[rows])
 
     @property
     def device(self) -> torch.device:
@@ -219,24 +190,46 @@ class TopK:
     def tensors(self) -> tuple[Tensor, ...]:
         return self.log_p, self.log_tail
 
-    @property
-    def own(self) -> tuple[Tensor, ...]:
-        """What belongs to these rows alone."""
-        known = (self.ids, self.log_p, self.log_tail)
-        return known if self.log_target is None else (*known, self.log_target)
-
-    def filled(self, own: Sequence[Tensor]) -> TopK:
-        """The same with other tensors in the place of ``own``."""
-        ids, log_p, log_tail, *log_target = own
-        return TopK(ids, log_p, log_tail, self.classes, *log_target)
-
     def detach(self) -> TopK:
         """The same rows as constants."""
-        return self.filled([tensor.detach() for tensor in self.own])
+        return self._each(Tensor.detach)
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> TopK:
+        log_target = None if self.log_target is None else function(self.log_target)
+        return TopK(function(self.ids), function(self.log_p), function(self.log_tail), self.classes, log_target)
 
 
 TeacherRows = Rows | Averaged | TopK
 """What a teacher gives."""
+
+
+def own_tensors(rows: TeacherRows) -> tuple[Tensor, ...]:
+    """What belongs to some rows alone, N long; heads are the models'."""
+    match rows:
+        case Projected():
+            return (rows.hidden,)
+        case Dense():
+            return (rows.values,)
+        case Averaged():
+            return tuple(tensor for part in rows.parts for tensor in own_tensors(part))
+    known = (rows.ids, rows.log_p, rows.log_tail)
+    return known if rows.log_target is None else (*known, rows.log_target)
+
+
+def with_own_tensors(rows: TeacherRows, own: Sequence[Tensor]) -> TeacherRows:
+    """The same with others in the place of its ``own_tensors``."""
+    match rows:
+        case Projected() | Dense():
+            return _with_own(rows, own[0])
+        case Averaged():
+            parts = zip(rows.parts, own, strict=True)
+            return replace(rows, parts=tuple(_with_own(part, tensor) for part, tensor in parts))
+    ids, log_p, log_tail, *log_target = own
+    return TopK(ids, log_p, log_tail, rows.classes, *log_target)
+
+
+def _with_own(rows: Rows, own: Tensor) -> Rows:
+    return Dense(own) if isinstance(rows, Dense) else Projected(own, rows.head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +251,8 @@ class RowLosses:
 
     Attributes:
         loss: scalar ``Σ_n w_n·(ce_weight·CE_n + kd_weight·D_n) / total_weight``.
-        divergence, student_entropy, teacher_entropy: ``[N]`` in nats, at the given temperature.
+        divergence, student_entropy, teacher_entropy: ``[N]`` in nats, at the given temperature. Of a ``TopK`` teacher
+            the entropy is that of its k+1 classes, a lower bound.
         cross_entropy: ``[N]`` in nats at temperature 1, or None without targets.
         agreement: ``[N]`` 1 where teacher and student share a likeliest class.
         weight: ``[N]`` the row weights that were used.

@@ -20,7 +20,9 @@ from abkd.sources._replay import Replay
 from abkd.sources._server import Server as Server
 from abkd.sources._teacher_samples import TeacherSamples
 from abkd.sources._teacher_text import Author as Author
-from abkd.sources._teacher_text import TeacherText, ensure_teacher_text, write_with
+from abkd.sources._teacher_text import TeacherText as TeacherText
+from abkd.sources._teacher_text import ensure_teacher_text as ensure_teacher_text
+from abkd.sources._teacher_text import write_with as write_with
 from abkd.sources._types import Completion, Source, Step, Stream
 from abkd.sources._types import Writers as Writers  # as Author and Server: the notation writes what __all__ names
 from abkd.sources._walk import walk
@@ -37,9 +39,7 @@ __all__ = [
     "Stream",
     "StudentSamples",
     "TeacherSamples",
-    "TeacherText",
     "Union",
-    "ensure_teacher_text",
     "fingerprint",
     "is_privileged",
     "known_sequences",
@@ -49,5 +49,4 @@ __all__ = [
     "privileged_context",
     "tree",
     "walk",
-    "write_with",
 ]

@@ -75,7 +75,7 @@ class Server:
                 asked[pool.submit(self._complete, request, given_up)] = i
             try:
                 for answer in as_completed(asked):
-                    error = CancelledError() if answer.cancelled() else answer.exception()
+                    error = answer.exception()
                     if error is None:
                         i = asked[answer]
                         yield {i: self._completion(texts[i], answer.result(), limits[i])}

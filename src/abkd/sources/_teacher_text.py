@@ -75,10 +75,11 @@ class TeacherText:
     ``stores``: where the text of each lies. ``complete``: whether every prompt was answered when it was read.
     """
 
-    def __init__(self, jobs: Mapping[TeacherSamples, _Job]) -> None:
-        self.stores = {source: job.store for source, job in jobs.items()}
-        self.complete = all(job.complete for job in jobs.values())
-        self._answers = {source: job.answers for source, job in jobs.items()}
+    def __init__(
+        self, stores: Mapping[TeacherSamples, Store], answers: Mapping[TeacherSamples, Answers], *, complete: bool
+    ) -> None:
+        self.stores, self.complete = stores, complete
+        self._answers = answers
 
     def completion(self, source: TeacherSamples, prompt: Sequence[int]) -> Completion:
         """What the teacher wrote to a prompt.
@@ -165,7 +166,11 @@ def ensure_teacher_text(
         job.write(process, processes)
     for job in jobs.values():
         job.put_together(wait=wait)
-    return TeacherText(jobs)
+    return TeacherText(
+        {each: job.store for each, job in jobs.items()},
+        {each: job.answers for each, job in jobs.items()},
+        complete=all(job.complete for job in jobs.values()),
+    )
 
 
 def _asked(
