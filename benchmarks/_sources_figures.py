@@ -139,13 +139,14 @@ def figures(lines: Sequence[Line]) -> Figures:
     seconds = {step.contestant: step.seconds.value for step in steps if step.seconds is not None}
     costs = _Costs(seconds, {each.contestant: each for each in caches}, _tokens(timed, "trained"))
     writing = _writing(written) if written else None
+    trainings = [_training(line, costs) for line in lines if line["job"]["kind"] == "train"]
     return Figures(
         steps=steps,
         caches=caches,
         epochs=[_epochs(name, costs) for name in (LIVE, *CACHES) if name in seconds],
-        trainings=[_training(line, costs) for line in lines if line["job"]["kind"] == "train"],
+        trainings=trainings,
         writing=writing,
-        claims=[*_claims(timed, caches), *_of_writing(written, writing, generated)],
+        claims=[*_claims(timed, caches), *_of_writing(written, writing, generated), *_of_quality(trainings)],
     )
 
 
@@ -162,6 +163,10 @@ def _spread(rounds: Sequence[Sequence[float]]) -> Spread:
     """Of each step the median over the rounds, of these the mean; beside it the least and largest mean of a round."""
     means = [fmean(each) for each in rounds]
     return Spread(fmean(median(step) for step in zip(*rounds, strict=True)), min(means), max(means))
+
+
+def _once(value: float) -> Spread:
+    return Spread(value, value, value)
 
 
 def _over_rounds(values: Sequence[float]) -> Spread:
@@ -266,7 +271,7 @@ def _claims(timed: Sequence[Line], caches: Sequence[Cache]) -> Iterator[Claim]:
             yield Claim(f"{name} / {base}", value, limit)
     for each in caches:
         limit = 300 if each.contestant == TOP_K else None
-        yield Claim(f"{each.contestant}: bytes per token", Spread(*[each.bytes_per_token] * 3), limit)
+        yield Claim(f"{each.contestant}: bytes per token", _once(each.bytes_per_token), limit)
 
 
 _LIMITS = {TOP_K: 1.10, HIDDEN: 1.15, HALF: 1.15}
@@ -293,3 +298,11 @@ def _of_writing(written: Sequence[Line], writing: Writing | None, generated: Seq
             yield Claim(f"tokens/s, prompts {way}", _over_rounds([each[way] for each in speeds]))
         gain = [each["all at once"] / each["one by one"] for each in speeds]
         yield Claim("tokens/s, all at once : one by one", _over_rounds(gain))
+
+
+def _of_quality(trainings: Sequence[Training]) -> Iterator[Claim]:
+    live = next((each for each in trainings if each.contestant == LIVE), None)
+    for each in trainings:
+        if live is not None and each is not live:
+            value = each.after["forward_kl"] / live.after["forward_kl"]
+            yield Claim(f"held-out forward KL: {each.contestant} / {LIVE}", _once(value))

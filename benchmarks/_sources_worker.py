@@ -20,6 +20,7 @@ from abkd import DistillConfig, DistillTrainer, ForwardKL
 from abkd.data import Collator, Example, TokenizedDataset, prepare_dataset, prompt_of
 from abkd.demo.text import build_rows
 from abkd.generation import Sampling, write_completions
+from abkd.models.shrink import layer_influence, shrink
 from benchmarks import _jobs
 from benchmarks._sources_contestants import (
     CACHES,
@@ -115,7 +116,8 @@ def generate(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A real training from the same start: the build of its cache, the training, how far from the teacher it ends."""
-    pair, place = make_pair(job["pair"], job["steps"]), Place(job["pair"], folder)
+    pair, place = make_pair(job["pair"], job["steps"], student=False), Place(job["pair"], folder)
+    pair.student = _like_the_demo(pair)
     contestant, steps = CONTESTANTS[job["contestant"]], job["steps"] * job["epochs"]
     judge = _Judge(pair, _held_out(job["pair"], job["held_out"]), folder)
     before = judge.held_out()
@@ -125,6 +127,13 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     contestant.trainer(pair, place, str(folder), steps, Clock(), DistillTrainer, **settings).train()
     seconds = time.perf_counter() - began
     return {"build_s": built, "train_s": seconds, "before": before, "after": judge.held_out()}
+
+
+def _like_the_demo(pair: Pair) -> Any:
+    """The half of the teacher's layers that do most on the rows: fit to learn, as every second layer is not."""
+    influence = layer_influence(pair.teacher, [row["input_ids"] for row in pair.examples])
+    student, _ = shrink(pair.teacher, len(influence) // 2, influence)
+    return student
 
 
 class _Judge:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cache_parts import files, live, setting, view
+from typer.testing import CliRunner
 
 from abkd.cli import app
 from abkd.data import prepare_dataset
@@ -147,3 +148,23 @@ def test_a_run_from_hidden_states_is_the_run_with_the_teacher(
 def test_only_a_recipe_with_a_cache_can_be_cached(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cache(**values(shelf)) == ConfigError.exit_code
     assert "its teacher is Live(): set teacher: TopKCache(k=64)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_teachers_own_text_is_cached_too(shelf, monkeypatch):
+    """generate, cache, distill: after the first two no teacher is loaded; the held-out rows are the data's."""
+    recipe = values(shelf, source="TeacherSamples()", teacher="TopKCache(k=16)", max_completion_length="8")
+    given = {name: value for name, value in recipe.items() if name != "output_dir"}
+    runner = CliRunner()
+    early = runner.invoke(app, words(**given))
+    assert early.exit_code == 2
+    assert "let abkd generate write the others first" in early.output.replace("\n", " ")
+    assert runner.invoke(app, ["generate", *words(**given)[1:]]).exit_code == 0
+    built = runner.invoke(app, words(**given))
+    assert built.exit_code == 0, built.output
+    monkeypatch.setattr(_setup, "load_causal_lm", None)
+    made = distill(
+        Recipe.from_dict({**recipe, "output_dir": str(shelf / "own text"), "max_steps": 3, "logging_steps": 1})
+    )
+    logged = next(record for record in made.state.log_history if "divergence" in record)
+    assert 0 < logged["covered_mass"] < 1
+    assert logged["completion_length"] > 0

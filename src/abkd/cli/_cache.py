@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +13,16 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from abkd.cli._console import is_main_process
+from abkd.cli._generate import author_of
 from abkd.config import DistillConfig
-from abkd.data import TokenizedDataset, check_same_tokenizer
+from abkd.data import Example, TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
 from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer
 from abkd.recipe import Recipe
 from abkd.recipe._checks import names
 from abkd.run import load_data
+from abkd.sources import TeacherSamples, ensure_teacher_text, known_sequences, walk
 from abkd.teachers import identity
 from abkd.teachers.caches import CachedTeacher
 from abkd.teachers.caches._build import Built, build_cache
@@ -42,11 +45,12 @@ def cache_recipe(recipe: Recipe, console: Console) -> Built:
     theirs = load_tokenizer(name, what="teacher_model_name_or_path", revision=revision)
     check_same_tokenizer(tokenizer, theirs)
     datasets = _datasets(recipe, config, tokenizer)
+    sequences = _sequences(recipe, config, tokenizer, datasets)
     start = time.monotonic()
     with _progress() as advance:
         built = build_cache(
             teacher,
-            (example for dataset in datasets for example in dataset),
+            sequences,
             lambda: _load(name, options, config),
             identity=identity(name, revision, tokenizer),
             tokens=vocabulary_size(tokenizer),
@@ -81,6 +85,20 @@ def _datasets(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[Tok
     train, held_out = load_data(recipe, config)
     prepared = [prepare_data(rows, tokenizer, config, what) for what, rows in (("train", train), ("eval", held_out))]
     return [dataset for dataset in prepared if dataset is not None]
+
+
+def _sequences(
+    recipe: Recipe, config: DistillConfig, tokenizer: Any, datasets: list[TokenizedDataset]
+) -> Iterator[Example]:
+    """What a run reads: of the training rows what its source makes of them, and the held-out rows themselves."""
+    source: Any = config.source
+    text = None
+    if any(isinstance(part, TeacherSamples) for part in walk(source)):
+        author = dataclasses.replace(author_of(recipe, config, tokenizer), write=None)  # that is abkd generate's work
+        text = ensure_teacher_text(source, datasets[0], author)
+    yield from known_sequences(source, datasets[0], text)
+    for held_out in datasets[1:]:
+        yield from held_out
 
 
 def _options(recipe: Recipe, config: DistillConfig) -> dict[str, Any]:

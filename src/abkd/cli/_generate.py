@@ -43,7 +43,7 @@ def generate_text(recipe: Recipe, output_file: str | None) -> None:
     """
     settings = _settings(recipe, output_file)
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
-    author = _author(recipe, settings, tokenizer)
+    author = author_of(recipe, settings, tokenizer)
     dataset = _prompts(recipe, settings, tokenizer)
     process, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     start = time.monotonic()
@@ -87,7 +87,12 @@ def _source(source: Any, output_file: str | None) -> Any:
     return Privileged(chosen, privileged_context(source)) if privileged else chosen
 
 
-def _author(recipe: Recipe, settings: Any, tokenizer: Any) -> Author:
+def author_of(recipe: Recipe, settings: Any, tokenizer: Any) -> Author:
+    """The recipe's teacher as one who writes: its server where one is named, else its model, loaded when it is needed.
+
+    Raises:
+        ConfigError: the recipe names none, or several.
+    """
     url, given = settings.teacher_model_server_url, names(recipe.teacher_model_name_or_path)
     if len(given) > 1 or not (given or url):
         raise ConfigError(f"one teacher writes, but teacher_model_name_or_path names {len(given) or 'none'}")

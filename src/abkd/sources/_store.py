@@ -4,7 +4,9 @@
     text.json           what it was written with, and the rows that are blank, which no training file may have
     text.jsonl.part-R   what process R has written since; its last line may be torn
 
-A row moves from a part into the JSONL and is never in neither, so whoever reads the parts first sees every row.
+A row moves from a part into the JSONL and is never in neither, so whoever reads the parts first sees every row. The
+tokens are what TeacherSamples learns from; who reads the texts instead puts an EOS behind every completion, also behind
+one that was clipped ("finished": false).
 """
 
 from __future__ import annotations
