@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -12,14 +12,9 @@ from benchmarks._sources_contestants import (
     CACHES,
     CONTESTANTS,
     FRESH,
-    HALF,
-    HIDDEN,
-    LABELS,
     LIVE,
     ON_POLICY,
     REPLAY,
-    SFT,
-    TOP_K,
 )
 
 EPOCHS, STEPS_OF_EPOCH = 10, 40  # the demo's 320 rows, 8 a step
@@ -100,24 +95,6 @@ class Writing(NamedTuple):
     measured_fresh: float
 
 
-class Claim(NamedTuple):
-    """``value`` should be at most ``target``, where there is one."""
-
-    what: str
-    value: Spread
-    target: float | None = None
-
-    @property
-    def wanted(self) -> str:
-        """The target as text."""
-        return "–" if self.target is None else f"≤ {self.target:g}"
-
-    @property
-    def verdict(self) -> str:
-        """In a word."""
-        return "–" if self.target is None else "met" if self.value.value <= self.target else "missed"
-
-
 @dataclass(frozen=True)
 class Figures:
     """All of it."""
@@ -127,30 +104,27 @@ class Figures:
     epochs: list[Epochs]
     trainings: list[Training]
     writing: Writing | None
-    claims: list[Claim]
 
 
 def figures(lines: Sequence[Line]) -> Figures:
     """What the lines of the record tell."""
-    timed, written, generated = (_results(lines, kind) for kind in ("time", "write", "generate"))
+    timed, written = results(lines, "time"), results(lines, "write")
     memory = {line["job"]["contestant"]: line["result"] for line in lines if line["job"]["kind"] == "memory"}
     caches = [_cache(name, timed) for name in CACHES if any(name in result["built"] for result in timed)]
     steps = [_step(name, timed, memory.get(name), caches) for name in CONTESTANTS]
     seconds = {step.contestant: step.seconds.value for step in steps if step.seconds is not None}
     costs = _Costs(seconds, {each.contestant: each for each in caches}, _tokens(timed, "trained"))
-    writing = _writing(written) if written else None
-    trainings = [_training(line, costs) for line in lines if line["job"]["kind"] == "train"]
     return Figures(
         steps=steps,
         caches=caches,
         epochs=[_epochs(name, costs) for name in (LIVE, *CACHES) if name in seconds],
-        trainings=trainings,
-        writing=writing,
-        claims=[*_claims(timed, caches), *_of_writing(written, writing, generated), *_of_quality(trainings)],
+        trainings=[_training(line, costs) for line in lines if line["job"]["kind"] == "train"],
+        writing=_writing(written) if written else None,
     )
 
 
-def _results(lines: Sequence[Line], kind: str) -> list[Any]:
+def results(lines: Sequence[Line], kind: str) -> list[Any]:
+    """What the jobs of a kind gave."""
     return [line["result"] for line in lines if line["job"]["kind"] == kind]
 
 
@@ -165,20 +139,18 @@ def _spread(rounds: Sequence[Sequence[float]]) -> Spread:
     return Spread(fmean(median(step) for step in zip(*rounds, strict=True)), min(means), max(means))
 
 
-def _once(value: float) -> Spread:
-    return Spread(value, value, value)
-
-
-def _over_rounds(values: Sequence[float]) -> Spread:
+def over_rounds(values: Sequence[float]) -> Spread:
+    """Of one number a round."""
     return Spread(median(values), min(values), max(values))
 
 
-def _seconds(timed: Sequence[Line], name: str) -> list[list[float]]:
+def rounds_of(timed: Sequence[Line], name: str) -> list[list[float]]:
+    """Of each round the seconds of the steps that are counted."""
     return [result["runs"][name]["seconds"][1:] for result in timed if name in result["runs"]]
 
 
 def _step(name: str, timed: Sequence[Line], memory: Line | None, caches: Sequence[Cache]) -> Step:
-    rounds = _seconds(timed, name)
+    rounds = rounds_of(timed, name)
     seconds = _spread(rounds) if rounds else None
     per = [None if seconds is None else 1e3 * seconds.value / _tokens(timed, what) for what in ("all", "trained")]
     peak = above = None
@@ -193,7 +165,7 @@ def _cache(name: str, timed: Sequence[Line]) -> Cache:
     built = [result["built"][name] for result in timed if name in result["built"]]
     return Cache(
         name,
-        _over_rounds([1e3 * each["per_token"] for each in built]),
+        over_rounds([1e3 * each["per_token"] for each in built]),
         median(each["once"] for each in built),
         built[0]["bytes_per_token"],
         built[0]["head_bytes"] / MIB,
@@ -236,7 +208,7 @@ def _training(line: Line, costs: _Costs) -> Training:
 
 
 def _writing(written: Sequence[Line]) -> Writing:
-    fresh, replays = _seconds(written, ON_POLICY), _seconds(written, REPLAY)
+    fresh, replays = rounds_of(written, ON_POLICY), rounds_of(written, REPLAY)
     replayed, tokens, speeds, lengths, share = [], [], [], [], []
     for result in written:
         run, rows = result["runs"][ON_POLICY], result["rows"]
@@ -256,53 +228,8 @@ def _writing(written: Sequence[Line]) -> Writing:
         replayed=old,
         ms_per_token=1e3 * on_policy.value / fmean(tokens),
         completion_length=length,
-        tokens_per_second=_over_rounds(speeds),
+        tokens_per_second=over_rounds(speeds),
         expected=None if old is None else FRESH * on_policy.value + (1 - FRESH) * old,
-        measured=_over_rounds([fmean(each) for each in replays]),
+        measured=over_rounds([fmean(each) for each in replays]),
         measured_fresh=fmean(share),
     )
-
-
-def _claims(timed: Sequence[Line], caches: Sequence[Cache]) -> Iterator[Claim]:
-    pairs = [(name, base, limit) for base in (SFT, LABELS) for name, limit in _LIMITS.items()]
-    for name, base, limit in [*pairs, (LABELS, SFT, None), *((name, LIVE, None) for name in CACHES)]:
-        value = _quotient(timed, name, base)
-        if value is not None:
-            yield Claim(f"{name} / {base}", value, limit)
-    for each in caches:
-        limit = 300 if each.contestant == TOP_K else None
-        yield Claim(f"{each.contestant}: bytes per token", _once(each.bytes_per_token), limit)
-
-
-_LIMITS = {TOP_K: 1.10, HIDDEN: 1.15, HALF: 1.15}
-
-
-def _quotient(timed: Sequence[Line], over: str, under: str) -> Spread | None:
-    """The median of the quotients of the same batch in the same round, and the least and largest of a whole round."""
-    rounds = list(zip(_seconds(timed, over), _seconds(timed, under), strict=True))
-    if not rounds:
-        return None
-    values = [top / bottom for each in rounds for top, bottom in zip(*each, strict=True)]
-    whole = [sum(top) / sum(bottom) for top, bottom in rounds]
-    return Spread(median(values), min(whole), max(whole))
-
-
-def _of_writing(written: Sequence[Line], writing: Writing | None, generated: Sequence[Line]) -> Iterator[Claim]:
-    if writing is not None and writing.expected is not None:
-        rounds = [fmean(each) for each in _seconds(written, ON_POLICY)]
-        ratios = [writing.expected / each for each in (writing.fresh.value, max(rounds), min(rounds))]
-        yield Claim(f"a step of replay (fresh={FRESH:g}) / on-policy", Spread(*ratios))
-    for result in generated:
-        speeds = [{way: run["tokens"] / run["seconds"] for way, run in each.items()} for each in result["runs"]]
-        for way in speeds[0]:
-            yield Claim(f"tokens/s, prompts {way}", _over_rounds([each[way] for each in speeds]))
-        gain = [each["all at once"] / each["one by one"] for each in speeds]
-        yield Claim("tokens/s, all at once : one by one", _over_rounds(gain))
-
-
-def _of_quality(trainings: Sequence[Training]) -> Iterator[Claim]:
-    live = next((each for each in trainings if each.contestant == LIVE), None)
-    for each in trainings:
-        if live is not None and each is not live:
-            value = each.after["forward_kl"] / live.after["forward_kl"]
-            yield Claim(f"held-out forward KL: {each.contestant} / {LIVE}", _once(value))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from benchmarks import _tables
+from benchmarks._sources_claims import Claim, claims
 from benchmarks._sources_figures import EPOCHS, STEPS_OF_EPOCH, Figures, Line, Spread, figures
 
 
@@ -26,7 +27,8 @@ class Section(NamedTuple):
 def write(lines: Sequence[Line], folder: Path, console: Console) -> None:
     """Tables to the console, ``sources.md`` and ``sources.json`` into ``folder``."""
     found = figures(lines)
-    sections = [each for each in _sections(found) if each.rows]
+    judged = claims(lines, found)
+    sections = [each for each in (*_sections(found), _claims(judged)) if each.rows]
     parts = ["# Where sequences and teachers come from\n"]
     if lines:
         facts = lines[-1]["facts"]
@@ -35,7 +37,7 @@ def write(lines: Sequence[Line], folder: Path, console: Console) -> None:
         _tables.show(console, each.title, each.columns, each.rows)
         parts += [f"## {each.title}\n", _tables.markdown(each.columns, each.rows), f"{each.note}\n"]
     (folder / "sources.md").write_text("\n".join(parts), encoding="utf-8")
-    told = {"facts": lines[-1]["facts"] if lines else None, **_plain(found)}
+    told = {"facts": lines[-1]["facts"] if lines else None, **_plain(found), "claims": _plain(judged)}
     (folder / "sources.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
@@ -73,12 +75,6 @@ def _sections(found: Figures) -> Iterator[Section]:
     )  # fmt: skip
     yield _trainings(found)
     yield _writing(found)
-    yield Section(
-        "Targets",
-        ("claim", "value", "least", "largest", "target", ""),
-        [[c.what, *_numbers(c.value, ",.3f"), c.wanted, c.verdict] for c in found.claims],
-        "Ratios of times are medians of the quotients of the same batch in the same round.",
-    )
 
 
 def _trainings(found: Figures) -> Section:
@@ -118,6 +114,15 @@ def _writing(found: Figures) -> Section:
         rows,
         "An untrained half of a model seldom ends by itself, so completions are nearly as long as they may be. A step "
         "of replay is computed for a quarter of fresh steps; beside it the mean of steps whose coins fell as they did.",
+    )
+
+
+def _claims(judged: Sequence[Claim]) -> Section:
+    return Section(
+        "Targets",
+        ("claim", "value", "least", "largest", "target", ""),
+        [[c.what, *_numbers(c.value, ",.3f"), c.wanted, c.verdict] for c in judged],
+        "Ratios of times are medians of the quotients of the same batch in the same round.",
     )
 
 

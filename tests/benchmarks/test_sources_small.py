@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _sources_figures, sources
+from benchmarks import _sources_claims, _sources_figures, sources
 from benchmarks._machine import ROOT
 from benchmarks._sources_contestants import (
     CACHES,
@@ -122,6 +122,6 @@ def test_ten_epochs_are_what_is_measured_times_ten():
 
 def test_rounds_of_a_machine_that_slows_down():
     timed = [{"runs": {"a": {"seconds": [9, 2 * k, 4 * k]}, "b": {"seconds": [9, k, 2 * k]}}} for k in (1, 1, 5)]
-    quotient = _sources_figures._quotient(timed, "a", "b")
+    quotient = _sources_claims._quotient(timed, "a", "b")
     assert quotient == (2, 2, 2)
-    assert _sources_figures._spread(_sources_figures._seconds(timed, "a")) == (3, 3, 15)
+    assert _sources_figures._spread(_sources_figures.rounds_of(timed, "a")) == (3, 3, 15)

@@ -51,7 +51,9 @@ class Learnt:
         assert gap(self.weights, llama(0)) > 1e-4
 
     def is_as(self, other: Learnt, within: float = 1e-6) -> bool:
-        return gap(self.weights, other.weights) < within and self.losses == pytest.approx(other.losses, rel=100 * within)
+        return gap(self.weights, other.weights) < within and self.losses == pytest.approx(
+            other.losses, rel=100 * within
+        )
 
 
 def _terms_at(recipe: str, progress: float) -> Any:
@@ -61,7 +63,7 @@ def _terms_at(recipe: str, progress: float) -> Any:
 
 def _written_by_the_teacher(path: Path, sampling: Sampling) -> TokenizedDataset:
     """What the teacher writes to the rows, as data like any other."""
-    data = trainer(path, llama(0), max_length=64).train_dataset
+    data: Any = trainer(path, llama(0), max_length=64).train_dataset
     examples: list[Example] = [data[i] for i in range(len(rows()))]
     prompts = [prompt_of(row) for row in examples]
     written = write_completions(teacher(), tokenizer(), prompts, sampling, max_new_tokens=6, classes=340)

@@ -20,10 +20,11 @@ from abkd.teachers.caches import CachedTeacher
 from training_parts import WORDS, gpt2, llama, rows, tokenizer
 
 STEPS = 4  # the last of them lies in the last stage of every recipe
+REPLAY = "Replay(StudentSamples(), capacity=1000, fresh=anneal(1.0, 0.0))"
 TABLE_8 = {
     "gpt2_dolly_abkd_on_policy": "StudentSamples()",
     "gpt2_dolly_abkd_mixed": "Mix(0.5, StudentSamples(), Dataset())",
-    "gpt2_dolly_abkd_adaptive": "Mix(Adaptive(), Replay(StudentSamples(), capacity=1000, fresh=anneal(1.0, 0.0)), Dataset())",
+    "gpt2_dolly_abkd_adaptive": f"Mix(Adaptive(0.0, 0.1, 0.1), {REPLAY}, Dataset())",
 }
 
 

@@ -1,0 +1,94 @@
+"""What ``benchmarks.sources`` measured in terms of what was hoped for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean, median
+from typing import NamedTuple
+
+from benchmarks._sources_contestants import FRESH, HALF, HIDDEN, LABELS, LIVE, ON_POLICY, SFT, TOP_K
+from benchmarks._sources_figures import Cache, Figures, Line, Spread, Training, Writing, over_rounds, results, rounds_of
+
+_LIMITS = {TOP_K: 1.10, HIDDEN: 1.15, HALF: 1.15}
+_BYTES = {TOP_K: 300.0}
+
+
+class Claim(NamedTuple):
+    """``value`` should be at most ``target``, where there is one."""
+
+    what: str
+    value: Spread
+    target: float | None = None
+
+    @property
+    def wanted(self) -> str:
+        """The target as text."""
+        return "–" if self.target is None else f"≤ {self.target:g}"
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return "–" if self.target is None else "met" if self.value.value <= self.target else "missed"
+
+
+def claims(lines: Sequence[Line], found: Figures) -> list[Claim]:
+    """All that the lines of the record, and the figures made of them, allow to judge."""
+    timed, written, generated = (results(lines, kind) for kind in ("time", "write", "generate"))
+    return [
+        *_of_times(timed),
+        *_of_bytes(found.caches),
+        *_of_writing(written, found.writing),
+        *_of_batches(generated),
+        *_of_quality(found.trainings),
+    ]
+
+
+def _of_times(timed: Sequence[Line]) -> Iterator[Claim]:
+    pairs = [(name, base, limit) for base in (SFT, LABELS) for name, limit in _LIMITS.items()]
+    for name, base, limit in [*pairs, (LABELS, SFT, None), *((name, LIVE, None) for name in _LIMITS)]:
+        value = _quotient(timed, name, base)
+        if value is not None:
+            yield Claim(f"{name} / {base}", value, limit)
+
+
+def _of_bytes(caches: Sequence[Cache]) -> Iterator[Claim]:
+    for each in caches:
+        yield Claim(f"{each.contestant}: bytes per token", _once(each.bytes_per_token), _BYTES.get(each.contestant))
+
+
+def _quotient(timed: Sequence[Line], over: str, under: str) -> Spread | None:
+    """The median of the quotients of the same batch in the same round, and the least and largest of a whole round."""
+    rounds = list(zip(rounds_of(timed, over), rounds_of(timed, under), strict=True))
+    if not rounds:
+        return None
+    values = [top / bottom for each in rounds for top, bottom in zip(*each, strict=True)]
+    whole = [sum(top) / sum(bottom) for top, bottom in rounds]
+    return Spread(median(values), min(whole), max(whole))
+
+
+def _of_writing(written: Sequence[Line], writing: Writing | None) -> Iterator[Claim]:
+    if writing is not None and writing.expected is not None:
+        rounds = [fmean(each) for each in rounds_of(written, ON_POLICY)]
+        ratios = [writing.expected / each for each in (writing.fresh.value, max(rounds), min(rounds))]
+        yield Claim(f"a step of replay (fresh={FRESH:g}) / on-policy", Spread(*ratios))
+
+
+def _of_batches(generated: Sequence[Line]) -> Iterator[Claim]:
+    for result in generated:
+        speeds = [{way: run["tokens"] / run["seconds"] for way, run in each.items()} for each in result["runs"]]
+        for way in speeds[0]:
+            yield Claim(f"tokens/s, prompts {way}", over_rounds([each[way] for each in speeds]))
+        gain = [each["all at once"] / each["one by one"] for each in speeds]
+        yield Claim("tokens/s, all at once : one by one", over_rounds(gain))
+
+
+def _of_quality(trainings: Sequence[Training]) -> Iterator[Claim]:
+    live = next((each for each in trainings if each.contestant == LIVE), None)
+    for each in trainings:
+        if live is not None and each is not live:
+            value = each.after["forward_kl"] / live.after["forward_kl"]
+            yield Claim(f"held-out forward KL: {each.contestant} / {LIVE}", _once(value))
+
+
+def _once(value: float) -> Spread:
+    return Spread(value, value, value)
