@@ -78,10 +78,10 @@ def _sections(found: Figures) -> Iterator[Section]:
 
 
 def _trainings(found: Figures) -> Section:
-    names = ("forward_kl", "perplexity", "top1_agreement")
     rows = [
-        [t.contestant, *_numbers([t.computed_s, t.measured_s], ",.0f"), *_numbers([t.before["forward_kl"]], ".3f"),
-         *_numbers([t.after[name] for name in names], ",.3f")]
+        [t.contestant, *_numbers([t.computed_s, t.measured_s], ",.0f"),
+         *_numbers([t.before["forward_kl"], t.after["forward_kl"]], ".3f"),
+         *_numbers([t.after["perplexity"]], ",.1f"), *_numbers([t.after["top1_agreement"]], ".1%")]
         for t in found.trainings
     ]  # fmt: skip
     about = next(((t.steps, t.epochs) for t in found.trainings), (0, 0))

@@ -168,3 +168,13 @@ def test_the_teachers_own_text_is_cached_too(shelf, monkeypatch):
     logged = next(record for record in made.state.log_history if "divergence" in record)
     assert 0 < logged["covered_mass"] < 1
     assert logged["completion_length"] > 0
+
+
+def test_a_row_weight_wants_whole_distributions(shelf):
+    recipe = values(shelf, teacher="TopKCache(k=16)", row_weight="TeacherConfidence()", kd_temperature="2.0")
+    given = {name: value for name, value in recipe.items() if name != "output_dir"}
+    assert CliRunner().invoke(app, words(**given)).exit_code == 0
+    with pytest.raises(ConfigError, match="knows the likeliest classes only"):
+        distill(Recipe.from_dict({**recipe, "output_dir": str(shelf / "weighed")}))
+    without = {**recipe, "row_weight": None, "output_dir": str(shelf / "tempered"), "max_steps": 1}
+    assert distill(Recipe.from_dict(without)).evaluate()["eval_forward_kl"] > 0

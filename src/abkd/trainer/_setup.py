@@ -84,6 +84,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     if args.packing:
         for each in (model, *teachers):
             check_packing(each, args.max_length)
+    _check_known(reader, args)
     if args.eval_samples and (reader is None or len(reader.models) != 1):
         raise ConfigError(
             f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0"
@@ -122,6 +123,17 @@ def _open_teacher(
     return spec.open(
         Setting(student=student, models=teachers, identity=known, temperature=args.kd_temperature, device=args.device)
     )
+
+
+def _check_known(reader: Reader | None, args: DistillConfig) -> None:
+    """A row weight looks at whole distributions, and a cache may have a part of them only."""
+    terms = [term for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)]
+    weighed = [term.row_weight for term in terms if term.row_weight is not None]
+    if reader is not None and not reader.exact and weighed:
+        raise ConfigError(
+            f"{weighed[0]!r} looks at whole distributions, and {args.teacher!r} knows the likeliest classes only: take "
+            "teacher: HiddenCache(), which knows all, or Live()"
+        )
 
 
 def _check_apart(student: nn.Module, teacher: nn.Module) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -87,9 +88,9 @@ class Task:
         Every term is taken on every row, whoever wrote it: the value says how far the models are apart on this text.
         """
         student = self.student(batch.student)
-        teacher = student if self.teacher is None else self.teacher(batch.teacher)
+        teacher = None if self.teacher is None else self.teacher(batch.teacher)
         terms = self.objective.row_terms(progress)
-        wanted = {**_DISTANCES, **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
+        wanted = {**self._at_the_teachers(_DISTANCES), **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
         columns = row_metrics(student, teacher, wanted, batch.targets, plan=self.plan)
         values = [
             self.objective.value(term, columns.pop(f"term {k}"), columns["cross_entropy"])
@@ -98,6 +99,14 @@ class Task:
         columns["loss"] = torch.stack(values).sum(0)
         sums = {name: column.double().sum() for name, column in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
+
+    def _at_the_teachers(self, distances: Mapping[str, Terms]) -> dict[str, Terms]:
+        """At temperature 1; a cache of the likeliest classes knows them at the objective's alone."""
+        if self.teacher is None:
+            return {}
+        if self.teacher.exact:
+            return dict(distances)
+        return {name: replace(terms, temperature=self.objective.temperature) for name, terms in distances.items()}
 
     def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:
         """Sum of the cross-entropies of the plain text, over ``total``."""
