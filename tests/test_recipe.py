@@ -45,8 +45,29 @@ def test_shipped_recipes_load_dump_and_load_equal(name: str, tmp_path: Path) -> 
 
 def test_the_shipped_recipes_are_these() -> None:
     assert list(shipped()) == [
-        "gpt2_dolly_abkd", "gpt2_dolly_forward_kl", "gpt2_dolly_reverse_kl", "lora", "quickstart",
-    ]  # fmt: skip
+        "context_distillation",
+        "distillm",
+        "distillm_skew_reverse",
+        "fdistill_js",
+        "fdistill_js_exact",
+        "fdistill_kl",
+        "fdistill_rkl",
+        "fdistill_tvd",
+        "gkd",
+        "gpt2_dolly_abkd",
+        "gpt2_dolly_abkd_adaptive",
+        "gpt2_dolly_abkd_mixed",
+        "gpt2_dolly_abkd_on_policy",
+        "gpt2_dolly_forward_kl",
+        "gpt2_dolly_reverse_kl",
+        "hidden_cache",
+        "imitkd",
+        "lora",
+        "minillm_on_policy_reverse_kl",
+        "quickstart",
+        "seqkd",
+        "topk_cache",
+    ]
 
 
 @pytest.mark.parametrize("name", shipped())

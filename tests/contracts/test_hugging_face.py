@@ -18,10 +18,12 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from abkd import DistillConfig, DistillTrainer
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._finite import FiniteGradients
+from abkd.trainer._sources import Followers
 from training_parts import llama
 
 OVERRIDDEN = [
     "get_batch_samples",
+    "training_step",
     "compute_loss",
     "log",
     "_get_dataloader",
@@ -62,7 +64,7 @@ def test_the_loss_is_not_divided_again():  # loss_is_scaled_for_ga, or model_acc
     assert ("loss_is_scaled_for_ga" in source) or ("model_accepts_loss_kwargs" in source)
 
 
-@pytest.mark.parametrize("callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteGradients])
+@pytest.mark.parametrize("callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteGradients, Followers])
 def test_callbacks_answer_to_known_events(callback):
     events = {name for name in vars(callback) if name.startswith("on_")}
     assert events
