@@ -22,6 +22,7 @@ def a_run(path: Any, spec: Any) -> Any:
     return trainer(path, llama(0, attention_dropout=0.1), teach=(), **options)
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
 @pytest.mark.parametrize("spec", [EMA(0.8), Snapshot(3), AdapterOff()], ids=repr)
 def test_a_resumed_run_is_the_same_run(spec, tmp_path):
     one = a_run(tmp_path, spec)

@@ -83,6 +83,7 @@ def test_resume_is_exact(tmp_path, case, family):
             assert mine[name] == theirs[name], (mine["step"], name)
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
 def test_the_adapters_base_teaches_and_resumes(tmp_path):
     options = {**EVERY_THIRD, "teacher": "AdapterOff()", "source": "Privileged(StudentSamples(), context='bye ')"}
     states = []

@@ -1,0 +1,245 @@
+"""Which source when: ``python -m benchmarks.which_source`` (see README.md).
+
+One small student, distilled a little beforehand, goes on for the same number of steps with text of each source and with
+each kind of teacher, and then sits one exam. What has been measured is kept in ``which_source.jsonl``; ``--fresh``
+begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from abkd import DistillConfig, DistillTrainer
+from abkd.cli._cache import cache_recipe
+from abkd.cli._generate import generate_text
+from abkd.data import load_rows
+from abkd.demo import run as demo
+from abkd.demo._measure import Examiner, write_rows
+from abkd.demo.teacher import demo_teacher_path
+from abkd.demo.text import build_rows
+from abkd.recipe import Recipe
+from abkd.run import distill
+from benchmarks import _jobs, _machine, _which_source_report
+
+RESULTS = Path(__file__).parent / "results"
+BEFORE, TEACHER = "before", "teacher"
+FORWARD, REVERSE = "teacher's text, sampled", "student's text, reverse KL"  # f-DISTILL's KL and RKL
+console = Console()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done: rows of the data, steps of ``batch_size`` rows, held-out rows, questions of the exam."""
+
+    rows: int
+    steps_before: int
+    steps: int
+    batch_size: int
+    held_out: int
+    questions: int
+    tokens: int
+    max_length: int
+
+
+FULL = Size(rows=256, steps_before=48, steps=32, batch_size=8, held_out=64, questions=32, tokens=48, max_length=256)
+QUICK = Size(rows=8, steps_before=2, steps=3, batch_size=2, held_out=4, questions=2, tokens=6, max_length=1024)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to go on. ``{work}`` is a folder for what is written beforehand."""
+
+    source: str = "Dataset()"
+    teacher: str = "Live()"
+    divergence: str = "ForwardKL()"
+
+
+WAYS = {
+    "dataset": Way(),
+    "teacher's text, greedy": Way("TeacherSamples(temperature=0, file='{work}/greedy.jsonl')"),
+    FORWARD: Way("TeacherSamples(file='{work}/sampled.jsonl')"),
+    "student's text": Way("StudentSamples()"),
+    "half student's, half dataset": Way("Mix(0.5, StudentSamples(), Dataset())"),
+    "student's text, replayed": Way("Replay(StudentSamples(), capacity={kept}, fresh=0.25)"),
+    "dataset, top-k cache": Way(teacher="TopKCache(k=64, path='{work}/topk')"),
+    "dataset, hidden cache": Way(teacher="HiddenCache(path='{work}/hidden')"),
+    REVERSE: Way("StudentSamples()", divergence="ReverseKL()"),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and the student before any training, by path, and a folder to work in."""
+
+    teacher: str
+    student: str
+    work: Path
+
+    def recipe(self, name: str, way: Way, size: Size, **more: Any) -> Recipe:
+        """A run of ``way`` from the student that was distilled beforehand."""
+        room = {"work": self.work, "kept": size.steps * size.batch_size // 4}
+        return Recipe.from_dict(
+            {
+                "model_name_or_path": str(self.work / BEFORE),
+                "teacher_model_name_or_path": self.teacher,
+                "train_file": str(self.work / "data" / "train.jsonl"),
+                "eval_fraction": 0,
+                "source": way.source.format(**room),
+                "teacher": way.teacher.format(**room),
+                "divergence": way.divergence,
+                "max_steps": size.steps,
+                "learning_rate": 2e-4,
+                "per_device_train_batch_size": size.batch_size,
+                "max_length": size.max_length,
+                "max_completion_length": size.tokens,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "output_dir": str(self.work / name),
+                "overwrite_output_dir": True,
+                **_numerics(),
+                **more,
+            }
+        )
+
+
+def _numerics() -> dict[str, Any]:
+    """As the demo has it."""
+    return {
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "teacher_model_init_kwargs": {"dtype": "bfloat16"},
+        "per_device_eval_batch_size": 16,
+        "dataloader_pin_memory": False,
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is missing, then print and write the tables."""
+    options = _parser().parse_args(arguments)
+    size, record = QUICK if options.quick else FULL, options.out / "which_source.jsonl"
+    work = options.out / "which_source"
+    if options.fresh:
+        record.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    pair = make_pair(work, size, options.teacher, options.student)
+    facts = _machine.facts(_machine.cores(), "cuda" if torch.cuda.is_available() else "cpu")
+    wanted = [
+        {"name": name, "way": asdict(way), "size": asdict(size), "teacher": pair.teacher, "student": pair.student}
+        for name, way in {TEACHER: Way(), BEFORE: Way(), **WAYS}.items()
+    ]
+    for job in wanted:
+        if _jobs.key(job) not in _jobs.read(record, facts):
+            console.rule(job["name"])
+            _jobs.write(record, {"job": job, "facts": facts, "code": "", "result": measure(pair, job["name"], size)})
+    lines = _jobs.done(_jobs.read(record, facts), wanted)
+    rows = [{"name": line["job"]["name"], **line["result"]} for line in lines]
+    _which_source_report.write(rows, asdict(size), facts, options.out, console)
+
+
+def make_pair(work: Path, size: Size, teacher: str | None, student: str | None) -> Pair:
+    """The demo's pair, or the one given, with the demo's text; the student distilled for ``steps_before`` steps."""
+    teacher = teacher or demo_teacher_path()
+    of_demo = demo.Size(train_rows=size.rows, epochs=1, held_out=size.held_out, answers=size.questions, seeds=(10,))
+    train, held_out = build_rows()
+    for name, rows, count in (("train", train, size.rows), ("held_out", held_out, size.held_out)):
+        random.Random(0).shuffle(rows)
+        write_rows(rows[:count], work / "data" / f"{name}.jsonl")
+    if student is None:
+        student = str(work / "start")
+        if not (work / "start").exists():
+            demo._make_student(work, teacher, of_demo)
+    pair = Pair(teacher, student, work)
+    if not (work / BEFORE / "model.safetensors").is_file():
+        console.rule("distilling the student a little")
+        distill(pair.recipe(BEFORE, Way(), size, model_name_or_path=student, max_steps=size.steps_before))
+    return pair
+
+
+def measure(pair: Pair, name: str, size: Size) -> dict[str, Any]:
+    """What one way costs and gives; the student that it makes is thrown away after its exam."""
+    held_out = load_rows(pair.work / "data" / "held_out.jsonl")
+    if name == TEACHER:
+        return _answers(name, pair, held_out, size)
+    if name == BEFORE:
+        return exam(name, pair, held_out, size)
+    recipe = pair.recipe(name, WAYS[name], size)
+    began = time.monotonic()
+    if "TeacherSamples" in WAYS[name].source:
+        generate_text(recipe, None)
+    elif "Cache" in WAYS[name].teacher:
+        cache_recipe(recipe, console)
+    seconds = time.monotonic() - began
+    costs = {"beforehand_seconds": seconds if seconds > 0.1 else 0.0, **_costs(distill(recipe), size)}
+    result = {**costs, **exam(name, pair, held_out, size)}
+    shutil.rmtree(recipe.output_dir)
+    return result
+
+
+def _costs(trainer: DistillTrainer, size: Size) -> dict[str, float]:
+    """Seconds of the training and of the student's writing in it, and tokens that were learnt from, from the log.
+
+    Every step is one batch, which is of the data or of one writer.
+    """
+    data: Any = trainer.train_dataset
+    own = data.trained_tokens / len(data)
+    history = trainer.state.log_history
+    steps = [record for record in history if "loss" in record]
+    seconds = history[-1]["train_runtime"]
+    tokens = sum(size.batch_size * step.get("completion_length", own) for step in steps)
+    written = [step for step in steps if "generated_tokens_per_second" in step]
+    writing = sum(size.batch_size * step["completion_length"] / step["generated_tokens_per_second"] for step in written)
+    return {
+        "train_seconds": seconds,
+        "writing_seconds": writing,
+        "tokens_per_second": tokens / seconds,
+        "on_policy_fraction": sum(step.get("on_policy_fraction", 0.0) for step in steps) / len(steps),
+    }
+
+
+def exam(name: str, pair: Pair, held_out: Sequence[Any], size: Size) -> dict[str, Any]:
+    """Distances to the live teacher, what each thinks of the other's text, and answers against the references."""
+    config = DistillConfig(
+        output_dir=str(pair.work / "exam"),
+        divergence="ForwardKL()",
+        eval_samples=size.questions,
+        max_length=size.max_length,
+        max_completion_length=size.tokens,
+        **_numerics(),
+    )
+    student = str(pair.work / name)
+    found = DistillTrainer(student, pair.teacher, config, eval_dataset=list(held_out)).evaluate()
+    names = ("forward_kl", "reverse_kl", "perplexity", "teacher_perplexity", "top1_agreement", "r_llh", "r_cvg")
+    return {**{each: found[f"eval_{each}"] for each in names}, **_answers(name, pair, held_out, size)}
+
+
+def _answers(name: str, pair: Pair, held_out: Sequence[Any], size: Size) -> dict[str, Any]:
+    path = pair.teacher if name == TEACHER else str(pair.work / name)
+    row = Examiner(pair.teacher, held_out[: size.questions], seeds=(10, 20)).row(name, path)
+    return {each: row[each] for each in ("rouge_l_greedy", "rouge_l_sampled", "parameters")}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.which_source", description="Which source of text, and which teacher, when."
+    )
+    parser.add_argument("--teacher", help="a directory or hub name (default: the demo's teacher)")
+    parser.add_argument("--student", help="the student before any training (default: half of the demo's teacher)")
+    parser.add_argument("--quick", action="store_true", help="a few steps: shows that everything runs")
+    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
