@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
 
 from abkd import DistillConfig, DistillTrainer
 from abkd.cli._cache import cache_recipe
@@ -51,7 +52,7 @@ class Size:
     max_length: int
 
 
-FULL = Size(rows=256, steps_before=48, steps=32, batch_size=8, held_out=64, questions=32, tokens=48, max_length=256)
+FULL = Size(rows=256, steps_before=48, steps=32, batch_size=8, held_out=48, questions=32, tokens=48, max_length=256)
 QUICK = Size(rows=8, steps_before=2, steps=3, batch_size=2, held_out=4, questions=2, tokens=6, max_length=1024)
 
 
@@ -132,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
         record.unlink(missing_ok=True)
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()
     pair = make_pair(work, size, options.teacher, options.student)
     facts = _machine.facts(_machine.cores(), "cuda" if torch.cuda.is_available() else "cpu")
     wanted = [
@@ -141,9 +143,10 @@ def main(arguments: list[str] | None = None) -> None:
     for job in wanted:
         if _jobs.key(job) not in _jobs.read(record, facts):
             console.rule(job["name"])
-            _jobs.write(record, {"job": job, "facts": facts, "code": "", "result": measure(pair, job["name"], size)})
+            _jobs.write(record, {"job": job, "facts": facts, "result": measure(pair, job["name"], size)})
     lines = _jobs.done(_jobs.read(record, facts), wanted)
     rows = [{"name": line["job"]["name"], **line["result"]} for line in lines]
+    rows[0]["perplexity"] = rows[1]["teacher_perplexity"]
     _which_source_report.write(rows, asdict(size), facts, options.out, console)
 
 
@@ -174,16 +177,23 @@ def measure(pair: Pair, name: str, size: Size) -> dict[str, Any]:
     if name == BEFORE:
         return exam(name, pair, held_out, size)
     recipe = pair.recipe(name, WAYS[name], size)
-    began = time.monotonic()
-    if "TeacherSamples" in WAYS[name].source:
-        generate_text(recipe, None)
-    elif "Cache" in WAYS[name].teacher:
-        cache_recipe(recipe, console)
-    seconds = time.monotonic() - began
-    costs = {"beforehand_seconds": seconds if seconds > 0.1 else 0.0, **_costs(distill(recipe), size)}
-    result = {**costs, **exam(name, pair, held_out, size)}
+    beforehand = _prepare(recipe, WAYS[name])
+    costs = _costs(distill(recipe), size)
+    result = {"beforehand_seconds": beforehand, **costs, **exam(name, pair, held_out, size)}
     shutil.rmtree(recipe.output_dir)
     return result
+
+
+def _prepare(recipe: Recipe, way: Way) -> float | None:
+    """Seconds in which the teacher writes or its cache is built, its loading included; None where nothing is to do."""
+    began = time.monotonic()
+    if "TeacherSamples" in way.source:
+        generate_text(recipe, None)
+    elif "Cache" in way.teacher:
+        cache_recipe(recipe, console)
+    else:
+        return None
+    return time.monotonic() - began
 
 
 def _costs(trainer: DistillTrainer, size: Size) -> dict[str, float]:
@@ -193,7 +203,7 @@ def _costs(trainer: DistillTrainer, size: Size) -> dict[str, float]:
     """
     data: Any = trainer.train_dataset
     own = data.trained_tokens / len(data)
-    history = trainer.state.log_history
+    history: list[Any] = trainer.state.log_history
     steps = [record for record in history if "loss" in record]
     seconds = history[-1]["train_runtime"]
     tokens = sum(size.batch_size * step.get("completion_length", own) for step in steps)

@@ -15,7 +15,7 @@ from training_parts import llama, tokenizer
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     directory = tmp_path_factory.mktemp("pair")
-    for name, model in (("student", llama(0, sharpness=1.0)), ("teacher", llama(7, layers=2, sharpness=2.0))):
+    for name, model in (("student", llama(0)), ("teacher", llama(7, layers=2))):
         model.save_pretrained(directory / name)
         tokenizer().save_pretrained(directory / name)
     return ["--student", str(directory / "student"), "--teacher", str(directory / "teacher"), "--quick"]
@@ -35,7 +35,7 @@ def test_everyone_is_taught_and_examined_once(
             assert row["forward_kl"] != rows["before"]["forward_kl"]
             assert row["train_seconds"] > row["writing_seconds"]
             assert (row["writing_seconds"] > 0) == ("student" in name)
-            assert (row["beforehand_seconds"] > 0) == ("cache" in name or "teacher's" in name)
+            assert (row["beforehand_seconds"] is not None) == ("cache" in name or "teacher's" in name)
     assert rows["student's text"]["on_policy_fraction"] == 1.0
     assert rows["dataset, hidden cache"]["forward_kl"] == pytest.approx(rows["dataset"]["forward_kl"], rel=1e-2)
     text = (tmp_path / "which_source.md").read_text()

@@ -65,6 +65,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
         name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
         tokenizer = load_tokenizer(name, what="processing_class")
     teachers, names = _load_teachers(teacher, args, tokenizer)
+    spec: Any = args.teacher
     if isinstance(model, str):
         model = load_causal_lm(model, what="model_name_or_path", dtype=torch.float32)
     if peft_config is not None:
@@ -73,7 +74,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
         _check_apart(model, each)
     student = CausalRows(model)
     reader = None
-    if teachers or names or args.teacher.needs[0] == 0:  # type: ignore[union-attr]  # the config parsed it
+    if teachers or (names and spec.cached) or spec.needs[0] == 0:
         reader = _open_teacher(student, teachers, names, args, tokenizer)
     classes = _shared_classes(student, reader, tokenizer)
     student.classes = classes
@@ -97,8 +98,9 @@ def _load_teachers(teacher: Any, args: DistillConfig, tokenizer: Any) -> tuple[l
     given = [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     spec: Any = args.teacher
     least, most = spec.needs
-    if not given and least and not args.objective().asks_teacher_ever():
-        return [], []
+    labels_alone = not args.objective().asks_teacher_ever()
+    if labels_alone and (args.teacher_model_server_url or (least and not given)):
+        return [], [each for each in given if isinstance(each, str)]  # at most what its server calls it
     if len(given) < least or (most is not None and len(given) > most):
         wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
         raise ConfigError(f"{spec!r} needs {wanted} in teacher_model_name_or_path, but {len(given)} came")
