@@ -65,7 +65,7 @@ def entropy_figure(records: Sequence[Record]) -> Figure | None:
 @styled
 def coverage_figure(records: Sequence[Record]) -> Figure | None:
     """What each model thinks of the other's text on held-out prompts (nats per token), by step."""
-    lines = {"teacher of the student's": ("eval_r_llh", GREEN), "student of the teacher's": ("eval_r_cvg", BLUE)}
+    lines = {"R_llh": ("eval_r_llh", GREEN), "R_cvg": ("eval_r_cvg", BLUE)}
     return _lines_figure("Surprise at the other's text, held out (nats)", records, lines)
 
 
@@ -77,8 +77,8 @@ def writing_figure(records: Sequence[Record]) -> Figure | None:
     keys = ("on_policy_fraction", "replayed_fraction", "clipped_fraction")
     percent = [{**record, **{key: 100 * record[key] for key in keys if key in record}} for record in records]
     lines = {
-        "by the student": ("on_policy_fraction", ACCENT),
-        "from the buffer": ("replayed_fraction", BLUE),
+        "student": ("on_policy_fraction", ACCENT),
+        "replayed": ("replayed_fraction", BLUE),
         "cut off": ("clipped_fraction", GREY),
     }
     return _lines_figure("Who wrote the sequences (%)", percent, lines, smoothed=True)

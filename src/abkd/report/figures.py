@@ -46,7 +46,7 @@ CAPTIONS = {
     "perplexity": "How surprised the model is by held-out text; the teacher is the mark to reach.",
     "agreement": "How often both models put the same token first.",
     "entropy": "A student above its teacher is too flat: it spreads. Below, it is too sure: it commits.",
-    "coverage": "Low where the student writes what the teacher would, and could have written what the teacher did.",
+    "coverage": "R_llh: how unlikely the teacher finds the student's text; R_cvg: the student the teacher's.",
     "writing": "Sequences of the run by who wrote them; those cut off reached max_completion_length without an end.",
     "gradient": "Length of the gradient before clipping. Near zero while the loss stays high: a lost student.",
 }
