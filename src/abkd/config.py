@@ -16,7 +16,7 @@ from abkd.generation import Sampling, settle
 from abkd.objective import Objective
 from abkd.ops import plan_for
 from abkd.schedules import Schedule, at, is_number
-from abkd.sources import Dataset, Mix, Source, StudentSamples, TeacherSamples, needs_generation
+from abkd.sources import Dataset, Mix, Source, StudentSamples, TeacherSamples, needs_generation, walk
 from abkd.teachers import Live, Teacher
 from abkd.weights import RowWeights
 
@@ -120,6 +120,7 @@ class DistillConfig(TrainingArguments):
             )
         self._take_short_forms()
         check_sequences(self.source, self.teacher, packing=self.packing, eval_samples=self.eval_samples)
+        check_written_for(self.objective(), self.source)
         settle(Sampling(), self.generation_kwargs)  # type: ignore[arg-type]  # a text was parsed
         for name, least in (("max_completion_length", 1), ("num_generations", 1), ("eval_samples", 0)):
             if getattr(self, name) < least:
@@ -201,6 +202,22 @@ def check_sequences(source: Any, teacher: Any, *, packing: bool, eval_samples: i
             f"{teacher!r} holds what the teacher said about text that was there already, and the student's is not yet "
             "written: set teacher: Live(), or take a source without StudentSamples (and eval_samples: 0)"
         )
+
+
+def check_written_for(objective: Objective, source: Any) -> None:
+    """Raise ConfigError where, at some time of the run, no term is about any text that the source gives then."""
+    writers = {"dataset": Dataset, "teacher": TeacherSamples, "student": StudentSamples}
+    for step in range(100):
+        wanted = {term.on for term in objective.at(step / 100)}
+        there = {
+            name for name, kind in writers.items() if any(isinstance(s, kind) for s in walk(at(source, step / 100)))
+        }
+        if None not in wanted and not wanted & there:
+            asked, given = (" and the ".join(sorted(map(str, names))) for names in (wanted, there))
+            raise ConfigError(
+                f"after {step} % of the run the terms are about text of the {asked}, and the source gives text of the "
+                f"{given}: nothing would be learned"
+            )
 
 
 def _read_mapping(name: str, text: str) -> dict[str, Any]:

@@ -242,6 +242,7 @@ def test_a_row_that_only_fills_a_batch_is_not_answered(tmp_path):
         ({"terms": "[ForwardKL()]"}, "terms must be a list of terms"),
         ({"terms": "[Term(SkewForwardKL(0.1), posterior=True)]", "kd_temperature": 2.0}, "temperature 1"),
         ({"max_completion_length": 0}, "at least 1"),
+        ({"terms": "[Term(ForwardKL(), on='teacher')]", "lmbda": 1.0}, "nothing would be learned"),
         ({"teacher": "Ensemble()"}, "needs at least 2"),
         ({"teacher": "EMA()"}, "needs 0"),
     ],

@@ -48,16 +48,25 @@ def print_sample(recipe: Recipe, console: Console) -> None:
         ConfigError: the student's tokenizer is not where the recipe says.
         DataError: the row cannot be used.
     """
+    from abkd import notation
     from abkd.data import describe_sample, load_rows, prepare_dataset
     from abkd.models.language import load_tokenizer
+    from abkd.sources import is_privileged, needs_completions, privileged_context
 
     recipe.check_ready(output=False)
     values = recipe.resolved()
     source = recipe.train_file or recipe.dataset_name or ""
     rows = load_rows(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
+    source: Any = notation.parse(values["source"])
     dataset = prepare_dataset(
-        rows[:1], tokenizer, max_length=values["max_length"], apply_chat_template=values["apply_chat_template"]
+        rows[:1],
+        tokenizer,
+        max_length=values["max_length"],
+        apply_chat_template=values["apply_chat_template"],
+        completions=needs_completions(source),
+        context=privileged_context(source),
+        privileged=is_privileged(source),
     )
     console.print()
     console.print(describe_sample(dataset[0], tokenizer))
