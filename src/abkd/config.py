@@ -126,7 +126,6 @@ class DistillConfig(TrainingArguments):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, but it is {getattr(self, name)}")
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
-        self.objective()
         if 0 < self.warmup_steps < 1 and hasattr(self, "warmup_ratio"):  # a share goes there before transformers 5
             self.warmup_ratio, self.warmup_steps = self.warmup_steps, 0
         super().__post_init__()

@@ -18,11 +18,11 @@ from abkd.config import DistillConfig
 from abkd.data import Example, TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
-from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer
+from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.recipe import Recipe
 from abkd.recipe._checks import names
 from abkd.run import load_data
-from abkd.sources import TeacherSamples, ensure_teacher_text, known_sequences, walk
+from abkd.sources import ensure_teacher_text, known_sequences, needs_teacher_text
 from abkd.teachers import identity
 from abkd.teachers.caches import CachedTeacher
 from abkd.teachers.caches._build import Built, build_cache
@@ -39,7 +39,7 @@ def cache_recipe(recipe: Recipe, console: Console) -> Built:
     """
     config = recipe.distill_config()
     teacher, name = _teacher(recipe, config)
-    options = _options(recipe, config)
+    options = teacher_options(config.teacher_model_init_kwargs, config.device, recipe.teacher_model_revision)
     revision = options.get("revision")
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
     theirs = load_tokenizer(name, what="teacher_model_name_or_path", revision=revision)
@@ -93,7 +93,7 @@ def _sequences(
     """What a run reads: of the training rows what its source makes of them, and the held-out rows themselves."""
     source: Any = config.source
     text = None
-    if any(isinstance(part, TeacherSamples) for part in walk(source)):
+    if needs_teacher_text(source):
         author = dataclasses.replace(author_of(recipe, config, tokenizer), write=None)  # that is abkd generate's work
         text = ensure_teacher_text(source, datasets[0], author)
     yield from known_sequences(source, datasets[0], text)
@@ -101,17 +101,8 @@ def _sequences(
         yield from held_out
 
 
-def _options(recipe: Recipe, config: DistillConfig) -> dict[str, Any]:
-    """What the teacher is loaded with: as ``abkd distill`` would."""
-    given: Any = config.teacher_model_init_kwargs
-    revision = {"revision": recipe.teacher_model_revision} if recipe.teacher_model_revision else {}
-    return {"dtype": "bfloat16" if config.device.type == "cuda" else "float32", **(given or {}), **revision}
-
-
 def _load(name: str, options: dict[str, Any], config: DistillConfig) -> CausalRows:
-    model = load_causal_lm(name, what="teacher_model_name_or_path", **options)
-    if getattr(model, "quantization_method", None) is None:  # those are where they belong
-        model.to(config.device)
+    model = placed(load_causal_lm(name, what="teacher_model_name_or_path", **options), config.device)
     return CausalRows(model.eval().requires_grad_(False))
 
 

@@ -18,7 +18,7 @@ from abkd.config import DistillConfig
 from abkd.data import TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
-from abkd.models.language import load_causal_lm, load_tokenizer
+from abkd.models.language import load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.recipe import Recipe
 from abkd.recipe._checks import meant, names
 from abkd.recipe._fields import config_defaults
@@ -96,14 +96,15 @@ def author_of(recipe: Recipe, settings: Any, tokenizer: Any) -> Author:
     url, given = settings.teacher_model_server_url, names(recipe.teacher_model_name_or_path)
     if len(given) > 1 or not (given or url):
         raise ConfigError(f"one teacher writes, but teacher_model_name_or_path names {len(given) or 'none'}")
-    name, options = given[0] if given else url, _options(recipe, settings)
+    name, device = given[0] if given else url, _device(settings)
+    options = teacher_options(settings.teacher_model_init_kwargs, device, recipe.teacher_model_revision)
     revision = options.get("revision")
     if url:
         write: Any = Server(url, given[0] if given else "", tokenizer)
     else:
         check_same_tokenizer(tokenizer, load_tokenizer(name, what="teacher_model_name_or_path", revision=revision))
         batch_size = settings.per_device_eval_batch_size
-        load = _loading(name, options, _device(settings))
+        load = _loading(name, options, device)
         write = write_with(load, tokenizer, batch_size=batch_size, classes=vocabulary_size(tokenizer))
     return Author(
         identity=identity(name, revision, tokenizer),
@@ -116,13 +117,6 @@ def author_of(recipe: Recipe, settings: Any, tokenizer: Any) -> Author:
     )
 
 
-def _options(recipe: Recipe, settings: Any) -> dict[str, Any]:
-    """What the teacher is loaded with: as ``abkd distill`` would."""
-    revision = {"revision": recipe.teacher_model_revision} if recipe.teacher_model_revision else {}
-    dtype = torch.bfloat16 if _device(settings).type == "cuda" else torch.float32
-    return {"dtype": dtype, **(settings.teacher_model_init_kwargs or {}), **revision}
-
-
 def _device(settings: Any) -> torch.device:
     found = None if settings.use_cpu else torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if found is None else torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))
@@ -130,9 +124,7 @@ def _device(settings: Any) -> torch.device:
 
 def _loading(name: str, options: dict[str, Any], device: torch.device) -> Callable[[], Any]:
     def load() -> Any:
-        model = load_causal_lm(name, what="teacher_model_name_or_path", **options)
-        quantized = getattr(model, "quantization_method", None) is not None  # those are where they belong
-        return model if quantized else model.to(device)
+        return placed(load_causal_lm(name, what="teacher_model_name_or_path", **options), device)
 
     return load
 

@@ -142,6 +142,17 @@ def load_causal_lm(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
         raise ConfigError(f"{what}: cannot load a causal language model from {name_or_path!r}: {error}") from error
 
 
+def teacher_options(given: Any, device: torch.device, revision: str | None = None) -> dict[str, Any]:
+    """What a teacher is loaded with: in bf16 on a GPU, and what ``teacher_model_init_kwargs`` gives, which wins."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"dtype": dtype, **(given or {}), **({"revision": revision} if revision else {})}
+
+
+def placed(model: Any, device: torch.device) -> Any:
+    """``model`` on ``device``; a quantised one is where it belongs."""
+    return model.to(device) if getattr(model, "quantization_method", None) is None else model
+
+
 def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
     """``AutoTokenizer.from_pretrained``, with the same care.
 

@@ -55,12 +55,8 @@ INLINE REAL floored(REAL log_x) { return at_least(log_x, -LARGEST); }
 
 #define STEP(c) sum = sum * x + (REAL)(c);
 
-/* e^x, within an ulp or two: 0 where it would be subnormal (those are slow), +inf far above */
-INLINE REAL exponential(REAL given) {
-    const REAL y = at_most(at_least(given, EXP_LOW), EXP_HIGH);
-    const REAL shifted = y * (REAL)1.4426950408889634 + MAGIC, whole = shifted - MAGIC;
-    const REAL x = (y - whole * LN2_HIGH) - whole * LN2_LOW; /* |x| <= ln(2) / 2 */
-    const INT n = to_bits(shifted) - to_bits(MAGIC);
+/* 1/2! + x/3! + x^2/4! + ..., that is (e^x - 1 - x) / x^2, for small x */
+INLINE REAL tail(REAL x) {
     REAL sum;
 #if WIDE
     sum = 1.0 / 6227020800.0;
@@ -69,22 +65,21 @@ INLINE REAL exponential(REAL given) {
     sum = (REAL)(1.0 / 5040);
 #endif
     STEP(1.0 / 720) STEP(1.0 / 120) STEP(1.0 / 24) STEP(1.0 / 6) STEP(0.5)
-    const REAL power = sum * (x * x) + x + (REAL)1;
+    return sum;
+}
+
+/* e^x, within an ulp or two: 0 where it would be subnormal (those are slow), +inf far above */
+INLINE REAL exponential(REAL given) {
+    const REAL y = at_most(at_least(given, EXP_LOW), EXP_HIGH);
+    const REAL shifted = y * (REAL)1.4426950408889634 + MAGIC, whole = shifted - MAGIC;
+    const REAL x = (y - whole * LN2_HIGH) - whole * LN2_LOW; /* |x| <= ln(2) / 2 */
+    const INT n = to_bits(shifted) - to_bits(MAGIC);
+    const REAL power = tail(x) * (x * x) + x + (REAL)1;
     return choose(given < EXP_LOW, 0, power * from_bits((n + BIAS) << MANTISSA));
 }
 
 /* 1 + x/2! + x^2/3! + ..., that is (e^x - 1) / x, for |x| <= NEAR */
-INLINE REAL mean_series(REAL x) {
-    REAL sum;
-#if WIDE
-    sum = 1.0 / 6227020800.0;
-    STEP(1.0 / 479001600) STEP(1.0 / 39916800) STEP(1.0 / 3628800) STEP(1.0 / 362880) STEP(1.0 / 40320) STEP(1.0 / 5040)
-#else
-    sum = (REAL)(1.0 / 5040);
-#endif
-    STEP(1.0 / 720) STEP(1.0 / 120) STEP(1.0 / 24) STEP(1.0 / 6) STEP(0.5) STEP(1.0)
-    return sum;
-}
+INLINE REAL mean_series(REAL x) { return tail(x) * x + (REAL)1; }
 
 /* e^x - 1 */
 INLINE REAL exponential_1(REAL x) {
@@ -118,12 +113,12 @@ INLINE REAL second_series(REAL x, REAL v) {
  * larger of the two, where log a - log b is g, and where it is -g */
 INLINE REAL excess(REAL g, REAL power) {
     const REAL x = -at_most(g, NEAR);
-    const REAL near = x * x * second_series(0, x), far = power - (REAL)1 + g;
+    const REAL near = x * x * tail(x), far = power - (REAL)1 + g;
     return choose(g < NEAR, near, far);
 }
 INLINE REAL shortfall(REAL g, REAL power) {
     const REAL x = -at_most(g, NEAR);
-    const REAL near = x * x * ((REAL)1 - ((REAL)1 - x) * second_series(0, x)), far = (REAL)1 - ((REAL)1 + g) * power;
+    const REAL near = x * x * ((REAL)1 - ((REAL)1 - x) * tail(x)), far = (REAL)1 - ((REAL)1 + g) * power;
     return choose(g < NEAR, near, far);
 }
 

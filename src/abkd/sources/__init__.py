@@ -13,6 +13,7 @@ from abkd.sources._open import (
     known_sequences,
     needs_completions,
     needs_generation,
+    needs_teacher_text,
     open_source,
     privileged_context,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "known_sequences",
     "needs_completions",
     "needs_generation",
+    "needs_teacher_text",
     "open_source",
     "privileged_context",
     "tree",

@@ -11,6 +11,7 @@ from abkd.schedules import Schedule, at
 from abkd.sources._combine import Mix, Privileged, contexts
 from abkd.sources._leaves import Dataset, StudentSamples
 from abkd.sources._streams import Combined, without_text
+from abkd.sources._teacher_samples import TeacherSamples
 from abkd.sources._types import Completion, Source, Step, Stream, Writers
 from abkd.sources._walk import stage_sources, walk
 from abkd.term import ORIGINS
@@ -108,6 +109,11 @@ def _nobody(prompts: Sequence[Sequence[int]], sampling: Any, *, seed: int) -> li
 def needs_generation(source: Source | Schedule) -> bool:
     """Whether the student may have to write."""
     return any(isinstance(part, StudentSamples) for part in _drawable(source))
+
+
+def needs_teacher_text(source: Source | Schedule) -> bool:
+    """Whether the teacher has to have written beforehand."""
+    return any(isinstance(part, TeacherSamples) for part in walk(source))
 
 
 def needs_completions(source: Source | Schedule) -> bool:

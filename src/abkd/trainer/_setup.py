@@ -23,7 +23,7 @@ from abkd.data import (
     shared_vocabulary_size,
 )
 from abkd.errors import ConfigError
-from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer
+from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer, teacher_options
 from abkd.ops import Plan, plan_for
 from abkd.sources import is_privileged, needs_completions, privileged_context
 from abkd.storage import write_whole
@@ -163,10 +163,7 @@ def _shared_classes(student: CausalRows, teacher: Reader | None, tokenizer: Any)
 
 
 def _teacher_options(args: DistillConfig) -> dict[str, Any]:
-    given: Any = args.teacher_model_init_kwargs
-    options: dict[str, Any] = dict(given or {})
-    options.setdefault("dtype", torch.bfloat16 if args.device.type == "cuda" else torch.float32)
-    return options
+    return teacher_options(args.teacher_model_init_kwargs, args.device)
 
 
 def _with_adapters(model: Any, peft_config: Any) -> nn.Module:

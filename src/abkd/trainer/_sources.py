@@ -20,13 +20,12 @@ from abkd.sources import (
     Server,
     Step,
     Stream,
-    TeacherSamples,
     TeacherText,
     Writers,
     ensure_teacher_text,
     known_sequences,
+    needs_teacher_text,
     open_source,
-    walk,
     write_with,
 )
 from abkd.sources._bar import writing_bar
@@ -105,12 +104,13 @@ def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
         ConfigError: there is nobody to write.
     """
     args, models = trainer.distill_args, trainer.models
-    if not any(isinstance(part, TeacherSamples) for part in walk(args.source)):  # type: ignore[arg-type]  # parsed
+    source: Any = args.source
+    if not needs_teacher_text(source):
         return None
     train: Any = trainer.train_dataset
     with writing_bar() as progress:
         return ensure_teacher_text(
-            args.source,  # type: ignore[arg-type]
+            source,
             train,
             teacher_author(args, models),
             process=trainer.args.process_index,
@@ -199,7 +199,7 @@ def load_state(trainer: DistillTrainer, checkpoint: Path) -> None:
     """Go on from a checkpoint.
 
     Raises:
-        OutputDirError: it holds nothing of this source, or was made by another number of processes.
+        OutputDirError: it holds nothing of this source or teacher, or was made by another number of processes.
     """
     if trainer.supply is not None:
         file = checkpoint / _source_file(trainer)
@@ -209,14 +209,9 @@ def load_state(trainer: DistillTrainer, checkpoint: Path) -> None:
                 "another number of processes; resume with those, or start anew in another output_dir"
             )
         trainer.supply.stream.load(json.loads(file.read_text(encoding="utf-8")))
-    teacher, file = trainer.models.teacher, checkpoint / _TEACHER_FILE
-    if teacher is not None and teacher.state():
-        if not file.is_file():
-            raise OutputDirError(
-                f"cannot resume from {checkpoint}: {file.name} is missing, so it was made with another teacher; resume "
-                "with that one, or start anew in another output_dir"
-            )
-        teacher.load(load_file(file))
+    file = checkpoint / _TEACHER_FILE
+    if trainer.models.teacher is not None:
+        trainer.models.teacher.load(load_file(file) if file.is_file() else {})
 
 
 def check_unsharded(trainer: DistillTrainer) -> None:

@@ -77,9 +77,7 @@ class Task:
 
     def history(self, student: Rows, teacher: TeacherRows, batch: Batch) -> History:
         """``[N]`` each: what both models give to the token that is there, at temperature 1."""
-        columns = row_metrics(
-            student.detach(), teacher, {"kl": _DISTANCES["forward_kl"]}, batch.targets, plan=self.plan
-        )
+        columns = row_metrics(student.detach(), teacher, {}, batch.targets, plan=self.plan)
         return History(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
 
     def distances(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from abkd.config import DistillConfig
 from abkd.data import Collator, TokenizedDataset
 from abkd.errors import Interrupted
+from abkd.models.language import placed
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics, warn_of_weak_teacher
@@ -86,8 +87,7 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         check_unsharded(self)
         for each in self.models.teacher.models if self.models.teacher is not None else ():
-            if getattr(each, "quantization_method", None) is None:  # those are where they belong
-                each.to(self.args.device)
+            placed(each, self.args.device)
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
         """What is ours of a run, around the models; returns the callbacks among it."""
