@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
     from abkd.divergences import (
+        CLKD,
+        DIST,
+        DKD,
         AlphaBeta,
         Divergence,
         ForwardKL,
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
         ReverseKL,
         SkewForwardKL,
         SkewReverseKL,
+        Standardized,
         TotalVariation,
+        TransformedTeacher,
         WeightedSum,
     )
     from abkd.objective import Objective
@@ -45,6 +50,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "abkd.config": ("DistillConfig",),
     "abkd.divergences": (
+        "CLKD",
+        "DIST",
+        "DKD",
         "AlphaBeta",
         "Divergence",
         "ForwardKL",
@@ -53,7 +61,9 @@ _HOMES = {
         "ReverseKL",
         "SkewForwardKL",
         "SkewReverseKL",
+        "Standardized",
         "TotalVariation",
+        "TransformedTeacher",
         "WeightedSum",
     ),
     "abkd.objective": ("Objective",),
@@ -77,6 +87,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "CLKD",
+    "DIST",
+    "DKD",
     "AlphaBeta",
     "Averaged",
     "Dense",
@@ -95,10 +108,12 @@ __all__ = [
     "RowLosses",
     "SkewForwardKL",
     "SkewReverseKL",
+    "Standardized",
     "TeacherConfidence",
     "Term",
     "TopK",
     "TotalVariation",
+    "TransformedTeacher",
     "WeightedSum",
     "anneal",
     "divergence_loss",

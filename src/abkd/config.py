@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from transformers import TrainingArguments
 
 from abkd import notation
+from abkd.data.augment import Augmentation
 from abkd.divergences import AlphaBeta, Divergence
 from abkd.errors import ConfigError
 from abkd.generation import Sampling, settle
@@ -20,7 +22,12 @@ from abkd.sources import Dataset, Mix, Source, StudentSamples, TeacherSamples, n
 from abkd.teachers import Live, Teacher
 from abkd.weights import RowWeights
 
-_COMPONENTS = ("divergence", "row_weight", "ce_weight", "kd_weight", "terms", "source", "teacher")
+Task = Literal["text-generation", "image-classification", "zero-shot-image-classification"]
+TASKS: tuple[str, ...] = get_args(Task)
+TEXT, IMAGES, CLIP = TASKS
+
+_COMPONENTS = ("divergence", "row_weight", "ce_weight", "kd_weight", "terms", "source", "teacher", "augmentation")
+_MAPPINGS = ("teacher_model_init_kwargs", "model_init_kwargs", "generation_kwargs")
 
 
 @dataclass
@@ -51,6 +58,7 @@ class DistillConfig(TrainingArguments):
     save_strategy: str = "epoch"
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
+    task: Task = field(default=TEXT, metadata={"help": f"what is distilled: {', '.join(TASKS)}"})
     divergence: Divergence | Schedule | str = field(
         default_factory=AlphaBeta, metadata={"help": "a divergence or a schedule of divergences"}
     )
@@ -101,6 +109,30 @@ class DistillConfig(TrainingArguments):
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "passed to the teacher's from_pretrained, such as {dtype: bfloat16}"}
     )
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "passed to the student's loading, such as {pretrained: true} for timm"}
+    )
+    augmentation: list[Any] | Augmentation | str | None = field(
+        default=None, metadata={"help": "what is done to images in training, as [RandomCrop(4), HorizontalFlip()]"}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "side of the images before augmentation ends; else what the models want"}
+    )
+    lr_milestones: list[float] | str | None = field(
+        default=None, metadata={"help": "epochs after which the learning rate is multiplied by lr_decay"}
+    )
+    lr_decay: float = field(default=0.1, metadata={"help": "that factor"})
+    decay_all_parameters: bool = field(
+        default=False, metadata={"help": "weight_decay on biases and normalisation too, as in the CIFAR protocol"}
+    )
+    prompt_template: str = field(
+        default="a photo of a {}.", metadata={"help": "CLIP: the sentence in which the teacher reads a class name"}
+    )
+    visual_prompt_length: int = field(default=4, metadata={"help": "CLIP: learnable tokens in a layer of the student"})
+    visual_prompt_depth: int = field(default=9, metadata={"help": "CLIP: how many of its layers have them"})
+    unlabelled_classes: Literal["all", "base"] = field(
+        default="all", metadata={"help": "CLIP: whose images are trained on; with all the new classes are seen too"}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "empty a used output_dir first"})
 
     def __post_init__(self) -> None:
@@ -108,7 +140,7 @@ class DistillConfig(TrainingArguments):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, notation.parse(value))
-        for name in ("teacher_model_init_kwargs", "generation_kwargs"):
+        for name in _MAPPINGS:
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, _read_mapping(name, value))
@@ -119,12 +151,14 @@ class DistillConfig(TrainingArguments):
                 f"max_length must be at least 2 (a token and the one before it), but it is {self.max_length}"
             )
         self._take_short_forms()
+        check_task(self.task, vars(self))
         check_sequences(self.source, self.teacher, packing=self.packing, eval_samples=self.eval_samples)
         check_written_for(self.objective(), self.source)
         settle(Sampling(), self.generation_kwargs)  # type: ignore[arg-type]  # a text was parsed
         for name, least in (("max_completion_length", 1), ("num_generations", 1), ("eval_samples", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, but it is {getattr(self, name)}")
+        self._take_milestones()
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
         if 0 < self.warmup_steps < 1 and hasattr(self, "warmup_ratio"):  # a share goes there before transformers 5
             self.warmup_ratio, self.warmup_steps = self.warmup_steps, 0
@@ -160,6 +194,15 @@ class DistillConfig(TrainingArguments):
             raise ConfigError(f"lmbda and seq_kd are the short form of source: {meant!r}; give one or the other")
         self.source = meant
 
+    def _take_milestones(self) -> None:
+        if isinstance(self.lr_milestones, str):
+            self.lr_milestones = json.loads(self.lr_milestones)
+        after: Any = self.lr_milestones or []
+        if not all(is_number(epoch) and epoch > 0 for epoch in after) or list(after) != sorted(set(after)):
+            raise ConfigError(f"lr_milestones are epochs in rising order, such as [150, 180, 210], but are {after!r}")
+        if not (is_number(self.lr_decay) and 0 < self.lr_decay <= 1):
+            raise ConfigError(f"lr_decay must be above 0 and at most 1, but it is {self.lr_decay!r}")
+
     def _take_kd_ratio(self, ratio: float) -> None:
         if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
             raise ConfigError(
@@ -181,6 +224,24 @@ def short_form(lmbda: float | None, seq_kd: bool) -> Source:
     if not (is_number(share) and 0 <= share <= 1):
         raise ConfigError(f"lmbda is the share of batches that the student writes, from 0 to 1, but it is {share!r}")
     return base if share == 0 else StudentSamples() if share == 1 else Mix(float(share), StudentSamples(), base)
+
+
+def check_task(task: str, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a setting belongs to another task than this one."""
+    if task not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, but it is {task!r}")
+    if task == TEXT:
+        for name in ("augmentation", "image_size"):
+            if values.get(name):
+                raise ConfigError(f"{name} is about images: set task: {IMAGES}, or leave it out")
+        return
+    of_text = {"packing": False, "group_by_length": False, "lm_coef": 0.0, "eval_samples": 0, "source": Dataset()}
+    for name, unused in of_text.items():
+        if values.get(name, unused) != unused:
+            raise ConfigError(f"{name} is about text, and the task is {task}: leave it out")
+    parts = values.get("augmentation") or []
+    if not isinstance(parts, list) or not all(isinstance(part, Augmentation) for part in parts):
+        raise ConfigError(f"augmentation is a list such as [RandomCrop(4), HorizontalFlip()], but it is {parts!r}")
 
 
 def check_sequences(source: Any, teacher: Any, *, packing: bool, eval_samples: int) -> None:

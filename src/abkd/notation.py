@@ -21,6 +21,7 @@ from functools import cache
 from abkd.errors import ConfigError
 
 _HOUSES = (
+    "abkd.data.augment",
     "abkd.divergences",
     "abkd.schedules",
     "abkd.sources",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from abkd.divergences import AlphaBeta, Divergence, ForwardKL, Hellinger, JensenShannon, ReverseKL, SkewReverseKL
+from abkd.divergences import Divergence, JensenShannon, SkewReverseKL
 from abkd.errors import ConfigError
 from abkd.ops import Plan, RowLosses, linear_divergence
 from abkd.ops._rows import Terms
@@ -234,6 +234,4 @@ def _weighted(weight: float | Schedule, what: str) -> str:
 
 
 def _describe(divergence: Divergence | Schedule) -> str:
-    if isinstance(divergence, AlphaBeta) and not isinstance(divergence, ForwardKL | ReverseKL | Hellinger):
-        return f"D_AB(p‖q; α={divergence.alpha:g}, β={divergence.beta:g})"
-    return divergence.formula if isinstance(divergence, ForwardKL | ReverseKL) else repr(divergence)
+    return repr(divergence) if isinstance(divergence, Schedule) else divergence.written()

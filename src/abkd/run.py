@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from abkd.config import DistillConfig
+from abkd.config import TEXT, DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.language import load_causal_lm, load_tokenizer
@@ -43,12 +43,14 @@ def distill(recipe: Recipe, resume: bool = False) -> DistillTrainer:
     return trainer
 
 
-def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Rows, Rows | None]:
-    """The training rows and the held-out rows of a recipe; held out from the former where none are named.
+def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
+    """The training rows and the held-out rows of a recipe (or None); held out from the former where none are named.
 
     Raises:
         DataError: a file that cannot be used.
     """
+    if config.task != TEXT:
+        return load_image_data(recipe, config)
     source = recipe.train_file or recipe.dataset_name
     assert source is not None  # a recipe without either is refused when it is read
     train = load_rows(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
@@ -61,43 +63,76 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Rows, Rows | None]
     return split_held_out(train, recipe.eval_fraction, seed=config.seed)
 
 
+def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
+    """The same of images."""
+    from abkd.data.images import load_images, read_coop_split, split_images
+
+    if recipe.split_file:
+        parts = read_coop_split(recipe.split_file, recipe.train_dir or Path(recipe.split_file).parent)
+        return parts["train"], parts["test"]
+    source = recipe.train_file or recipe.train_dir or recipe.dataset_name
+    train = load_images(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
+    named = recipe.eval_file or recipe.eval_dir
+    if named:
+        return train, load_images(named, split="test")
+    if recipe.dataset_test_split:
+        return train, load_images(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
+    if recipe.eval_fraction == 0 or len(train) < 2:
+        return train, None
+    return split_images(train, recipe.eval_fraction, seed=config.seed)
+
+
 def build_trainer(
-    recipe: Recipe, config: DistillConfig, train: Rows, held_out: Rows | None, *, resume: bool = False
+    recipe: Recipe, config: DistillConfig, train: Any, held_out: Any, *, resume: bool = False
 ) -> DistillTrainer:
     """The trainer of a recipe, with its models loaded.
 
     Raises:
         ConfigError, DataError, VocabularyError: what does not fit.
     """
-    if held_out is not None and _only_prompts(held_out):
+    if config.task == TEXT and held_out is not None and _only_prompts(held_out):
         logger.info("abkd: the held-out rows have no completions, so nothing is evaluated on them")
         held_out = None
     if held_out is not None and "eval_strategy" not in recipe.config:
         config.eval_strategy = type(config.eval_strategy)("epoch")
     config.eval_on_start = held_out is not None and not resume
     _prepare_output(recipe, config, resume=resume)
-    tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
-    student = load_causal_lm(
-        recipe.model_name_or_path,
-        what="model_name_or_path",
-        revision=recipe.model_revision,
-        dtype="float32",  # master weights; bf16: true trains under autocast
-    )
     if recipe.teacher_model_revision:
         config.teacher_model_init_kwargs = {
             **(config.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
             "revision": recipe.teacher_model_revision,
         }
+    if config.task == TEXT:
+        student, own = _language_model(recipe, config)
+    else:
+        student, own = recipe.model_name_or_path, {}
+        if recipe.model_revision:
+            config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": recipe.model_revision}  # type: ignore[dict-item]
     return DistillTrainer(
         student,
         recipe.teacher_model_name_or_path,
         config,
         train_dataset=train,
         eval_dataset=held_out,
-        pretrain_chunks=_plain_text(recipe, config, tokenizer),
-        processing_class=tokenizer,
-        peft_config=_adapters(recipe),
+        peft_config=_adapters(recipe, config.task),
+        **own,
     )
+
+
+def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[str, Any]]:
+    """The student, and what belongs to it: its tokenizer, plain text."""
+    tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
+    student = load_causal_lm(
+        recipe.model_name_or_path,
+        what="model_name_or_path",
+        revision=recipe.model_revision,
+        dtype="float32",  # master weights; bf16: true trains under autocast
+        **(config.model_init_kwargs or {}),
+    )
+    return student, {
+        "processing_class": tokenizer,
+        "pretrain_chunks": _plain_text(recipe, config, tokenizer),
+    }
 
 
 def _only_prompts(rows: Rows) -> bool:
@@ -128,7 +163,7 @@ def _plain_text(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[l
     return pretraining_chunks([row["text"] for row in rows], tokenizer, config.max_length)
 
 
-def _adapters(recipe: Recipe) -> Any:
+def _adapters(recipe: Recipe, task: str) -> Any:
     if not recipe.use_peft:
         return None
     try:
@@ -140,7 +175,7 @@ def _adapters(recipe: Recipe) -> Any:
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=recipe.lora_target_modules,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if task == TEXT else None,
     )
 
 
@@ -187,6 +222,7 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
     held_out: Any = trainer.eval_dataset
     models = trainer.models
     return {
+        "task": trainer.distill_args.task,
         "objective": trainer.task.objective.formula(),
         "student": _name(models.student.model),
         "student_parameters": _size(models.student.model),
@@ -195,9 +231,9 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
         "teacher_parameters": sum(map(_size, models.teacher.models)) if models.teacher is not None else 0,
         "data_fingerprint": train.fingerprint,
         "train_rows": len(train),
-        "train_tokens": train.trained_tokens,
         "dropped": train.dropped,
         "truncated": train.truncated,
+        **trainer.modality.describe(models, train),
         "held_out_fingerprint": held_out.fingerprint if held_out is not None else None,
         "held_out_rows": len(held_out) if held_out is not None else 0,
         "seed": trainer.args.seed,

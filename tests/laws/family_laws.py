@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 import torch
-from law_book import FINITE, INF, SMOOTH, close, gradient, law, log_softmax, read_back, slope, value, without
+from law_book import FINITE, INF, SMOOTH, at, close, gradient, law, log_softmax, read_back, slope, value, without
 from torch import Tensor
 
 from abkd.divergences import Divergence
@@ -44,8 +44,11 @@ def never_negative(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
 def blind_to_the_order_of_classes(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
     log_p, log_q = log_softmax(z_p), log_softmax(z_q)
     order = torch.randperm(len(z_p), generator=torch.Generator().manual_seed(1))
-    assert close(divergence(log_p[order], log_q[order]), divergence(log_p, log_q), 1e-12)
-    assert close(slope(divergence, log_p[order], log_q[order]), slope(divergence, log_p, log_q)[order], 1e-12)
+    label = log_p.argmax()
+    moved = order.argsort()[label]
+    assert close(at(divergence, log_p[order], log_q[order], moved), at(divergence, log_p, log_q, label), 1e-12)
+    got = slope(divergence, log_p[order], log_q[order], moved)
+    assert close(got, slope(divergence, log_p, log_q, label)[order], 1e-12)
 
 
 @law(*FINITE)
@@ -84,7 +87,7 @@ def gradient_passes_gradcheck(divergence: Divergence, z_p: Tensor, z_q: Tensor) 
 @law("ordinary")
 def teacher_gradient_passes_gradcheck(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
     def both(one: Tensor, two: Tensor) -> Tensor:
-        return divergence(log_softmax(one), log_softmax(two), teacher_grad=True)
+        return at(divergence, log_softmax(one), log_softmax(two), teacher_grad=True)
 
     one, two = z_p.clone().requires_grad_(), z_q.clone().requires_grad_()
     grads = torch.autograd.grad(both(one, two), (one, two))
@@ -108,7 +111,7 @@ def classes_impossible_to_both_do_not_matter(divergence: Divergence, z_p: Tensor
         return torch.full((wide[1],), fill, dtype=x.dtype).masked_scatter(wide[0], x)
 
     log_p, log_q = log_softmax(z_p), log_softmax(z_q)
-    assert close(divergence(spread(log_p, -INF), spread(log_q, -INF)), divergence(log_p, log_q), 1e-12)
+    assert close(at(divergence, spread(log_p, -INF), spread(log_q, -INF)), at(divergence, log_p, log_q), 1e-12)
     assert close(
         slope(divergence, spread(log_p, -INF), spread(log_q, -INF)), spread(slope(divergence, log_p, log_q), 0), 1e-12
     )
@@ -150,7 +153,7 @@ def never_nan(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
         for two in (z_q, without(z_q, number % 3 == 0), without(z_q, number != 1)):
             for dtype in (torch.float64, torch.float32):
                 log_p, log_q = log_softmax(one.to(dtype)), log_softmax(two.to(dtype))
-                result, grad = divergence(log_p, log_q), slope(divergence, log_p, log_q)
+                result, grad = at(divergence, log_p, log_q), slope(divergence, log_p, log_q)
                 assert not result.isnan()
                 assert not grad.isnan().any()
                 if result < 1e15:
@@ -188,11 +191,11 @@ def a_single_class_is_certain(divergence: Divergence, z_p: Tensor, z_q: Tensor) 
 @law("ordinary")
 def teacher_is_a_constant_unless_asked(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
     log_p, log_q = log_softmax(z_p).requires_grad_(), log_softmax(z_q).requires_grad_()
-    divergence(log_p, log_q).backward()
+    at(divergence, log_p, log_q).backward()
     assert log_p.grad is None
     assert log_q.grad is not None
-    assert not divergence(log_p, log_q.detach()).requires_grad
-    divergence(log_p, log_q.detach(), teacher_grad=True).backward()
+    assert not at(divergence, log_p, log_q.detach()).requires_grad
+    at(divergence, log_p, log_q.detach(), teacher_grad=True).backward()
     assert log_p.grad is not None
     assert log_p.grad.any()
 
@@ -202,16 +205,16 @@ def rows_are_independent(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> No
     """``[..., V] -> [...]``: any batch shape, no row at all, any strides; each row's gradient times its own weight."""
     z_p, z_q = torch.stack([z_p, z_q, z_p]), torch.stack([z_q, z_p, z_q + z_p])
     log_p, log_q = log_softmax(z_p), log_softmax(z_q)
-    single = torch.stack([divergence(one, two) for one, two in zip(log_p, log_q, strict=True)])
+    single = torch.stack([at(divergence, one, two) for one, two in zip(log_p, log_q, strict=True)])
     assert single.shape == (3,)
-    assert close(divergence(log_p, log_q), single, 1e-12)
-    assert close(divergence(log_p.expand(2, 3, -1), log_q.expand(2, 3, -1)), single.expand(2, 3), 1e-12)
-    assert close(divergence(log_p.T.contiguous().T, log_q.T.contiguous().T), single, 1e-12)
-    assert divergence(log_p[:0], log_q[:0]).shape == (0,)
+    assert close(at(divergence, log_p, log_q), single, 1e-12)
+    assert close(at(divergence, log_p.expand(2, 3, -1), log_q.expand(2, 3, -1)), single.expand(2, 3), 1e-12)
+    assert close(at(divergence, log_p.T.contiguous().T, log_q.T.contiguous().T), single, 1e-12)
+    assert at(divergence, log_p[:0], log_q[:0]).shape == (0,)
     if single.max() < 1e100:
         weight = torch.tensor([1.0, 0.0, -2.5], dtype=torch.float64)
         leaf = log_q.clone().requires_grad_()
-        grad = torch.autograd.grad((weight * divergence(log_p, leaf)).sum(), leaf)[0]
+        grad = torch.autograd.grad((weight * at(divergence, log_p, leaf)).sum(), leaf)[0]
         alone = [w * slope(divergence, one, two) for w, one, two in zip(weight, log_p, log_q, strict=True)]
         assert close(grad, torch.stack(alone), 1e-12)
 
@@ -220,14 +223,14 @@ def rows_are_independent(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> No
 def unequal_shapes_are_refused(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
     for cut in (z_q[:-1], z_q[None]):
         with pytest.raises(ValueError, match="shape"):
-            divergence(log_softmax(z_p), log_softmax(cut))
+            at(divergence, log_softmax(z_p), log_softmax(cut))
 
 
 @law(*FINITE)
 def float32_is_as_good_as_float64(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
     """On the same float32 log-probabilities, where float32 can hold the result."""
     log_p, log_q = log_softmax(z_p.float()), log_softmax(z_q.float())
-    single, double = divergence(log_p, log_q), divergence(log_p.double(), log_q.double())
+    single, double = at(divergence, log_p, log_q), at(divergence, log_p.double(), log_q.double())
     assert single.dtype == torch.float32
     assert double.dtype == torch.float64
     if 1e-33 < double < 1e38:
@@ -243,9 +246,9 @@ def half_precision_is_widened(divergence: Divergence, z_p: Tensor, z_q: Tensor) 
     """bfloat16 and float16 rows are computed in float32; only the gradient comes back in the input's precision."""
     for dtype in (torch.bfloat16, torch.float16):
         log_p, log_q = log_softmax(z_p).to(dtype), log_softmax(z_q).to(dtype).requires_grad_()
-        result = divergence(log_p, log_q)
+        result = at(divergence, log_p, log_q)
         assert result.dtype == torch.float32
-        assert torch.equal(result, divergence(log_p.float(), log_q.float()).detach())
+        assert torch.equal(result, at(divergence, log_p.float(), log_q.float()).detach())
         if result < 1e4:
             result.backward()
             assert log_q.grad is not None

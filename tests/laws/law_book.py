@@ -88,8 +88,17 @@ def log_softmax(z: Tensor) -> Tensor:
     return torch.log_softmax(z, -1)
 
 
+def at(
+    divergence: Divergence, log_p: Tensor, log_q: Tensor, label: Tensor | None = None, *, teacher_grad: bool = False
+) -> Tensor:
+    """``D(p‖q)``; where it is about the label too, by default that is the teacher's likeliest class."""
+    if divergence.needs_targets and label is None:
+        label = log_p.argmax(-1)
+    return divergence(log_p, log_q, label, teacher_grad=teacher_grad)
+
+
 def value(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> Tensor:
-    return divergence(log_softmax(z_p), log_softmax(z_q))
+    return at(divergence, log_softmax(z_p), log_softmax(z_q))
 
 
 def gradient(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> Tensor:
@@ -98,10 +107,10 @@ def gradient(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> Tensor:
     return torch.autograd.grad(value(divergence, z_p, z_q).sum(), z_q)[0]
 
 
-def slope(divergence: Divergence, log_p: Tensor, log_q: Tensor) -> Tensor:
+def slope(divergence: Divergence, log_p: Tensor, log_q: Tensor, label: Tensor | None = None) -> Tensor:
     """With respect to the student's log-probabilities."""
     log_q = log_q.detach().clone().requires_grad_()
-    return torch.autograd.grad(divergence(log_p, log_q).sum(), log_q)[0]
+    return torch.autograd.grad(at(divergence, log_p, log_q, label).sum(), log_q)[0]
 
 
 def close(got: Tensor, wanted: Tensor, relative: float) -> bool:

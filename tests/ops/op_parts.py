@@ -20,6 +20,7 @@ EVERY = [
     if isinstance(kind := getattr(divergences, name), type) and kind not in (abkd.Divergence, divergences.Pointwise)
     for each in kind.examples()
 ]
+OF_BUCKETS = [each for each in EVERY if not each.whole]  # those that a TopK teacher can be asked about
 
 FORMS = [False] if compiler_missing(torch.device("cpu")) else [False, True]  # compiled?
 WEIGHT = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 0.25])
@@ -100,6 +101,8 @@ class Problem:
         return replace(self, leaves=leaves, teacher=side)
 
     def solve(self, divergence: abkd.Divergence, **options: Any) -> RowLosses:
+        if divergence.needs_targets:
+            options.setdefault("targets", self.targets)
         return linear_divergence(self.student, self.teacher, divergence, **{**self.options, **options})
 
 

@@ -19,8 +19,14 @@ def logits(*shape: int) -> tuple[Tensor, Tensor]:
     return torch.randn(*shape, requires_grad=True), torch.randn(*shape)
 
 
+def labels(divergence: abkd.Divergence, z: Tensor) -> Tensor | None:
+    """Some, where the divergence is about them."""
+    return z.argmin(-1) if divergence.needs_targets else None
+
+
 def by_hand(z_student: Tensor, z_teacher: Tensor, divergence: abkd.Divergence, temperature: float = 1.0) -> Tensor:
-    return divergence(torch.log_softmax(z_teacher / temperature, -1), torch.log_softmax(z_student / temperature, -1))
+    log_p, log_q = (torch.log_softmax(z / temperature, -1) for z in (z_teacher, z_student))
+    return divergence(log_p, log_q, labels(divergence, z_teacher))
 
 
 @pytest.mark.parametrize("divergence", EVERY, ids=repr)
@@ -29,7 +35,8 @@ def test_reductions_of_any_shape_are_those_by_hand(divergence: abkd.Divergence, 
     student, teacher = logits(*shape)
     row = by_hand(student, teacher, divergence, 2.0)
     for reduction, wanted in (("none", row), ("sum", row.sum()), ("mean", row.mean())):
-        got = divergence_loss(student, teacher, divergence, temperature=2.0, reduction=reduction)
+        targets = labels(divergence, teacher)
+        got = divergence_loss(student, teacher, divergence, temperature=2.0, targets=targets, reduction=reduction)
         torch.testing.assert_close(got, wanted)
         (gradient,) = torch.autograd.grad(got.sum(), student)
         (expected,) = torch.autograd.grad(wanted.sum(), student, retain_graph=True)
@@ -104,9 +111,10 @@ def test_impossible_classes_are_as_if_cut_away(reduction: str) -> None:
     padding = torch.full((5, 3), -torch.inf)
     padded = torch.cat([student, padding], -1), torch.cat([teacher, padding], -1)
     for divergence in EVERY:
+        targets = labels(divergence, teacher)
         torch.testing.assert_close(
-            divergence_loss(*padded, divergence, reduction=reduction),
-            divergence_loss(student, teacher, divergence, reduction=reduction),
+            divergence_loss(*padded, divergence, targets=targets, reduction=reduction),
+            divergence_loss(student, teacher, divergence, targets=targets, reduction=reduction),
         )
     (gradient,) = torch.autograd.grad(divergence_loss(*padded, AB), student)
     assert torch.isfinite(gradient).all()
@@ -125,6 +133,7 @@ def test_the_teacher_gets_no_gradient() -> None:
     [
         ({"reduction": "batchmean"}, "'mean', 'sum' or 'none'"),
         ({"mask": torch.ones(4)}, "one number a row"),
+        ({"targets": torch.zeros(4, dtype=torch.int64)}, "one class a row"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"temperature": -2.0, "reduction": "none"}, "temperature must be"),
         ({"temperature": float("nan"), "reduction": "none"}, "temperature must be"),

@@ -113,6 +113,8 @@ def test_the_teacher_never_gets_a_gradient() -> None:
 
 def test_every_divergence_is_zero_with_zero_gradient_where_the_rows_are_equal() -> None:
     for divergence in EVERY:
+        if "zero_where_equal" in divergence.exempt:
+            continue
         one = problem(dense_student=True)
         one.teacher = one.student.detach()
         result, given = gradients(one, divergence)

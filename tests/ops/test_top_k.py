@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_parts import EVERY, FORMS, OPTIONS, SHAPES, Counting, Problem, assert_same, bucketed, gap, gradients, problem
+from op_parts import FORMS, OF_BUCKETS, OPTIONS, SHAPES, Counting, Problem, assert_same, bucketed, gap, gradients, problem
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +23,7 @@ def with_top_k(one: Problem, k: int, temperature: float = 1.0, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("compiled", FORMS)
-@pytest.mark.parametrize("divergence", EVERY, ids=repr)
+@pytest.mark.parametrize("divergence", OF_BUCKETS, ids=repr)
 @pytest.mark.parametrize("shape", ["plain", "everything", "dense student"])
 def test_every_divergence_is_that_of_the_naive_form(divergence: abkd.Divergence, shape: str, compiled: bool) -> None:
     one = problem(**SHAPES[shape])
@@ -47,7 +47,7 @@ def test_every_option(option: dict[str, Any], compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("compiled", FORMS)
-@pytest.mark.parametrize("divergence", EVERY, ids=repr)
+@pytest.mark.parametrize("divergence", OF_BUCKETS, ids=repr)
 def test_all_classes_known_is_the_whole_divergence(divergence: abkd.Divergence, compiled: bool) -> None:
     """Whatever log_tail says then, -inf or what rounding left of it; and the temperature is that of log_p."""
     one = problem(dtype=torch.float64, bias=True)
@@ -105,7 +105,7 @@ def test_impossible_classes_on_either_side(compiled: bool) -> None:
     assert with_top_k(one, 4).solve(AB, plan=Plan(3, compiled)).divergence.isnan().nonzero().tolist() == [[3]]
 
 
-@pytest.mark.parametrize("divergence", EVERY, ids=repr)
+@pytest.mark.parametrize("divergence", OF_BUCKETS, ids=repr)
 def test_nothing_is_pulled_where_the_models_are_equal(divergence: abkd.Divergence) -> None:
     one = problem(dense_student=True, dtype=torch.float64)
     one.teacher = one.student.detach()

@@ -27,7 +27,7 @@ from abkd.teachers import identity
 from abkd.teachers.caches import CachedTeacher
 from abkd.teachers.caches._build import Built, build_cache
 from abkd.teachers.caches._manifest import read as read_manifest
-from abkd.trainer._setup import prepare_data
+from abkd.trainer._text import prepare_data
 
 
 def cache_recipe(recipe: Recipe, console: Console) -> Built:

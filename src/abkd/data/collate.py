@@ -53,15 +53,16 @@ class View:
 class Batch:
     """N rows as the student and as the teacher see them (the same object where they read the same).
 
-    targets: int64 [N], the token that row n should predict. weight: float32 [N].
-    origin: int64 [N], who wrote it (index in ``abkd.term.ORIGINS``). sequence: int64 [N], which sequence of the batch
-    it is of, counted from 0 (in packed rows each segment is one).
+    targets: int64 [N], the token or class that row n should predict; None where there are no labels.
+    weight: float32 [N]. origin: int64 [N], who wrote it (index in ``abkd.term.ORIGINS``).
+    sequence: int64 [N], which sequence (or image) of the batch it is of, counted from 0 (in packed rows each segment
+    is one).
     pretrain, pretrain_targets: the same for plain text, all of whose tokens but the first are targets; or None.
     """
 
     student: View
     teacher: View
-    targets: Tensor
+    targets: Tensor | None
     weight: Tensor
     origin: Tensor
     sequence: Tensor
@@ -70,7 +71,7 @@ class Batch:
 
     def __len__(self) -> int:
         """N; a batch in which nothing is trained has none."""
-        return self.targets.numel()
+        return self.weight.numel()
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """The same batch with its tensors on ``device``; a teacher view that is the student's stays so."""
@@ -78,7 +79,7 @@ class Batch:
         return Batch(
             student=student,
             teacher=student if self.teacher is self.student else self.teacher.to(device, **kwargs),
-            targets=self.targets.to(device, **kwargs),
+            targets=None if self.targets is None else self.targets.to(device, **kwargs),
             weight=self.weight.to(device, **kwargs),
             origin=self.origin.to(device, **kwargs),
             sequence=self.sequence.to(device, **kwargs),

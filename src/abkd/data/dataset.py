@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from torch.utils.data import Dataset
-
 from abkd.data.formats import (
     BadRowError,
     Chat,
@@ -25,7 +23,9 @@ from abkd.data.formats import (
     context_of,
     recognise,
 )
+from abkd.data.completion import stand_in
 from abkd.data.load import Row, Rows, load_rows
+from abkd.data.prepared import Prepared
 from abkd.data.tokenize import Example, encode_text, tokenize
 from abkd.errors import ConfigError, DataError
 
@@ -52,7 +52,7 @@ class _Ragged:
         return self.flat[end - self.lengths[index] : end].tolist()
 
 
-class TokenizedDataset(Dataset[Example]):
+class TokenizedDataset(Prepared):
     """Examples in order; a torch map-style dataset. Not every example needs every column.
 
     ``lengths``: tokens of each example. ``dropped``: rows left out, by reason. ``truncated``: rows cut to max_length.
@@ -111,6 +111,10 @@ class TokenizedDataset(Dataset[Example]):
         for key, column in sorted(self._columns.items()):
             digest.update(key.encode() + column.lengths.tobytes() + column.flat.tobytes())
         return digest.hexdigest()[:16]
+
+    def stand_in(self) -> Example:
+        """The first token of the first row: nothing predicts it."""
+        return stand_in(self[0])
 
     def with_pretraining(self, chunks: Sequence[list[int]]) -> TokenizedDataset:
         """The same examples, each with a chunk of plain text (in turn) for the language-modelling term."""

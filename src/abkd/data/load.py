@@ -158,23 +158,27 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
 
 
 def _load_dataset(name: str, config: str | None, split: str) -> list[Row]:
+    way_out = f"A data file must end in one of {' '.join(_READERS)}"
+    return _checked_rows(open_table(name, config, split, way_out), name)
+
+
+def open_table(name: str, config: str | None, split: str, way_out: str) -> Any:
+    """The ``datasets.Dataset`` of one split, from the hub or a folder; DataError, with the way out, where that fails."""
     import datasets
 
-    folder = Path(name)
-    saved = any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
     try:
-        if saved:
+        if is_saved(Path(name)):
             found = datasets.load_from_disk(name)
-            table = found[split] if isinstance(found, datasets.DatasetDict) else found
-        else:
-            table = datasets.load_dataset(name, config, split=split)
+            return found[split] if isinstance(found, datasets.DatasetDict) else found
+        return datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, KeyError) as error:
-        files = " ".join(_READERS)
-        raise DataError(
-            f"cannot load dataset {name!r} (config {config}, split {split!r}): {error}. "
-            f"A data file must end in one of {files}"
-        ) from error
-    return _checked_rows(table, name)
+        which = f"{name!r} (config {config}, split {split!r})"
+        raise DataError(f"cannot load dataset {which}: {error}. {way_out}") from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether the datasets library saved a dataset, or several splits, into this folder."""
+    return any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
 
 
 def fingerprint(rows: Iterable[Row]) -> str:

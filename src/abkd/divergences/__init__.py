@@ -4,12 +4,18 @@ What is exported here is what the laws test, what the API page documents and wha
 """
 
 from abkd.divergences._alpha_beta import AlphaBeta, ForwardKL, Hellinger, ReverseKL
+from abkd.divergences._batch import CLKD, DIST
+from abkd.divergences._dkd import DKD
 from abkd.divergences._mixtures import JensenShannon, SkewForwardKL, SkewReverseKL
 from abkd.divergences._pointwise import Divergence, Pointwise
 from abkd.divergences._total_variation import TotalVariation
+from abkd.divergences._transforms import Standardized, TransformedTeacher
 from abkd.divergences._weighted_sum import WeightedSum
 
 __all__ = [
+    "CLKD",
+    "DIST",
+    "DKD",
     "AlphaBeta",
     "Divergence",
     "ForwardKL",
@@ -19,6 +25,8 @@ __all__ = [
     "ReverseKL",
     "SkewForwardKL",
     "SkewReverseKL",
+    "Standardized",
     "TotalVariation",
+    "TransformedTeacher",
     "WeightedSum",
 ]

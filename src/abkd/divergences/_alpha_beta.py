@@ -51,7 +51,10 @@ class AlphaBeta(Pointwise):
 
     @property
     def wide(self) -> bool:
-        return min(self.alpha, self.beta) < 0
+        return min(self.alpha, self.beta) < 0  # exponents could be positive and large
+
+    def written(self) -> str:
+        return f"D_AB(p‖q; α={self.alpha:g}, β={self.beta:g})"
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -184,6 +187,9 @@ class ForwardKL(AlphaBeta):
     beta: float = field(default=0.0, init=False, repr=False)
     formula: ClassVar[str] = "KL(p‖q)"
 
+    def written(self) -> str:
+        return self.formula
+
     @classmethod
     def examples(cls) -> tuple[Divergence, ...]:
         return (cls(),)
@@ -197,6 +203,9 @@ class ReverseKL(AlphaBeta):
     beta: float = field(default=1.0, init=False, repr=False)
     formula: ClassVar[str] = "KL(q‖p)"
 
+    def written(self) -> str:
+        return self.formula
+
     @classmethod
     def examples(cls) -> tuple[Divergence, ...]:
         return (cls(),)
@@ -209,6 +218,9 @@ class Hellinger(AlphaBeta):
     alpha: float = field(default=0.5, init=False, repr=False)
     beta: float = field(default=0.5, init=False, repr=False)
     formula: ClassVar[str] = "4·H²(p, q)"
+
+    def written(self) -> str:
+        return repr(self)
 
     @classmethod
     def examples(cls) -> tuple[Divergence, ...]:

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from abkd.errors import ConfigError
+
 # A number that takes part in the arithmetic: a Python float, or a 0-d tensor so that a compiled function
 # can be given other numbers without being compiled again.
 Number = float | Tensor
@@ -33,9 +35,36 @@ class Divergence(ABC):
     formula: ClassVar[str] = "D(p‖q)"
     exempt: ClassVar[dict[str, str]] = {}
 
+    @property
+    def wide(self) -> bool:
+        """True when it has to be worked out in float64."""
+        return False
+
+    @property
+    def whole(self) -> bool:
+        """True when it needs complete distributions: the likeliest classes and one bucket for the rest do not do."""
+        return False
+
+    @property
+    def needs_targets(self) -> bool:
+        """True when it is about the label too, so that data without labels cannot be used."""
+        return False
+
+    @property
+    def batch_axis(self) -> bool:
+        """True when rows are compared with each other, so that the loss depends on which rows share a batch."""
+        return False
+
+    def written(self) -> str:
+        """It with its numbers, as the formula of an objective shows it."""
+        return repr(self)
+
     @abstractmethod
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
-        """``[..., V], [..., V] -> [...]``, differentiable in ``log_q`` (and in ``log_p``)."""
+        """``[..., V], [..., V] -> [...]``, differentiable in ``log_q`` (and in ``log_p``).
+
+        Where rows are compared with each other (``batch_axis``), the loss is the mean of what is returned.
+        """
 
     def __call__(
         self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None, *, teacher_grad: bool = False
@@ -51,12 +80,16 @@ class Divergence(ABC):
         Returns:
             ``[...]`` in float32 (float64 for float64 input); ``+inf`` where the true value is infinite, never NaN for
             log-probabilities that contain none.
+
+        Raises:
+            ConfigError: the divergence is about the label, and there are no ``targets``.
         """
         if log_p.shape != log_q.shape:
             raise ValueError(
                 f"teacher and student rows must have one shape: log_p has {tuple(log_p.shape)}, "
                 f"log_q has {tuple(log_q.shape)}; cut both to the classes they share"
             )
+        check_targets(self, targets)
         return self.rows(log_p if teacher_grad else log_p.detach(), log_q, targets)
 
     @classmethod
@@ -83,11 +116,6 @@ class Pointwise(Divergence):
         return (type(self),)
 
     @property
-    def wide(self) -> bool:
-        """True when float32 exponents could be positive and large, so that the terms need float64."""
-        return False
-
-    @property
     def native(self) -> str | None:
         """:meth:`terms` in C, for ``ops/rows.c``: sets ``term`` and ``slope`` from ``p``, ``q`` and ``k[0], k[1], …``.
 
@@ -107,10 +135,18 @@ class Pointwise(Divergence):
         return _SumOfTerms.apply(log_p, log_q, self)
 
 
+def check_targets(divergence: Divergence, targets: Tensor | None) -> None:
+    """Raise ConfigError where a divergence is about labels that are not there."""
+    if divergence.needs_targets and targets is None:
+        raise ConfigError(
+            f"{divergence!r} is about the label of each row, but there are none: pass targets, or, for data without "
+            "labels, take a divergence that does without, such as ForwardKL() or AlphaBeta(0.8, 0.3)"
+        )
+
+
 def working_dtype(divergence: Divergence, *tensors: Tensor) -> torch.dtype:
     """float64 where the input is or the divergence needs it, float32 otherwise (also for bf16 and fp16)."""
-    wide = isinstance(divergence, Pointwise) and divergence.wide
-    return torch.float64 if wide or any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return torch.float64 if divergence.wide or any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _blocks(rows: int, classes: int) -> Iterator[slice]:

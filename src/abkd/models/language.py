@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import ConfigError
+from abkd.models.rows import ModelRows
 from abkd.ops import Dense, Head, Projected
 from abkd.ops._types import Rows
 
@@ -19,7 +20,7 @@ logger = logging.getLogger("abkd")
 _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest logit; 3e-2 in 16 bits
 
 
-class CausalRows:
+class CausalRows(ModelRows):
     """Reads rows out of a causal language model of transformers, also one wrapped by PEFT.
 
     The head is taken as a matrix with the scale, bias and soft-cap that the configuration tells. :meth:`check` compares
@@ -60,6 +61,9 @@ class CausalRows:
             hidden = _backbone(self.language_model)(**inputs, use_cache=False).last_hidden_state
             rows = Projected(hidden.flatten(0, 1)[view.rows], self.head)
         return rows if self.classes is None else rows.first(self.classes)
+
+    def of(self, model: Any) -> CausalRows:
+        return CausalRows(model)
 
     def check(self) -> None:
         """Compare ``head(hidden)`` with the model's own logits on a probe; fall back to logits where they differ."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from abkd.divergences import Divergence
 from abkd.divergences._mixtures import Mixture
+from abkd.divergences._pointwise import check_targets
 from abkd.errors import ConfigError, VocabularyError
 from abkd.ops._terms import SMALLEST_SHARE
 from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK, own_tensors
@@ -26,6 +27,19 @@ def check_weights(ce_weight: float, kd_weight: float, targets: Tensor | None, te
         raise ConfigError(f"ce_weight={ce_weight!r} needs targets [N]; pass them or set ce_weight=0")
     if kd_weight != 0 and teacher is None:
         raise ConfigError(f"kd_weight={kd_weight!r} needs a teacher; pass its rows or set kd_weight=0")
+
+
+def check_divergence(divergence: Divergence, teacher: TeacherRows | None, targets: Tensor | None) -> None:
+    """Raise ConfigError where a divergence cannot be worked out from what is known; without a teacher it is not."""
+    if teacher is None:
+        return
+    check_targets(divergence, targets)
+    if divergence.whole and isinstance(teacher, TopK):
+        raise ConfigError(
+            f"{divergence!r} needs the teacher's whole distribution, but only its {teacher.ids.shape[-1]} likeliest "
+            "classes are known (TopK): take teacher: HiddenCache() or teacher: Live(), or a divergence that is a sum "
+            "over classes"
+        )
 
 
 def check_rows(student: Rows, teacher: TeacherRows | None, targets: Tensor | None) -> None:

@@ -118,7 +118,9 @@ def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, 
     while True:
         try:
             return _attempt(student, call, need)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if call.terms.divergence.batch_axis:
+                raise torch.OutOfMemoryError(_too_large(call)) from error
             if call.plan.rows_per_chunk == 1:
                 raise
             call.plan = replace(call.plan, rows_per_chunk=call.plan.rows_per_chunk // 2)
@@ -126,11 +128,19 @@ def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, 
         torch.cuda.empty_cache()  # outside of the handler, which still holds the failed attempt
 
 
+def _too_large(call: _Call) -> str:
+    return (
+        f"{call.terms.divergence!r} compares the rows of a batch with each other, so they are never halved, but the "
+        f"logits of {len(call.weight)} rows do not fit into memory: make the batch smaller, which is another loss, or "
+        "take a divergence of single rows"
+    )
+
+
 def _attempt(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
     sums = _Gradients(student, call, need)
     kept = call.weight.nonzero().squeeze(-1)
     rows = len(kept)
-    step = _even(rows, call.plan.rows_per_chunk)
+    step = max(1, rows) if call.terms.divergence.batch_axis else _even(rows, call.plan.rows_per_chunk)
     parts: list[Block] = []
     with torch.no_grad(), torch.autocast(call.weight.device.type, enabled=False):
         most = min(step, rows)

@@ -21,6 +21,7 @@ def divergence_loss(
     divergence: Divergence,
     *,
     temperature: float = 1.0,
+    targets: Tensor | None = None,
     mask: Tensor | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     scale_by_temperature_squared: bool = False,
@@ -33,6 +34,7 @@ def divergence_loss(
             divergences themselves take log-probabilities, teacher first.)
         divergence: any :class:`abkd.Divergence`.
         temperature: both sides are divided by it.
+        targets: class indices ``[...]``, only for divergences that use the label.
         mask: boolean or numeric ``[...]``: False or 0 leaves a row out, and nothing in it (NaN included) matters.
         reduction: "mean" over the rows left in (0 if there is none), "sum", or "none" -> ``[...]`` with 0 where masked.
         scale_by_temperature_squared: multiply by ``temperature²``.
@@ -54,15 +56,19 @@ def divergence_loss(
     shape, classes = z_student.shape[:-1], z_student.shape[-1]
     if mask is not None and mask.shape != shape:
         raise ConfigError(f"mask must be {tuple(shape)}, one number a row, but it is {tuple(mask.shape)}")
+    if targets is not None and targets.shape != shape:
+        raise ConfigError(f"targets must be {tuple(shape)}, one class a row, but they are {tuple(targets.shape)}")
     check_temperature(temperature)
     weight = None if mask is None else mask.reshape(-1).to(torch.float32)
+    targets = None if targets is None else targets.reshape(-1)
     if reduction == "none":
-        return _each(z_student, z_teacher, divergence, temperature, weight, scale_by_temperature_squared)
+        return _each(z_student, z_teacher, divergence, temperature, targets, weight, scale_by_temperature_squared)
     return linear_divergence(
         Dense(z_student.reshape(-1, classes)),
         Dense(z_teacher.reshape(-1, classes)),
         divergence,
         temperature=temperature,
+        targets=targets,
         row_weight=weight,
         total_weight=None if reduction == "mean" else 1.0,
         scale_by_temperature_squared=scale_by_temperature_squared,
@@ -74,6 +80,7 @@ def _each(
     z_teacher: Tensor,
     divergence: Divergence,
     temperature: float,
+    targets: Tensor | None,
     weight: Tensor | None,
     squared: bool,
 ) -> Tensor:
@@ -82,7 +89,7 @@ def _each(
     dtype = working_dtype(divergence, student, teacher)
     log_q = torch.log_softmax(student[kept].to(dtype) / temperature, -1)
     log_p = torch.log_softmax(teacher[kept].to(dtype) / temperature, -1)
-    row = divergence(log_p, log_q) * (temperature**2 if squared else 1.0)
+    row = divergence(log_p, log_q, None if targets is None else targets[kept]) * (temperature**2 if squared else 1.0)
     if weight is not None:
         row = row * weight[kept].to(row.dtype)
     row = row.to(torch.promote_types(z_student.dtype, torch.float32))

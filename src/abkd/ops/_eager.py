@@ -60,7 +60,8 @@ def eager_blocks(
     dtype = working_dtype(terms.divergence, student, teacher)
     parts: list[Block] = []
     with one_thread(student.device):
-        for rows in row_blocks(student):
+        # rows that are compared with each other have to be seen together
+        for rows in [slice(None)] if terms.divergence.batch_axis else row_blocks(student):
             label, of_teacher = (None if each is None else each[rows] for each in (targets, share))
             z, y = student[rows].to(dtype), teacher[rows].to(dtype)
             part, gradient = _eager_block(z, y, label, weight[rows], terms, of_teacher, grad=grad)
@@ -167,7 +168,7 @@ def _generic_block(
         if terms.row_weight is not None:
             weight = weight.to(student.dtype) * terms.row_weight(log_p, log_q.detach()).detach().to(student.dtype)
         row = terms.divergence(log_p, log_q, targets)
-        objective = terms.kd_weight * row
+        objective = terms.kd_weight * row if terms.kd_weight else torch.zeros_like(row)
         hard = None
         if targets is not None:
             hard = -torch.log_softmax(student, -1).gather(-1, targets[:, None]).squeeze(-1)

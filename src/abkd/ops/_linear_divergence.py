@@ -11,7 +11,7 @@ from torch import Tensor
 
 from abkd.divergences import Divergence
 from abkd.errors import ConfigError
-from abkd.ops._checks import check_rows, check_temperature, check_weights, checked_share
+from abkd.ops._checks import check_divergence, check_rows, check_temperature, check_weights, checked_share
 from abkd.ops._chunked import chunked_losses
 from abkd.ops._compilers import compiler_missing, say_unfused
 from abkd.ops._logits import as_multiplied, nothing_known, product_dtype
@@ -81,9 +81,10 @@ def linear_divergence(
         teacher: likewise, with the same N and V (H may differ); or ``Averaged``, or ``TopK``, with which the
             divergence is between the two distributions over its k classes and one bucket for all others. Always a
             constant. None, for ``kd_weight=0``: there is no teacher, and what is told of it reads 0.
-        divergence: any :class:`abkd.Divergence`.
+        divergence: any :class:`abkd.Divergence`. One with a batch axis sees all rows at once, whatever the plan says.
         temperature: ``p, q = softmax(z / temperature)`` in the divergence; the cross-entropy stays at temperature 1.
-        targets: class indices ``[N]``; needed for ``ce_weight``, and makes ``cross_entropy`` be reported.
+        targets: class indices ``[N]``; needed for ``ce_weight`` and for divergences about the label, and makes
+            ``cross_entropy`` be reported.
         ce_weight, kd_weight: the weights of the hard-label cross-entropy and of the divergence.
         row_weight: ``[N]`` (a row with weight 0 is never computed), or a function ``(log_p, log_q) -> [n]`` of the two
             distributions, constant for the gradient, or a pair of both, multiplied; None weighs every row 1. With
@@ -107,6 +108,7 @@ def linear_divergence(
     check_rows(student, teacher, targets)
     check_temperature(temperature)
     check_weights(ce_weight, kd_weight, targets, teacher)
+    check_divergence(divergence, teacher, targets)
     factor = kd_weight * (temperature**2 if scale_by_temperature_squared else 1.0)
     weight, function = _row_weights(row_weight, student)
     if teacher is None and function is not None:

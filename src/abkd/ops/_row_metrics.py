@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from abkd.divergences import ForwardKL
-from abkd.ops._checks import check_rows, checked_share
+from abkd.ops._checks import check_divergence, check_rows, checked_share
 from abkd.ops._linear_divergence import plan_for
 from abkd.ops._logits import as_multiplied, nothing_known, product_dtype, student_logits, teacher_logits
 from abkd.ops._rows import blocks
@@ -21,7 +21,7 @@ def row_metrics(
     student: Rows,
     teacher: TeacherRows | None,
     divergences: Mapping[str, Terms],
-    targets: Tensor,
+    targets: Tensor | None,
     *,
     teacher_share: Mapping[str, Tensor] | None = None,
     plan: Plan | None = None,
@@ -32,22 +32,26 @@ def row_metrics(
         student, teacher: as in :func:`abkd.linear_divergence`, ``N`` rows. What a ``TopK`` knows is at one temperature:
             only distances at that one make sense.
         divergences: by name, each with its temperature; may be empty.
-        targets: ``[N]``.
+        targets: ``[N]``, or None: then there is no cross-entropy, and no divergence about the label.
         teacher_share: by the name of a divergence, ``[N]``: the teacher's share of each row's mixture.
 
     Returns:
-        ``[N]`` tensors: one per divergence, and ``cross_entropy``, ``teacher_cross_entropy``, ``agreement``. Without a
-        teacher the distances read 0, and the last two are left out.
+        ``[N]`` tensors: one per divergence, and ``cross_entropy``, ``teacher_cross_entropy``, ``agreement``; without
+        targets the first two of these are left out. Without a teacher the distances read 0, and the last two are left
+        out. A divergence with a batch axis sees all rows of the call at once.
     """
     check_rows(student, teacher, targets)
     wanted = dict(divergences) or {"": Terms(ForwardKL())}  # for the columns that do not depend on any
+    for terms in wanted.values():
+        check_divergence(terms.divergence, teacher, targets)
     shares = {
         name: checked_share(share, wanted[name].divergence, student) for name, share in (teacher_share or {}).items()
     }
     known = nothing_known(student) if teacher is None else as_multiplied(teacher)
     student = student.to(product_dtype(student))
     plan = plan or plan_for(len(student), student.classes, student.device)
-    most = max(1, min(plan.rows_per_chunk, len(student)))
+    together = any(terms.divergence.batch_axis for terms in wanted.values())
+    most = max(1, len(student) if together else min(plan.rows_per_chunk, len(student)))
     logits = student_logits(student, most)
     sides = _sides(known, most, {1.0, *(terms.temperature for terms in wanted.values())})
     columns: dict[str, list[Tensor]] = {}
@@ -58,7 +62,8 @@ def row_metrics(
             if isinstance(known, TopK) and isinstance(student, Dense):
                 z = z.clone()  # the caller's are not written to, not even for a moment
             cut = {name: share[rows] for name, share in shares.items() if share is not None}
-            for name, values in _distances(z, sides(rows), wanted, targets[rows], cut, plan.compiled).items():
+            label = None if targets is None else targets[rows]
+            for name, values in _distances(z, sides(rows), wanted, label, cut, plan.compiled).items():
                 columns.setdefault(name, []).append(values)
     left_out = {""} if teacher is not None else {"", "teacher_cross_entropy", "agreement"}
     return {name: torch.cat(values) for name, values in columns.items() if name not in left_out}
@@ -79,22 +84,19 @@ def _distances(
     student: Tensor,
     sides: Mapping[float, Tensor | TopK],
     divergences: Mapping[str, Terms],
-    targets: Tensor,
+    targets: Tensor | None,
     shares: Mapping[str, Tensor],
     compiled: bool,
 ) -> dict[str, Tensor]:
-    ones = torch.ones(len(targets), device=targets.device)
+    ones = torch.ones(len(student), device=student.device)
     columns: dict[str, Tensor] = {}
     for name, terms in divergences.items():
         teacher = sides[terms.temperature]
         block = blocks(student, teacher, targets, ones, terms, grad=False, compiled=compiled, share=shares.get(name))
-        assert block.cross_entropy is not None
-        columns |= {
-            name: block.divergence * block.weight,
-            "cross_entropy": block.cross_entropy,
-            "agreement": block.agreement,
-        }
-    return {**columns, "teacher_cross_entropy": _cross_entropy(sides[1.0], targets)}
+        columns |= {name: block.divergence * block.weight, "agreement": block.agreement}
+        if block.cross_entropy is not None:
+            columns["cross_entropy"] = block.cross_entropy
+    return columns if targets is None else {**columns, "teacher_cross_entropy": _cross_entropy(sides[1.0], targets)}
 
 
 def _cross_entropy(teacher: Tensor | TopK, targets: Tensor) -> Tensor:

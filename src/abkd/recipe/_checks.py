@@ -17,8 +17,20 @@ if TYPE_CHECKING:
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
 WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
+HELD_OUT = ("eval_file", "eval_dir", "dataset_test_split", "split_file")
+OF_IMAGES = {"augmentation", "image_size"}
+OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
+OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
+OF_TEXT |= {"source", "lmbda", "seq_kd", "generation_kwargs"}
 _WEIGHTS = ("ce_weight", "kd_weight")
+_TEXT, _IMAGES, _CLIP = "text-generation", "image-classification", "zero-shot-image-classification"
 _TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
+
+_NO_DATA = {
+    _TEXT: "no data: set train_file (JSONL, CSV or parquet) or dataset_name (a hub name)",
+    _IMAGES: "no images: set train_dir (a folder a class), train_file (.npz) or dataset_name (a hub name, or digits)",
+    _CLIP: "no images: set train_dir (with split_file, or a folder a class), train_file (.npz) or dataset_name",
+}
 
 _ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "above 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
@@ -36,6 +48,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lora_alpha": _AT_LEAST_ONE,
     "lora_dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
     "learning_rate": _NOT_NEGATIVE,
+    "image_size": _AT_LEAST_ONE,
+    "lr_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "visual_prompt_length": _NOT_NEGATIVE,
+    "visual_prompt_depth": _NOT_NEGATIVE,
     "lmbda": (lambda x: 0 <= x <= 1, "between 0 (no batch is the student's) and 1 (every batch is)"),
     "max_completion_length": _AT_LEAST_ONE,
     "num_generations": _AT_LEAST_ONE,
@@ -49,7 +65,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 def contradictions(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each value out of its range and each combination that cannot be meant."""
     problems = [*_out_of_range(values), *_models(values), *_data(values), *_weights(values), *_lora(values)]
-    return problems or _sequences(values)
+    return problems or _of_other_tasks(values) or _sequences(values)
 
 
 def meant(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +81,11 @@ def not_asked(values: Mapping[str, Any]) -> set[str]:
     """The names of settings that mean nothing in this run."""
     from abkd.sources import Dataset
 
-    names = _TERM if values.get("terms") is not None else set()
+    task = values.get("task", _TEXT)
+    names = set(_TERM) if values.get("terms") is not None else set()
+    names |= OF_TEXT if task != _TEXT else OF_IMAGES
+    names |= set() if task == _CLIP else OF_CLIP
+    names |= set() if values.get("lr_milestones") else {"lr_decay"}
     names = names if values.get("seq_kd") else {*names, "seq_kd"}
     writes = values["source"] != Dataset() or values.get("eval_samples")
     return names if writes else names | WRITING
@@ -74,10 +94,14 @@ def not_asked(values: Mapping[str, Any]) -> set[str]:
 def missing_files(recipe: Recipe) -> list[str]:
     """One sentence for each data file or local model directory that is not there."""
     problems = []
-    for name in ("train_file", "eval_file", "pretrain_file"):
+    for name in ("train_file", "eval_file", "split_file", "pretrain_file"):
         path = getattr(recipe, name)
         if path is not None and not Path(path).is_file():
             problems.append(f"{name}: there is no file {path!r}" + _seen_from(path))
+    for name in ("train_dir", "eval_dir"):
+        path = getattr(recipe, name)
+        if path is not None and not Path(path).is_dir():
+            problems.append(f"{name}: there is no directory {path!r}" + _seen_from(path))
     for name in ("model_name_or_path", "teacher_model_name_or_path"):
         for path in names(getattr(recipe, name)):
             if _is_local(path) and not Path(path).is_dir():
@@ -177,15 +201,16 @@ def names(value: str | list[str] | None) -> list[str]:
 
 
 def _data(values: Mapping[str, Any]) -> list[str]:
-    file, dataset = values.get("train_file"), values.get("dataset_name")
+    given = [name for name in ("train_file", "train_dir", "dataset_name") if values.get(name)]
     problems = []
-    if file and dataset:
-        problems.append(f"train_file ({file!r}) and dataset_name ({dataset!r}) are both set; keep one (null unsets)")
-    if not file and not dataset:
-        problems.append("no data: set train_file (JSONL, CSV or parquet) or dataset_name (a hub name)")
-    if not dataset:
+    if len(given) > 1:
+        named = " and ".join(f"{name} ({values[name]!r})" for name in given)
+        problems.append(f"{named} are both set; keep one (null unsets)")
+    if not given:
+        problems.append(_NO_DATA[values.get("task", _TEXT)])
+    if "dataset_name" not in given:
         problems += [f"{name} belongs to dataset_name, which is not set" for name in sorted(DATASET & values.keys())]
-    held_out = [name for name in ("eval_file", "dataset_test_split", "eval_fraction") if name in values]
+    held_out = [name for name in (*HELD_OUT, "eval_fraction") if name in values]
     if len(held_out) > 1:
         problems.append(f"{' and '.join(held_out)} both say which rows are held out; keep one")
     lm_coef = values.get("lm_coef", 0)
@@ -196,6 +221,18 @@ def _data(values: Mapping[str, Any]) -> list[str]:
             "pretrain_file is read only for the language-modelling term; set lm_coef above 0 (the paper: 1.0)"
         )
     return problems
+
+
+def _of_other_tasks(values: Mapping[str, Any]) -> list[str]:
+    """Settings that mean nothing to the task of this recipe."""
+    task = values.get("task", _TEXT)
+    others = {
+        _TEXT: {*OF_IMAGES, *OF_CLIP, "train_dir", "eval_dir"},
+        _IMAGES: OF_TEXT | OF_CLIP,
+        _CLIP: OF_TEXT | {"use_peft"},
+    }
+    given = sorted(name for name in others[task] & values.keys() if values[name] not in (False, 0))
+    return [f"{name} means nothing to the task {task}; leave it out, or set another task" for name in given]
 
 
 def _weights(values: Mapping[str, Any]) -> list[str]:

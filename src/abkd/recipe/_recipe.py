@@ -40,14 +40,19 @@ class Recipe:
     teacher_model_revision: str | None = None
 
     train_file: str | None = None
-    """JSONL, CSV or parquet with prompt/completion, messages or text."""
+    """JSONL, CSV or parquet with prompt/completion, messages or text; for images .npz with arrays."""
     eval_file: str | None = None
+    train_dir: str | None = None
+    """Images in one folder a class, or in one folder without classes."""
+    eval_dir: str | None = None
+    split_file: str | None = None
+    """CLIP: the split of a data set into train, val and test, as CoOp writes it (JSON); images lie in train_dir."""
     dataset_name: str | None = None
     dataset_config: str | None = None
     dataset_train_split: str = "train"
     dataset_test_split: str | None = None
     eval_fraction: float = 0.05
-    """The share of the training rows that is held out when neither eval_file nor dataset_test_split is given."""
+    """The share of the training rows that is held out when nothing to evaluate on is given."""
     pretrain_file: str | None = None
     """Plain text for the language-modelling term (lm_coef)."""
 
@@ -113,7 +118,7 @@ class Recipe:
         values |= _checks.meant(values)
         unused = {"ce_weight", "kd_weight"} if values.get("kd_ratio") is not None else {"kd_ratio"}
         unused |= set() if self.use_peft else _checks.LORA
-        unused |= {"eval_fraction"} if self.eval_file or self.dataset_test_split else set()
+        unused |= {"eval_fraction"} if any(getattr(self, name) for name in _checks.HELD_OUT) else set()
         unused |= set() if self.dataset_name else _checks.DATASET
         unused |= _checks.not_asked(values)
         return {name: _plain(name, value) for name, value in values.items() if value is not None and name not in unused}

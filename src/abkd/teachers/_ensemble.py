@@ -19,9 +19,9 @@ class EnsembleReader(Reader):
     """Models that are run one after the other; their classes are those that all of them have."""
 
     def __init__(self, models: Sequence[Any], average: Average) -> None:
-        self.models = tuple(models)
         self.average: Average = average
         self.members = [LiveReader(model) for model in models]
+        self.models = tuple(member.model for member in self.members)
         self.head_rows = min(member.head_rows for member in self.members)
 
     def __call__(self, view: View) -> Averaged:

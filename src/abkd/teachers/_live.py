@@ -9,17 +9,21 @@ import torch
 
 from abkd.data import View
 from abkd.models.language import CausalRows
+from abkd.models.rows import ModelRows
 from abkd.ops._types import Rows
 from abkd.teachers._types import Reader, Setting, Teacher
 
 
 class LiveReader(Reader):
-    """A model that is run: frozen, in eval mode, never part of what is trained, saved or wrapped."""
+    """A model that is run: frozen, in eval mode, never part of what is trained, saved or wrapped.
+
+    ``model``: a causal language model, or any model as :class:`ModelRows`.
+    """
 
     def __init__(self, model: Any) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.rows = model if isinstance(model, ModelRows) else CausalRows(model)
+        self.model = self.rows.model.eval().requires_grad_(False)
         self.models = (self.model,)
-        self.rows = CausalRows(self.model)
         self.head_rows = self.rows.head_rows
 
     @torch.no_grad()

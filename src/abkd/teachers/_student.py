@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import ConfigError, OutputDirError
-from abkd.models.language import CausalRows
+from abkd.models.rows import ModelRows
 from abkd.ops._types import Rows
 from abkd.schedules import is_number
 from abkd.teachers._live import LiveReader
@@ -28,10 +28,10 @@ class CopyReader(LiveReader):
     others may put new tensors in the student's place.
     """
 
-    def __init__(self, spec: Teacher, student: CausalRows) -> None:
+    def __init__(self, spec: Teacher, student: ModelRows) -> None:
         self.spec, self.student = spec, student.model
         _check_whole(spec, self.student)
-        super().__init__(_copied(student))
+        super().__init__(student.of(_copied(student)))
         self.trained = [name for name, parameter in self.student.named_parameters() if parameter.requires_grad]
         saved = self.student.state_dict()
         self.buffers = [name for name, _ in self.student.named_buffers() if name in saved]
@@ -68,7 +68,7 @@ class CopyReader(LiveReader):
 class SnapshotReader(CopyReader):
     """The student as it was at the last multiple of ``every`` steps."""
 
-    def __init__(self, spec: Snapshot, student: CausalRows) -> None:
+    def __init__(self, spec: Snapshot, student: ModelRows) -> None:
         super().__init__(spec, student)
         self.every = spec.every
 
@@ -86,7 +86,7 @@ class EMAReader(CopyReader):
     A student in 16 bits has its mean kept in float32 beside: a share of 1 - decay would be lost in their rounding.
     """
 
-    def __init__(self, spec: EMA, student: CausalRows) -> None:
+    def __init__(self, spec: EMA, student: ModelRows) -> None:
         super().__init__(spec, student)
         self.decay = spec.decay
         weights = _named(self.model, self.trained)
@@ -119,9 +119,9 @@ class EMAReader(CopyReader):
 class AdapterOffReader(Reader):
     """The student's own base model: its adapters are passed over, in eval mode, while the teacher is asked."""
 
-    def __init__(self, spec: Teacher, student: Any) -> None:
-        self.spec, self.student = spec, student
-        self.rows = CausalRows(student.get_base_model())
+    def __init__(self, spec: Teacher, student: ModelRows) -> None:
+        self.spec, self.student = spec, student.model
+        self.rows = student.of(self.student.get_base_model())
         self.head_rows = self.rows.head_rows
         self._check_frozen()
 
@@ -215,10 +215,10 @@ class AdapterOff(Teacher):
                 "teacher: Snapshot() or EMA()"
             )
         _check_whole(self, model)
-        return AdapterOffReader(self, model)
+        return AdapterOffReader(self, setting.student)
 
 
-def _copied(student: CausalRows) -> Any:
+def _copied(student: ModelRows) -> Any:
     """The student's model once more, but for the weights that are not trained.
 
     Its forward is the one from before anything wrapped it: what was wrapped around may hold on to the first model.

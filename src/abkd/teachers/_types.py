@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from abkd.data import Example, View
-from abkd.models.language import CausalRows
+from abkd.models.rows import ModelRows
 from abkd.ops._types import TeacherRows
 
 
@@ -18,9 +18,10 @@ from abkd.ops._types import TeacherRows
 class Setting:
     """What a teacher may need to know of its run."""
 
-    student: CausalRows
-    models: Sequence[nn.Module] = ()
-    """The models that teacher_model_name_or_path names, loaded; none for a cache or a teacher made of the student."""
+    student: ModelRows
+    models: Sequence[nn.Module | ModelRows] = ()
+    """The models that teacher_model_name_or_path names, loaded; none for a cache or a teacher made of the student.
+    A bare module is a causal language model."""
     identity: Mapping[str, Any] | None = None
     """Which teacher, tokenizer and template a cache must be of: ``abkd.teachers.identity``."""
     temperature: float = 1.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +17,9 @@ from abkd.trainer._sources import write
 if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
 
-logger = logging.getLogger("abkd")
-
 
 def held_out_metrics(trainer: DistillTrainer, model: nn.Module, dataloader: Any) -> dict[str, float]:
-    """Distances to the teacher and perplexities over the rows of ``dataloader``; ``model`` as it is wrapped."""
+    """Distances to the teacher, and what the modality measures; ``model`` as it is wrapped."""
     args, task = trainer.distill_args, trainer.task
     training = model.training
     model.eval()
@@ -35,7 +31,8 @@ def held_out_metrics(trainer: DistillTrainer, model: nn.Module, dataloader: Any)
             out = model(job=lambda batch=batch: task.distances(batch, trainer.progress))
             for name, value in out.items():
                 sums[name] = sums.get(name, 0.0) + value
-        values = metrics({name: trainer.over_processes(value).item() for name, value in sums.items()})
+        totals = {name: trainer.over_processes(value).item() for name, value in sums.items()}
+        values = metrics(totals) | trainer.modality.metrics(totals)
         if args.eval_samples:
             values |= coverage(trainer, model, dataloader.dataset)
     model.train(training)
@@ -43,14 +40,11 @@ def held_out_metrics(trainer: DistillTrainer, model: nn.Module, dataloader: Any)
 
 
 def metrics(totals: Mapping[str, float]) -> dict[str, float]:
-    """Means over the rows; the names are a contract (``eval_`` goes before them)."""
+    """Means over the rows that all modalities have; the names are a contract (``eval_`` goes before them)."""
     rows = max(totals["rows"], 1.0)
     found = {name: totals[name] / rows for name in ("loss", "forward_kl", "reverse_kl") if name in totals}
     if "agreement" in totals:
         found["top1_agreement"] = totals["agreement"] / rows
-    found["perplexity"] = _exp(totals["cross_entropy"] / rows)
-    if "teacher_cross_entropy" in totals:
-        found["teacher_perplexity"] = _exp(totals["teacher_cross_entropy"] / rows)
     return found
 
 
@@ -90,19 +84,3 @@ def _history(trainer: DistillTrainer, batch: Batch) -> History:
     task = trainer.task
     assert task.teacher is not None
     return task.history(task.student(batch.student), task.teacher(batch.teacher), batch)
-
-
-def warn_of_weak_teacher(perplexity: float, teacher_perplexity: float) -> None:
-    """Say so when the student has nothing to learn from its teacher about this data."""
-    if teacher_perplexity >= perplexity:
-        logger.warning(
-            "abkd: on the held-out rows the teacher (perplexity %.4g) is no better than the student (%.4g): the "
-            "student may get worse by imitating it. Fine-tune the teacher on this data first, or add ce_weight to "
-            "learn from the text itself",
-            teacher_perplexity,
-            perplexity,
-        )
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

@@ -34,7 +34,7 @@ from abkd.teachers import identity
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
-    from abkd.trainer._setup import Models
+    from abkd.trainer._modality import Models
     from abkd.trainer._trainer import DistillTrainer
 
 _TEACHER_FILE = "abkd_teacher.safetensors"

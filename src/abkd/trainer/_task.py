@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from abkd.data import Batch
 from abkd.divergences import ForwardKL, ReverseKL
-from abkd.models.language import CausalRows
+from abkd.models.rows import ModelRows
 from abkd.objective import History, Objective
 from abkd.ops import Plan, linear_divergence, row_metrics
 from abkd.ops._rows import Terms
@@ -40,10 +40,21 @@ class Totals(NamedTuple):
 
 
 class Task:
-    """A student, a teacher and an objective; holds no parameters and is no module, so the teacher is never trained."""
+    """A student, a teacher and an objective; holds no parameters and is no module, so the teacher is never trained.
 
-    def __init__(self, student: CausalRows, teacher: Reader | None, objective: Objective, plan: Plan) -> None:
+    ``columns``: what the modality measures at evaluation, ``[N]`` each.
+    """
+
+    def __init__(
+        self,
+        student: ModelRows,
+        teacher: Reader | None,
+        objective: Objective,
+        plan: Plan,
+        columns: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
+    ) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
+        self.columns = columns
 
     def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
         """``loss``, this batch's part of the step's; and sums over its rows of what is logged, with their number."""
@@ -64,7 +75,7 @@ class Task:
         if rows.plan is not None:
             self.plan = rows.plan  # smaller where memory did not suffice: what did not fit once is not tried again
         names = LOGGED if teacher is not None else [name for name in LOGGED if name not in _OF_TEACHER]
-        sums = {name: getattr(rows, name).sum() for name in names}
+        sums = {name: getattr(rows, name).sum() for name in names if getattr(rows, name) is not None}
         loss = rows.loss
         if batch.pretrain is not None:
             loss = loss + self.objective.lm_coef * self._plain_text(batch, totals.plain)
@@ -90,11 +101,10 @@ class Task:
         terms = self.objective.row_terms(progress)
         wanted = {**self._at_the_teachers(_DISTANCES), **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
         columns = row_metrics(student, teacher, wanted, batch.targets, plan=self.plan)
-        values = [
-            self.objective.value(term, columns.pop(f"term {k}"), columns["cross_entropy"])
-            for k, (term, _) in enumerate(terms)
-        ]
+        hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # nobody asks it unlabelled
+        values = [self.objective.value(term, columns.pop(f"term {k}"), hard) for k, (term, _) in enumerate(terms)]
         columns["loss"] = torch.stack(values).sum(0)
+        columns |= self.columns(student, teacher, batch)
         sums = {name: column.double().sum() for name, column in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
 

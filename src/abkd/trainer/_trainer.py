@@ -15,17 +15,16 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from abkd.config import DistillConfig
-from abkd.data import Collator, TokenizedDataset
+from abkd.data.prepared import Prepared
 from abkd.errors import Interrupted
 from abkd.models.language import placed
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
-from abkd.trainer._evaluation import held_out_metrics, warn_of_weak_teacher
+from abkd.trainer._evaluation import held_out_metrics
 from abkd.trainer._finite import FiniteGradients, check_loss
-from abkd.trainer._order import Evened, train_order
-from abkd.trainer._setup import Models, prepare_data, record_plan, resolve_models, resolve_plan
+from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
+from abkd.trainer._order import Evened, multi_step, train_order
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
-from abkd.trainer._start import check_start
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 from abkd.trainer._window import Prompts, Window, known
 
@@ -41,9 +40,11 @@ class DistillTrainer(Trainer):
             frozen, never saved with the student. None where ``args.teacher`` is made of the student, or where only the
             labels teach.
         args: a :class:`abkd.DistillConfig`.
-        train_dataset, eval_dataset: rows in one of the formats of ``abkd.data``, or tokenised ones.
+        train_dataset, eval_dataset: rows in one of the formats of ``abkd.data``, or tokenised ones; for images what
+            ``abkd.data.images.load_images`` takes.
         pretrain_chunks: token lists of plain text for ``lm_coef``.
-        processing_class: the tokenizer that both models share; loaded from the student's path if not given.
+        processing_class: the tokenizer that both models share; loaded from the student's path if not given. Images
+            have none.
         peft_config: a PEFT configuration to train adapters only.
 
     Raises:
@@ -70,14 +71,17 @@ class DistillTrainer(Trainer):
         args = args or DistillConfig(output_dir="distilled")
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs need several processes: torchrun or accelerate launch
         set_seed(args.seed)  # adapters are random
-        self.models: Models = resolve_models(model, teacher_model, args, processing_class, peft_config)
+        self.modality = modality_of(args.task)
+        self.models: Models = self.modality.models(
+            model, teacher_model, args, processing_class, peft_config, train_dataset
+        )
         ours = self._assemble(args)
         super().__init__(
             model=self.models.student.model,
             args=args,
             data_collator=self.collator,
-            train_dataset=prepare_data(train_dataset, self.models.tokenizer, args, "train", pretrain_chunks),
-            eval_dataset=prepare_data(eval_dataset, self.models.tokenizer, args, "eval"),
+            train_dataset=self.modality.data(train_dataset, self.models, args, "train", pretrain_chunks),
+            eval_dataset=self.modality.data(eval_dataset, self.models, args, "eval"),
             processing_class=self.models.tokenizer,
             callbacks=[*callbacks, *ours],
             **kwargs,
@@ -91,9 +95,11 @@ class DistillTrainer(Trainer):
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
         """What is ours of a run, around the models; returns the callbacks among it."""
-        self.distill_args, self.plan = args, resolve_plan(args, self.models)
-        self.task = Task(self.models.student, self.models.teacher, args.objective(), self.plan)
-        self.collator = Collator(self.models.padding)
+        self.distill_args = args
+        self.plan = resolve_plan(args, self.modality.most_rows(args), self.models.classes)
+        columns = self.modality.columns
+        self.task = Task(self.models.student, self.models.teacher, args.objective(), self.plan, columns)
+        self.collator = self.modality.collator(self.models)
         self.supply: Supply | None = None
         run_inside(self.models.student.model)
         self._sums: dict[str, Tensor] = {}
@@ -167,7 +173,7 @@ class DistillTrainer(Trainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         training = kwargs.get("is_training", False)
         drop_last = training and self.args.dataloader_drop_last
-        if self.args.world_size > 1 and isinstance(dataset, TokenizedDataset) and not drop_last:
+        if self.args.world_size > 1 and isinstance(dataset, Prepared) and not drop_last:
             dataset = Evened(dataset, kwargs["batch_size"] * self.args.world_size)
         self.data_collator = Prompts() if training and self.supply is not None else self.collator
         try:
@@ -177,7 +183,7 @@ class DistillTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         dataset: Any = train_dataset or self.train_dataset
-        if not isinstance(dataset, TokenizedDataset | Evened):
+        if not isinstance(dataset, Prepared | Evened):
             return super()._get_train_sampler(dataset)
         self.epoch_order.order = train_order(
             dataset,
@@ -189,6 +195,22 @@ class DistillTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         return torch.utils.data.SequentialSampler(eval_dataset)
+
+    # -- the optimizer -------------------------------------------------------------------------------------------
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in transformers, which leaves biases and normalisation out; or all."""
+        if self.distill_args.decay_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As in transformers; or, which it does not have, steps down after ``lr_milestones`` epochs."""
+        if self.lr_scheduler is None and self.distill_args.lr_milestones:
+            rows: Any = self.train_dataset
+            steps = multi_step(self.distill_args, len(rows))
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate of transformers knows neither teacher nor rows."""
@@ -204,10 +226,10 @@ class DistillTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Distances to the teacher and perplexities on held-out rows, by the op, without gathering a logit."""
+        """Distances to the teacher and what the modality measures, by the op, without gathering a logit."""
         values = held_out_metrics(self, self._model_for_evaluation(), dataloader)
-        if not self._teacher_judged and self.is_world_process_zero() and "teacher_perplexity" in values:
-            warn_of_weak_teacher(values["perplexity"], values["teacher_perplexity"])
+        if not self._teacher_judged and self.is_world_process_zero():
+            self.modality.judge(values)
         self._teacher_judged = True
         values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         count = self.num_examples(dataloader)
@@ -241,7 +263,7 @@ class DistillTrainer(Trainer):
         if start is not None:
             load_state(self, start)
         if start is None and self.is_world_process_zero():
-            check_start(self)
+            self.modality.begin(self)
         try:
             output = super().train(None if start is None else str(start), *args, **kwargs)
         finally:
@@ -284,6 +306,8 @@ class DistillTrainer(Trainer):
                 self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
             else:
                 super().save_model(output_dir)
+            if self.args.should_save:
+                self.modality.finish(self.models, Path(str(output_dir or self.args.output_dir)), self.train_dataset)
 
 
 def _interrupted(signal: Any, step: int, output_dir: Any) -> Interrupted:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from abkd.data import Batch, Collator, Example, stand_in
+from abkd.data import Batch, Example, stand_in
+from abkd.trainer._modality import Collate
 from abkd.trainer._task import Totals
 
 Draw = Callable[[Sequence[Example]], list[list[Example]]]
@@ -46,7 +47,7 @@ class Window:
         self.batches = batches
         self.totals: Totals | None = None
 
-    def write(self, draw: Draw, collator: Collator) -> None:
+    def write(self, draw: Draw, collator: Collate) -> None:
         """Replace the pending rows by sequences, all micro-batches at once; a batch without any gets a stand-in.
 
         Drawn is also for no row at all: processes that write together must all take part.

@@ -1,20 +1,19 @@
-"""Models, tokenizer, data and plan of a run: checked against each other before anything is trained."""
+"""Text: causal language models that share a tokenizer, and rows of tokens."""
 
 from __future__ import annotations
 
-import json
 import logging
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from abkd.config import DistillConfig
 from abkd.data import (
+    Collator,
     TokenizedDataset,
     check_packing,
     check_same_tokenizer,
@@ -24,35 +23,55 @@ from abkd.data import (
 )
 from abkd.errors import ConfigError
 from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer, teacher_options
-from abkd.ops import Plan, plan_for
 from abkd.sources import is_privileged, needs_completions, privileged_context
-from abkd.storage import write_whole
 from abkd.teachers import Reader, Setting, identity
+from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers, with_adapters
+from abkd.trainer._start import check_start
+
+if TYPE_CHECKING:
+    from abkd.trainer._trainer import DistillTrainer
 
 logger = logging.getLogger("abkd")
 
-RUN_FILE = "run.json"
 
+class Text(Modality):
+    """A row is a token of a completion."""
 
-@dataclass(frozen=True)
-class Models:
-    """The student, and where p comes from, as rows over the same classes; and the tokenizer they share.
+    def models(
+        self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
+    ) -> Models:
+        return resolve_models(model, teacher, args, processing_class, peft_config)
 
-    ``teacher`` is None where only the labels teach.
-    """
+    def data(
+        self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
+    ) -> TokenizedDataset | None:
+        return prepare_data(dataset, models.tokenizer, args, name, chunks)
 
-    student: CausalRows
-    teacher: Reader | None
-    tokenizer: Any
-    classes: int
-    teacher_names: Sequence[str] = ()
-    teacher_revision: str | None = None
+    def collator(self, models: Models) -> Collator:
+        return Collator(models.padding)
 
-    @property
-    def padding(self) -> int:
-        """What stands in padding: it is masked and never trained."""
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return int(next((token for token in known if token is not None), 0))
+    def most_rows(self, args: DistillConfig) -> int:
+        return args.per_device_train_batch_size * args.max_length
+
+    def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
+        rows = max(totals["rows"], 1.0)
+        found = {"perplexity": _exp(totals["cross_entropy"] / rows)}
+        if "teacher_cross_entropy" in totals:
+            found["teacher_perplexity"] = _exp(totals["teacher_cross_entropy"] / rows)
+        return found
+
+    def judge(self, metrics: Mapping[str, float]) -> None:
+        if "teacher_perplexity" in metrics:
+            warn_of_weak_teacher(metrics["perplexity"], metrics["teacher_perplexity"])
+
+    def begin(self, trainer: DistillTrainer) -> None:
+        check_start(trainer)
+
+    def finish(self, models: Models, directory: Path, train: Any) -> None:
+        """Nothing is missing: transformers has saved configuration and tokenizer."""
+
+    def describe(self, models: Models, train: Any) -> dict[str, Any]:
+        return {"train_tokens": train.trained_tokens}
 
 
 def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any, peft_config: Any) -> Models:
@@ -69,9 +88,9 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     if isinstance(model, str):
         model = load_causal_lm(model, what="model_name_or_path", dtype=torch.float32)
     if peft_config is not None:
-        model = _with_adapters(model, peft_config)
+        model = with_adapters(model, peft_config)
     for each in teachers:
-        _check_apart(model, each)
+        check_apart(model, each)
     student = CausalRows(model)
     reader = None
     if teachers or (names and spec.cached) or spec.needs[0] == 0:
@@ -85,7 +104,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     if args.packing:
         for each in (model, *teachers):
             check_packing(each, args.max_length)
-    _check_known(reader, args)
+    check_known(reader, args)
     if args.eval_samples and (reader is None or len(reader.models) != 1):
         raise ConfigError(
             f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0"
@@ -95,17 +114,12 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
 
 def _load_teachers(teacher: Any, args: DistillConfig, tokenizer: Any) -> tuple[list[nn.Module], list[str]]:
     """The teacher's models, loaded where the kind of teacher runs them; and their names, where they have some."""
-    given = [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    given = wanted_teachers(teacher, args)
     spec: Any = args.teacher
-    least, most = spec.needs
-    labels_alone = not args.objective().asks_teacher_ever()
-    if labels_alone and (args.teacher_model_server_url or (least and not given)):
-        return [], [each for each in given if isinstance(each, str)]  # at most what its server calls it
-    if len(given) < least or (most is not None and len(given) > most):
-        wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-        raise ConfigError(f"{spec!r} needs {wanted} in teacher_model_name_or_path, but {len(given)} came")
-    what, options = "teacher_model_name_or_path", _teacher_options(args)
     names = [each for each in given if isinstance(each, str)]
+    if args.teacher_model_server_url and not args.objective().asks_teacher_ever():
+        return [], names
+    what, options = "teacher_model_name_or_path", _teacher_options(args)
     for name in names:
         check_same_tokenizer(tokenizer, load_tokenizer(name, what=what, revision=options.get("revision")))
     if spec.cached:
@@ -127,26 +141,6 @@ def _open_teacher(
     )
 
 
-def _check_known(reader: Reader | None, args: DistillConfig) -> None:
-    """A row weight looks at whole distributions, and a cache may have a part of them only."""
-    terms = [term for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)]
-    weighed = [term.row_weight for term in terms if term.row_weight is not None]
-    if reader is not None and not reader.exact and weighed:
-        raise ConfigError(
-            f"{weighed[0]!r} looks at whole distributions, and {args.teacher!r} knows the likeliest classes only: take "
-            "teacher: HiddenCache(), which knows all, or Live()"
-        )
-
-
-def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
-    mine = {id(parameter) for parameter in student.parameters()}
-    if any(id(parameter) in mine for parameter in teacher.parameters()):
-        raise ConfigError(
-            "student and teacher share weights, so training the one would change the other: load the model twice, or "
-            "give copy.deepcopy(teacher) as the student"
-        )
-
-
 def _shared_classes(student: CausalRows, teacher: Reader | None, tokenizer: Any) -> int:
     """The classes both heads have: their rows, or the tokenizer's tokens where they are padded differently."""
     theirs = student.head_rows if teacher is None else teacher.head_rows
@@ -164,17 +158,6 @@ def _shared_classes(student: CausalRows, teacher: Reader | None, tokenizer: Any)
 
 def _teacher_options(args: DistillConfig) -> dict[str, Any]:
     return teacher_options(args.teacher_model_init_kwargs, args.device)
-
-
-def _with_adapters(model: Any, peft_config: Any) -> nn.Module:
-    try:
-        from peft import get_peft_model
-    except ImportError as error:
-        raise ConfigError("use_peft needs the package peft: pip install 'abkd[lora]'") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
-        warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it, and says so
-        return get_peft_model(model, peft_config)
 
 
 def prepare_data(
@@ -208,21 +191,17 @@ def prepare_data(
     return tokenized
 
 
-def resolve_plan(args: DistillConfig, models: Models) -> Plan:
-    """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
-    record = Path(str(args.output_dir)) / RUN_FILE
-    if record.is_file():
-        known = json.loads(record.read_text()).get("plan")
-        if known:
-            return Plan(**known)
-    rows = args.per_device_train_batch_size * args.max_length
-    return plan_for(rows, models.classes, args.device, memory_budget_mb=args.memory_budget_mb)
+def warn_of_weak_teacher(perplexity: float, teacher_perplexity: float) -> None:
+    """Say so when the student has nothing to learn from its teacher about this data."""
+    if teacher_perplexity >= perplexity:
+        logger.warning(
+            "abkd: on the held-out rows the teacher (perplexity %.4g) is no better than the student (%.4g): the "
+            "student may get worse by imitating it. Fine-tune the teacher on this data first, or add ce_weight to "
+            "learn from the text itself",
+            teacher_perplexity,
+            perplexity,
+        )
 
 
-def record_plan(directory: Path, plan: Plan) -> None:
-    """Keep the plan that a run has come to (smaller where memory did not suffice), for its resumption."""
-    record = directory / RUN_FILE
-    known = json.loads(record.read_text()) if record.is_file() else None
-    if known is None or known.get("plan") == asdict(plan):
-        return
-    write_whole(record, json.dumps(known | {"plan": asdict(plan)}, indent=1).encode())
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

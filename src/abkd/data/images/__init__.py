@@ -1,0 +1,20 @@
+"""From image files and arrays to batches of rows: load, check, augment, collate, split."""
+
+from abkd.data.images._collate import ImageCollator
+from abkd.data.images._coop import base_and_new, read_coop_split
+from abkd.data.images._dataset import ImageDataset, ImageExample, prepare_images
+from abkd.data.images._images import Images
+from abkd.data.images._load import load_images
+from abkd.data.images._split import split_images
+
+__all__ = [
+    "ImageCollator",
+    "ImageDataset",
+    "ImageExample",
+    "Images",
+    "base_and_new",
+    "load_images",
+    "prepare_images",
+    "read_coop_split",
+    "split_images",
+]

@@ -1,0 +1,106 @@
+"""Images from arrays: in a .npz file, in memory, or scikit-learn's digits."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abkd.data.formats import BadRowError
+from abkd.data.images._decode import Uint8, eight_bit, over_white
+from abkd.data.images._images import Images
+from abkd.data.images._labels import tidy_labels
+from abkd.data.images._pixels import Array
+from abkd.data.images._splits import spellings
+from abkd.errors import DataError
+
+_DIGITS = "zero one two three four five six seven eight nine".split()
+_IMAGES, _LABELS, _CLASSES = ("images", "x"), ("labels", "y"), ("classes", "class_names")
+_UNNAMED = ("arr_0", "arr_1")  # what numpy.savez calls arrays that were given no name
+
+
+def read_npz(path: Path, split: str) -> Images:
+    """The arrays of one split of a .npz file; of a file without splits, all there is."""
+    if not path.is_file():
+        raise DataError(f"data file {path} does not exist: check the path (relative paths start at {Path.cwd()})")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] if _of_interest(key, split) else None for key in file.files}
+    except (OSError, ValueError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+    return of_arrays(arrays, split, path.name)
+
+
+def of_arrays(arrays: Mapping[str, Any], split: str = "train", name: str = "the arrays") -> Images:
+    """Images ``images`` or ``x`` [N, H, W], [N, H, W, C] or [N, C, H, W], with ``labels`` or ``y``, and ``classes``.
+
+    ``x_train``, ``images_train`` or ``train_images`` are those of a split, and come first.
+    """
+    ours = _first(arrays, _of_split(_IMAGES, split))
+    bare = None if ours else _first(arrays, (*_IMAGES, _UNNAMED[0]))
+    key = ours or bare
+    if key is None:
+        raise DataError(
+            f"{name} has no images of the split {split!r}: expected an array x_{split} or images_{split}, or without "
+            f"splits x or images; there are {', '.join(arrays) or 'none'}"
+        )
+    pixels = _checked(np.asarray(arrays[key]), f"{name}, {key}")
+    labels = _first(arrays, (*(_of_split(_LABELS, split) if ours else ()), *_LABELS, _UNNAMED[1]))
+    classes = _first(arrays, _CLASSES)
+    found, names = tidy_labels(
+        None if labels is None else np.asarray(arrays[labels]),
+        None if classes is None else np.asarray(arrays[classes]).tolist(),
+        len(pixels),
+        name,
+    )
+    return Images(Array(pixels), labels=found, class_names=names, name=name)
+
+
+def digits() -> Images:
+    """scikit-learn's 1797 scans of handwritten digits, 8 × 8 grey, the classes named in words."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("the digits come with scikit-learn, which is missing: pip install 'abkd[demo]'") from error
+    scans, labels = map(np.asarray, load_digits(return_X_y=True))
+    pixels = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)  # its greys go from 0 to 16
+    return Images(Array(pixels), labels=labels.astype(np.int64), class_names=_DIGITS, name="digits")
+
+
+def _of_split(names: Iterable[str], split: str) -> tuple[str, ...]:
+    return tuple(key for part in spellings(split) for name in names for key in (f"{name}_{part}", f"{part}_{name}"))
+
+
+def _of_interest(key: str, split: str) -> bool:
+    """Other arrays, such as those of other splits, are not read from the disk."""
+    of_split = _of_split((*_IMAGES, *_LABELS), split)
+    return key in {*of_split, *_IMAGES, *_LABELS, *_CLASSES, *_UNNAMED}
+
+
+def _first(arrays: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    return next((name for name in names if name in arrays), None)
+
+
+def _checked(array: NDArray[Any], name: str) -> Uint8:
+    """uint8 [N, H, W, C], C of 1 or 3."""
+    shape = list(array.shape)
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim == 4 and array.shape[3] not in (1, 3, 4) and array.shape[1] in (1, 3, 4):
+        array = np.moveaxis(array, 1, 3)
+    if array.ndim != 4 or array.shape[3] not in (1, 3, 4):
+        raise DataError(
+            f"{name}: expected images [N, H, W], [N, H, W, C] or [N, C, H, W] with 1, 3 or 4 channels, got {shape}"
+        )
+    if 0 in array.shape:
+        raise DataError(f"{name}: expected at least one image with at least one pixel, got the shape {shape}")
+    try:
+        pixels = eight_bit(array)
+    except BadRowError as error:
+        raise DataError(f"{name}: {error}") from error
+    return np.ascontiguousarray(over_white(pixels) if pixels.shape[3] == 4 else pixels)

@@ -1,0 +1,98 @@
+"""Every image is read once before training begins; an account of those that cannot be."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from abkd.data.formats import BadRowError
+from abkd.data.images._decode import decoded, digest, quiet
+from abkd.data.images._images import Images
+from abkd.data.images._pixels import Array
+from abkd.data.images._progress import progress
+from abkd.errors import DataError
+
+_NAMED = 10  # bad images that an error message spells out
+_AT_ONCE = 256  # images that threads are given at a time
+_THREADS = 16
+
+Size = tuple[int, int]
+Found = tuple[Size, bytes] | BadRowError
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """``images``: the usable ones. ``sizes``: (H, W) of each, or of all. ``bad``: index of each other, and what it has."""
+
+    images: Images
+    sizes: Sequence[Size]
+    bad: Sequence[tuple[int, BadRowError]]
+
+
+def check(images: Images, name: str) -> Checked:
+    """Decode every image once. Arrays were checked when they were loaded."""
+    if isinstance(images.pixels, Array):
+        return Checked(images, [images.pixels.array.shape[1:3]], [])
+    good, sizes, digests, bad = [], [], [], []
+    with quiet():
+        for index, found in enumerate(progress(_examined(images), len(images), f"checking {name}")):
+            if isinstance(found, BadRowError):
+                bad.append((index, found))
+                continue
+            good.append(index)
+            sizes.append(found[0])
+            digests.append(found[1])
+    kept = images.take(good)
+    kept.remember(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16))
+    return Checked(kept, sizes, bad)
+
+
+def refuse(images: Images, bad: Sequence[tuple[int, BadRowError]], name: str) -> DataError:
+    """What is wrong with which images, and the way out."""
+    named = "; ".join(f"{images.where(index)}: {error}" for index, error in bad[:_NAMED])
+    more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+    return DataError(
+        f"{images.name or name}: {len(bad)} of {len(images)} images cannot be used: {named}{more}. "
+        "Repair them, or set on_bad_row: drop to train without them"
+    )
+
+
+def reasons(bad: Sequence[tuple[int, BadRowError]]) -> Counter[str]:
+    """How many images are left out for which reason."""
+    return Counter(error.reason for _, error in bad)
+
+
+def common_size(checked: Checked, name: str) -> Size:
+    """(H, W) of all images. Raises DataError, with two that differ, where there is none."""
+    for index, size in enumerate(checked.sizes):
+        if size != checked.sizes[0]:
+            (h, w), (other_h, other_w) = checked.sizes[0], size
+            raise DataError(
+                f"{checked.images.name or name}: the images differ in size ({checked.images.where(0)} is {h} × {w}, "
+                f"{checked.images.where(index)} {other_h} × {other_w}): set image_size, to which all are scaled and cut"
+            )
+    return checked.sizes[0]
+
+
+def _examined(images: Images) -> Iterator[Found]:
+    if not images.pixels.side_by_side:
+        for index in range(len(images)):
+            yield _examine(images, index)
+        return
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+        for start in range(0, len(images), _AT_ONCE):
+            part = range(start, min(start + _AT_ONCE, len(images)))
+            yield from threads.map(lambda index: _examine(images, index), part)
+
+
+def _examine(images: Images, index: int) -> Found:
+    try:
+        content = images.content(index)
+        return decoded(content).shape[:2], digest(content)
+    except BadRowError as error:
+        return error

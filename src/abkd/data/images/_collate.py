@@ -1,0 +1,57 @@
+"""Examples of images to a batch of rows: one row an image, or one for each class of a mixed image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from abkd.data.collate import Batch, View
+from abkd.data.images._dataset import ImageExample
+from abkd.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCollator:
+    """Examples -> ``{"batch": Batch}`` (a dict, because training loops expect one), of B images and N rows.
+
+    The view's inputs are ``pixels`` [B, 3, H, W], uint8, or float32 from 0 to 255 where an image was mixed; its rows
+    say which image row n is of. Both models read the same view and bring the pixels to the form that they want. A
+    mixed image has a row for each of its classes, with its weight; without labels, targets are None.
+
+    Stand-ins are left out; in a batch of nothing else one is kept, without weight, so that the model has an input.
+    Raises DataError where some examples have labels and others have none.
+    """
+
+    def __call__(self, examples: Sequence[ImageExample]) -> dict[str, Batch]:
+        """The batch of these examples."""
+        chosen = [example for example in examples if not example["empty"]] or list(examples[:1])
+        labelled = {bool(example["labels"]) for example in chosen}
+        if len(labelled) > 1:
+            raise DataError("a batch has images with and without labels: label all or none")
+        rows = torch.tensor([image for image, example in enumerate(chosen) for _ in example["labels"] or [None]])
+        empty = chosen[0]["empty"]
+        classes = (
+            [(0, 0.0)] if empty and labelled == {True} else [pair for example in chosen for pair in example["labels"]]
+        )
+        weight = (
+            torch.tensor([share for _, share in classes]) if classes else torch.full((len(chosen),), float(not empty))
+        )
+        view = View(inputs={"pixels": _stacked([example["pixels"] for example in chosen])}, rows=rows)
+        batch = Batch(
+            student=view,
+            teacher=view,
+            targets=torch.tensor([target for target, _ in classes]) if classes else None,
+            weight=weight,
+            origin=torch.zeros_like(rows),
+            sequence=rows,
+        )
+        return {"batch": batch}
+
+
+def _stacked(pixels: Sequence[Tensor]) -> Tensor:
+    """[B, 3, H, W]; as float32 where any image is."""
+    mixed = any(image.is_floating_point() for image in pixels)
+    return torch.stack([image.float() for image in pixels] if mixed else list(pixels))

@@ -1,0 +1,175 @@
+"""Whatever an image comes as, to 8-bit pixels [H, W, 1] or [H, W, 3]; or the reason why it cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from abkd.data.formats import BadRowError
+
+Uint8 = NDArray[np.uint8]
+
+# What is decoded, whatever a file is called: PIL knows others for which it would start a program.
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError, OverflowError)
+_ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
+
+
+def encoded(raw: Any) -> bytes | Uint8:
+    """What an image is known by: the bytes of its file where it has one, else its pixels. Raises BadRowError."""
+    from PIL import Image
+
+    if isinstance(raw, Mapping) and not raw.keys().isdisjoint(("bytes", "path")):
+        raw = raw.get("bytes") or raw.get("path")
+    if isinstance(raw, str | Path):
+        return _file(Path(raw))
+    if isinstance(raw, bytes | bytearray):
+        return bytes(raw)
+    if isinstance(raw, Image.Image):
+        return _of_picture(raw)
+    if raw is None:
+        raise BadRowError("no image")
+    if isinstance(raw, Tensor):
+        return of_array(raw.detach().cpu().numpy(), channels_first=True)
+    try:
+        return of_array(np.asarray(raw))
+    except ValueError as error:
+        raise BadRowError("not an image", f"expected an image, got {type(raw).__name__} ({error})") from error
+
+
+def decoded(content: bytes | Uint8) -> Uint8:
+    """The pixels [H, W, C] of what :func:`encoded` gives. Raises BadRowError."""
+    return _opened(content) if isinstance(content, bytes) else content
+
+
+def digest(content: bytes | Uint8) -> bytes:
+    """16 bytes that differ for different files, or for different pixels."""
+    if isinstance(content, bytes):
+        return hashlib.blake2b(content, digest_size=16).digest()
+    pixels = np.ascontiguousarray(content)
+    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings about metadata, which say nothing about the pixels. Not for several threads at once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadRowError("file is not there") from error
+    except (OSError, ValueError) as error:
+        raise BadRowError("file cannot be read", f"file cannot be read ({error})") from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _opened(data: bytes) -> Uint8:
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise BadRowError("empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+            picture.load()
+            return _of_picture(picture)
+    except UnidentifiedImageError as error:
+        raise BadRowError(
+            "not an image file", f"not an image file, or its beginning is damaged ({len(data)} bytes)"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise BadRowError("too large", f"too large ({error})") from error
+    except _DAMAGE as error:
+        raise BadRowError("damaged or cut short", f"damaged or cut short ({error})") from error
+
+
+def _of_picture(picture: Any) -> Uint8:
+    """A PIL image of any mode. Transparent pixels lie over white, as on paper."""
+    from PIL import Image, ImageOps
+
+    if 0 in picture.size:
+        raise BadRowError("no pixels", "no pixels ({} × {})".format(*picture.size))
+    if picture.getexif().get(_ORIENTATION, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        return _sixteen_bit(np.asarray(picture))
+    if picture.mode == "F":
+        raise BadRowError("floating-point pixels", "floating-point pixels (mode F): save it with 8 bits a channel")
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    try:
+        picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+    except ValueError as error:
+        raise BadRowError(f"mode {picture.mode} cannot be converted to RGB") from error
+    return of_array(np.asarray(picture))
+
+
+def _sixteen_bit(grey: NDArray[Any]) -> Uint8:
+    """0..65535 to 0..255; which part of the range an image fills does not matter."""
+    if grey.min() < 0 or grey.max() > 65_535:
+        raise BadRowError(
+            "more than 16 bits a pixel", f"pixels from {grey.min()} to {grey.max()}: at most 16 bits are read"
+        )
+    return np.rint(grey / 257.0).astype(np.uint8)[..., None]
+
+
+def of_array(array: NDArray[Any], *, channels_first: bool = False) -> Uint8:
+    """Pixels [H, W, C] of an array [H, W], [H, W, C] or [C, H, W]; C is 1, 3, or 4 with transparency.
+
+    channels_first: which is meant where a shape could be either.
+    """
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3:
+        raise BadRowError("not one image", f"expected one image [H, W] or [H, W, C], got shape {list(array.shape)}")
+    first, last = array.shape[0] in (1, 3, 4), array.shape[2] in (1, 3, 4)
+    if first and (channels_first or not last):
+        array = np.moveaxis(array, 0, -1)
+    elif not last:
+        raise BadRowError("wrong number of channels", f"expected 1, 3 or 4 channels, got shape {list(array.shape)}")
+    if 0 in array.shape:
+        raise BadRowError("no pixels", f"no pixels (shape {list(array.shape)})")
+    pixels = eight_bit(array)
+    return over_white(pixels) if pixels.shape[2] == 4 else pixels
+
+
+def eight_bit(array: NDArray[Any]) -> Uint8:
+    """The same whole numbers 0..255 as uint8; BadRowError for other numbers, whose black and white nobody knows."""
+    if array.dtype == np.uint8:
+        return array
+    way_out = "give uint8 from 0 to 255"
+    if array.dtype.kind == "f":
+        way_out += "; of pixels in [0, 1] that is (255 * x).round().astype('uint8')"
+    if array.dtype.kind not in "iu" or array.dtype == np.uint16 or array.min() < 0 or array.max() > 255:
+        raise BadRowError("pixels are not 8-bit", f"pixels are {array.dtype}: {way_out}")
+    return array.astype(np.uint8)
+
+
+def over_white(rgba: Uint8) -> Uint8:
+    """Pixels [..., 4] with transparency laid over white: [..., 3]."""
+    opacity = rgba[..., 3:].astype(np.uint32)
+    return ((rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)

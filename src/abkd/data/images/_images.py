@@ -1,0 +1,135 @@
+"""Images with or without labels, decoded when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abkd.data.formats import BadRowError
+from abkd.data.images._decode import Uint8, decoded, digest, encoded, quiet
+from abkd.data.images._pixels import Array, Pixels
+from abkd.data.images._progress import progress
+from abkd.errors import DataError
+
+
+class Images:
+    """N images in order.
+
+    ``labels``: int64 [N], or None where there are none. ``class_names``: the name of each class, where they have any.
+    ``name``: for messages.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        *,
+        labels: NDArray[np.int64] | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "",
+        rows: NDArray[np.int64] | None = None,
+        digests: NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.labels, self.name = labels, name
+        self.class_names = None if class_names is None else tuple(class_names)
+        self._pixels, self._digests = pixels, digests
+        self._rows = np.arange(len(pixels)) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        classes = "" if self.class_names is None else f", {len(self.class_names)} classes"
+        return f"<{len(self)} images{' of ' * bool(self.name)}{self.name}{classes}>"
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of class names; without these, one more than the greatest label; None without labels too."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        return None if self.labels is None else int(self.labels.max()) + 1
+
+    def without_labels(self) -> Images:
+        """The same images, of which nobody knows what they show; the classes keep their names."""
+        return Images(
+            self._pixels, class_names=self.class_names, name=self.name, rows=self._rows, digests=self._digests
+        )
+
+    @property
+    def pixels(self) -> Pixels:
+        """Where all images lie of which these are some."""
+        return self._pixels
+
+    def image(self, index: int) -> Uint8:
+        """Pixels uint8 [H, W, C], C of 1 or 3. Raises DataError, with the image's name, where it cannot be read."""
+        try:
+            with quiet():
+                return decoded(self.content(index))
+        except BadRowError as error:
+            raise DataError(f"{self.where(index)}: {error}") from error
+
+    def content(self, index: int) -> bytes | Uint8:
+        """The bytes of its file, or its pixels. Raises BadRowError."""
+        return encoded(self._pixels.raw(self._row(index)))
+
+    def where(self, index: int) -> str:
+        """How its owner knows the image: ``photos/cat/3.png``, or ``row 7``, counted from 1."""
+        return self._pixels.where(self._row(index))
+
+    def take(self, indices: Iterable[int]) -> Images:
+        """The images at ``indices``, which keep their names and classes."""
+        chosen = np.fromiter(indices, dtype=np.int64)
+        return Images(
+            self._pixels,
+            labels=None if self.labels is None else self.labels[chosen],
+            class_names=self.class_names,
+            name=self.name,
+            rows=self._rows[chosen],
+            digests=None if self._digests is None else self._digests[chosen],
+        )
+
+    @property
+    def digests(self) -> NDArray[np.uint8]:
+        """uint8 [N, 16], a hash of each image's content: of its file, or of its pixels where it has none."""
+        if self._digests is None:
+            found = (self._digest(index) for index in progress(range(len(self)), len(self), f"reading {self.name}"))
+            self._digests = np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 16)
+        return self._digests
+
+    def remember(self, digests: NDArray[np.uint8]) -> None:
+        """Hashes that were computed while the images were read for something else."""
+        self._digests = digests
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all contents, labels and class names in order; equal on every machine."""
+        found = hashlib.sha256(self.digests.tobytes())
+        found.update(b"" if self.labels is None else self.labels.astype("<i8").tobytes())
+        found.update(repr(self.class_names).encode())
+        return found.hexdigest()[:16]
+
+    def uniform_size(self) -> tuple[int, int] | None:
+        """(H, W) where all images have the same; reads them one by one, up to the first of another size."""
+        if isinstance(self._pixels, Array):
+            return self._pixels.array.shape[1:3]
+        first: Any = None
+        for index in range(len(self)):
+            size = self.image(index).shape[:2]
+            first = first or size
+            if size != first:
+                return None
+        return first
+
+    def _row(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return int(self._rows[index])
+
+    def _digest(self, index: int) -> bytes:
+        try:
+            return digest(self.content(index))
+        except BadRowError as error:  # whoever prepares these images will refuse it, or leave it out
+            return digest(f"{self.where(index)}: {error.reason}".encode())

@@ -1,0 +1,80 @@
+"""Labels as they come, to classes counted from 0; for all images or for none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from abkd.errors import DataError
+
+Labels = tuple[NDArray[np.int64] | None, tuple[str, ...] | None]
+
+
+def tidy_labels(labels: Any, class_names: Sequence[str] | None, count: int, name: str) -> Labels:
+    """``(labels int64 [N] or None, class names or None)`` of labels that are whole numbers or names.
+
+    None, NaN and -1 say that there is no label; where all do, the images are unlabelled. Where classes come by name
+    and in no given order, they are sorted.
+    Raises DataError: labels in part, another number of them than images, negative ones, or beyond the class names.
+    """
+    names = None if class_names is None else tuple(map(str, class_names))
+    if labels is None:
+        return None, names
+    values = _flat(labels, name)
+    if len(values) != count:
+        raise DataError(f"{name}: expected one label for each of {count} images, got {len(values)} labels")
+    missing = sum(map(_is_missing, values))
+    if missing == len(values):
+        return None, names
+    if missing:
+        raise DataError(
+            f"{name}: {missing} of {count} images have no label. Label all or none: leave those out, or give no "
+            "labels at all, since distillation needs none"
+        )
+    if all(isinstance(value, str) for value in values):
+        return _by_name(values, names, name)
+    found = _whole(values, name)
+    if found.min() < 0 or (names is not None and found.max() >= len(names)):
+        upto = "" if names is None else f" to {len(names) - 1}, as there are {len(names)} class names"
+        raise DataError(f"{name}: labels must count classes from 0{upto}; they go from {found.min()} to {found.max()}")
+    return found, names
+
+
+def _flat(labels: Any, name: str) -> list[Any]:
+    if isinstance(labels, np.ndarray):
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.ndim != 1:
+            raise DataError(
+                f"{name}: expected one label an image, got an array of shape {list(labels.shape)}: "
+                "of one-hot labels take y.argmax(1)"
+            )
+        return labels.tolist()
+    return [value.item() if hasattr(value, "item") and np.size(value) == 1 else value for value in labels]
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and (value == -1 or value != value))
+
+
+def _by_name(values: Sequence[str], names: tuple[str, ...] | None, name: str) -> Labels:
+    known = tuple(sorted(set(values))) if names is None else names
+    position = {label: number for number, label in enumerate(known)}
+    if unknown := sorted(set(values) - position.keys()):
+        raise DataError(f"{name}: {unknown[0]!r} is not among the {len(known)} class names: {_some(known)}")
+    return np.array([position[value] for value in values], dtype=np.int64), known
+
+
+def _whole(values: Sequence[Any], name: str) -> NDArray[np.int64]:
+    for number, value in enumerate(values, 1):
+        if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
+            raise DataError(f"{name}, row {number}: expected a label that is a whole number or a name, got {value!r}")
+    return np.array(values).astype(np.int64)
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")

@@ -1,0 +1,82 @@
+"""One door for images, wherever they come from."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from abkd.data.images._arrays import digits, of_arrays, read_npz
+from abkd.data.images._folders import has_images, read_folder
+from abkd.data.images._images import Images
+from abkd.data.images._tables import of_items, of_table
+from abkd.data.load import is_saved, open_table
+from abkd.errors import DataError
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def load_images(source: Any, *, config: str | None = None, split: str = "train") -> Images:
+    """Images, and labels where there are any, of whatever holds them; nothing but an array is decoded yet.
+
+    Args:
+        source: the path of a ``.npz`` file or of a folder of images, ``"digits"`` (scikit-learn's), a dataset on the
+            hub or saved to disk, a ``datasets.Dataset``, a torch ``Dataset`` or any sequence of dicts or of pairs
+            (image, label), or a dict of arrays named as in a ``.npz`` file.
+        config: chooses inside a hub dataset.
+        split: chooses where the source has splits (folders ``train``, ``val``, ``test``; arrays ``x_train``,
+            ``x_test``); a source without is taken whole.
+
+    Raises:
+        DataError: not there, not readable, no images, pixels that are not 8-bit numbers, labels in part.
+    """
+    images = source if isinstance(source, Images) else _open(source, config, split)
+    if not len(images):
+        raise DataError(f"{images.name or 'the data set'} has no images: expected at least one")
+    return images
+
+
+def _open(source: Any, config: str | None, split: str) -> Images:
+    if isinstance(source, str | Path):
+        return _named(source, config, split)
+    if isinstance(source, np.ndarray | Tensor):
+        return of_arrays({"images": source}, split)
+    table = _datasets_library()
+    if table is not None and isinstance(source, table.DatasetDict):
+        if split not in source:
+            raise DataError(f"the dataset has no split {split!r}: there are {', '.join(map(str, source))}")
+        source = source[split]
+    if table is not None and isinstance(source, table.Dataset):
+        return of_table(source, "the data set")
+    if isinstance(source, Mapping):
+        return of_arrays(source, split)
+    if not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+        raise DataError(f"expected images: a path, a name, or a data set of images, got {type(source).__name__}")
+    return of_items(source, "the data set")
+
+
+def _named(source: str | Path, config: str | None, split: str) -> Images:
+    name, path = str(source), Path(source)
+    if name == "digits":
+        return digits()
+    if path.suffix.lower() == ".npz":
+        return read_npz(path, split)
+    if path.is_file():
+        raise DataError(f"cannot read images from {path}: expected a .npz file, a folder of images or a dataset's name")
+    if path.is_dir():
+        if not is_saved(path) and (has_images(path) or next(path.rglob("*.parquet"), None) is None):
+            return read_folder(path, split)
+    elif isinstance(source, Path) or not _HUB_NAME.fullmatch(name):
+        raise DataError(f"folder {path} does not exist: check the path (relative paths start at {Path.cwd()})")
+    way_out = "Images also come from a folder, which is not there, or from a .npz file"
+    return of_table(open_table(name, config, split, way_out), name)
+
+
+def _datasets_library() -> Any:
+    """The library where it was imported; before that, nothing can be one of its tables."""
+    return sys.modules.get("datasets")

@@ -1,0 +1,79 @@
+"""Where images lie: in an array, in files, in a table of the datasets library, or in somebody's data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from abkd.data.images._decode import Uint8
+
+
+class Pixels(Protocol):
+    """Images by number, as they lie there. ``side_by_side``: whether several threads may read at once."""
+
+    side_by_side: ClassVar[bool]
+
+    def __len__(self) -> int: ...
+
+    def raw(self, row: int) -> Any:
+        """What :func:`abkd.data.images._decode.encoded` understands."""
+        ...
+
+    def where(self, row: int) -> str:
+        """The name under which the owner knows this image."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """Checked pixels [N, H, W, C], C of 1 or 3."""
+
+    array: Uint8
+    side_by_side: ClassVar[bool] = False
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def raw(self, row: int) -> Uint8:
+        return self.array[row]
+
+    def where(self, row: int) -> str:
+        return f"row {row + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Image files below ``root``; ``paths`` are relative to it."""
+
+    root: Path
+    paths: Sequence[str]
+    side_by_side: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def raw(self, row: int) -> Path:
+        return self.root / self.paths[row]
+
+    def where(self, row: int) -> str:
+        return f"{self.root.name}/{self.paths[row]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Anything with a length and items; ``pick`` takes the image out of an item."""
+
+    items: Any
+    pick: Callable[[Any], Any]
+    side_by_side: ClassVar[bool] = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def raw(self, row: int) -> Any:
+        return self.pick(self.items[row])
+
+    def where(self, row: int) -> str:
+        return f"row {row + 1}"

@@ -1,0 +1,21 @@
+"""A bar for what takes long, where somebody is looking."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_FROM = 5_000  # images; below, reading them takes a few seconds
+
+
+def progress(items: Iterable[T], total: int, doing: str) -> Iterable[T]:
+    """The same items, counted on a terminal where there are many."""
+    if total < _FROM or not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, doing, total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,99 @@
+"""Images from the datasets library, from torch data sets and from plain sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from abkd.data.images._images import Images
+from abkd.data.images._labels import tidy_labels
+from abkd.data.images._pixels import Items
+from abkd.data.images._progress import progress
+from abkd.errors import DataError
+
+_IMAGES = ("image", "img", "images", "pixel_values")
+_LABELS = ("label", "labels", "fine_label", "target")
+
+
+def of_table(table: Any, name: str) -> Images:
+    """Images of a ``datasets.Dataset``: those of its column ``image`` (or ``img``, or its only one of images).
+
+    They are read as they are stored, without transforms and formats that were set on the table.
+    """
+    import datasets
+
+    features = table.features
+    of_images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    known = [column for column in _IMAGES if column in features]
+    if not known and len(of_images) != 1:
+        wanted = f"{_IMAGES[0]} (or {', '.join(_IMAGES[1:])})"
+        raise DataError(f"{name}: expected a column called {wanted}, got {_named(features)}")
+    column = known[0] if known else of_images[0]
+    table = table.with_format(None)
+    label = next((name for name in _LABELS if name in features), None)
+    labels = None if label is None else table.select_columns(label).with_format("arrow")[:][label].to_pylist()
+    names = getattr(features[label], "names", None) if label else None
+    found, names = tidy_labels(labels, names, len(table), name)
+    pixels = table.select_columns(column)
+    if column in of_images:
+        pixels = pixels.cast_column(column, datasets.Image(decode=False))
+    return Images(Items(pixels, _Column(column)), labels=found, class_names=names, name=name)
+
+
+def of_items(items: Iterable[Any], name: str) -> Images:
+    """Images of a sequence of dicts or of pairs (image, label), or of images alone.
+
+    Every item is asked for once to learn its label. Names of classes are taken from ``items.classes``, where that is.
+    """
+    by_number = hasattr(items, "__getitem__") and hasattr(items, "__len__") and not isinstance(items, IterableDataset)
+    source: Any = items if by_number else list(items)
+    rows = progress(range(len(source)), len(source), f"reading the labels of {name}")
+    labels = [_parts(_item(source, row, name), row, name)[1] for row in rows]
+    classes = getattr(source, "classes", None)
+    found, names = tidy_labels(labels, classes if isinstance(classes, list | tuple) else None, len(source), name)
+    return Images(Items(source, image_of), labels=found, class_names=names, name=name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    name: str
+
+    def __call__(self, row: Any) -> Any:
+        return row[self.name]
+
+
+def image_of(item: Any) -> Any:
+    """The image of an item of a data set."""
+    return _parts(item, 0, "")[0]
+
+
+def _item(source: Any, row: int, name: str) -> Any:
+    try:
+        return source[row]
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL says about a broken file
+        raise DataError(f"{name}, row {row + 1}: cannot be read ({error}). Repair it, or leave it out") from error
+
+
+def _parts(item: Any, row: int, name: str) -> tuple[Any, Any]:
+    """``(image, label or None)``."""
+    if isinstance(item, Mapping):
+        if (key := _first(item, _IMAGES)) is None:
+            raise DataError(f"{name}, row {row + 1}: expected a key {' or '.join(_IMAGES)}, got {_named(item)}")
+        label = _first(item, _LABELS)
+        return item[key], None if label is None else item[label]
+    if not isinstance(item, tuple | list):
+        return item, None
+    if len(item) != 2:
+        raise DataError(f"{name}, row {row + 1}: expected a pair (image, label), got {len(item)} things")
+    return item[0], item[1]
+
+
+def _first(there: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    return next((name for name in names if name in there), None)
+
+
+def _named(columns: Iterable[Any]) -> str:
+    return ", ".join(map(str, columns)) or "nothing"

@@ -1,0 +1,35 @@
+"""What a training set is for the engine, whatever its rows are made of."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import Dataset
+
+
+class Prepared(Dataset[Any]):
+    """Checked examples in order.
+
+    ``name``: for messages. ``dropped``: rows left out, by reason. ``truncated``: rows that were cut.
+    ``keyed``: whether an example also depends on the epoch; then it is asked for by ``(epoch, index)``, and by its
+    index alone as it is without that (in evaluation).
+    """
+
+    name: str
+    dropped: Mapping[str, int]
+    truncated: int = 0
+    keyed: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all content in order; equal on every machine."""
+
+    @abstractmethod
+    def stand_in(self) -> Any:
+        """An example without rows, for a process that has none left while the others go on."""

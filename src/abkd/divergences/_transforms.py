@@ -1,0 +1,109 @@
+"""Transforms of the rows before a divergence: standardised logits, and a softened teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from abkd.divergences._alpha_beta import AlphaBeta
+from abkd.divergences._dkd import DKD
+from abkd.divergences._pointwise import Divergence
+from abkd.divergences._whole import FORWARD_KL, Transform, check_inner, check_positive
+from abkd.errors import ConfigError
+
+_LEAST_DEVIATION = 1e-7  # added to the standard deviation, as published
+
+
+@dataclass(frozen=True)
+class Standardized(Transform):
+    """``D(p̂‖q̂)`` with ``p̂, q̂ = softmax(z-scores of the logits / temperature)`` (LSKD, arXiv 2403.01427).
+
+    The z-scores of a row have mean 0 and (unbiased) standard deviation 1, so teacher and student agree where their
+    logits differ by a shift and a scale. Inside ``ForwardKL()`` is LSKD, ``AlphaBeta()`` ABLSD, ``DKD()`` DKD + LS.
+
+    A class with logit ``-inf`` stays impossible, and the z-scores are those of the other classes. A row whose logits
+    are all equal has z-scores 0.
+
+    The logits' own temperature does not matter here, ``temperature`` does. The published losses are times its square:
+    give that to ``kd_weight``.
+
+    Raises:
+        ConfigError: ``temperature`` is not a finite number above 0, or ``divergence`` is none.
+    """
+
+    divergence: Divergence = FORWARD_KL
+    temperature: float = 2.0
+    formula: ClassVar[str] = "D of z-scores"
+    exempt: ClassVar[dict[str, str]] = {
+        "positive_where_different": "logits that differ by a shift and a scale have the same z-scores",
+        "a_class_impossible_to_one_is_a_limit": "an ever lower logit pushes the other z-scores together; -inf does not",
+    }
+
+    def __post_init__(self) -> None:
+        check_inner(self)
+        check_positive(self, "temperature")
+
+    def written(self) -> str:
+        return f"[{self.divergence.written()} of z-scores/{self.temperature:g}]"
+
+    def exact(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None) -> Tensor:
+        p, q = (torch.log_softmax(_z_scores(side) / self.temperature, -1) for side in (log_p, log_q))
+        return self.divergence.rows(p, q, targets)
+
+    @classmethod
+    def examples(cls) -> tuple[Divergence, ...]:
+        return cls(), cls(AlphaBeta(1.2, -0.1)), cls(DKD())
+
+
+def _z_scores(log_x: Tensor) -> Tensor:
+    """Of the possible classes of each row; a log-probability is a logit but for a shift, which does not matter."""
+    impossible = log_x == -torch.inf
+    count = (~impossible).sum(-1, keepdim=True)
+    x = log_x.masked_fill(impossible, 0.0)
+    away = (x - x.sum(-1, keepdim=True) / count.clamp(min=1)).masked_fill(impossible, 0.0)
+    variance = away.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    level = variance == 0  # where the square root has no slope
+    deviation = variance.masked_fill(level, 1.0).sqrt().masked_fill(level, 0.0)
+    return (away / (deviation + _LEAST_DEVIATION)).masked_fill(impossible, -torch.inf)
+
+
+@dataclass(frozen=True)
+class TransformedTeacher(Transform):
+    """``D(p̃‖q)`` with ``p̃ ∝ p^power``: only the teacher is softened (TTM, arXiv 2402.11148).
+
+    ``weighted`` multiplies each row by ``U = Σ_v p_v^power``, which is large where the teacher is unsure (WTTM). Inside
+    ``ForwardKL()`` is TTM, ``AlphaBeta()`` ABTTM. ``kd_temperature`` would soften both sides: leave it at 1.
+
+    Raises:
+        ConfigError: ``power`` is not a finite number above 0, ``weighted`` no truth value, or ``divergence`` is none.
+    """
+
+    divergence: Divergence = FORWARD_KL
+    power: float = 0.1
+    weighted: bool = False
+    formula: ClassVar[str] = "D(p^γ‖q)"
+    exempt: ClassVar[dict[str, str]] = {
+        "zero_where_equal": "the student learns the softened teacher, which is another distribution",
+    }
+
+    def __post_init__(self) -> None:
+        check_inner(self)
+        check_positive(self, "power")
+        if not isinstance(self.weighted, bool):
+            raise ConfigError(f"TransformedTeacher needs weighted=True or False, but it is {self.weighted!r}")
+
+    def written(self) -> str:
+        weight = f"Σp^{self.power:g}·" if self.weighted else ""
+        return f"{weight}[{self.divergence.written()} with p ∝ p^{self.power:g}]"
+
+    def exact(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None) -> Tensor:
+        softened = self.power * log_p
+        value = self.divergence.rows(torch.log_softmax(softened, -1), log_q, targets)
+        return value * softened.logsumexp(-1).exp() if self.weighted else value
+
+    @classmethod
+    def examples(cls) -> tuple[Divergence, ...]:
+        return cls(), cls(AlphaBeta(0.8, 0.3), 0.2, weighted=True)

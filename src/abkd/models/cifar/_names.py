@@ -1,0 +1,69 @@
+"""From a name to a network."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from abkd.errors import ConfigError
+from abkd.models.cifar.mobilenet import MobileNetV2
+from abkd.models.cifar.resnet import ResNet
+from abkd.models.cifar.shufflenet_v1 import ShuffleNetV1
+from abkd.models.cifar.shufflenet_v2 import ShuffleNetV2
+from abkd.models.cifar.vgg import VGG
+from abkd.models.cifar.wide_resnet import WideResNet
+
+_FOUR_TIMES = (32, 64, 128, 256)
+
+_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    **{f"resnet{depth}": partial(ResNet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": partial(ResNet, depth, widths=_FOUR_TIMES) for depth in (8, 32)},
+    **{f"resnet{depth}_a": partial(ResNet, depth, projected=False) for depth in (20, 32, 44, 56, 110)},
+    **{f"wrn_{depth}_{width}": partial(WideResNet, depth, width) for depth in (16, 40) for width in (1, 2)},
+    "vgg8": partial(VGG, (1, 1, 1, 1, 1)),
+    "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
+    "mobilenetv2": MobileNetV2,
+    "shufflenetv1": ShuffleNetV1,
+    "shufflenetv2": ShuffleNetV2,
+}
+
+
+def names() -> tuple[str, ...]:
+    """What :func:`create` takes; beside these, ``wrn_DEPTH_WIDTH`` of any depth 6n + 4."""
+    return tuple(_NETWORKS)
+
+
+def create(name: str, num_classes: int = 100) -> nn.Module:
+    """The network of that name: images ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
+
+    Its weights are drawn with torch's generator: ``torch.manual_seed`` repeats them.
+
+    Raises:
+        ConfigError: there is no such network, or there are fewer than two classes.
+    """
+    if num_classes < 2:
+        raise ConfigError(f"A classifier tells at least 2 classes apart, but num_classes={num_classes}.")
+    return (_NETWORKS.get(name) or _wide(name) or _refuse(name))(num_classes)
+
+
+def _wide(name: str) -> Callable[[int], nn.Module] | None:
+    found = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
+    if found is None:
+        return None
+    depth, width = int(found[1]), int(found[2])
+    if depth < 10 or depth % 6 != 4 or width < 1:
+        raise ConfigError(
+            f"A wide residual network wrn_DEPTH_WIDTH has a depth of 10, 16, 22, 28, … and a width of at least 1, "
+            f"but its name is {name!r}."
+        )
+    return partial(WideResNet, depth, width)
+
+
+def _refuse(name: str) -> Callable[[int], nn.Module]:
+    like = difflib.get_close_matches(name.lower().replace("-", "_"), names(), n=1)
+    guess = f" Did you mean {like[0]!r}?" if like else ""
+    raise ConfigError(f"There is no CIFAR network {name!r}.{guess} There are: {', '.join(names())}, wrn_DEPTH_WIDTH.")

@@ -1,0 +1,214 @@
+"""CLIP as image classifiers: a teacher that tells classes apart by their captions, and a prompted student.
+
+Both share one head: the text features of the classes, computed once with the teacher's text tower, times the teacher's
+logit scale (PromptKD, arXiv 2403.02781). So a student feature that equals the teacher's gives the teacher's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from abkd.errors import ConfigError, VocabularyError
+from abkd.models.vision import Classifier, Preparation
+
+TEMPLATE = "a photo of a {}."
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_CAPTIONS_AT_ONCE = 256
+
+
+class ClassHead(nn.Module):
+    """The classes as directions: ``logits = scale · normalised(feature) · class_featuresᵀ``.
+
+    In float32 whatever the autocast: with CLIP's scale of 100, logits in bfloat16 would be a quarter off.
+
+    Args:
+        class_features: ``[C, D]`` of length 1.
+        scale: what cosines are multiplied by.
+        class_names: the names of the C classes in order.
+    """
+
+    class_features: Tensor
+    scale: Tensor
+
+    def __init__(self, class_features: Tensor, scale: Tensor, class_names: Sequence[str]) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.register_buffer("class_features", class_features.detach().float().clone())
+        self.register_buffer("scale", scale.detach().float().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[B, D] -> [B, C]``."""
+        with torch.autocast(features.device.type, enabled=False):
+            directions = nn.functional.normalize(features.float(), dim=-1)
+            return self.scale.float() * directions @ self.class_features.float().T
+
+
+class ZeroShot(nn.Module):
+    """A CLIP that classifies images by the captions of the classes.
+
+    The text tower has done its work by then and is not kept.
+
+    Args:
+        clip: a ``CLIPModel`` of transformers.
+        class_features: what :func:`class_features` gives for it.
+        class_names: the names of the classes in order.
+    """
+
+    def __init__(self, clip: Any, class_features: Tensor, class_names: Sequence[str]) -> None:
+        super().__init__()
+        self.vision_model: Any = clip.vision_model
+        self.visual_projection: nn.Module = clip.visual_projection
+        self.head = ClassHead(class_features, clip.logit_scale.exp(), class_names)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels ``[B, 3, S, S]`` to logits ``[B, C]``, float32."""
+        return self.head(self.visual_projection(self.vision_model(pixel_values=pixel_values).pooler_output))
+
+
+@torch.no_grad()
+def class_features(clip: Any, tokenizer: Any, names: Sequence[str], template: str = TEMPLATE) -> Tensor:
+    """The text features of classes: ``[C, D]`` float32 of length 1, on the device of ``clip``.
+
+    Args:
+        clip: a ``CLIPModel`` of transformers.
+        tokenizer: its tokenizer.
+        names: of the classes; an underscore reads as a space.
+        template: a caption, ``{}`` where the name goes.
+
+    Raises:
+        ConfigError: the template has no place for the name, there is no class, or a caption is longer than the text
+            tower reads.
+        VocabularyError: two classes read the same to the text tower.
+    """
+    captions = _captions(names, template)
+    ids = tokenizer(captions)["input_ids"]
+    _check_captions(ids, captions, clip.config.text_config.max_position_embeddings)
+    training, device = clip.training, clip.device
+    clip.eval()
+    features = []
+    for begin in range(0, len(captions), _CAPTIONS_AT_ONCE):
+        some = captions[begin : begin + _CAPTIONS_AT_ONCE]
+        inputs = tokenizer(some, padding=True, return_tensors="pt").to(device)
+        pooled = clip.text_model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
+        features.append(nn.functional.normalize(clip.text_projection(pooled).float(), dim=-1))
+    clip.train(training)
+    return torch.cat(features)
+
+
+def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
+    """A ``CLIPModel`` of transformers in eval mode, by name or path, float32 unless ``dtype`` is given.
+
+    Args:
+        what: "model_name_or_path" or "teacher_model_name_or_path", for messages.
+        kwargs: for ``from_pretrained``.
+
+    Raises:
+        ConfigError: there is no CLIP, or not a whole one.
+    """
+    from transformers import AutoModel, CLIPModel
+
+    kwargs = {"dtype": torch.float32, **kwargs}
+    try:
+        model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{what}: cannot load a CLIP from {name_or_path!r}: {error}") from error
+    if not isinstance(model, CLIPModel):
+        raise ConfigError(
+            f"{what}: {name_or_path!r} is a {type(model).__name__}, but a CLIPModel of transformers is needed, with "
+            "both towers (for example openai/clip-vit-base-patch16); use --task image-classification for classifiers"
+        )
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ConfigError(
+            f"{what}: {len(missing)} weights are not in {name_or_path!r} and would be random, among them {missing[0]}; "
+            "name a complete checkpoint"
+        )
+    return model.eval()
+
+
+def clip_preparation(name_or_path: str, clip: Any, *, revision: str | None = None) -> Preparation:
+    """How a CLIP wants its pixels: mean and std as its files tell, else as OpenAI's; the side that its tower reads."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        told, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, revision=revision)
+    except OSError:  # a CLIP may come without the file
+        told = {}
+    mean, std = (tuple(told.get(key) or usual) for key, usual in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
+    return Preparation(mean, std, clip.config.vision_config.image_size)
+
+
+def load_clip_pair(
+    teacher_name: str,
+    student_name: str,
+    class_names: Sequence[str],
+    *,
+    template: str = TEMPLATE,
+    prompt_length: int = 4,
+    prompt_depth: int = 9,
+    teacher_options: Mapping[str, Any] | None = None,
+    student_options: Mapping[str, Any] | None = None,
+) -> tuple[Classifier, Classifier]:
+    """Teacher and student for distillation without labels, with the teacher's class features as their head.
+
+    Args:
+        teacher_name, student_name: CLIPs of transformers, by name or path.
+        class_names: all classes, base and new, in the order of the logits.
+        template: the caption of a class, ``{}`` where its name goes.
+        prompt_length: learnt tokens in each prompted layer of the student.
+        prompt_depth: how many of its layers are prompted, from the first on. 4 and 9 are PromptKD's.
+        teacher_options, student_options: for ``from_pretrained``, such as ``dtype`` and ``revision``.
+
+    Returns:
+        A :class:`ZeroShot` and a :class:`PromptedStudent`. The teacher is frozen and in eval mode; of the student,
+        prompts and projector learn (they are drawn from torch's generator).
+
+    Raises:
+        ConfigError: a model cannot be loaded, or an argument cannot be meant.
+        VocabularyError: two classes read the same to the teacher.
+    """
+    from abkd.models.language import load_tokenizer
+    from abkd.models.prompted import PromptedStudent
+
+    of_teacher, of_student = dict(teacher_options or {}), dict(student_options or {})
+    _captions(class_names, template)  # before a model is loaded
+    clip = load_clip(teacher_name, what="teacher_model_name_or_path", **of_teacher)
+    revision = of_teacher.get("revision")
+    tokenizer = load_tokenizer(teacher_name, what="teacher_model_name_or_path", revision=revision)
+    features = class_features(clip, tokenizer, class_names, template)
+    teacher = ZeroShot(clip, features, class_names).requires_grad_(False).eval()
+    seen_by_teacher = clip_preparation(teacher_name, clip, revision=revision)
+    clip = load_clip(student_name, what="model_name_or_path", **of_student)
+    student = PromptedStudent(clip, teacher.head, prompt_length=prompt_length, prompt_depth=prompt_depth)
+    seen_by_student = clip_preparation(student_name, clip, revision=of_student.get("revision"))
+    names = tuple(class_names)
+    return (
+        Classifier(teacher, seen_by_teacher, names, teacher_name),
+        Classifier(student, seen_by_student, names, student_name),
+    )
+
+
+def _captions(names: Sequence[str], template: str) -> list[str]:
+    if template.count("{}") != 1:
+        raise ConfigError(f"the template needs one {{}} for the name of the class, as {TEMPLATE!r} has; got {template!r}")
+    if not names:
+        raise ConfigError("there are no class names, and CLIP knows a class by nothing else: give class_names")
+    return [template.replace("{}", name.replace("_", " ")) for name in names]
+
+
+def _check_captions(ids: Sequence[Sequence[int]], captions: Sequence[str], most: int) -> None:
+    first: dict[tuple[int, ...], str] = {}
+    for tokens, caption in zip(ids, captions, strict=True):
+        if len(tokens) > most:
+            raise ConfigError(f"the text tower reads {most} tokens, but {caption!r} has {len(tokens)}: shorten it")
+        twin = first.setdefault(tuple(tokens), caption)
+        if twin is not caption:
+            raise VocabularyError(
+                f"{twin!r} and {caption!r} are two classes, but read the same to the text tower, token by token: "
+                "give them different names"
+            )

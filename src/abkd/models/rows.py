@@ -1,0 +1,39 @@
+"""What every model is to the engine: something that turns a view into rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from abkd.data import View
+from abkd.ops._types import Rows
+
+
+class ModelRows(ABC):
+    """Reads rows out of a model.
+
+    ``model``: the module. ``forward``: its own forward, from before anything wraps it. ``classes``: how many of its
+    classes are used (None: all). ``dense_because``: why it is read through its logits, where it could be otherwise.
+    """
+
+    model: Any
+    forward: Callable[..., Any]
+    classes: int | None = None
+    dense_because: str | None = None
+
+    @property
+    @abstractmethod
+    def head_rows(self) -> int:
+        """Classes of the model's own head."""
+
+    @abstractmethod
+    def __call__(self, view: View) -> Rows:
+        """The rows that ``view`` selects: ``Projected`` ``[N, H]``, or ``Dense`` ``[N, V]``."""
+
+    def check(self) -> None:
+        """Prove that the rows are what the model itself says, where that can be proved."""
+
+    @abstractmethod
+    def of(self, model: Any) -> ModelRows:
+        """Another model of the same kind, read in the same way."""

@@ -1,0 +1,19 @@
+"""Image classifiers by name, by directory or as they are: how each wants its pixels, its classes, and its logits as rows."""
+
+from __future__ import annotations
+
+from abkd.models.vision._classes import check_classes
+from abkd.models.vision._files import save_classifier
+from abkd.models.vision._names import as_classifier, load_classifier
+from abkd.models.vision._preparation import Preparation
+from abkd.models.vision._rows import Classifier, ImageRows
+
+__all__ = [
+    "Classifier",
+    "ImageRows",
+    "Preparation",
+    "as_classifier",
+    "check_classes",
+    "load_classifier",
+    "save_classifier",
+]

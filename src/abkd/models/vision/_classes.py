@@ -1,0 +1,78 @@
+"""Whether two classifiers and the data speak of the same classes in the same order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from abkd.errors import VocabularyError
+from abkd.models.vision._rows import Classifier, ImageRows
+
+_NO_NAME = re.compile(r"(label[ _]?)?\d+|n\d{8}", re.IGNORECASE)  # LABEL_3, 3, and numbers of WordNet
+
+
+def check_classes(student: Classifier, teacher: Classifier, class_names: Sequence[str] | None) -> None:
+    """Prove that class c is the same for student, teacher and data: the same number, and the same names in order.
+
+    Names are compared without regard to case, ``_`` and ``-``; one of several with commas between them is enough
+    (``"tench, Tinca tinca"``). Numbers, ``LABEL_3`` and WordNet's ``n01440764`` are no names and prove nothing.
+
+    Raises:
+        VocabularyError: with the first class that differs.
+    """
+    mine, theirs = ImageRows(student).head_rows, ImageRows(teacher).head_rows
+    if mine != theirs:
+        raise VocabularyError(
+            f"the student tells {mine} classes apart and the teacher {theirs}: give the student a head for the "
+            "teacher's classes, or take a teacher that was trained on the classes of the data"
+        )
+    of_data = real_names(class_names)
+    of_student, of_teacher = real_names(student.class_names), real_names(teacher.class_names)
+    _compare("the teacher", of_teacher, "the data", of_data)
+    _compare("the student", of_student, "the data", of_data)
+    _compare("the student", of_student, "the teacher", of_teacher)
+
+
+def real_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names that tell which class is meant; None where they are numbers only, or not there."""
+    if names is None or all(_NO_NAME.fullmatch(name.strip()) for name in names):
+        return None
+    return tuple(names)
+
+
+def names_of(config: Any) -> tuple[str, ...] | None:
+    """The real names in a transformers configuration, in the order of its classes."""
+    labels = {int(number): str(name) for number, name in (config.id2label or {}).items()}
+    return real_names([labels[number] for number in sorted(labels)]) if labels else None
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names mean the same class."""
+    return bool(_ways_of_saying(one) & _ways_of_saying(other))
+
+
+def _ways_of_saying(name: str) -> set[str]:
+    plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+    return {plain, *(part.strip() for part in plain.split(","))} - {""}
+
+
+def _compare(who: str, names: tuple[str, ...] | None, other: str, others: tuple[str, ...] | None) -> None:
+    if names is None or others is None:
+        return
+    if len(names) != len(others):
+        raise VocabularyError(f"{who} has {len(names)} classes and {other} {len(others)}: {_way_out(who)}")
+    for number, (mine, theirs) in enumerate(zip(names, others, strict=True)):
+        if not same_name(mine, theirs):
+            moved = any(same_name(mine, each) for each in others)
+            raise VocabularyError(
+                f"class {number} is {mine!r} for {who} and {theirs!r} for {other}"
+                f"{', where the same classes stand in another order' if moved else ''}: {_way_out(who)}"
+            )
+
+
+def _way_out(who: str) -> str:
+    return (
+        f"number the classes of the data as {who} does (folders are numbered in alphabetical order), or, if only the "
+        f"names differ, correct id2label in {who}'s config.json (class_names in its abkd.json)"
+    )

@@ -1,0 +1,153 @@
+"""Classifiers by name or directory, and classifiers that somebody has built already."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from abkd.errors import ConfigError, VocabularyError
+from abkd.models.vision import _files, _zoos
+from abkd.models.vision._classes import names_of, same_name
+from abkd.models.vision._preparation import Preparation
+from abkd.models.vision._processor import preparation_of, timm_preparation
+from abkd.models.vision._rows import Classifier
+from abkd.models.vision._wanted import Wanted
+
+logger = logging.getLogger("abkd")
+
+_HUB = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
+
+
+def load_classifier(
+    name: str,
+    *,
+    what: str,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    fresh_head: bool = False,
+    **kwargs: Any,
+) -> Classifier:
+    """An image classifier, and how it wants its pixels.
+
+    Args:
+        name: ``cifar:resnet20`` and the other networks of :mod:`abkd.models.cifar`, ``timm:NAME``,
+            ``torchvision:NAME``, a directory that :func:`save_classifier` has completed, or whatever
+            ``AutoModelForImageClassification`` loads, by directory or hub name.
+        what: "model_name_or_path" or "teacher_model_name_or_path", for messages.
+        num_classes, class_names: those of the data.
+        fresh_head: a student. A head for other classes is replaced by a new one, which is said. Without this, the
+            model has to be trained for the wanted number of classes.
+        kwargs: for who builds it: ``checkpoint`` (cifar), ``pretrained`` and others (timm), ``weights`` (torchvision),
+            ``revision`` and others (``from_pretrained``); ``dtype`` for all, float32 unless it is given.
+
+    Raises:
+        ConfigError: nothing usable is there, or it cannot be built.
+        VocabularyError: it has another number of classes than the data, and ``fresh_head`` is False.
+    """
+    names = None if class_names is None else tuple(class_names)
+    wanted = Wanted(what, num_classes or (len(names) if names else None), names, fresh_head)
+    number_type = _zoos.dtype_of(kwargs.pop("dtype", None), wanted)
+    zoo, _, entry = name.partition(":")
+    if entry and zoo in _zoos.ZOOS:
+        loaded = _zoos.ZOOS[zoo](entry, wanted, kwargs)
+    elif entry:
+        raise ConfigError(f"{what}: {name!r} begins with none of {', '.join(f'{each}:' for each in _zoos.ZOOS)}")
+    elif _files.is_ours(name):
+        loaded = _files.load(Path(name), wanted, kwargs)
+    else:
+        return _from_transformers(name, wanted, {**kwargs, "dtype": number_type})
+    loaded.model.to(number_type)
+    return loaded
+
+
+def as_classifier(model: nn.Module | Classifier) -> Classifier:
+    """A model that is there already, with what can be known of how it wants its pixels.
+
+    A transformers model says it by the image processor that lies where it came from, a timm model by its
+    ``pretrained_cfg``. Any other module gets pixels from 0 to 1; give a :class:`Classifier` to say more.
+
+    Raises:
+        ConfigError: it is no module.
+    """
+    if isinstance(model, Classifier):
+        return model
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a classifier is a name, a torch module or a Classifier, but came {type(model).__name__}")
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "id2label"):
+        source = str(getattr(model, "name_or_path", "") or "")
+        found = preparation_of(source, local_files_only=True) if source else None
+        return Classifier(model, found or _by_size(model), names_of(config), source)
+    known = getattr(model, "pretrained_cfg", None)
+    if isinstance(known, Mapping):
+        return Classifier(model, timm_preparation(known))
+    return Classifier(model)
+
+
+def _from_transformers(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    hub = {key: kwargs[key] for key in _HUB if key in kwargs}
+    try:
+        config = AutoConfig.from_pretrained(name, **hub)
+        _fit_classes(config, name, wanted)
+        model, report = AutoModelForImageClassification.from_pretrained(
+            name, config=config, output_loading_info=True, ignore_mismatched_sizes=wanted.fresh_head, **kwargs
+        )
+        preparation = preparation_of(name, **hub)
+    except (ConfigError, VocabularyError):
+        raise
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{wanted.what}: cannot load an image classifier from {name!r}: {error}") from error
+    _judge_weights(model, report, name, wanted)
+    if preparation is None:
+        preparation = _by_size(model)
+        logger.warning(
+            "abkd: %s does not say how it wants its pixels (no preprocessor_config.json): it gets them from 0 to 1",
+            name,
+        )
+    return Classifier(model, preparation, names_of(config), name)
+
+
+def _fit_classes(config: Any, name: str, wanted: Wanted) -> None:
+    """Give the configuration the classes that are wanted, where it may change."""
+    count, names = config.num_labels, names_of(config)
+    if wanted.num_classes not in (None, count):
+        wanted.refuse_head(name, count)
+        config.num_labels = wanted.num_classes
+    elif names and wanted.class_names and not all(map(same_name, names, wanted.class_names)):
+        if not wanted.fresh_head:
+            return  # a teacher's classes are compared with the data's by check_classes
+        logger.warning("abkd: the head of %s was trained for other classes; training starts from it all the same", name)
+    if wanted.fresh_head and wanted.class_names:
+        config.id2label = dict(enumerate(wanted.class_names))
+        config.label2id = {each: number for number, each in enumerate(wanted.class_names)}
+
+
+def _judge_weights(model: nn.Module, report: Mapping[str, Any], name: str, wanted: Wanted) -> None:
+    """Say which weights are new; refuse a teacher that has any."""
+    own = dict(model.named_parameters())
+    reshaped = [each if isinstance(each, str) else each[0] for each in report["mismatched_keys"]]
+    new = sorted({key for key in [*report["missing_keys"], *reshaped] if key in own})
+    if new and not wanted.fresh_head:
+        raise ConfigError(
+            f"{wanted.what}: {name} is no trained classifier, it has no weights for {_some(new)}: "
+            "take one that was trained on the classes of the data"
+        )
+    wanted.say_new(name, new)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _by_size(model: nn.Module) -> Preparation:
+    """For a model without an image processor: its own size, where its position embeddings allow no other."""
+    size = getattr(getattr(model, "config", None), "image_size", None)
+    fixed = any("position_embedding" in name for name, _ in model.named_parameters())
+    return Preparation(size=size if fixed and isinstance(size, int) else None)

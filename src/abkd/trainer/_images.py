@@ -1,0 +1,213 @@
+"""Images: classifiers that see the same pixels, each prepared in its own way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from abkd.config import DistillConfig
+from abkd.data import Batch
+from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, prepare_images
+from abkd.errors import ConfigError
+from abkd.models.rows import ModelRows
+from abkd.models.vision import ImageRows, as_classifier, check_classes, load_classifier, save_classifier
+from abkd.ops._logits import teacher_logits
+from abkd.ops._types import Rows, TeacherRows, TopK
+from abkd.teachers import Reader, Setting
+from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers, with_adapters
+
+if TYPE_CHECKING:
+    from abkd.models.vision import Classifier
+    from abkd.trainer._trainer import DistillTrainer
+
+logger = logging.getLogger("abkd")
+
+_PHOTO = 224  # the side of images of many sizes, where no model tells one
+_LOOKED_AT = 1024  # images by which a teacher is judged where nothing is held out
+
+
+class ImageClassification(Modality):
+    """A row is an image."""
+
+    def models(
+        self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
+    ) -> Models:
+        data = images_of(train)
+        student, teachers = self._load(model, wanted_teachers(teacher, args), args, data)
+        if peft_config is not None:
+            student = student._replace(model=with_adapters(student.model, peft_config))
+        for each in teachers:
+            check_apart(student.model, each.model)
+            check_classes(student, each, None if data is None else data.class_names)
+        rows = ImageRows(student)
+        reader = self._reader(rows, [ImageRows(each) for each in teachers], args)
+        if reader is not None:
+            reader.classes = rows.head_rows
+            reader.check()
+        check_known(reader, args)
+        _check_labels(data, rows, args)
+        return Models(rows, reader, None, rows.head_rows, [each.source for each in teachers])
+
+    def data(
+        self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
+    ) -> ImageDataset | None:
+        if dataset is None or isinstance(dataset, ImageDataset):
+            return dataset
+        images = load_images(dataset)
+        return prepare_images(
+            images,
+            size=args.image_size or (None if images.uniform_size() else _wanted_side(models)),
+            augmentation=(args.augmentation or ()) if name == "train" else (),  # type: ignore[arg-type]  # parsed
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            on_bad_row=args.on_bad_row,
+            name=name,
+        )
+
+    def collator(self, models: Models) -> ImageCollator:
+        return ImageCollator()
+
+    def most_rows(self, args: DistillConfig) -> int:
+        return args.per_device_train_batch_size
+
+    def columns(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
+        if batch.targets is None:
+            return {}
+        found = {"accuracy": _right(student.logits(slice(None)), batch.targets)}
+        if teacher is not None:
+            found["teacher_accuracy"] = _right(logits_of(teacher), batch.targets)
+        return found
+
+    def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
+        rows = max(totals["rows"], 1.0)
+        names = ("accuracy", "teacher_accuracy", "cross_entropy", "teacher_cross_entropy")
+        return {name: totals[name] / rows for name in names if name in totals}
+
+    def judge(self, metrics: Mapping[str, float]) -> None:
+        if "teacher_accuracy" not in metrics:
+            return
+        teacher, student = metrics["teacher_accuracy"], metrics["accuracy"]
+        logger.info(
+            "abkd: accuracy on the held-out images: teacher %.2f %%, student %.2f %%", 100 * teacher, 100 * student
+        )
+        if teacher <= student:
+            logger.warning(
+                "abkd: the teacher (%.2f %%) is no better than the student (%.2f %%) on the held-out images: are its "
+                "weights, its normalisation and its classes the right ones?",
+                100 * teacher,
+                100 * student,
+            )
+
+    def begin(self, trainer: DistillTrainer) -> None:
+        dataset: Any = trainer.train_dataset
+        if not dataset.augmentation:
+            advice = "[RandomCrop(4), HorizontalFlip()]"
+            logger.info("abkd: images are not augmented; photographs gain from --augmentation '%s'", advice)
+        if trainer.eval_dataset is None or not trainer.args.eval_on_start:
+            self._score_teacher(trainer)
+
+    def describe(self, models: Models, train: Any) -> dict[str, Any]:
+        return {"class_names": train.class_names, "image_size": train.size, "labelled": train.labelled}
+
+    def finish(self, models: Models, directory: Path, train: Any) -> None:
+        student: Any = models.student
+        names = student.classifier.class_names or train.class_names
+        save_classifier(student.classifier._replace(class_names=names), directory)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _load(
+        self, model: Any, teachers: list[Any], args: DistillConfig, data: Images | None
+    ) -> tuple[Classifier, list[Classifier]]:
+        """What is given by name loaded, what is given as it is looked at."""
+        known: dict[str, Any] = {}
+        if data is not None and data.num_classes is not None:
+            known = {"num_classes": data.num_classes, "class_names": data.class_names}
+        given: Any = args.teacher_model_init_kwargs or {}
+        loaded = [
+            load_classifier(each, what="teacher_model_name_or_path", **known, **given)
+            if isinstance(each, str)
+            else as_classifier(each)
+            for each in teachers
+        ]
+        if not isinstance(model, str):
+            return as_classifier(model), loaded
+        if not known and loaded:  # unlabelled images: the classes are the teacher's
+            known = {"num_classes": ImageRows(loaded[0]).head_rows, "class_names": loaded[0].class_names}
+        own: Any = args.model_init_kwargs or {}
+        student = load_classifier(model, what="model_name_or_path", fresh_head=True, **known, **own)
+        return student, loaded
+
+    def _reader(self, student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> Reader | None:
+        spec: Any = args.teacher
+        if spec.cached:
+            raise ConfigError(f"{spec!r} is a cache of what a teacher says about text: set teacher: Live()")
+        if not teachers and spec.needs[0]:
+            return None
+        return spec.open(Setting(student=student, models=teachers, temperature=args.kd_temperature, device=args.device))
+
+    @torch.no_grad()
+    def _score_teacher(self, trainer: DistillTrainer) -> None:
+        """Say how good the teacher is where no evaluation comes first."""
+        dataset: Any = trainer.eval_dataset or trainer.train_dataset
+        teacher = trainer.models.teacher
+        if teacher is None or not dataset.labelled:
+            return
+        count, right, size = min(len(dataset), _LOOKED_AT), 0.0, trainer.args.per_device_eval_batch_size
+        for start in range(0, count, size):
+            examples = [dataset[i] for i in range(start, min(start + size, count))]
+            batch = trainer.collator(examples)["batch"].to(trainer.args.device)
+            right += _right(logits_of(teacher(batch.teacher)), batch.targets).sum().item()  # type: ignore[arg-type]
+        which = "held-out" if trainer.eval_dataset is not None else "training"
+        logger.info("abkd: the teacher is right on %.2f %% of %d %s images", 100 * right / count, count, which)
+
+
+def images_of(train: Any) -> Images | None:
+    """The images of what a trainer is given to train on."""
+    return None if train is None else train.images if isinstance(train, ImageDataset) else load_images(train)
+
+
+def logits_of(teacher: TeacherRows) -> Tensor:
+    """``[N, C]`` what orders the teacher's classes; of a ``TopK`` those that are known, the others lowest."""
+    if not isinstance(teacher, TopK):
+        logits = teacher_logits(teacher, len(teacher), 1.0)(slice(None))
+        assert isinstance(logits, Tensor)
+        return logits
+    lowest = teacher.log_p.new_full((len(teacher), teacher.classes), -torch.inf)
+    return lowest.scatter(-1, teacher.ids, teacher.log_p)
+
+
+def _right(logits: Tensor, targets: Tensor) -> Tensor:
+    """``[N]`` 1 where the likeliest class is the target."""
+    return (logits.argmax(-1) == targets).float()
+
+
+def _wanted_side(models: Models) -> int:
+    """The larger of the sides that the models want."""
+    rows: list[Any] = [models.student, *getattr(models.teacher, "members", ()), models.teacher]
+    rows = [getattr(each, "rows", each) for each in rows]
+    sides = [each.classifier.preparation.size for each in rows if isinstance(each, ImageRows)]
+    return max((side for side in sides if side), default=_PHOTO)
+
+
+def _check_labels(data: Images | None, student: ImageRows, args: DistillConfig) -> None:
+    """Raise ConfigError where labels are asked for that are not there, or are not of the model's classes."""
+    if data is None:
+        return
+    terms = [term for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)]
+    if data.labels is None:
+        if any(term.ce_weight for term in terms):
+            raise ConfigError(f"{data.name} has no labels, so there is no cross-entropy: set ce_weight: 0.0")
+        if any(term.divergence.needs_targets for term in terms):  # type: ignore[union-attr]  # no schedule is left
+            raise ConfigError(
+                f"{data.name} has no labels, and {terms[0].divergence!r} looks at them: take another divergence"
+            )
+    elif int(data.labels.max()) >= student.head_rows:
+        raise ConfigError(
+            f"{data.name} has a label {int(data.labels.max())}, but the student knows {student.head_rows} classes, 0 to "
+            f"{student.head_rows - 1}: give it a head for the classes of the data"
+        )

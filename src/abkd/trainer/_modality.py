@@ -1,0 +1,195 @@
+"""What the engine asks of a modality: models, data and what is measured. Text and images each answer in a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from abkd.config import DistillConfig
+from abkd.data import Batch
+from abkd.data.prepared import Prepared
+from abkd.errors import ConfigError
+from abkd.models.rows import ModelRows
+from abkd.ops import Plan, plan_for
+from abkd.ops._types import Rows, TeacherRows
+from abkd.storage import write_whole
+from abkd.teachers import Reader
+
+if TYPE_CHECKING:
+    from abkd.trainer._trainer import DistillTrainer
+
+logger = logging.getLogger("abkd")
+
+RUN_FILE = "run.json"
+Collate = Callable[[Sequence[Any]], dict[str, Batch]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The student, and where p comes from, as rows over the same classes; and the tokenizer they share, if any.
+
+    ``teacher`` is None where only the labels teach.
+    """
+
+    student: ModelRows
+    teacher: Reader | None
+    tokenizer: Any
+    classes: int
+    teacher_names: Sequence[str] = ()
+    teacher_revision: str | None = None
+
+    @property
+    def padding(self) -> int:
+        """What stands in padding: it is masked and never trained."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return int(next((token for token in known if token is not None), 0))
+
+
+class Modality(ABC):
+    """One kind of rows; without state of its own."""
+
+    @abstractmethod
+    def models(
+        self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
+    ) -> Models:
+        """Load what is given by name, and prove that student, teacher and training data fit each other.
+
+        Raises:
+            ConfigError, VocabularyError: they do not.
+        """
+
+    @abstractmethod
+    def data(
+        self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
+    ) -> Prepared | None:
+        """The checked examples of a data set; ``chunks`` of plain text go with those to train on.
+
+        Raises:
+            DataError, ConfigError: rows that cannot be used.
+        """
+
+    @abstractmethod
+    def collator(self, models: Models) -> Collate:
+        """What makes batches of examples."""
+
+    @abstractmethod
+    def most_rows(self, args: DistillConfig) -> int:
+        """How many rows a batch has at most."""
+
+    def columns(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
+        """``[N]`` each: what is measured at evaluation beside the distances."""
+        return {}
+
+    @abstractmethod
+    def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
+        """What is reported, out of sums over ``totals["rows"]`` rows beside the distances."""
+
+    @abstractmethod
+    def judge(self, metrics: Mapping[str, float]) -> None:
+        """Say what the first evaluation tells about the teacher."""
+
+    @abstractmethod
+    def begin(self, trainer: DistillTrainer) -> None:
+        """Say what is worth knowing before hours are spent."""
+
+    def describe(self, models: Models, train: Any) -> dict[str, Any]:
+        """What belongs into the record of a run beside what all have."""
+        return {}
+
+    @abstractmethod
+    def finish(self, models: Models, directory: Path, train: Any) -> None:
+        """Complete a saved student by what it takes to load it."""
+
+
+def modality_of(task: str) -> Modality:
+    """The modality of a task."""
+    if task == "image-classification":
+        from abkd.trainer._images import ImageClassification
+
+        return ImageClassification()
+    if task == "zero-shot-image-classification":
+        from abkd.trainer._clip import BaseToNew
+
+        return BaseToNew()
+    from abkd.trainer._text import Text
+
+    return Text()
+
+
+def wanted_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
+    """The teachers that were given, as many as this kind of teacher takes; none where only the labels teach.
+
+    Raises:
+        ConfigError: too few or too many.
+    """
+    given = [] if teacher is None else list(teacher) if type(teacher) in (list, tuple) else [teacher]
+    spec: Any = args.teacher
+    least, most = spec.needs
+    labels_alone = not args.objective().asks_teacher_ever()
+    if labels_alone and (args.teacher_model_server_url or (least and not given)):
+        return [each for each in given if isinstance(each, str)]  # at most what its server calls it
+    if len(given) < least or (most is not None and len(given) > most):
+        wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+        raise ConfigError(f"{spec!r} needs {wanted} in teacher_model_name_or_path, but {len(given)} came")
+    return given
+
+
+def check_known(reader: Reader | None, args: DistillConfig) -> None:
+    """A row weight looks at whole distributions, and a cache may have a part of them only."""
+    terms = [term for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)]
+    weighed = [term.row_weight for term in terms if term.row_weight is not None]
+    if reader is not None and not reader.exact and weighed:
+        raise ConfigError(
+            f"{weighed[0]!r} looks at whole distributions, and {args.teacher!r} knows the likeliest classes only: take "
+            "teacher: HiddenCache(), which knows all, or Live()"
+        )
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Raise ConfigError where both are made of the same weights."""
+    mine = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in mine for parameter in teacher.parameters()):
+        raise ConfigError(
+            "student and teacher share weights, so training the one would change the other: load the model twice, or "
+            "give copy.deepcopy(teacher) as the student"
+        )
+
+
+def with_adapters(model: Any, peft_config: Any) -> nn.Module:
+    """The model with fresh adapters, which alone are trained."""
+    import warnings
+
+    try:
+        from peft import get_peft_model
+    except ImportError as error:
+        raise ConfigError("use_peft needs the package peft: pip install 'abkd[lora]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it, and says so
+        return get_peft_model(model, peft_config)
+
+
+def resolve_plan(args: DistillConfig, rows: int, classes: int) -> Plan:
+    """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
+    record = Path(str(args.output_dir)) / RUN_FILE
+    if record.is_file():
+        known = json.loads(record.read_text()).get("plan")
+        if known:
+            return Plan(**known)
+    return plan_for(rows, classes, args.device, memory_budget_mb=args.memory_budget_mb)
+
+
+def record_plan(directory: Path, plan: Plan) -> None:
+    """Keep the plan that a run has come to (smaller where memory did not suffice), for its resumption."""
+    record = directory / RUN_FILE
+    known = json.loads(record.read_text()) if record.is_file() else None
+    if known is None or known.get("plan") == asdict(plan):
+        return
+    write_whole(record, json.dumps(known | {"plan": asdict(plan)}, indent=1).encode())
