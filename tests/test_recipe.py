@@ -44,7 +44,7 @@ def test_shipped_recipes_load_dump_and_load_equal(name: str, tmp_path: Path) -> 
 
 
 def test_the_shipped_recipes_are_these() -> None:
-    assert list(shipped()) == [
+    assert [name for name in shipped() if "/" not in name] == [
         "context_distillation",
         "distillm",
         "distillm_skew_reverse",

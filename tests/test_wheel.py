@@ -44,7 +44,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path):
     sources = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "abkd").rglob("*.py")}
     assert sources <= set(names)
     assert {"abkd/py.typed", "abkd/ops/rows.c"} <= set(names)
-    assert {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "abkd" / "recipes").glob("*.yaml")} <= set(
+    assert {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "abkd" / "recipes").rglob("*.yaml")} <= set(
         names
     )
     assert any(name.startswith("abkd/recipes/") and name.endswith(".yaml") for name in names)

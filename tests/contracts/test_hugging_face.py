@@ -22,6 +22,8 @@ from abkd.trainer._sources import Followers
 from training_parts import llama
 
 OVERRIDDEN = [
+    "create_scheduler",
+    "get_decay_parameter_names",
     "get_batch_samples",
     "training_step",
     "compute_loss",

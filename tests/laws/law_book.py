@@ -91,7 +91,14 @@ def log_softmax(z: Tensor) -> Tensor:
 def at(
     divergence: Divergence, log_p: Tensor, log_q: Tensor, label: Tensor | None = None, *, teacher_grad: bool = False
 ) -> Tensor:
-    """``D(p‖q)``; where it is about the label too, by default that is the teacher's likeliest class."""
+    """``D(p‖q)``; where it is about the label too, by default that is the teacher's likeliest class.
+
+    The laws are about single rows: where those of a batch are compared with each other, each is a batch of its own.
+    """
+    if divergence.batch_axis and log_p.shape == log_q.shape and log_q.ndim > 1:
+        each = zip(log_p, log_q, strict=True)
+        rows = [at(divergence, p, q, teacher_grad=teacher_grad) for p, q in each]
+        return torch.stack(rows) if rows else log_q.new_zeros(log_q.shape[:-1])
     if divergence.needs_targets and label is None:
         label = log_p.argmax(-1)
     return divergence(log_p, log_q, label, teacher_grad=teacher_grad)
@@ -113,10 +120,15 @@ def slope(divergence: Divergence, log_p: Tensor, log_q: Tensor, label: Tensor | 
     return torch.autograd.grad(at(divergence, log_p, log_q, label).sum(), log_q)[0]
 
 
-def close(got: Tensor, wanted: Tensor, relative: float) -> bool:
-    """Equal up to ``relative`` times the largest entry."""
+def close(got: Tensor, wanted: Tensor, relative: float, noise: float = 0.0) -> bool:
+    """Equal up to ``relative`` times the largest entry, or up to ``noise``."""
     size = wanted.abs().max().item() if wanted.numel() else 0.0
-    return torch.allclose(got.to(wanted.dtype), wanted, rtol=relative, atol=relative * size)
+    return torch.allclose(got.to(wanted.dtype), wanted, rtol=relative, atol=relative * size + noise)
+
+
+def noise(divergence: Divergence) -> float:
+    """What the sums in which a row is normalised anew may differ by, when they are added up in another order."""
+    return 1e-12 if divergence.whole else 0.0
 
 
 def without(z: Tensor, classes: Tensor) -> Tensor:

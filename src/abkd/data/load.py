@@ -163,7 +163,7 @@ def _load_dataset(name: str, config: str | None, split: str) -> list[Row]:
 
 
 def open_table(name: str, config: str | None, split: str, way_out: str) -> Any:
-    """The ``datasets.Dataset`` of one split, from the hub or a folder; DataError, with the way out, where that fails."""
+    """The ``datasets.Dataset`` of one split, from the hub or a folder; else DataError with the way out."""
     import datasets
 
     try:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 TEMPLATE = "a photo of the digit {}."
 _MOST_TOKENS = 16
-_BATCH = 64
-_PEAK = 2e-3
+_BATCH = 32
+_PEAK = 1.5e-3
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Build:
     images: int | None = None
 
 
-TEACHER = Build(width=96, layers=3, projection=64, epochs=24)
-STUDENT = Build(width=32, layers=3, projection=32, epochs=40, images=200)
+TEACHER = Build(width=64, layers=2, projection=64, epochs=12)
+STUDENT = Build(width=32, layers=2, projection=32, epochs=40, images=200)
 
 
 def train_clip(
@@ -125,7 +125,7 @@ def _learn(clip: Any, images: Tensor, labels: Tensor, captions: Any, epochs: int
     import torch
 
     steps = epochs * -(-len(images) // _BATCH)
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=_PEAK, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(clip.parameters(), weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK, total_steps=steps, pct_start=0.2)
     clip.train()
     for _ in range(epochs):

@@ -61,7 +61,7 @@ class DKD(Transform):
         value = log_q.new_zeros(targets.shape)
         if self.tckd_weight:
             value = self.tckd_weight * FORWARD_KL.rows(p.binary(), q.binary())
-        if self.nckd_weight:
+        if self.nckd_weight and p.others.shape[-1]:
             value = value + self.nckd_weight * self.divergence.rows(p.given(none), q.given(none))
         return value
 
@@ -83,8 +83,10 @@ class _Apart(NamedTuple):
 
     def given(self, none: Tensor) -> Tensor:
         """The others given that it is one of them; level where that is ``none``."""
-        level = -math.log(max(self.others.shape[-1], 1))
-        return (self.others - self.rest.masked_fill(none, 0.0)).masked_fill(none, level)
+        given = self.others - self.rest.masked_fill(none, 0.0)
+        # what is impossible stays so: its slope, which may be infinite, goes nowhere
+        given = given.masked_fill(self.others == -torch.inf, -torch.inf)
+        return given.masked_fill(none, -math.log(self.others.shape[-1]))
 
 
 def _apart(log_x: Tensor, targets: Tensor) -> _Apart:

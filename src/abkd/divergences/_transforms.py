@@ -50,7 +50,7 @@ class Standardized(Transform):
         return f"[{self.divergence.written()} of z-scores/{self.temperature:g}]"
 
     def exact(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None) -> Tensor:
-        p, q = (torch.log_softmax(_z_scores(side) / self.temperature, -1) for side in (log_p, log_q))
+        p, q = (_standardized(side, self.temperature) for side in (log_p, log_q))
         return self.divergence.rows(p, q, targets)
 
     @classmethod
@@ -58,8 +58,8 @@ class Standardized(Transform):
         return cls(), cls(AlphaBeta(1.2, -0.1)), cls(DKD())
 
 
-def _z_scores(log_x: Tensor) -> Tensor:
-    """Of the possible classes of each row; a log-probability is a logit but for a shift, which does not matter."""
+def _standardized(log_x: Tensor, temperature: float) -> Tensor:
+    """``log softmax(z/T)`` of the possible classes' z-scores; a log-probability is a logit but for a shift."""
     impossible = log_x == -torch.inf
     count = (~impossible).sum(-1, keepdim=True)
     x = log_x.masked_fill(impossible, 0.0)
@@ -67,7 +67,9 @@ def _z_scores(log_x: Tensor) -> Tensor:
     variance = away.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
     level = variance == 0  # where the square root has no slope
     deviation = variance.masked_fill(level, 1.0).sqrt().masked_fill(level, 0.0)
-    return (away / (deviation + _LEAST_DEVIATION)).masked_fill(impossible, -torch.inf)
+    z = (away / (deviation + _LEAST_DEVIATION)).masked_fill(impossible, -torch.inf)
+    # what is impossible stays so: its slope, which may be infinite, goes nowhere
+    return torch.log_softmax(z / temperature, -1).masked_fill(impossible, -torch.inf)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ logit scale (PromptKD, arXiv 2403.02781). So a student feature that equals the t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from abkd.errors import ConfigError, VocabularyError
 from abkd.models.vision import Classifier, Preparation
+from abkd.models.vision._processor import preparation_of
 
 TEMPLATE = "a photo of a {}."
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -132,15 +134,14 @@ def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
 
 
 def clip_preparation(name_or_path: str, clip: Any, *, revision: str | None = None) -> Preparation:
-    """How a CLIP wants its pixels: mean and std as its files tell, else as OpenAI's; the side that its tower reads."""
-    from transformers.image_processing_base import ImageProcessingMixin
+    """How a CLIP wants its pixels: as its image processor says, else as OpenAI's; the side is what its tower reads.
 
-    try:
-        told, _ = ImageProcessingMixin.get_image_processor_dict(name_or_path, revision=revision)
-    except OSError:  # a CLIP may come without the file
-        told = {}
-    mean, std = (tuple(told.get(key) or usual) for key, usual in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
-    return Preparation(mean, std, clip.config.vision_config.image_size)
+    Raises:
+        ConfigError: its image processor does something that a :class:`Preparation` cannot.
+    """
+    found = preparation_of(name_or_path, revision=revision) or Preparation(CLIP_MEAN, CLIP_STD)
+    side = clip.config.vision_config.image_size
+    return found if found.size == side else replace(found, size=side, resized=side)
 
 
 def load_clip_pair(

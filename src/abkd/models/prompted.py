@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +19,7 @@ from abkd.storage import refusals, write_whole
 DESCRIPTION_FILE = "prompted_clip.json"
 WEIGHTS_FILE = "model.safetensors"
 _PROMPT_STD = 0.02
+_AS_THEY_COME = Preparation()
 
 
 class PromptedStudent(nn.Module):
@@ -74,6 +76,34 @@ class PromptedStudent(nn.Module):
         self.visual_projection.eval()
         return self
 
+    def save_pretrained(self, directory: Path | str, preparation: Preparation = _AS_THEY_COME) -> None:
+        """Write what :func:`load_student` needs, and nothing else is needed then: neither of the two CLIPs.
+
+        Args:
+            preparation: how the student wants its pixels, kept with it.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        from safetensors.torch import save_file
+
+        depth, length, _ = self.prompts.shape
+        told = {
+            "class_names": self.head.class_names,
+            "prompt_length": length,
+            "prompt_depth": depth,
+            "feature_width": self.visual_projection.out_features,
+            "teacher_width": self.head.class_features.shape[1],
+            "preparation": asdict(preparation),
+            "vision": self.vision_model.config.to_dict(),
+        }
+        directory = Path(directory)
+        with refusals(f"the student in {directory}", "Make room there, or choose another directory."):
+            directory.mkdir(parents=True, exist_ok=True)
+            weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+            save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+            write_whole(directory / DESCRIPTION_FILE, json.dumps(told, indent=1, ensure_ascii=False).encode())
+
     def _tower(self, pixel_values: Tensor) -> Tensor:
         """What the CLIP's own ``get_image_features`` computes, with the prompts among the tokens."""
         tower, depth = self.vision_model, len(self.prompts)
@@ -123,50 +153,13 @@ def _first(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else out[0]
 
 
-def save_student(classifier: Classifier, directory: Path | str) -> None:
-    """Write a prompted student so that :func:`load_student` needs nothing but ``directory``.
-
-    The frozen tower is in it, and so are the class features: neither of the two CLIPs is needed any more.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    from safetensors.torch import save_file
-
-    directory = Path(directory)
-    with refusals(f"the student in {directory}", "Make room there, or choose another directory."):
-        directory.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.contiguous() for name, tensor in classifier.model.state_dict().items()}
-        save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-        describe_student(classifier, directory)
-
-
-def describe_student(classifier: Classifier, directory: Path | str) -> None:
-    """Write what :func:`load_student` must know beside weights that are already in ``directory``."""
-    student, preparation = classifier.model, classifier.preparation
-    assert isinstance(student, PromptedStudent)
-    depth, length, _ = student.prompts.shape
-    told = {
-        "source": classifier.source,
-        "class_names": student.head.class_names,
-        "prompt_length": length,
-        "prompt_depth": depth,
-        "feature_width": student.visual_projection.out_features,
-        "teacher_width": student.head.class_features.shape[1],
-        "mean": preparation.mean,
-        "std": preparation.std,
-        "size": preparation.size,
-        "vision": student.vision_model.config.to_dict(),
-    }
-    write_whole(Path(directory) / DESCRIPTION_FILE, json.dumps(told, indent=1, ensure_ascii=False).encode())
-
-
 def load_student(directory: Path | str) -> Classifier:
-    """The classifier that :func:`save_student` wrote, in eval mode.
+    """The classifier that :meth:`PromptedStudent.save_pretrained` wrote, in eval mode.
 
     Raises:
-        ConfigError: there is none in ``directory``, or its weights are others than its description tells.
+        ConfigError: there is none in ``directory``, or its files do not fit each other.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     directory = Path(directory)
@@ -174,15 +167,16 @@ def load_student(directory: Path | str) -> Classifier:
         told = json.loads((directory / DESCRIPTION_FILE).read_bytes())
         student = _rebuilt(told)
         student.load_state_dict(load_file(directory / WEIGHTS_FILE))
+        kept = told["preparation"]
+        preparation = Preparation(**{**kept, "mean": tuple(kept["mean"]), "std": tuple(kept["std"])})
     except FileNotFoundError as error:
         raise ConfigError(
-            f"no prompted CLIP student in {str(directory)!r}: {Path(error.filename or WEIGHTS_FILE).name} is not there; "
-            "name the output directory of a run with --task zero-shot-image-classification"
+            f"{directory} holds no prompted CLIP student ({DESCRIPTION_FILE} and {WEIGHTS_FILE}): name the output "
+            "directory of a run with task: zero-shot-image-classification"
         ) from error
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise ConfigError(f"the prompted CLIP student in {str(directory)!r} is damaged: {error}") from error
-    preparation = Preparation(tuple(told["mean"]), tuple(told["std"]), told["size"])
-    return Classifier(student.eval(), preparation, student.head.class_names, told["source"])
+    except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise ConfigError(f"the prompted CLIP student in {directory} is damaged: {error}") from error
+    return Classifier(student.eval(), preparation, student.head.class_names, str(directory))
 
 
 def _rebuilt(told: dict[str, Any]) -> PromptedStudent:

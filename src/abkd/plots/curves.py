@@ -1,4 +1,4 @@
-"""How a run went: loss, distances to the teacher, perplexity, agreement and entropies by step."""
+"""How a run went: loss, distances to the teacher, perplexity, accuracy, agreement and entropies by step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from abkd.plots.records import Record, having, series
+from abkd.plots.records import Record, having, is_number, series
 from abkd.plots.style import ACCENT, BLUE, GREEN, GREY, INK, End, label_ends, number, panel, plain_ticks, styled
 
 SMOOTH_FROM = 8  # fewer points than this are shown as they are
@@ -46,11 +46,41 @@ def perplexity_figure(records: Sequence[Record]) -> Figure | None:
 
 
 @styled
+def accuracy_figure(records: Sequence[Record]) -> Figure | None:
+    """Held-out accuracy by step (per cent), its best evaluation ringed; the teacher's is a dashed line."""
+    percent = _percent(records, "eval_accuracy", "eval_teacher_accuracy")
+    teacher = series(percent, "eval_teacher_accuracy")[1]
+    lines = {"student": ("eval_accuracy", ACCENT)}
+    reference = teacher[-1] if teacher else None
+    figure = _lines_figure("Accuracy, held out (%)", percent, lines, reference=reference, log=False)
+    if figure is not None:
+        steps, values = series(percent, "eval_accuracy")
+        best = max(range(len(values)), key=values.__getitem__)
+        ring = {"markersize": 9, "markerfacecolor": "none", "markeredgecolor": INK, "label": "best"}
+        figure.axes[0].plot([steps[best]], [values[best]], "o", **ring)
+    return figure
+
+
+@styled
+def base_to_new_figure(records: Sequence[Record]) -> Figure | None:
+    """Accuracy on the base classes, on the new ones, and their harmonic mean by step (per cent); dashed: the teacher's mean."""
+    lines = {
+        "base": ("eval_base_accuracy", BLUE),
+        "new": ("eval_new_accuracy", GREEN),
+        "mean": ("eval_harmonic_mean", ACCENT),
+    }
+    percent = _percent(records, *(key for key, _ in lines.values()), "eval_teacher_harmonic_mean")
+    teacher = series(percent, "eval_teacher_harmonic_mean")[1]
+    reference = teacher[-1] if teacher else None
+    return _lines_figure("Accuracy, base and new classes (%)", percent, lines, reference=reference, log=False)
+
+
+@styled
 def agreement_figure(records: Sequence[Record]) -> Figure | None:
-    """How often student and teacher would pick the same token (per cent of held-out predictions), by step."""
-    held = having(records, "eval_top1_agreement")
-    percent = [{**record, "agreement": 100 * record["eval_top1_agreement"]} for record in held]
-    return _lines_figure("Same first choice as the teacher, held out (%)", percent, {"student": ("agreement", ACCENT)})
+    """How often student and teacher make the same first choice (per cent of held-out predictions), by step."""
+    lines = {"student": ("eval_top1_agreement", ACCENT)}
+    percent = _percent(records, "eval_top1_agreement")
+    return _lines_figure("Same first choice as the teacher, held out (%)", percent, lines, log=False)
 
 
 @styled
@@ -104,6 +134,7 @@ def _lines_figure(
     *,
     smoothed: bool = False,
     reference: float | None = None,
+    log: bool = True,
 ) -> Figure | None:
     drawn = [(label, *series(records, key), colour) for label, (key, colour) in lines.items()]
     drawn = [line for line in drawn if line[1]]
@@ -117,7 +148,7 @@ def _lines_figure(
         axes.plot(span, [reference] * 2, color=INK, linestyle=(0, (4, 3)), linewidth=1.1, label="teacher")
         ends.append((span[1], reference, f"teacher {number(reference)}", INK))
         heights.append(reference)
-    _scale(axes, heights)
+    _scale(axes, heights, log=log)
     label_ends(axes, ends)
     return figure
 
@@ -137,9 +168,17 @@ def _line(axes: Axes, label: str, steps: list[float], values: list[float], colou
     return steps[-1], values[-1], f"{label} {number(values[-1])}".strip(), colour
 
 
-def _scale(axes: Axes, values: Sequence[float]) -> None:
+def _percent(records: Sequence[Record], *keys: str) -> list[Record]:
+    """The records that hold the first of ``keys``, with shares of all of them in per cent."""
+    return [
+        {"step": record.get("step"), **{key: 100 * record[key] for key in keys if is_number(record.get(key))}}
+        for record in having(records, keys[0])
+    ]
+
+
+def _scale(axes: Axes, values: Sequence[float], *, log: bool = True) -> None:
     """A logarithmic axis where values differ by more than a factor of eight, else one from zero if that is not far."""
-    if min(values) > 0 and max(values) / min(values) > 8:
+    if log and min(values) > 0 and max(values) / min(values) > 8:
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
     elif 0 <= min(values) < 0.6 * max(values):

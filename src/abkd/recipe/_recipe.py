@@ -181,9 +181,13 @@ def dump(recipe: Recipe, path: str | Path | None = None) -> str:
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with abkd: file by name, which ``abkd show NAME`` and ``abkd distill NAME`` understand."""
+    """The recipes that come with abkd: file by name, which ``abkd show NAME`` and ``abkd distill NAME`` understand.
+
+    Those in a folder have its name before theirs, such as ``cifar100/teacher``.
+    """
     found = Path(str(files("abkd"))) / "recipes"
-    return {file.stem: file for file in sorted(found.glob("*.yaml"))}
+    names = {file.relative_to(found).with_suffix("").as_posix(): file for file in found.rglob("*.yaml")}
+    return dict(sorted(names.items(), key=lambda named: ("/" in named[0], named[0])))
 
 
 @cache
@@ -197,9 +201,22 @@ def _found(path: str | Path) -> Path:
     file = Path(path)
     if file.is_file():
         return file
-    if str(path) in shipped():
-        return shipped()[str(path)]
-    raise ConfigError(f"there is no recipe file {str(path)!r}; the shipped recipes are {', '.join(shipped())}")
+    name = str(path)
+    if "/" in name:  # as it is called in the source tree too: recipes/cifar100/teacher.yaml
+        name = name.removeprefix("recipes/").removesuffix(".yaml")
+    if name in shipped():
+        return shipped()[name]
+    raise ConfigError(
+        f"there is no recipe file {str(path)!r}{notation.nearest(name, shipped())} The shipped recipes are {_shelf()}"
+    )
+
+
+def _shelf() -> str:
+    """The shipped recipes in a line: by name, and of those in folders how many there are."""
+    plain = [name for name in shipped() if "/" not in name]
+    folders = sorted({name.partition("/")[0] for name in shipped() if "/" in name})
+    inside = [[name for name in shipped() if name.startswith(f"{folder}/")] for folder in folders]
+    return ", ".join([*plain, *(f"{len(names)} like {names[-1]}" for names in inside)])
 
 
 def _is_unset(value: Any) -> bool:

@@ -11,7 +11,8 @@ from abkd.plots.records import having, is_number
 from abkd.plots.style import number
 from abkd.report.figures import Picture, comparison_pictures, run_pictures
 from abkd.report.files import Record, RunFiles
-from abkd.report.table import Card, Table, cards_of, table_of
+from abkd.report.results import BEST, headlines, result_of, sentence
+from abkd.report.table import MEASURES, Card, Table, cards_of, table_of
 
 COVERS = (
     "Forward KL covers: it makes the student spread over everything the teacher might say, which perplexity and "
@@ -19,6 +20,12 @@ COVERS = (
     "choices, which answers sampled at temperature 1 reward. Greedy decoding sees only the first choice and hides most "
     "of the difference."
 )
+OF_IMAGES = {"accuracy", "base_accuracy", "new_accuracy", "harmonic_mean"}
+CLIP = "zero-shot-image-classification"
+TRANSDUCTIVE = {
+    "all": "Transductive: images of the new classes too were trained on, without their labels.",
+    "base": "Not transductive: no image of a new class was trained on.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +69,7 @@ def page_of(files: RunFiles) -> Page:
         objective=objective_of(files),
         cards=cards_of(rows, highlight),
         table=table_of(rows, highlight),
-        trade=trade_of(rows, highlight) if files.demo else [],
+        trade=trade_of(rows, highlight) if files.demo else course_of(files),
         comparison=comparison_pictures(rows) if compare else [],
         pictures=run_pictures(files.metrics, f"{objective_of(files)} {files.recipe.get('divergence', '')}"),
         answers=[_answer(entry, highlight) for entry in files.demo.get("answers") or []],
@@ -87,14 +94,27 @@ def rows_of(files: RunFiles) -> list[Record]:
         rows.insert(
             0, {"name": f"student at step {step}" if step else "student before", **_evaluation_row(first), **size}
         )
-    if is_number(last.get("eval_teacher_perplexity")):
-        teacher = {"perplexity": last["eval_teacher_perplexity"], "parameters": files.run.get("teacher_parameters")}
-        rows.append({"name": "teacher", **teacher})
+    teacher = _evaluation_row(last, "eval_teacher_")
+    if any(map(is_number, teacher.values())):
+        rows.append({"name": "teacher", **teacher, "parameters": files.run.get("teacher_parameters")})
     return rows
 
 
-def _evaluation_row(event: Record) -> Record:
-    return {key: event.get(f"eval_{key}") for key in ("perplexity", "forward_kl", "reverse_kl", "top1_agreement")}
+def _evaluation_row(event: Record, prefix: str = "eval_") -> Record:
+    return {measure.key: event.get(f"{prefix}{measure.key}") for measure in MEASURES}
+
+
+def course_of(files: RunFiles) -> list[str]:
+    """Last and best of a run on images, and what they must not be taken for."""
+    result = result_of(files.evaluations)
+    shown = [measure for measure in headlines([result]) if measure.key in OF_IMAGES]
+    if not shown:
+        return []
+    told = "; ".join(sentence(measure, result) for measure in shown)
+    found = [f"{told[0].upper()}{told[1:]}. {BEST}"]
+    if files.recipe.get("task") == CLIP:
+        found.append(TRANSDUCTIVE[files.recipe.get("unlabelled_classes", "all")])
+    return found
 
 
 def objective_of(files: RunFiles) -> str:

@@ -32,6 +32,7 @@ class Compared:
 
 
 COMPARED = (
+    Compared("accuracy_percent", "Accuracy, % (higher is better)"),
     Compared("rouge_l_sampled", "ROUGE-L, answers sampled at T=1 (higher is better)"),
     Compared("rouge_l_greedy", "ROUGE-L, greedy answers (higher is better)"),
     Compared("perplexity", "Held-out perplexity (lower is better)", log=True),
@@ -44,7 +45,9 @@ CAPTIONS = {
     "loss": "The objective on the training rows.",
     "divergence": "Forward KL counts what the student misses, reverse KL what it makes up.",
     "perplexity": "How surprised the model is by held-out text; the teacher is the mark to reach.",
-    "agreement": "How often both models put the same token first.",
+    "accuracy": "How often the likeliest class is the right one. The ring is the best evaluation.",
+    "base_to_new": "An image counts in its own half of the classes, and is told apart from that half only.",
+    "agreement": "How often both models make the same first choice.",
     "entropy": "A student above its teacher is too flat: it spreads. Below, it is too sure: it commits.",
     "coverage": "R_llh: how unlikely the teacher finds the student's text; R_cvg: the student the teacher's.",
     "writing": "Sequences of the run by who wrote them; those cut off reached max_completion_length without an end.",
@@ -54,7 +57,7 @@ MOVING = " It changes during this run, so early and late losses are different qu
 
 
 def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
-    """The course of one run: loss, held-out distances, perplexity, agreement, entropies, gradient.
+    """The course of one run: loss, held-out distances, perplexity or accuracy, agreement, entropies, gradient.
 
     ``objective`` is its formula or notation; the captions say so where it changes on the way.
     """
@@ -62,6 +65,8 @@ def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
         "loss": plots.loss_figure(metrics),
         "divergence": plots.divergence_figure(metrics),
         "perplexity": plots.perplexity_figure(metrics),
+        "accuracy": plots.accuracy_figure(metrics),
+        "base_to_new": plots.base_to_new_figure(metrics),
         "agreement": plots.agreement_figure(metrics),
         "entropy": plots.entropy_figure(metrics),
         "coverage": plots.coverage_figure(metrics),
@@ -75,7 +80,8 @@ def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
 
 def comparison_pictures(rows: Sequence[Record]) -> list[Picture]:
     """One picture per number: the same student trained with different objectives, and the teacher."""
-    rows = [{**row, "top1_percent": _percent(row.get("top1_agreement"))} for row in rows]
+    in_percent = {"top1_percent": "top1_agreement", "accuracy_percent": "accuracy", "accuracy_percent_std": "accuracy_std"}
+    rows = [{**row, **{key: _percent(row.get(share)) for key, share in in_percent.items()}} for row in rows]
     students = [row for row in rows if row["name"] != "teacher"]
     figures = {
         one.key: plots.comparison_figure(rows if one.teacher else students, one.key, one.title, log=one.log)

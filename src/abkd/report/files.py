@@ -24,6 +24,7 @@ class RunFiles:
     run: Record = field(default_factory=dict)
     metrics: list[Record] = field(default_factory=list)
     demo: Record = field(default_factory=dict)
+    sweep: Record = field(default_factory=dict)
 
     @classmethod
     def read(cls, run_dir: Path) -> RunFiles:
@@ -40,18 +41,24 @@ class RunFiles:
             run=_json(run_dir / "run.json"),
             metrics=_events(run_dir / "metrics.jsonl"),
             demo=_json(run_dir / "demo.json"),
+            sweep=_json(run_dir / "sweep.json"),
         )
-        if not (found.recipe or found.run or found.metrics or found.demo):
+        if not (found.recipe or found.run or found.metrics or found.demo or found.sweep):
             raise DataError(
-                f"{run_dir} is not a run directory: it has no recipe.yaml, run.json, metrics.jsonl or demo.json. "
-                "Give the output_dir of a finished run."
+                f"{run_dir} is not a run directory: it has no recipe.yaml, run.json, metrics.jsonl, demo.json or "
+                "sweep.json. Give the output_dir of a finished run."
             )
         return found
 
     @property
     def evaluations(self) -> list[Record]:
         """The log events that hold held-out numbers, in order of their step."""
-        return [event for event in self.metrics if "eval_perplexity" in event or "eval_forward_kl" in event]
+        return [event for event in self.metrics if any(map(is_measured, event))]
+
+
+def is_measured(key: str) -> bool:
+    """Whether a name in a log event is that of a held-out number."""
+    return key.startswith("eval_") and not key.endswith(("_runtime", "_per_second"))
 
 
 def _text(path: Path) -> str:

@@ -21,10 +21,15 @@ class Measure:
     better: str = ""  # "lower", "higher" or neither
     write: Callable[[float], str] = number
     rows: int = 1  # how many models must have it to be worth a column
+    spread: Callable[[float], str] = lambda value: f"{value:.1f}"
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+def _hundredths(value: float) -> str:
+    return f"{100 * value:.2f}"
 
 
 def _millions(value: float) -> str:
@@ -32,6 +37,11 @@ def _millions(value: float) -> str:
 
 
 MEASURES = (
+    Measure("base_accuracy", "Base accuracy", "%", "higher", _hundredths, spread=_hundredths),
+    Measure("new_accuracy", "New accuracy", "%", "higher", _hundredths, spread=_hundredths),
+    Measure("harmonic_mean", "Harmonic mean", "%", "higher", _hundredths, spread=_hundredths),
+    Measure("accuracy", "Accuracy", "%", "higher", _hundredths, spread=_hundredths),
+    Measure("cross_entropy", "Cross-entropy", "nats", "lower"),
     Measure("perplexity", "Perplexity", "held out", "lower"),
     Measure("forward_kl", "Forward KL", "nats", "lower"),
     Measure("reverse_kl", "Reverse KL", "nats", "lower"),
@@ -42,7 +52,7 @@ MEASURES = (
     Measure("tokens_per_second", "Speed", "tokens/s", "", lambda value: f"{value:,.0f}"),
     Measure("train_seconds", "Training", "s", "", lambda value: f"{value:,.0f}", rows=2),
 )
-CARDS = ("rouge_l_sampled", "perplexity", "forward_kl", "top1_agreement", "reverse_kl")
+CARDS = ("harmonic_mean", "accuracy", "rouge_l_sampled", "perplexity", "forward_kl", "top1_agreement", "reverse_kl")
 IDEAL = {"forward_kl": 0.0, "reverse_kl": 0.0, "top1_agreement": 1.0}  # of a perfect copy, whatever the teacher
 
 
@@ -117,7 +127,7 @@ def _cell(row: Record, measure: Measure, best: float | None) -> Cell:
     value, spread = row.get(measure.key), row.get(f"{measure.key}_std")
     if not is_number(value):
         return Cell("–")
-    told = f"± {spread:.1f}" if is_number(spread) else ""
+    told = f"± {measure.spread(spread)}" if is_number(spread) else ""
     return Cell(measure.write(value), told, best=value == best and row["name"] != "teacher")
 
 

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from abkd.trainer._order import TrainOrder
 
 METRICS_FILE = "metrics.jsonl"
+_NOTED = ("loss", "eval_loss", "eval_perplexity", "eval_accuracy", "eval_harmonic_mean")
 
 
 class MetricsFile(TrainerCallback):
@@ -73,9 +74,7 @@ class ProgressBar(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         logs = event["logs"]
-        note = "  ".join(
-            f"{name} {logs[name]:.4g}" for name in ("loss", "eval_loss", "eval_perplexity") if name in logs
-        )
+        note = "  ".join(f"{name} {logs[name]:.4g}" for name in _NOTED if name in logs)
         if self.bar is not None and note:
             self.bar.update(self.task, note=note)
         elif note and state.is_world_process_zero:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -10,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from abkd.errors import OutputDirError, StorageError
 from abkd.storage import refusals, write_whole
@@ -128,6 +131,24 @@ def writing(checkpoint: Path, *, clear: bool) -> Iterator[None]:
         if clear:
             discard(checkpoint)
         raise
+
+
+@contextmanager
+def names_kept(model: Any) -> Iterator[None]:
+    """While a checkpoint is written: its weights keep the names that they have in the model.
+
+    transformers 5 writes some families (ViT, fused experts) under the names of older versions, and its Trainer looks
+    for them under those of the model when it resumes: it would go on with random weights, and not say so.
+    """
+    original = getattr(model, "save_pretrained", None)
+    if original is None or "save_original_format" not in inspect.signature(original).parameters:
+        yield
+        return
+    model.save_pretrained = functools.partial(original, save_original_format=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 def _entry(path: Path) -> list[str | int]:

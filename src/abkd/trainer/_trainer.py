@@ -298,8 +298,9 @@ class DistillTrainer(Trainer):
         Raises:
             StorageError: the disk refused.
         """
-        if _internal_call:  # a part of a checkpoint
-            super().save_model(output_dir, _internal_call)
+        if _internal_call:
+            with _checkpoints.names_kept(self.accelerator.unwrap_model(self.model)):
+                super().save_model(output_dir, _internal_call)
             return
         with _checkpoints.refusals(f"the student in {output_dir or self.args.output_dir}", "Make room and try again"):
             if self.is_fsdp_enabled:

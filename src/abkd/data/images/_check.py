@@ -27,7 +27,7 @@ Found = tuple[Size, bytes] | BadRowError
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """``images``: the usable ones. ``sizes``: (H, W) of each, or of all. ``bad``: index of each other, and what it has."""
+    """``images``: the usable ones. ``sizes``: (H, W) of each, or of all. ``bad``: the others."""
 
     images: Images
     sizes: Sequence[Size]

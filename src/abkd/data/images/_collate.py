@@ -28,22 +28,15 @@ class ImageCollator:
     def __call__(self, examples: Sequence[ImageExample]) -> dict[str, Batch]:
         """The batch of these examples."""
         chosen = [example for example in examples if not example["empty"]] or list(examples[:1])
-        labelled = {bool(example["labels"]) for example in chosen}
-        if len(labelled) > 1:
+        if len({bool(example["labels"]) for example in chosen}) > 1:
             raise DataError("a batch has images with and without labels: label all or none")
         rows = torch.tensor([image for image, example in enumerate(chosen) for _ in example["labels"] or [None]])
-        empty = chosen[0]["empty"]
-        classes = (
-            [(0, 0.0)] if empty and labelled == {True} else [pair for example in chosen for pair in example["labels"]]
-        )
-        weight = (
-            torch.tensor([share for _, share in classes]) if classes else torch.full((len(chosen),), float(not empty))
-        )
         view = View(inputs={"pixels": _stacked([example["pixels"] for example in chosen])}, rows=rows)
+        targets, weight = _targets(chosen)
         batch = Batch(
             student=view,
             teacher=view,
-            targets=torch.tensor([target for target, _ in classes]) if classes else None,
+            targets=targets,
             weight=weight,
             origin=torch.zeros_like(rows),
             sequence=rows,
@@ -55,3 +48,12 @@ def _stacked(pixels: Sequence[Tensor]) -> Tensor:
     """[B, 3, H, W]; as float32 where any image is."""
     mixed = any(image.is_floating_point() for image in pixels)
     return torch.stack([image.float() for image in pixels] if mixed else list(pixels))
+
+
+def _targets(examples: Sequence[ImageExample]) -> tuple[Tensor | None, Tensor]:
+    """Class, or None, and weight of each row."""
+    classes = [pair for example in examples for pair in example["labels"]]
+    targets = torch.tensor([target for target, _ in classes]) if classes else None
+    if examples[0]["empty"]:
+        return None if targets is None else torch.zeros_like(targets), torch.zeros(len(examples))
+    return targets, torch.tensor([share for _, share in classes]) if classes else torch.ones(len(examples))

@@ -25,7 +25,7 @@ class ImageExample(TypedDict):
 
     pixels: uint8 [3, H, W]; float32 from 0 to 255 where two images were mixed.
     labels: (class, weight), the weights of which add up to 1; none where there are no labels.
-    empty: whether it only stands in for one.
+    empty: whether it only stands in for an image.
     """
 
     pixels: Tensor
@@ -157,8 +157,8 @@ def prepare_images(
     return ImageDataset(checked.images, size=found, augmentation=steps, seed=seed, name=name, dropped=dropped)
 
 
-def _checked(augmentation: Sequence[Augmentation]) -> tuple[Augmentation, ...]:
-    steps = tuple(augmentation) if isinstance(augmentation, list | tuple) else (augmentation,)
+def _checked(augmentation: Augmentation | Sequence[Augmentation]) -> tuple[Augmentation, ...]:
+    steps = (augmentation,) if isinstance(augmentation, Augmentation) else tuple(augmentation)
     if wrong := [step for step in steps if not isinstance(step, Augmentation)]:
         raise ConfigError(f"augmentation is a list of steps such as RandomCrop(padding=4), got {wrong[0]!r} in it")
     if sum(isinstance(step, Mixup) for step in steps) > 1:

@@ -23,8 +23,9 @@ Uint8 = NDArray[np.uint8]
 
 # What is decoded, whatever a file is called: PIL knows others for which it would start a program.
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError, OverflowError)
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError, OverflowError)
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
+_LYING = (5, 6, 7, 8)  # its values for which height and width change places
 
 
 def encoded(raw: Any) -> bytes | Uint8:
@@ -38,7 +39,8 @@ def encoded(raw: Any) -> bytes | Uint8:
     if isinstance(raw, bytes | bytearray):
         return bytes(raw)
     if isinstance(raw, Image.Image):
-        return _of_picture(raw)
+        with _damage():
+            return _of_picture(raw)
     if raw is None:
         raise BadRowError("no image")
     if isinstance(raw, Tensor):
@@ -51,7 +53,20 @@ def encoded(raw: Any) -> bytes | Uint8:
 
 def decoded(content: bytes | Uint8) -> Uint8:
     """The pixels [H, W, C] of what :func:`encoded` gives. Raises BadRowError."""
-    return _opened(content) if isinstance(content, bytes) else content
+    if not isinstance(content, bytes):
+        return content
+    with _opened(content) as picture:
+        picture.load()
+        return _of_picture(picture)
+
+
+def size_of(content: bytes | Uint8) -> tuple[int, int]:
+    """(H, W) of what :func:`decoded` gives, from the header of a file. Raises BadRowError."""
+    if not isinstance(content, bytes):
+        return content.shape[:2]
+    with _opened(content) as picture:
+        width, height = picture.size
+        return (width, height) if picture.getexif().get(_ORIENTATION, 1) in _LYING else (height, width)
 
 
 def digest(content: bytes | Uint8) -> bytes:
@@ -87,23 +102,30 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _opened(data: bytes) -> Uint8:
+@contextmanager
+def _damage() -> Iterator[None]:
+    """What PIL raises for a file that it cannot read, as a reason."""
     from PIL import Image, UnidentifiedImageError
+
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise BadRowError("not an image file", "not an image file, or its beginning is damaged") from error
+    except Image.DecompressionBombError as error:
+        raise BadRowError("too large", f"too large ({error})") from error
+    except _BROKEN as error:
+        raise BadRowError("damaged or cut short", f"damaged or cut short ({error})") from error
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Any]:
+    """The PIL image of a file, of which so far only the header is read."""
+    from PIL import Image
 
     if not data:
         raise BadRowError("empty file")
-    try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
-            picture.load()
-            return _of_picture(picture)
-    except UnidentifiedImageError as error:
-        raise BadRowError(
-            "not an image file", f"not an image file, or its beginning is damaged ({len(data)} bytes)"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise BadRowError("too large", f"too large ({error})") from error
-    except _DAMAGE as error:
-        raise BadRowError("damaged or cut short", f"damaged or cut short ({error})") from error
+    with _damage(), Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        yield picture
 
 
 def _of_picture(picture: Any) -> Uint8:
@@ -131,9 +153,8 @@ def _of_picture(picture: Any) -> Uint8:
 def _sixteen_bit(grey: NDArray[Any]) -> Uint8:
     """0..65535 to 0..255; which part of the range an image fills does not matter."""
     if grey.min() < 0 or grey.max() > 65_535:
-        raise BadRowError(
-            "more than 16 bits a pixel", f"pixels from {grey.min()} to {grey.max()}: at most 16 bits are read"
-        )
+        seen = f"pixels from {grey.min()} to {grey.max()}"
+        raise BadRowError("more than 16 bits a pixel", f"{seen}: at most 16 bits are read")
     return np.rint(grey / 257.0).astype(np.uint8)[..., None]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from abkd.data.formats import BadRowError
-from abkd.data.images._decode import Uint8, decoded, digest, encoded, quiet
+from abkd.data.images._decode import Uint8, decoded, digest, encoded, quiet, size_of
 from abkd.data.images._pixels import Array, Pixels
 from abkd.data.images._progress import progress
 from abkd.errors import DataError
@@ -112,16 +112,17 @@ class Images:
         return found.hexdigest()[:16]
 
     def uniform_size(self) -> tuple[int, int] | None:
-        """(H, W) where all images have the same; reads them one by one, up to the first of another size."""
+        """(H, W) where all readable images have the same, by the headers of their files."""
         if isinstance(self._pixels, Array):
             return self._pixels.array.shape[1:3]
-        first: Any = None
-        for index in range(len(self)):
-            size = self.image(index).shape[:2]
-            first = first or size
-            if size != first:
-                return None
-        return first
+        found: set[tuple[int, int]] = set()
+        with quiet():
+            for index in range(len(self)):
+                with suppress(BadRowError):  # whoever prepares these images will refuse it, or leave it out
+                    found.add(size_of(self.content(index)))
+                if len(found) > 1:
+                    return None
+        return found.pop() if found else None
 
     def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -131,5 +132,5 @@ class Images:
     def _digest(self, index: int) -> bytes:
         try:
             return digest(self.content(index))
-        except BadRowError as error:  # whoever prepares these images will refuse it, or leave it out
+        except BadRowError as error:  # as above
             return digest(f"{self.where(index)}: {error.reason}".encode())

@@ -1,4 +1,4 @@
-"""Image classifiers by name, by directory or as they are: how each wants its pixels, its classes, and its logits as rows."""
+"""Image classifiers by name, directory or as they are: what pixels each wants, its classes, its logits as rows."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,8 @@ from abkd.errors import ConfigError
 from abkd.models.vision._preparation import Filter, Preparation
 from abkd.storage import write_whole
 
-logger = logging.getLogger("abkd")
-
 _RESAMPLE: dict[int, Filter] = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; 1: Lanczos
+_OF_TIMM: dict[str, Filter] = {"nearest": "nearest", "bilinear": "bilinear"}
 _SMALL = 384  # below this side the processor of ConvNeXt cuts out the middle
 _TOLERANCE = 0.03  # of the whole range: resizing rounds to integers there and not here
 
@@ -60,11 +58,11 @@ def _read(values: Mapping[str, Any], name: str) -> Preparation:
     if isinstance(given, Mapping):
         return timm_preparation(given)
     try:
-        size, resized = _geometry(values)
+        (size, resized), resample = _geometry(values), values.get("resample")
         mean, std = (0.0,) * 3, (1.0,) * 3
         if values.get("do_normalize", True):
             mean, std = (tuple(float(each) for each in values[key]) for key in ("image_mean", "image_std"))
-        return Preparation(mean, std, size, resized, _RESAMPLE.get(int(values.get("resample") or 0), "bicubic"))
+        return Preparation(mean, std, size, resized, _RESAMPLE.get(3 if resample is None else int(resample), "bicubic"))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{name}: {error!r} in the settings of its image processor; {_WAY_OUT}") from error
 
@@ -92,13 +90,10 @@ def _side(size: Any) -> int:
 def timm_preparation(values: Mapping[str, Any]) -> Preparation:
     """What a ``pretrained_cfg`` of timm says: ``input_size``, ``crop_pct``, ``mean``, ``std``, ``interpolation``."""
     size, share = int(values["input_size"][-1]), float(values.get("crop_pct") or 0.875)
-    whole = share == 1.0 or values.get("crop_mode") == "squash"
+    whole = share == 1.0 and values.get("crop_mode") == "squash"
     mean, std = (tuple(float(each) for each in values[key]) for key in ("mean", "std"))
-    found = values.get("interpolation")
-    return Preparation(mean, std, size, None if whole else int(size / share), _FILTER_OF_TIMM.get(found, "bicubic"))  # type: ignore[arg-type]  # None is in no table
-
-
-_FILTER_OF_TIMM: dict[str, Filter] = {"nearest": "nearest", "bilinear": "bilinear", "bicubic": "bicubic"}
+    found = _OF_TIMM.get(str(values.get("interpolation")), "bicubic")
+    return Preparation(mean, std, size, None if whole else int(size / share), found)
 
 
 # -- proof -------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class Classifier(NamedTuple):
     """A model that returns logits ``[B, C]`` (or something with ``.logits``), and how it wants its pixels.
 
     ``class_names``: the names of its C classes in order, where they are known. ``source``: the name it was made from,
-    with the ``options`` that belong to its architecture.
+    and ``options``: what it was built with, such as ``num_classes``, where that name alone does not tell.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class ImageRows(ModelRows):
         logits, names = self._probe().float(), self.classifier.class_names
         if (logits >= 0).all() and (logits.sum(-1) - 1).abs().max() < 1e-3:
             raise ConfigError(
-                f"{_called(self.classifier)} gives probabilities, and logits are wanted: leave out the softmax at its end"
+                f"{_called(self.classifier)} gives probabilities, and logits are wanted: leave out its last softmax"
             )
         if names is not None and len(names) != logits.shape[-1]:
             raise VocabularyError(

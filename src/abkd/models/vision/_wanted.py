@@ -29,6 +29,11 @@ class Wanted(NamedTuple):
         """The field that holds what the model is built with."""
         return self.what.replace("_name_or_path", "_init_kwargs")
 
+    @property
+    def own_names(self) -> tuple[str, ...] | None:
+        """Names for a head that is trained for the data; a head that is kept has names of its own."""
+        return self.class_names if self.fresh_head else None
+
     def refuse_head(self, name: str, count: int) -> None:
         """Raise VocabularyError where a model for ``count`` classes must keep its head and cannot."""
         if self.num_classes not in (None, count) and not self.fresh_head:
@@ -56,7 +61,7 @@ class Wanted(NamedTuple):
         """
         own = model.state_dict()
         new = [key for key in own if key in weights and own[key].shape != weights[key].shape]
-        if set(own) != set(weights) or any(own[key].shape[1:] != weights[key].shape[1:] for key in new):
+        if set(weights) - set(own) or any(own[key].shape[1:] != weights[key].shape[1:] for key in new):
             raise ConfigError(f"{self.what}: the weights of {name} are those of another architecture")
         model.load_state_dict({key: value for key, value in weights.items() if key not in new}, strict=False)
         self.say_new(name, new)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from abkd.errors import AbkdError, ConfigError
+from abkd.errors import ConfigError
 from abkd.models import cifar
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import timm_preparation
@@ -17,6 +17,7 @@ from abkd.models.vision._rows import Classifier
 from abkd.models.vision._wanted import Wanted
 
 _CIFAR = Preparation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))  # mean and deviation of CIFAR-100's pixels
+_IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _USUAL = {"cifar": 100, "timm": 1000, "torchvision": 1000}  # classes, where nobody says how many
 
 
@@ -31,73 +32,73 @@ def dtype_of(given: Any, wanted: Wanted) -> torch.dtype:
     return found
 
 
-def architecture(source: str, num_classes: int | None, options: Mapping[str, Any]) -> nn.Module:
-    """The network that a saved classifier was made from, with weights that are yet to be loaded.
+def architecture(source: str, options: Mapping[str, Any]) -> nn.Module:
+    """The network of that name, with weights that are yet to be loaded.
+
+    Args:
+        options: ``num_classes``, and whatever else its builder takes.
 
     Raises:
         ConfigError: there is none of that name, or the collection is not installed.
     """
     zoo, _, name = source.partition(":")
-    count = num_classes or _USUAL[zoo]
     if zoo == "cifar":
-        return cifar.create(name, count)
+        return cifar.create(name, **options)
     if zoo == "timm":
-        return _built(_module("timm").create_model, name, pretrained=False, num_classes=count, **options)
-    return _built(_module("torchvision.models").get_model, name, weights=None, num_classes=count, **options)
+        return _built(source, _module("timm").create_model, name, pretrained=False, **options)
+    return _built(source, _module("torchvision.models").get_model, name, weights=None, **options)
 
 
 def _from_cifar(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
-    checkpoint = kwargs.pop("checkpoint", None)
+    source, checkpoint = f"cifar:{name}", kwargs.pop("checkpoint", None)
     if kwargs:
-        raise ConfigError(f"{wanted.options}: cifar:{name} takes checkpoint and dtype, not {', '.join(kwargs)}")
+        raise ConfigError(f"{wanted.options}: {source} takes checkpoint and dtype, not {', '.join(kwargs)}")
     if checkpoint is None and not wanted.fresh_head:
         raise ConfigError(
-            f"{wanted.what}: cifar:{name} has no weights of its own; name the file that holds them "
-            f"({wanted.options}: {{checkpoint: resnet56.pth}}), or a directory that a run has saved"
+            f"{wanted.what}: {source} has no weights of its own; name the file that holds them "
+            f"({wanted.options}: {{checkpoint: {name}.pth}}), or a directory that a run has saved"
         )
-    model = architecture(f"cifar:{name}", wanted.num_classes, {})
+    options = {"num_classes": wanted.num_classes or _USUAL["cifar"]}
+    model = architecture(source, options)
     if checkpoint is not None:
         cifar.load_checkpoint(model, checkpoint)
-    return Classifier(model, _CIFAR, wanted.class_names if wanted.fresh_head else None, f"cifar:{name}")
+    return Classifier(model, _CIFAR, wanted.own_names, source, options)
 
 
 def _from_timm(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
-    source, pretrained = f"timm:{name}", bool(kwargs.pop("pretrained", True))
-    options, checkpoint = kwargs, kwargs.pop("checkpoint_path", "")
-    if not pretrained or wanted.fresh_head:
-        options = {**kwargs, "num_classes": wanted.num_classes or _USUAL["timm"]}
-    create = _module("timm").create_model
-    model: Any = _built(create, name, pretrained=pretrained, checkpoint_path=checkpoint, **options)
+    """Trained weights, unless ``pretrained=False``; timm itself puts a new head on where the classes are others."""
+    source, trained = f"timm:{name}", bool(kwargs.pop("pretrained", True))
+    start = {"pretrained": trained, "checkpoint_path": kwargs.pop("checkpoint_path", "")}
+    if wanted.fresh_head or not trained:
+        kwargs = {"num_classes": wanted.num_classes or _USUAL["timm"], **kwargs}
+    model: Any = _built(source, _module("timm").create_model, name, **start, **kwargs)
     wanted.refuse_head(source, model.num_classes)
     known = model.pretrained_cfg
-    if pretrained and known.get("num_classes") not in (None, model.num_classes):
-        wanted.say_new(source, [str(known.get("classifier", "head"))])
-    names = wanted.class_names if wanted.fresh_head else None
-    return Classifier(model, timm_preparation(known), names, source, kwargs)
+    if trained and known.get("num_classes") not in (None, model.num_classes):
+        wanted.say_new(source, [str(known.get("classifier"))])
+    options = {**kwargs, "num_classes": model.num_classes}
+    return Classifier(model, timm_preparation(known), wanted.own_names, source, options)
 
 
 def _from_torchvision(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
-    source, models = f"torchvision:{name}", _module("torchvision.models")
-    which = kwargs.pop("weights", "DEFAULT")
+    """Trained weights, ``weights="DEFAULT"`` unless another name or None is given."""
+    source, which = f"torchvision:{name}", kwargs.pop("weights", "DEFAULT")
+    models = _module("torchvision.models")
     if which is None:
-        model = architecture(source, wanted.num_classes, kwargs)
-        return Classifier(model, _IMAGENET, wanted.class_names if wanted.fresh_head else None, source, kwargs)
-    weights: Any = _built(lambda: models.get_model_weights(name)[which])
-    model = _built(models.get_model, name, weights=weights, **kwargs)
+        options = {**kwargs, "num_classes": wanted.num_classes or _USUAL["torchvision"]}
+        return Classifier(architecture(source, options), _IMAGENET, wanted.own_names, source, options)
+    weights: Any = _built(source, lambda: models.get_model_weights(name)[which])
     names = tuple(weights.meta["categories"])
-    if wanted.num_classes not in (None, len(names)):
-        wanted.refuse_head(source, len(names))
-        trained, model = model, architecture(source, wanted.num_classes, kwargs)
+    options = {**kwargs, "num_classes": wanted.num_classes or len(names)}
+    wanted.refuse_head(source, len(names))
+    model = _built(source, models.get_model, name, weights=weights, **kwargs)
+    if options["num_classes"] != len(names):
+        trained, model = model, architecture(source, options)
         wanted.fill(model, trained.state_dict(), source)
-    if wanted.fresh_head and wanted.class_names:
-        names = wanted.class_names
-    return Classifier(model, _torchvision_preparation(weights.transforms()), names, source, kwargs)
+    return Classifier(model, _of_torchvision(weights.transforms()), wanted.own_names or names, source, options)
 
 
-_IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def _torchvision_preparation(transforms: Any) -> Preparation:
+def _of_torchvision(transforms: Any) -> Preparation:
     """What the transforms that belong to weights say: resize, cut out the middle, normalise."""
     size, resized = int(transforms.crop_size[0]), int(transforms.resize_size[0])
     kind = "bicubic" if "bicubic" in str(transforms.interpolation).lower() else "bilinear"
@@ -116,16 +117,12 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError) as error:  # torchvision that was built for another torch says the latter
-        package = name.partition(".")[0]
-        raise ConfigError(
-            f"{package}: names need {package}, which cannot be imported ({error}): pip install {package}"
-        ) from error
+        zoo = name.partition(".")[0]
+        raise ConfigError(f"names with {zoo}: need {zoo}; pip install {zoo} (it does not import: {error})") from error
 
 
-def _built(build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _built(source: str, build: Callable[..., Any], *args: Any, **options: Any) -> Any:
     try:
         return build(*args, **options)
-    except AbkdError:
-        raise
     except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"cannot build {' '.join(map(str, args))} with {options}: {error}") from error
+        raise ConfigError(f"cannot build {source} with {options}: {error}") from error

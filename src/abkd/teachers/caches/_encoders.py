@@ -14,6 +14,7 @@ from torch import Tensor
 from abkd.data import View
 from abkd.errors import ConfigError, NonFiniteError
 from abkd.models.language import CausalRows
+from abkd.models.rows import ModelRows
 from abkd.ops import Head, Projected
 from abkd.storage import refusals, write_whole
 from abkd.teachers.caches._likeliest import encode
@@ -21,21 +22,30 @@ from abkd.teachers.caches._likeliest import encode
 _CHUNK_BYTES = 128 << 20  # of logits and what is made of them
 _BYTES = 24  # per class and row: six float32 at once
 _HEAD = "head.safetensors"
+_NOT_FINITE = "the teacher's logits are not finite; load it in another dtype, or see to its weights"
 
 
 class Encoder:
-    """A live teacher, and what is stored of its rows. ``details``: what a reader must know of the teacher."""
+    """A live teacher, and what is stored of its rows.
+
+    ``details``: what a reader must know of the teacher. ``device``: where it is.
+    """
 
     details: dict[str, Any]
 
-    def __init__(self, teacher: CausalRows) -> None:
+    def __init__(self, teacher: ModelRows) -> None:
         self.teacher = teacher
-        weight = teacher.head.weight
-        computes = str(teacher.language_model.dtype).removeprefix("torch.")
-        self.details = {"computed_in": computes, "head_rows": teacher.head_rows, "hidden_size": weight.shape[-1]}
+        if isinstance(teacher, CausalRows):
+            weight, own = teacher.head.weight, {"hidden_size": teacher.head.weight.shape[-1]}
+            dtype: Any = teacher.language_model.dtype
+        else:
+            weight = next(each for each in teacher.model.parameters() if each.is_floating_point())
+            own, dtype = {"class_names": _class_names(teacher)}, weight.dtype
+        self.device = weight.device
+        self.details = {"computed_in": str(dtype).removeprefix("torch."), "head_rows": teacher.head_rows, **own}
 
     def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
-        """Columns of the rows of ``view``, on the CPU.
+        """Columns of the rows of ``view``, on the CPU; a target below 0 is one that nobody knows.
 
         Raises:
             NonFiniteError: the teacher says something that is no distribution.
@@ -50,22 +60,23 @@ class Encoder:
 class LikeliestEncoder(Encoder):
     """The k likeliest of the first ``classes`` classes."""
 
-    def __init__(self, teacher: CausalRows, classes: int, k: int, temperature: float) -> None:
+    def __init__(self, teacher: ModelRows, classes: int, k: int, temperature: float) -> None:
         super().__init__(teacher)
         teacher.classes = classes
         self.classes, self.k, self.temperature = classes, min(k, classes), temperature
         self.details["classes"] = classes
 
     def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
-        rows = self.teacher(view)
-        size = max(1, _CHUNK_BYTES // (_BYTES * self.classes))
+        rows, unknown = self.teacher(view), (targets < 0).cpu()
+        size, some = max(1, _CHUNK_BYTES // (_BYTES * self.classes)), targets.clamp(min=0)
         parts = [
-            encode(rows.logits(slice(start, start + size)), targets[start : start + size], self.k, self.temperature)
+            encode(rows.logits(slice(start, start + size)), some[start : start + size], self.k, self.temperature)
             for start in range(0, len(rows), size)
         ]
         columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
         if any(columns[name].isnan().any() for name in ("step", "log_tail", "log_target")):
-            raise NonFiniteError("the teacher's logits are not finite; load it in another dtype, or see to its weights")
+            raise NonFiniteError(_NOT_FINITE)
+        columns["log_target"] = columns["log_target"].masked_fill(unknown, torch.nan)
         return columns
 
 
@@ -84,7 +95,7 @@ class HiddenEncoder(Encoder):
             )
         super().__init__(teacher)
         teacher.classes = None
-        self.dtype = getattr(torch, dtype or self.details["computed_in"])
+        self.head, self.dtype = teacher.head, getattr(torch, dtype or self.details["computed_in"])
 
     def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
         rows = self.teacher(view)
@@ -95,13 +106,33 @@ class HiddenEncoder(Encoder):
         return {"hidden": hidden}
 
     def prepare(self, folder: Path) -> dict[str, Any]:
-        head = self.teacher.head
+        head = self.head
         tensors = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         with refusals(f"{folder / _HEAD}", "Make room and run abkd cache again"):
             write_whole(folder / _HEAD, data)
         digest = hashlib.sha256(data).hexdigest()
         return {"head": {"sha256": digest, "scale": float(head.scale), "softcap": head.softcap}}
+
+
+class LogitsEncoder(Encoder):
+    """All logits of a classifier, which are few."""
+
+    def __init__(self, teacher: ModelRows, dtype: str | None) -> None:
+        super().__init__(teacher)
+        teacher.classes = None
+        self.dtype = getattr(torch, dtype or self.details["computed_in"])
+
+    def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
+        logits = self.teacher(view).logits(slice(None)).to(self.dtype).cpu()
+        if not logits.isfinite().all():
+            raise NonFiniteError(_NOT_FINITE)
+        return {"logits": logits}
+
+
+def _class_names(teacher: Any) -> list[str] | None:
+    names = teacher.classifier.class_names
+    return None if names is None else list(names)
 
 
 def read_head(folder: Path, manifest: Mapping[str, Any]) -> Head | None:

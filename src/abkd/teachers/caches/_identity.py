@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from abkd.data.vocabulary import PROBES
 
+if TYPE_CHECKING:
+    from abkd.models.vision import Classifier
+
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model*", "*.gguf")
 _CONFIGS = ("config.json", "adapter_config.json")
+_OF_IMAGES = (*_CONFIGS, "abkd.json", "preprocessor_config.json")  # these say how pixels are prepared
+_HOW_TO_LOAD = {"revision", "dtype", "token", "cache_dir", "local_files_only", "trust_remote_code"}
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weight file: all of it would take as long as loading it
 
 
@@ -34,6 +39,24 @@ def identity(teacher: str | nn.Module, revision: str | None, tokenizer: Any) -> 
     }
 
 
+def image_identity(teacher: str | Classifier, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Which image classifier, with how it prepares its pixels: what a cache of images must be of.
+
+    ``options`` (teacher_model_init_kwargs) belong to the model: of a file that they name it is the content. A name
+    stands for its own preparation; of a classifier itself, it is hashed with samples of the weights.
+    """
+    given = dict(options or {})
+    revision = given.get("revision")
+    if isinstance(teacher, str):
+        name, known = teacher, _image_teacher(teacher, revision)
+        own = {key: _content(value) for key, value in sorted(given.items()) if key not in _HOW_TO_LOAD}
+        known += f" {fingerprint(own)}" if own else ""
+    else:
+        name = teacher.source or type(teacher.model).__name__
+        known = _hash([*_weights(teacher.model), repr(teacher.preparation).encode()])
+    return {"name": name, "revision": revision, "teacher": known, "images": True}
+
+
 def fingerprint(values: Mapping[str, Any]) -> str:
     """16 hexadecimal digits of plain values."""
     return _hash([json.dumps(values, sort_keys=True).encode()])
@@ -46,17 +69,34 @@ def _teacher(name: str, revision: str | None) -> str:
     return f"{name}@{_commit(name, revision) or revision or 'main'}"
 
 
-def _contents(directory: Path) -> Iterator[bytes]:
-    for file in (directory / name for name in _CONFIGS):
+def _image_teacher(name: str, revision: str | None) -> str:
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return _hash(_contents(directory, _OF_IMAGES))
+    return name if ":" in name else _teacher(name, revision)  # cifar:NAME and the like are on no hub
+
+
+def _content(value: Any) -> str:
+    """Of an option: what is in the file that it names, or itself."""
+    file = Path(value).expanduser() if isinstance(value, str) and value else None
+    return _hash(_samples(file)) if file is not None and file.is_file() else repr(value)
+
+
+def _contents(directory: Path, configs: Sequence[str] = _CONFIGS) -> Iterator[bytes]:
+    for file in (directory / name for name in configs):
         if file.is_file():
             yield file.name.encode() + file.read_bytes()
     for file in sorted({file for pattern in _WEIGHTS for file in directory.glob(pattern) if file.is_file()}):
-        size = file.stat().st_size
-        yield f"{file.name} {size}".encode()
-        with file.open("rb") as weights:
-            for sample in range(_SAMPLES):
-                weights.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
-                yield weights.read(_SAMPLE_BYTES)
+        yield f"{file.name} {file.stat().st_size}".encode()
+        yield from _samples(file)
+
+
+def _samples(file: Path) -> Iterator[bytes]:
+    size = file.stat().st_size
+    with file.open("rb") as weights:
+        for sample in range(_SAMPLES):
+            weights.seek(max(size - _SAMPLE_BYTES, 0) * sample // (_SAMPLES - 1))
+            yield weights.read(_SAMPLE_BYTES)
 
 
 def _weights(model: nn.Module) -> Iterator[bytes]:

@@ -1,7 +1,8 @@
 """Which sequence a stored row belongs to: a fingerprint of the tokens that the teacher read, and a position in them.
 
 Nothing else goes into it, no index and no step: shuffling, accumulation, another batch size, padding and packing find
-the same rows, and a row whose context differs by one token is another row.
+the same rows, and a row whose context differs by one token is another row. An image is one row, found by a fingerprint
+of the pixels that the teacher is given, before it prepares them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +23,14 @@ KEY_BYTES = 16
 Run = tuple[int, int]
 """First position and number of rows that follow each other."""
 
+_IMAGE: tuple[Run, ...] = ((0, 1),)
+
 
 class Reading(NamedTuple):
-    """One sequence as the teacher reads it, and the positions in it whose output predicts a trained token."""
+    """One sequence as the teacher reads it, and the positions in it whose output predicts a trained token.
+
+    Of an image there is the key alone.
+    """
 
     key: bytes
     ids: array[int]
@@ -41,8 +47,11 @@ def key_of(ids: bytes) -> bytes:
     return hashlib.blake2b(ids, digest_size=KEY_BYTES).digest()
 
 
-def readings(example: Example) -> Iterator[Reading]:
+def readings(example: Any) -> Iterator[Reading]:
     """The teacher's side of an example, each packed segment by itself; those without rows are left out."""
+    if "pixels" in example:
+        yield image_reading(image_keys(example["pixels"][None])[0])
+        return
     ids = array("i", example.get("teacher_input_ids", example["input_ids"]))
     trained = bytes(example.get("teacher_trained", example["trained"]))
     start = 0
@@ -93,6 +102,26 @@ def asked(view: View) -> Iterator[tuple[bytes, Tensor]]:
     ends = borders[torch.searchsorted(borders, starts, right=True)]
     for start, end, chosen in zip(starts.tolist(), ends.tolist(), place.split(counts.tolist()), strict=True):
         yield key_of(ids[start:end].numpy().tobytes()), chosen
+
+
+def image_reading(key: bytes) -> Reading:
+    """The one row of an image."""
+    return Reading(key, array("i"), _IMAGE)
+
+
+def image_keys(pixels: Tensor) -> list[bytes]:
+    """The key of each image of ``[B, 3, H, W]``, uint8, or float32 from 0 to 255.
+
+    An image of whole numbers has the same key as either: in a batch with mixed images it comes as float32.
+    """
+    plain = pixels.cpu().contiguous()
+    size = f"{tuple(plain.shape[1:])} ".encode()
+    if not plain.is_floating_point():
+        return [key_of(size + image.tobytes()) for image in plain.numpy()]
+    whole = plain.clamp(0, 255).to(torch.uint8)
+    same = (whole == plain).flatten(1).all(1).tolist()
+    images = (short if fits else long for fits, short, long in zip(same, whole.numpy(), plain.numpy(), strict=True))
+    return [key_of(size + image.tobytes()) for image in images]
 
 
 def _lengths(example: Example) -> list[int]:

@@ -15,15 +15,25 @@ _FORMAT = 1
 _OF_IDENTITY = {"teacher": "teacher", "tokenizer": "tokenizer", "chat_template": "chat template"}
 _OWN = {"format": "format", "kind": "kind", "temperature": "kd_temperature", "k": "k", "dtype": "dtype"}
 
+_OF_IMAGES = " of images"
+
 Values = Mapping[str, Any]
 
 
 def facts(kind: str, identity: Values | None, **own: Any) -> dict[str, Any]:
     """What must be the same for rows to be of use, as far as it is known without a model.
 
-    ``identity`` is what :func:`abkd.teachers.identity` says, or None where nobody knows.
+    ``identity`` is what :func:`abkd.teachers.identity` or ``image_identity`` says, or None where nobody knows.
     """
-    return {"format": _FORMAT, "kind": kind, **{name: (identity or {}).get(name) for name in _OF_IDENTITY}, **own}
+    known = identity or {}
+    if known.get("images"):
+        kind += _OF_IMAGES
+    return {"format": _FORMAT, "kind": kind, **{name: known.get(name) for name in _OF_IDENTITY}, **own}
+
+
+def of_images(values: Values) -> bool:
+    """Whether these facts are of rows that are images."""
+    return str(values["kind"]).endswith(_OF_IMAGES)
 
 
 def owner(values: Values) -> str:

@@ -13,7 +13,7 @@ from abkd.teachers._types import Reader, Setting, Teacher
 from abkd.teachers.caches import _manifest
 
 if TYPE_CHECKING:
-    from abkd.models.language import CausalRows
+    from abkd.models.rows import ModelRows
     from abkd.teachers.caches._encoders import Encoder
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -29,8 +29,8 @@ class CachedTeacher(Teacher):
         """What a folder of rows must be of to be this teacher's."""
         raise NotImplementedError
 
-    def encoder(self, teacher: CausalRows, *, temperature: float, tokens: int) -> Encoder:
-        """What turns the live ``teacher`` into rows to store; ``tokens`` are those of its tokenizer."""
+    def encoder(self, teacher: ModelRows, *, temperature: float, tokens: int | None) -> Encoder:
+        """What turns the live ``teacher`` into rows to store; ``tokens`` are those of its tokenizer, if it has one."""
         raise NotImplementedError
 
     def folder(self, facts: Mapping[str, Any]) -> Path:
@@ -51,7 +51,9 @@ class CachedTeacher(Teacher):
 class TopKCache(CachedTeacher):
     """The k likeliest classes of every row with their probabilities, and the mass of all others as one class.
 
-    ``k=64`` takes under 300 bytes a token. Built by ``abkd cache`` at the recipe's ``kd_temperature``, for its data.
+    ``k=64`` takes under 300 bytes a token. Built by ``abkd cache`` at the recipe's ``kd_temperature``, for its data; of
+    images as they are in every epoch of its training. Where k is all classes of an image classifier, its rows are
+    complete, and right to a 65534th of the way from the likeliest class to the last.
 
     Args:
         k: how many classes.
@@ -72,10 +74,11 @@ class TopKCache(CachedTeacher):
     def facts(self, identity: Mapping[str, Any] | None, temperature: float) -> dict[str, Any]:
         return _manifest.facts("TopKCache", identity, k=self.k, temperature=float(temperature))
 
-    def encoder(self, teacher: CausalRows, *, temperature: float, tokens: int) -> Encoder:
+    def encoder(self, teacher: ModelRows, *, temperature: float, tokens: int | None) -> Encoder:
         from abkd.teachers.caches._encoders import LikeliestEncoder
 
-        return LikeliestEncoder(teacher, min(teacher.head_rows, tokens), self.k, temperature)
+        classes = teacher.head_rows if tokens is None else min(teacher.head_rows, tokens)
+        return LikeliestEncoder(teacher, classes, self.k, temperature)
 
     def open(self, setting: Setting) -> Reader:
         from abkd.teachers.caches._readers import TopKReader
@@ -90,7 +93,8 @@ class HiddenCache(CachedTeacher):
 
     Equal to the live teacher to rounding. A row takes 2 or 4 bytes for each of the teacher's hidden features. Storing a
     float32 teacher in 16 bits costs a forward KL of 5e-7 nats a token as "float16" and 3e-5 as "bfloat16" (measured on
-    1536 rows of a 135 M model); the latter holds features of any size.
+    1536 rows of a 135 M model); the latter holds features of any size. Of an image classifier it is the logits that are
+    stored, one for each class, of every image as it is in every epoch.
 
     Args:
         path: where it lies; None: in abkd's cache directory, under a name that follows from what it is of.
@@ -111,13 +115,18 @@ class HiddenCache(CachedTeacher):
     def facts(self, identity: Mapping[str, Any] | None, temperature: float) -> dict[str, Any]:
         return _manifest.facts("HiddenCache", identity, dtype=self.dtype)
 
-    def encoder(self, teacher: CausalRows, *, temperature: float, tokens: int) -> Encoder:
-        from abkd.teachers.caches._encoders import HiddenEncoder
+    def encoder(self, teacher: ModelRows, *, temperature: float, tokens: int | None) -> Encoder:
+        from abkd.models.language import CausalRows
+        from abkd.teachers.caches._encoders import HiddenEncoder, LogitsEncoder
 
-        return HiddenEncoder(teacher, self.dtype)
+        if isinstance(teacher, CausalRows):
+            return HiddenEncoder(teacher, self.dtype)
+        return LogitsEncoder(teacher, self.dtype)
 
     def open(self, setting: Setting) -> Reader:
-        from abkd.teachers.caches._readers import HiddenReader
+        from abkd.teachers.caches._readers import HiddenReader, LogitsReader
 
         facts = self.facts(setting.identity, setting.temperature)
+        if _manifest.of_images(facts):
+            return LogitsReader(self.folder(facts), facts)
         return HiddenReader(self.folder(facts), facts, setting.device)

@@ -66,6 +66,18 @@ class Store:
         place = self.places.get(reading.key)
         return place is not None and place.covers(reading.runs)
 
+    def take(self, shards: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """The columns of N rows: number ``rows[n]`` of shard ``shards[n]``."""
+        used = shards.unique().tolist()
+        if len(used) == 1:
+            return {name: column[rows] for name, column in self.columns[used[0]].items()}
+        taken = {name: column.new_empty(len(rows), *column.shape[1:]) for name, column in self.columns[0].items()}
+        for shard in used:
+            here = (shards == shard).nonzero().squeeze(1)
+            for name, column in self.columns[shard].items():
+                taken[name][here] = column[rows[here]]
+        return taken
+
 
 def open_store(folder: Path, owner: str, *, check: bool = True) -> Store:
     """The shards of the cache ``owner`` in ``folder``; with ``check`` each is compared with its hash.

@@ -1,0 +1,90 @@
+"""What came out of a run: the last and the best of everything that was measured on its held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from abkd.plots.records import is_number
+from abkd.report.files import Record, is_measured
+from abkd.report.table import MEASURES, Measure
+
+RESULT_FILE = "result.json"
+"""Sealed, and the last file that a run writes: where it is whole, the run is finished."""
+
+BEST = "Best is the evaluation with the best number, chosen on the held-out rows themselves, so it flatters a little."
+_PREFIX, _TEACHER = "eval_", "eval_teacher_"
+_HIGHER = ("accuracy", "agreement", "harmonic_mean")  # how the names end of what should be high; all else is a distance
+_HEADLINES = (
+    ("base_accuracy", "new_accuracy", "harmonic_mean"),
+    ("new_accuracy",),  # where no image of a base class is held out
+    ("accuracy",),
+    ("perplexity", "forward_kl"),
+    ("forward_kl", "top1_agreement"),
+)
+
+
+def result_of(evaluations: Sequence[Record]) -> Record:
+    """Last and best of each held-out number with its step and epoch, and the teacher's last.
+
+    Args:
+        evaluations: the log events of a run that hold held-out numbers, in order of their step.
+
+    Returns:
+        ``{"last": {name: {"value", "step", "epoch"}}, "best": ..., "teacher": {name: value}}`` with names such as
+        ``accuracy``. The student before its first step is not among the best, unless it is all there is. What is not
+        finite is left out.
+    """
+    last: dict[str, Record] = {}
+    best: dict[str, Record] = {}
+    teacher: dict[str, float] = {}
+    for event in evaluations:
+        for key, value in event.items():
+            if not is_measured(key) or not is_number(value):
+                continue
+            if key.startswith(_TEACHER):
+                teacher[key.removeprefix(_TEACHER)] = value
+                continue
+            name = key.removeprefix(_PREFIX)
+            last[name] = {"value": value, "step": event.get("step", 0), "epoch": event.get("epoch")}
+            if name not in best or _better(name, last[name], best[name]):
+                best[name] = last[name]
+    return {"last": last, "best": best, "teacher": teacher}
+
+
+def headlines(results: Iterable[Record]) -> tuple[Measure, ...]:
+    """The few measures by which these runs are told first."""
+    known = {name for result in results for name in result["last"]}
+    chosen = next((group for group in _HEADLINES if group[0] in known), ())
+    measures = {measure.key: measure for measure in MEASURES}
+    return tuple(measures[name] for name in chosen if name in known)
+
+
+def sentences(result: Record) -> list[str]:
+    """``accuracy: last 93.12 % (epoch 20), best 93.40 % (epoch 17), teacher 95.00 %``: one for each headline."""
+    return [sentence(measure, result) for measure in headlines([result])]
+
+
+def sentence(measure: Measure, result: Record) -> str:
+    """Last, best and the teacher's of one measure."""
+    parts = [
+        f"{which} {with_unit(measure, result[which][measure.key]['value'])} ({_when(result[which][measure.key])})"
+        for which in ("last", "best")
+    ]
+    if is_number(result["teacher"].get(measure.key)):
+        parts.append(f"teacher {with_unit(measure, result['teacher'][measure.key])}")
+    return f"{measure.label[0].lower()}{measure.label[1:]}: {', '.join(parts)}"
+
+
+def with_unit(measure: Measure, value: float) -> str:
+    """A number as text, with its unit where it is one that stands behind numbers."""
+    return measure.write(value) + (f" {measure.unit}" if measure.unit in ("%", "nats") else "")
+
+
+def _when(point: Record) -> str:
+    return f"epoch {point['epoch']:.4g}" if is_number(point["epoch"]) else f"step {point['step']}"
+
+
+def _better(name: str, one: Record, other: Record) -> bool:
+    if other["step"] == 0:  # nothing was trained yet
+        return True
+    return one["value"] > other["value"] if name.endswith(_HIGHER) else one["value"] < other["value"]

@@ -1,0 +1,235 @@
+"""A classifier's rows are its own logits on its own preparation of the pixels, whoever else reads the same batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from abkd.data import View
+from abkd.errors import ConfigError, VocabularyError
+from abkd.models import cifar
+from abkd.models.vision import Classifier, ImageRows, Preparation, load_classifier
+from vision_parts import make_hf, photos
+
+MEAN, STD = (0.30, 0.45, 0.60), (0.11, 0.22, 0.33)
+PIL_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+
+PROCESSORS: dict[str, dict[str, Any]] = {  # as they lie beside published models
+    "whole": {"image_processor_type": "ViTImageProcessor", "size": {"height": 40, "width": 40}, "resample": 2},
+    "legacy": {"feature_extractor_type": "ViTFeatureExtractor", "size": 40, "resample": 3},
+    "share": {
+        "image_processor_type": "ConvNextImageProcessor",
+        "size": {"shortest_edge": 40},
+        "crop_pct": 0.8,
+        "resample": 3,
+    },
+    "middle": {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": 50},
+        "do_center_crop": True,
+        "crop_size": {"height": 40, "width": 40},
+        "resample": 3,
+    },
+}
+BEFORE_CUT = {"whole": 40, "legacy": 40, "share": 50, "middle": 50}
+
+
+def view(pixels: Tensor, rows: list[int] | None = None) -> View:
+    return View(inputs={"pixels": pixels}, rows=torch.tensor(range(len(pixels)) if rows is None else rows))
+
+
+def by_hand(images: np.ndarray, side: int, cut: int, resample: int) -> Tensor:
+    """What the teacher's own preprocessing makes of ``[N, H, W, 3]``: Pillow and numpy, image by image."""
+    out = []
+    for image in images:
+        resized = Image.fromarray(image)
+        if image.shape[:2] != (side, side):
+            resized = resized.resize((side, side), resample)
+        start = (side - cut) // 2
+        pixels = np.asarray(resized, np.float64)[start : start + cut, start : start + cut] / 255.0
+        out.append((pixels - MEAN) / STD)
+    return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float()
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+@pytest.mark.parametrize("side", [40, 28, 64])
+def test_a_teacher_sees_what_its_own_processor_shows_it(kind: str, side: int, tmp_path: Path) -> None:
+    make_hf("resnet", classes=7).save_pretrained(tmp_path)
+    settings = {**PROCESSORS[kind], "do_normalize": True, "image_mean": MEAN, "image_std": STD}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    teacher = load_classifier(str(tmp_path), what="teacher_model_name_or_path", num_classes=7)
+    pixels = photos(24, side)
+    images = pixels.permute(0, 2, 3, 1).numpy()
+
+    alone = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        wanted = alone(by_hand(images, BEFORE_CUT[kind], 40, settings["resample"])).logits
+        processor = AutoImageProcessor.from_pretrained(tmp_path)
+        theirs = alone(**processor(images=list(images), return_tensors="pt")).logits
+        got = ImageRows(teacher._replace(model=teacher.model.eval()))(view(pixels)).values
+        wrong = ImageRows(Classifier(alone, Preparation(size=40)))(view(pixels)).values
+
+    untouched = side == BEFORE_CUT[kind]
+    scale = (wrong - wanted).abs().max()
+    for judge in (wanted, theirs):
+        assert (got - judge).abs().max() < (1e-5 if untouched else 0.03) * scale
+        labels = judge.argmax(-1)  # so the stand-alone accuracy is 1
+        assert (got.argmax(-1) == labels).float().mean() == 1.0
+    assert (wrong.argmax(-1) != wanted.argmax(-1)).float().mean() > 0.1  # without its own mean and std it is a worse one
+
+
+def test_two_models_prepare_one_batch_each_in_its_own_way() -> None:
+    teacher, student = make_hf("vit", classes=5), cifar.create("resnet8", 5).eval()
+    pixels = photos(6, 20)
+    batch = view(pixels)
+    seen_by_teacher = Preparation((0.5,) * 3, (0.5,) * 3, size=16)
+    seen_by_student = Preparation(MEAN, STD)
+    with torch.no_grad():
+        p = ImageRows(Classifier(teacher, seen_by_teacher))(batch).values
+        q = ImageRows(Classifier(student, seen_by_student))(batch).values
+        assert torch.equal(q, student((pixels.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]))
+        assert torch.equal(p, teacher(seen_by_teacher(pixels)).logits)
+    assert batch.inputs["pixels"].dtype == torch.uint8
+    assert torch.equal(batch.inputs["pixels"], photos(6, 20))  # nobody wrote into what both read
+
+
+# -- the preparation -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", PIL_FILTERS)
+@pytest.mark.parametrize(("before", "after"), [((32, 32), 224), ((64, 64), 24), ((30, 50), 41)])
+def test_resizing_is_pillows(kind: Any, before: tuple[int, int], after: int) -> None:
+    pixels = photos(4, *before)
+    got = Preparation(size=after, filter=kind)(pixels) * 255
+    for image, mine in zip(pixels, got, strict=True):
+        theirs = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((after, after), PIL_FILTERS[kind])
+        gap = (torch.from_numpy(np.array(theirs)).permute(2, 0, 1).float() - mine).abs()
+        assert gap.mean() < 0.5  # it rounds, we do not
+        assert gap.max() <= 2.0
+
+
+def test_the_middle_is_cut_out_of_an_image_that_keeps_its_shape() -> None:
+    pixels = photos(2, 30, 45)
+    got = Preparation(size=20, resized=24, filter="bilinear")(pixels) * 255
+    for image, mine in zip(pixels, got, strict=True):
+        whole = np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).resize((36, 24), 2))  # width, height
+        assert (torch.from_numpy(whole[2:22, 8:28]).permute(2, 0, 1).float() - mine).abs().max() <= 2.0
+
+
+def test_an_image_of_the_wanted_side_is_normalised_and_nothing_else() -> None:
+    pixels = photos(3, 32)
+    plain = (pixels.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    assert torch.equal(Preparation(MEAN, STD)(pixels), plain)
+    assert torch.equal(Preparation(MEAN, STD, size=32)(pixels), plain)
+    assert torch.equal(Preparation(MEAN, STD, size=32)(pixels.float()), plain)  # mixed images are not integers
+    assert torch.equal(Preparation()(pixels), pixels.float() / 255)
+
+
+def test_the_normalisation_can_be_trained_through_after_inference_mode() -> None:
+    preparation = Preparation((0.12, 0.34, 0.56), STD)  # of no other test: made inside
+    with torch.inference_mode():
+        preparation(photos(1, 8))
+    layer = nn.Conv2d(3, 2, 1)
+    layer(preparation(photos(1, 8))).sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"std": (1.0, 0.0, 1.0)}, {"mean": (0.5,)}, {"filter": "sinc"}, {"size": 32, "resized": 24}, {"resized": 24}],
+)
+def test_a_preparation_that_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Preparation(**wrong)
+
+
+# -- the rows ------------------------------------------------------------------------------------------------------
+
+
+class Giving(nn.Module):
+    """Gives its logits inside something."""
+
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.net, self.wrap = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.net(x))
+
+
+class Output:
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+@pytest.mark.parametrize("wrap", [lambda z: z, Output, lambda z: (z, z.sum()), lambda z: [z]])
+def test_logits_are_found_and_rows_are_those_of_the_view(wrap: Any) -> None:
+    model, pixels = Giving(wrap), photos(3, 8)
+    rows = ImageRows(Classifier(model), side=8)
+    assert rows.head_rows == 4
+    got = rows(view(pixels, [2, 0, 0]))
+    assert torch.equal(got.values, model.net(pixels.float() / 255)[[2, 0, 0]])
+    cut = ImageRows(Classifier(model), classes=3, side=8)
+    assert torch.equal(cut(view(pixels)).values, model.net(pixels.float() / 255)[:, :3])
+    other = cut.of(Giving(wrap))
+    assert (other.classes, other.head_rows) == (3, 4)
+
+
+def test_what_wraps_the_model_later_is_not_asked() -> None:
+    model = Giving(lambda z: z)
+    rows = ImageRows(Classifier(model), side=8)
+    model.forward = lambda *_: pytest.fail("the wrapper was called")  # type: ignore[method-assign]
+    assert rows(view(photos(2, 8))).classes == 4
+
+
+def test_counting_classes_leaves_no_trace_in_the_model() -> None:
+    model = cifar.create("resnet8", 10).train()
+    next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d)).eval()  # frozen by its owner
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes, random = [part.training for part in model.modules()], torch.get_rng_state()
+    rows = ImageRows(Classifier(model))
+    assert rows.head_rows == 10
+    rows.check()
+    assert [part.training for part in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet", "convnext", "mobilenet_v2", "cifar"])
+def test_a_model_in_sixteen_bits_reads_the_same_pixels(family: str) -> None:
+    model = cifar.create("resnet8", 6).eval() if family == "cifar" else make_hf(family, classes=6)
+    rows = ImageRows(Classifier(model, Preparation(size=16)))
+    with torch.no_grad():
+        exact = rows(view(photos(3, 24))).values
+        rounded = rows.of(model.to(torch.bfloat16))(view(photos(3, 24))).values
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    assert rows.head_rows == 6
+
+
+def test_a_batch_of_one_is_a_row_of_the_batch() -> None:
+    model = cifar.create("wrn_10_1", 4).eval()
+    rows, pixels = ImageRows(Classifier(model)), photos(3, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(rows(view(pixels[1:2])).values, rows(view(pixels)).values[1:2])
+
+
+def test_what_is_no_row_of_logits_is_refused_with_the_way_out() -> None:
+    probabilities = Giving(lambda z: z.softmax(-1))
+    with pytest.raises(ConfigError, match="leave out its last softmax"):
+        ImageRows(Classifier(probabilities), side=8).check()
+    ImageRows(Classifier(Giving(lambda z: z.log_softmax(-1))), side=8).check()  # these are logits, too
+    with pytest.raises(VocabularyError, match="names 3 classes and gives 4 logits"):
+        ImageRows(Classifier(Giving(lambda z: z), class_names=("a", "b", "c")), side=8).check()
+    with pytest.raises(ConfigError, match=r"Classifier\(model, Preparation\(size=…\)\)"):
+        _ = ImageRows(Classifier(Giving(lambda z: z))).head_rows
+    with pytest.raises(ConfigError, match=r"\[2, 5, 30, 30\] for 2 images"):
+        _ = ImageRows(Classifier(nn.Conv2d(3, 5, 3))).head_rows

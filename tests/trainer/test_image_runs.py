@@ -1,0 +1,286 @@
+"""Image runs: resume to the bit in the middle of an epoch, splits, a teacher that stays what it is, what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from abkd import DistillConfig, DistillTrainer
+from abkd.errors import ConfigError, DataError, VocabularyError
+from abkd.models.vision import Classifier, ImageRows, load_classifier
+from image_parts import (
+    CLASSES,
+    cifar,
+    dropping,
+    image_teacher,
+    image_trainer,
+    pictures,
+    plain,
+    resnet,
+    unlabelled,
+    vit,
+)
+from test_resume import StopAfter
+from training_parts import gap, weights
+
+EVERY_FOURTH = {"save_strategy": "steps", "save_steps": 4}
+CHANCE = "[RandomCrop(padding=1), HorizontalFlip(), Mixup(alpha=0.4)]"
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "augmented": {"augmentation": CHANCE},
+    "augmented by two workers": {"augmentation": CHANCE, "dataloader_num_workers": 2},
+    "second epoch, accumulated": {"augmentation": CHANCE, "data": pictures(10), "gradient_accumulation_steps": 2},
+    "stepped": {"augmentation": CHANCE, "lr_milestones": [0.5, 0.9], "optim": "sgd", "optim_args": "momentum=0.9"},
+    "warming up": {"divergence": "DKD(AlphaBeta(1.0, 0.2), nckd_weight=2.0)", "kd_weight": "anneal(0.0, 1.0)"},
+    "unlabelled, batch axis": {"data": unlabelled(), "divergence": "DIST()", "ce_weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("family", [dropping, vit, resnet, cifar])
+@pytest.mark.parametrize("case", CASES)
+def test_resume_is_exact(tmp_path, case, family):
+    if family is not dropping and case not in ("augmented", "second epoch, accumulated"):
+        pytest.skip("one family goes through all cases, all families through two")
+    options = {**EVERY_FOURTH, **CASES[case]}
+    whole = image_trainer(tmp_path / "whole", family(0), **options)
+    whole.train()
+    image_trainer(tmp_path / "parts", family(0), **options, callbacks=[StopAfter(4)]).train()
+    torch.manual_seed(99)
+    resumed = image_trainer(tmp_path / "parts", family(5), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    assert gap(whole.model, resumed.model) == 0.0
+
+
+@pytest.mark.parametrize("size, accumulated", [(4, 2), (2, 4), (1, 8)])
+def test_splits_do_not_change_the_step(tmp_path, size, accumulated):
+    """Where neither batch statistics nor a batch axis are: they legitimately depend on who shares a batch."""
+    options = {"max_steps": 3, "augmentation": CHANCE}
+    whole = image_trainer(tmp_path / "whole", per_device_train_batch_size=8, **options)
+    whole.train()
+    options |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+    parts = image_trainer(tmp_path / "parts", **options)
+    parts.train()
+    assert gap(whole.model, parts.model) < 2e-5
+
+
+def test_a_batch_axis_depends_on_the_batch(tmp_path):
+    options = {"max_steps": 2, "divergence": "DIST()", "ce_weight": 0.0}
+    whole = image_trainer(tmp_path / "whole", per_device_train_batch_size=8, **options)
+    whole.train()
+    parts = image_trainer(tmp_path / "parts", gradient_accumulation_steps=4, **options)
+    parts.train()
+    assert gap(whole.model, parts.model) > 1e-4
+
+
+@pytest.mark.parametrize("divergence", ["AlphaBeta(0.8, 0.3)", "DIST()", "CLKD()", "Standardized(DKD())"])
+def test_a_batch_of_one_gives_numbers(tmp_path, divergence):
+    one = image_trainer(tmp_path, per_device_train_batch_size=1, divergence=divergence, augmentation=CHANCE)
+    if divergence == "DIST()":
+        one.distill_args.augmentation = None
+    one.train()
+    assert all(torch.isfinite(weight).all() for weight in one.model.state_dict().values())
+
+
+def test_the_teacher_stays_what_it_is(tmp_path):
+    teach = image_teacher()
+    before = weights(teach.model)
+    modes: set[bool] = set()
+    teach.model.body.register_forward_pre_hook(lambda module, _: modes.add(module.training))
+    teach.model.train()
+    run = image_trainer(tmp_path, teach=teach, eval_dataset=pictures(5, seed=1), eval_strategy="epoch")
+    run.train()
+    assert modes == {False}
+    assert gap(before, teach.model) == 0.0
+    assert not any(module.training for module in teach.model.modules())
+    mine = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    assert not any(id(parameter) in mine for parameter in teach.model.parameters())
+
+
+def test_evaluation_is_that_of_a_plain_computation(tmp_path):
+    held_out = pictures(7, seed=2)
+    run = image_trainer(tmp_path, eval_dataset=held_out, per_device_eval_batch_size=3)
+    found = run.evaluate()
+    pixels = torch.stack([torch.from_numpy(row["image"]) for row in held_out]).permute(0, 3, 1, 2).float() / 255
+    labels = torch.tensor([row["label"] for row in held_out])
+    teach = image_teacher()
+    mean, std = (torch.tensor(each)[:, None, None] for each in (teach.preparation.mean, teach.preparation.std))
+    with torch.no_grad():
+        z, y = plain(0).eval()(pixels), teach.model.eval()((pixels - mean) / std)
+    log_q, log_p = z.log_softmax(-1), y.log_softmax(-1)
+    expected = {
+        "accuracy": (z.argmax(-1) == labels).float().mean(),
+        "teacher_accuracy": (y.argmax(-1) == labels).float().mean(),
+        "top1_agreement": (y.argmax(-1) == z.argmax(-1)).float().mean(),
+        "cross_entropy": torch.nn.functional.cross_entropy(z, labels),
+        "teacher_cross_entropy": torch.nn.functional.cross_entropy(y, labels),
+        "forward_kl": (log_p.exp() * (log_p - log_q)).sum(-1).mean(),
+        "reverse_kl": (log_q.exp() * (log_q - log_p)).sum(-1).mean(),
+    }
+    for name, value in expected.items():
+        assert found[f"eval_{name}"] == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_mixed_images_have_the_mixed_cross_entropy(tmp_path):
+    """A step on mixed images is the step that a plain loop makes of λ·CE(a) + (1-λ)·CE(b) + D."""
+    run = image_trainer(
+        tmp_path, augmentation="[Mixup(alpha=1.0)]", max_steps=1, optim="sgd", learning_rate=0.5, divergence="ForwardKL()"
+    )
+    examples = [run.train_dataset[0, i] for i in range(12)]
+    order = list(run._get_train_sampler())[:2]
+    chosen = [examples[i] for _, i in order]
+    run.train()
+    model, teach = plain(0), image_teacher()
+    pixels = torch.stack([example["pixels"] for example in chosen])
+    z = model(pixels / 255)
+    with torch.no_grad():
+        p = teach.model.eval()(teach.preparation(pixels)).softmax(-1)
+    loss = (p * (p.log() - z.log_softmax(-1))).sum(-1).mean()
+    for row, example in zip(z, chosen, strict=True):
+        for label, share in example["labels"]:
+            loss = loss + 0.5 * share * -row.log_softmax(-1)[label] / 2
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    for gradient, parameter, trained in zip(gradients, model.parameters(), run.model.parameters(), strict=True):
+        expected = parameter - 0.5 * gradient * min(1.0, 1.0 / norm)  # clipped to norm 1
+        torch.testing.assert_close(trained, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_steps_of_the_learning_rate_and_decay_on_everything(tmp_path):
+    run = image_trainer(
+        tmp_path, max_steps=12, lr_milestones=[1.0, 1.5], lr_decay=0.1, decay_all_parameters=True, weight_decay=0.01
+    )
+    run.train()
+    rates = [record["learning_rate"] for record in run.state.log_history if "learning_rate" in record]
+    assert rates == pytest.approx([3e-3] * 6 + [3e-4] * 3 + [3e-5] * 3)
+    assert all(group["weight_decay"] == 0.01 for group in run.optimizer.param_groups if group["params"])
+    usual = image_trainer(tmp_path / "usual", weight_decay=0.01)
+    usual.create_optimizer()
+    assert {group["weight_decay"] for group in usual.optimizer.param_groups} == {0.0, 0.01}
+
+
+def test_labels_are_not_needed(tmp_path):
+    run = image_trainer(tmp_path, data=unlabelled(), ce_weight=0.0, eval_dataset=unlabelled(4), eval_strategy="epoch")
+    run.train()
+    found = run.evaluate()
+    assert "eval_accuracy" not in found
+    assert found["eval_forward_kl"] > 0
+    with pytest.raises(ConfigError, match="no labels, so there is no cross-entropy"):
+        image_trainer(tmp_path / "b", data=unlabelled(), ce_weight=0.5)
+    with pytest.raises(ConfigError, match="looks at them"):
+        image_trainer(tmp_path / "c", data=unlabelled(), ce_weight=0.0, divergence="DKD()")
+    with pytest.raises(DataError, match="label"):
+        image_trainer(tmp_path / "d", data=[*unlabelled(3), *pictures(3)])
+
+
+def test_labels_alone_need_no_teacher(tmp_path):
+    run = DistillTrainer(
+        plain(0),
+        None,
+        DistillConfig(
+            output_dir=str(tmp_path), task="image-classification", ce_weight=1.0, kd_weight=0.0, max_steps=2, use_cpu=True
+        ),
+        train_dataset=pictures(),
+        eval_dataset=pictures(5, seed=1),
+    )
+    run.train()
+    assert 0.0 <= run.evaluate()["eval_accuracy"] <= 1.0
+
+
+def test_in_bfloat16_it_learns_the_same(tmp_path):
+    full = image_trainer(tmp_path / "full", cifar(0), max_steps=4)
+    full.train()
+    half = image_trainer(tmp_path / "half", cifar(0), max_steps=4, bf16=True)
+    half.train()
+    losses = [[r["loss"] for r in run.state.log_history if "loss" in r] for run in (full, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("family", [plain, vit, resnet, cifar])
+def test_the_student_is_saved_as_it_came(tmp_path, family):
+    run = image_trainer(tmp_path, family(0))
+    run.train()
+    run.save_model()
+    saved = load_file(tmp_path / "model.safetensors")
+    if family is not vit:  # which transformers writes under the names of older versions
+        assert saved.keys() == family(1).state_dict().keys()
+    if family in (vit, resnet):
+        again = load_classifier(str(tmp_path), what="model_name_or_path")
+        assert gap(again.model, run.model) == 0.0
+        assert again.preparation == run.models.student.classifier.preparation
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(VocabularyError, match="classes"):
+        image_trainer(tmp_path / "a", data=[{**row, "label": row["label"] % 3} for row in pictures()], teach=wide())
+    with pytest.raises(ConfigError, match="has a label 4, but the student knows 3"):
+        image_trainer(tmp_path / "b", narrow(), teach=narrow(1))
+    with pytest.raises(ConfigError, match="share weights"):
+        model = plain(0)
+        image_trainer(tmp_path / "c", model, teach=model)
+    with pytest.raises(ConfigError, match="group_by_length is about text"):
+        image_trainer(tmp_path / "d", group_by_length=True)
+    with pytest.raises(ConfigError, match="lr_milestones are epochs in rising order"):
+        image_trainer(tmp_path / "e", lr_milestones=[3, 2])
+
+
+def wide() -> Classifier:
+    model = plain(7)
+    model.fc = torch.nn.Linear(24, CLASSES + 1)
+    return Classifier(model)
+
+
+def narrow(seed: int = 0) -> torch.nn.Module:
+    model = plain(seed)
+    model.fc = torch.nn.Linear(24, 3)
+    return model
+
+
+def test_a_teacher_that_says_nan_ends_the_run(tmp_path):
+    teach = image_teacher()
+    with torch.no_grad():
+        teach.model.fc.bias[0] = torch.nan
+    run = image_trainer(tmp_path, teach=teach, **EVERY_FOURTH)
+    with pytest.raises(Exception, match="teacher") as caught:
+        run.train()
+    assert getattr(caught.value, "exit_code", None) == 3
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_the_teacher_is_scored_before_the_first_step(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="abkd"):
+        image_trainer(tmp_path, eval_dataset=pictures(10, seed=1), max_steps=1).train()
+    assert "the teacher is right on" in caplog.text
+    assert "of 10 held-out images" in caplog.text
+
+
+def test_rows_are_the_models_own_logits():
+    """Prepared by hand: the pixels that a teacher sees are its own."""
+    teach = image_teacher()
+    teach.model.eval()
+    image = pictures(1)[0]["image"]
+    ours = ImageRows(teach)._logits(torch.from_numpy(image).permute(2, 0, 1)[None])
+    by_hand = (image / 255 - np.array(teach.preparation.mean)) / np.array(teach.preparation.std)
+    theirs = teach.model(torch.from_numpy(by_hand).float().permute(2, 0, 1)[None])
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_ensembles_teach_images(tmp_path):
+    run = image_trainer(tmp_path, teach=[image_teacher(1), image_teacher(2)], teacher="Ensemble()", max_steps=2)
+    run.train()
+    assert len(run.models.teacher.models) == 2
+    with pytest.raises(ConfigError, match="needs"):
+        image_trainer(tmp_path / "b", teach=[image_teacher(1), image_teacher(2)])
+
+
+def test_metrics_are_written(tmp_path):
+    image_trainer(tmp_path, eval_dataset=pictures(5, seed=1), eval_strategy="steps", eval_steps=3).train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_accuracy" in line] == [3, 6]

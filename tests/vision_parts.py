@@ -1,0 +1,48 @@
+"""Small real image classifiers of four families of transformers, and pictures that are smooth as photographs are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 16,
+        "patch_size": 8,
+    },
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "layer_scale_init_value": 1.0},
+    "mobilenet_v2": {"depth_multiplier": 0.25, "min_depth": 4, "first_layer_is_expansion": True},
+}
+
+
+def make_hf(family: str, *, classes: int) -> Any:
+    """In eval mode; its outputs depend on what it sees (the usual tiny head hides differences)."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **FAMILIES[family], num_labels=classes)
+    model = AutoModelForImageClassification.from_config(config).eval()
+    with torch.no_grad():
+        for part in model.modules():
+            if isinstance(part, nn.Linear):
+                part.weight.mul_(20.0)
+    return model
+
+
+def photos(count: int, height: int, width: int | None = None) -> Tensor:
+    """uint8 ``[count, 3, height, width]``: a few waves of low frequency in each channel."""
+    generator = torch.Generator().manual_seed(7)
+    down = torch.linspace(0.0, 1.0, height)[:, None]
+    across = torch.linspace(0.0, 1.0, width or height)[None, :]
+    waves = torch.zeros(count, 3, height, width or height)
+    for _ in range(4):
+        fast, slow, phase = torch.rand(3, count, 3, 1, 1, generator=generator) * 6.0
+        waves += torch.sin(fast * down + slow * across + phase)
+    low, high = waves.amin((1, 2, 3), keepdim=True), waves.amax((1, 2, 3), keepdim=True)
+    return ((waves - low) / (high - low) * 255.0).round().to(torch.uint8)
