@@ -128,8 +128,8 @@ def test_help_names_the_real_defaults(abkd: Abkd, option: Option) -> None:
 
 
 def real_default(name: str) -> str:
-    if name == "resume":
-        return "false"
+    if name in ("resume", "seeds", "grid"):
+        return {"resume": "false"}.get(name, "")
     if name in own_fields():
         value = getattr(Recipe, name, REQUIRED)
     elif name in config_defaults():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkd import divergences, notation, sources, teachers
+from abkd.data import augment
 from abkd.divergences import AlphaBeta, Divergence, ForwardKL, JensenShannon, ReverseKL, WeightedSum
 from abkd.errors import ConfigError
 from abkd.notation import components, parse, render
@@ -43,11 +44,15 @@ def test_components_are_the_concrete_exports_and_nothing_beside() -> None:
     concrete = {thing.__name__ for thing in EXPORTED if issubclass(thing, Divergence) and not thing.__abstractmethods__}
     origins = {
         name
-        for house, base in ((sources, sources.Source), (teachers, teachers.Teacher))
+        for house, base in (
+            (sources, sources.Source),
+            (teachers, teachers.Teacher),
+            (augment, augment.Augmentation),
+        )
         for name in house.__all__
         if isinstance(thing := getattr(house, name), type) and issubclass(thing, base) and thing is not base
     }
-    assert {"Mix", "EMA"} < origins
+    assert {"Mix", "EMA", "RandomCrop"} < origins
     others = {"Adaptive", "TeacherConfidence", "Term", "anneal", "stages"}
     assert set(components()) == concrete | origins | others
 

@@ -6,7 +6,21 @@ import pytest
 import torch
 
 import abkd
-from abkd import AlphaBeta, Dense, ForwardKL, Hellinger, ReverseKL, TeacherConfidence, anneal, stages
+from abkd import (
+    DIST,
+    DKD,
+    AlphaBeta,
+    Dense,
+    ForwardKL,
+    Hellinger,
+    ReverseKL,
+    Standardized,
+    TeacherConfidence,
+    Term,
+    TransformedTeacher,
+    anneal,
+    stages,
+)
 from abkd.errors import ConfigError
 from abkd.objective import Objective
 
@@ -70,10 +84,29 @@ def test_schedules_follow_the_progress(logits):
                 "Hellinger()) + 0.5·CE(plain text),  T = 1"
             ),
         ),
+        (
+            Objective(divergence=Standardized(DKD(AlphaBeta(0.8, 0.3))), ce_weight=0.1, kd_weight=36),
+            (
+                "L = mean over response tokens of (0.1·CE + 36·[(1·KL(label) + 8·[D_AB(p‖q; α=0.8, β=0.3) of the "
+                "others]) of z-scores/2]),  T = 1"
+            ),
+        ),
+        (
+            Objective(divergence=TransformedTeacher(ForwardKL(), weighted=True)),
+            "L = mean over response tokens of Σp^0.1·[KL(p‖q) with p ∝ p^0.1],  T = 1",
+        ),
+        (
+            Objective(terms=stages((28, [Term(ForwardKL(), ce_weight=0.2, kd_weight=0.8)]), (12, [Term(DIST(1, 2))]))),
+            (
+                "L = [for 70%: mean over response tokens of (0.2·CE + 0.8·KL(p‖q)); then for 30%: "
+                "mean over response tokens of (1·(1-ρ of rows) + 2·(1-ρ of columns))],  T = 1"
+            ),
+        ),
     ],
 )
 def test_it_is_printed_as_a_formula(objective, formula):
     assert objective.formula() == formula
+    assert objective.formula("images") == formula.replace("response tokens", "images")
 
 
 def test_it_is_a_value():

@@ -35,6 +35,13 @@ def make_hf(family: str, *, classes: int) -> Any:
     return model
 
 
+def own_net(num_classes: int = 3, width: int = 4) -> nn.Module:
+    """What somebody builds in a module of their own."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
+    )
+
+
 def photos(count: int, height: int, width: int | None = None) -> Tensor:
     """uint8 ``[count, 3, height, width]``: a few waves of low frequency in each channel."""
     generator = torch.Generator().manual_seed(7)

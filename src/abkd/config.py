@@ -58,7 +58,7 @@ class DistillConfig(TrainingArguments):
     save_strategy: str = "epoch"
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
-    task: Task = field(default=TEXT, metadata={"help": f"what is distilled: {', '.join(TASKS)}"})
+    task: Task = field(default="text-generation", metadata={"help": f"what is distilled: {', '.join(TASKS)}"})
     divergence: Divergence | Schedule | str = field(
         default_factory=AlphaBeta, metadata={"help": "a divergence or a schedule of divergences"}
     )
@@ -136,14 +136,7 @@ class DistillConfig(TrainingArguments):
     overwrite_output_dir: bool = field(default=False, metadata={"help": "empty a used output_dir first"})
 
     def __post_init__(self) -> None:
-        for name in _COMPONENTS:
-            value = getattr(self, name)
-            if isinstance(value, str):
-                setattr(self, name, notation.parse(value))
-        for name in _MAPPINGS:
-            value = getattr(self, name)
-            if isinstance(value, str):
-                setattr(self, name, _read_mapping(name, value))
+        self._read_texts()
         if self.kd_ratio is not None:
             self._take_kd_ratio(self.kd_ratio)
         if self.max_length < 2:
@@ -163,6 +156,15 @@ class DistillConfig(TrainingArguments):
         if 0 < self.warmup_steps < 1 and hasattr(self, "warmup_ratio"):  # a share goes there before transformers 5
             self.warmup_ratio, self.warmup_steps = self.warmup_steps, 0
         super().__post_init__()
+
+    def _read_texts(self) -> None:
+        for names, read in ((_COMPONENTS, lambda _, text: notation.parse(text)), (_MAPPINGS, _read_mapping)):
+            for name in names:
+                value = getattr(self, name)
+                if isinstance(value, str):
+                    setattr(self, name, read(name, value))
+        if isinstance(self.augmentation, Augmentation):
+            self.augmentation = [self.augmentation]
 
     def objective(self) -> Objective:
         """The objective that these fields describe."""

@@ -15,7 +15,7 @@ from abkd.ops import Plan, RowLosses, linear_divergence
 from abkd.ops._rows import Terms
 from abkd.ops._types import Rows, TeacherRows
 from abkd.posterior import teacher_share
-from abkd.schedules import Schedule, at, is_number
+from abkd.schedules import Schedule, at, is_number, stages
 from abkd.term import ORIGINS, Term, check_weight
 from abkd.weights import RowWeights
 
@@ -91,7 +91,7 @@ class Objective:
         self,
         student: Rows,
         teacher: TeacherRows | None,
-        targets: Tensor,
+        targets: Tensor | None,
         weight: Tensor,
         *,
         progress: float,
@@ -155,13 +155,9 @@ class Objective:
         inside = term.ce_weight * cross_entropy + term.kd_weight * squared * divergence  # type: ignore[operator]
         return term.weight * inside  # type: ignore[operator]
 
-    def formula(self) -> str:
-        """The objective in one line, as it is printed at the start of a run."""
-        terms = self._terms
-        if isinstance(terms, Schedule):
-            text = f"L = {terms!r}"
-        else:
-            text = "L = " + " + ".join(_term_formula(term, self.scale_by_temperature_squared) for term in terms)
+    def formula(self, rows: str = "response tokens") -> str:
+        """The objective in one line, as it is printed at the start of a run; ``rows`` is what they are called."""
+        text = f"L = {_terms_formula(self._terms, rows, self.scale_by_temperature_squared)}"
         if self.lm_coef:
             text += f" + {_weighted(self.lm_coef, 'CE(plain text)')}"
         return f"{text},  T = {self.temperature:g}"
@@ -217,8 +213,18 @@ def _together(parts: Sequence[RowLosses]) -> RowLosses:
     return first
 
 
-def _term_formula(term: Term, squared: bool) -> str:
-    whose = {None: "response tokens", "dataset": "the dataset's tokens"}.get(term.on, f"the {term.on}'s tokens")
+def _terms_formula(terms: Sequence[Term] | Schedule, rows: str, squared: bool) -> str:
+    if isinstance(terms, stages):
+        total = sum(share for share, _ in terms.parts)
+        each = (f"for {share / total:.0%}: {_terms_formula(part, rows, squared)}" for share, part in terms.parts)
+        return f"[{'; then '.join(each)}]"
+    if isinstance(terms, Schedule):
+        return repr(terms)
+    return " + ".join(_term_formula(term, rows, squared) for term in terms)
+
+
+def _term_formula(term: Term, rows: str, squared: bool) -> str:
+    whose = {None: rows, "dataset": "the dataset's tokens"}.get(term.on, f"the {term.on}'s tokens")
     weight = "" if term.row_weight is None else f"{term.row_weight!r}·"
     divergence = ("T²·" if squared else "") + _describe(term.divergence)
     parts = [_weighted(term.ce_weight, "CE"), _weighted(term.kd_weight, divergence)]

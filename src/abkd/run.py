@@ -16,12 +16,14 @@ from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.language import load_causal_lm, load_tokenizer
 from abkd.recipe import Recipe
-from abkd.storage import write_whole
+from abkd.storage import write_sealed, write_whole
 from abkd.trainer import RUN_FILE, DistillTrainer
 
 logger = logging.getLogger("abkd")
 
 RECIPE_FILE = "recipe.yaml"
+RESULT_FILE = "result.json"
+"""What came out, sealed, and the last file that is written: where it is whole, the run is finished."""
 
 
 def distill(recipe: Recipe, resume: bool = False) -> DistillTrainer:
@@ -122,12 +124,13 @@ def build_trainer(
 def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[str, Any]]:
     """The student, and what belongs to it: its tokenizer, plain text."""
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
+    options: Any = config.model_init_kwargs or {}
     student = load_causal_lm(
         recipe.model_name_or_path,
         what="model_name_or_path",
         revision=recipe.model_revision,
-        dtype="float32",  # master weights; bf16: true trains under autocast
-        **(config.model_init_kwargs or {}),
+        # master weights are float32; bf16: true trains under autocast
+        **{"dtype": "float32", **options},
     )
     return student, {
         "processing_class": tokenizer,
@@ -140,13 +143,18 @@ def _only_prompts(rows: Rows) -> bool:
 
 
 def finish(trainer: DistillTrainer) -> None:
-    """Save the student in the form it came in and write the report."""
+    """Save the student in the form it came in, write the report, and last of all what came out of the run."""
     trainer.save_model()
     if trainer.is_world_process_zero():
         from abkd.report import write_report
+        from abkd.report.results import read_result, sentences
 
-        report = write_report(Path(str(trainer.args.output_dir)))
-        logger.info("abkd: the student is in %s, the report is %s", trainer.args.output_dir, report)
+        directory = Path(str(trainer.args.output_dir))
+        report, result = write_report(directory), read_result(directory)
+        logger.info("abkd: the student is in %s, the report is %s", directory, report)
+        for sentence in sentences(result):
+            logger.info("abkd: held out, %s", sentence)
+        write_sealed(directory / RESULT_FILE, result)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -206,6 +214,7 @@ def _record(trainer: DistillTrainer, recipe: Recipe, *, resume: bool) -> None:
             f"{train.fingerprint}): put the data back, or start anew in another output_dir"
         )
     if trainer.is_world_process_zero():
+        (directory / RESULT_FILE).unlink(missing_ok=True)  # from now on the run is not finished
         write_whole(directory / RECIPE_FILE, recipe.to_yaml(resolved=True).encode())
         write_whole(directory / RUN_FILE, json.dumps(describe(trainer), indent=1).encode())
     trainer.accelerator.wait_for_everyone()
@@ -223,7 +232,7 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
     models = trainer.models
     return {
         "task": trainer.distill_args.task,
-        "objective": trainer.task.objective.formula(),
+        "objective": trainer.task.objective.formula(trainer.modality.rows_are),
         "student": _name(models.student.model),
         "student_parameters": _size(models.student.model),
         "source": repr(trainer.distill_args.source),

@@ -25,13 +25,18 @@ def test_every_exported_divergence_is_in_the_family() -> None:
     names = {type(each).__name__ for each in family()}
     assert names >= {
         "AlphaBeta",
+        "CLKD",
+        "DIST",
+        "DKD",
         "ForwardKL",
         "Hellinger",
         "JensenShannon",
         "ReverseKL",
         "SkewForwardKL",
         "SkewReverseKL",
+        "Standardized",
         "TotalVariation",
+        "TransformedTeacher",
         "WeightedSum",
     }
 

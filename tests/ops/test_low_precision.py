@@ -119,7 +119,9 @@ def test_a_teacher_of_another_dtype_with_the_same_logits_is_at_distance_zero(dty
         if "zero_where_equal" in divergence.exempt:
             continue
         assert divergence_loss(logits.float(), logits, divergence, targets=targets) == 0
-        assert divergence_loss(logits, logits.double(), divergence, targets=targets).item() == pytest.approx(0, abs=1e-6)
+        assert divergence_loss(logits, logits.double(), divergence, targets=targets).item() == pytest.approx(
+            0, abs=1e-6
+        )
 
 
 def test_the_sides_may_have_different_dtypes() -> None:

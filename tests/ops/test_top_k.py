@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from op_parts import FORMS, OF_BUCKETS, OPTIONS, SHAPES, Counting, Problem, assert_same, bucketed, gap, gradients, problem
+from op_parts import (
+    FORMS,
+    OF_BUCKETS,
+    OPTIONS,
+    SHAPES,
+    Counting,
+    Problem,
+    assert_same,
+    bucketed,
+    gap,
+    gradients,
+    problem,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

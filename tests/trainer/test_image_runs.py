@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_resume import StopAfter
 
 from abkd import DistillConfig, DistillTrainer
 from abkd.errors import ConfigError, DataError, VocabularyError
@@ -26,7 +27,6 @@ from image_parts import (
     unlabelled,
     vit,
 )
-from test_resume import StopAfter
 from training_parts import gap, weights
 
 EVERY_FOURTH = {"save_strategy": "steps", "save_steps": 4}
@@ -58,7 +58,7 @@ def test_resume_is_exact(tmp_path, case, family):
     assert gap(whole.model, resumed.model) == 0.0
 
 
-@pytest.mark.parametrize("size, accumulated", [(4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize(("size", "accumulated"), [(4, 2), (2, 4), (1, 8)])
 def test_splits_do_not_change_the_step(tmp_path, size, accumulated):
     """Where neither batch statistics nor a batch axis are: they legitimately depend on who shares a batch."""
     options = {"max_steps": 3, "augmentation": CHANCE}
@@ -129,9 +129,8 @@ def test_evaluation_is_that_of_a_plain_computation(tmp_path):
 
 def test_mixed_images_have_the_mixed_cross_entropy(tmp_path):
     """A step on mixed images is the step that a plain loop makes of λ·CE(a) + (1-λ)·CE(b) + D."""
-    run = image_trainer(
-        tmp_path, augmentation="[Mixup(alpha=1.0)]", max_steps=1, optim="sgd", learning_rate=0.5, divergence="ForwardKL()"
-    )
+    options = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.5, "divergence": "ForwardKL()"}
+    run = image_trainer(tmp_path, augmentation="[Mixup(alpha=1.0)]", **options)
     examples = [run.train_dataset[0, i] for i in range(12)]
     order = list(run._get_train_sampler())[:2]
     chosen = [examples[i] for _, i in order]
@@ -180,12 +179,11 @@ def test_labels_are_not_needed(tmp_path):
 
 
 def test_labels_alone_need_no_teacher(tmp_path):
+    options = {"ce_weight": 1.0, "kd_weight": 0.0, "max_steps": 2, "use_cpu": True}
     run = DistillTrainer(
         plain(0),
         None,
-        DistillConfig(
-            output_dir=str(tmp_path), task="image-classification", ce_weight=1.0, kd_weight=0.0, max_steps=2, use_cpu=True
-        ),
+        DistillConfig(output_dir=str(tmp_path), task="image-classification", **options),
         train_dataset=pictures(),
         eval_dataset=pictures(5, seed=1),
     )
@@ -220,10 +218,10 @@ def test_the_student_is_saved_as_it_came(tmp_path, family):
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(VocabularyError, match="classes"):
         image_trainer(tmp_path / "a", data=[{**row, "label": row["label"] % 3} for row in pictures()], teach=wide())
-    with pytest.raises(ConfigError, match="has a label 4, but the student knows 3"):
+    with pytest.raises(ConfigError, match="has a label 4, but the student knows 3 classes"):
         image_trainer(tmp_path / "b", narrow(), teach=narrow(1))
+    model = plain(0)
     with pytest.raises(ConfigError, match="share weights"):
-        model = plain(0)
         image_trainer(tmp_path / "c", model, teach=model)
     with pytest.raises(ConfigError, match="group_by_length is about text"):
         image_trainer(tmp_path / "d", group_by_length=True)

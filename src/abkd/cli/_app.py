@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from abkd import __version__
 from abkd.cli._console import console, end_processes, endings, is_main_process, speak
 from abkd.cli._help import CacheHelp, DistillHelp, GenerateHelp, ShowHelp
+from abkd.errors import ConfigError
 
 _FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -55,7 +56,14 @@ def distill(ctx: typer.Context) -> None:
     """Train a student to match its teacher: from a recipe (YAML), from flags, or both (flags win)."""
     from abkd.cli._recipe import read_request
 
-    recipe, extra = read_request(ctx.args, {"resume": bool})
+    recipe, extra = read_request(ctx.args, {"resume": bool, "seeds": str, "grid": dict[str, list[Any]]})
+    if extra["seeds"] is not None or extra["grid"] is not None:
+        from abkd.cli._sweep import run_sweep
+
+        speak()
+        run_sweep(recipe, extra["seeds"], extra["grid"], resume=extra["resume"], console=console())
+        end_processes()
+        return
     recipe.check_ready(resume=extra["resume"], output=is_main_process())
 
     from abkd.run import distill as run_recipe
@@ -129,13 +137,30 @@ def demo(
     compare: Annotated[
         bool, typer.Option("--compare", help="Forward KL, reverse KL and α-β side by side (longer).")
     ] = False,
+    vision: Annotated[
+        bool, typer.Option("--vision", help="Instead: digits, a network of a hundredth the size, five objectives.")
+    ] = False,
+    clip: Annotated[
+        bool, typer.Option("--clip", help="Instead: a small CLIP, base to new, from unlabelled images.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="The same path in about a minute, on fewer rows.")] = False,
     overwrite_output_dir: Annotated[
         bool, typer.Option("--overwrite_output_dir", help="Replace what is in output_dir.")
     ] = False,
 ) -> None:
     """Distil a real pretrained model on this machine: no hub, no GPU, a table and a report at the end."""
+    if vision + clip + compare > 1:
+        raise ConfigError("--vision, --clip and --compare are three demos: choose one")
+    speak()
+    if vision or clip:
+        from abkd.cli._sweep import print_sweep
+        from abkd.demo import base_to_new
+        from abkd.demo import vision as digits
+
+        chosen = digits if vision else base_to_new
+        print_sweep(chosen.main(output_dir, quick=quick, overwrite_output_dir=overwrite_output_dir), console())
+        console().print(f"The report:   {output_dir / 'report.html'}", highlight=False, soft_wrap=True)
+        return
     from abkd.demo.run import main
 
-    speak()
     main(output_dir=output_dir, compare=compare, quick=quick, overwrite_output_dir=overwrite_output_dir)

@@ -14,20 +14,24 @@ from rich.text import Text
 
 from abkd.cli._console import is_main_process
 from abkd.cli._generate import author_of
-from abkd.config import DistillConfig
+from abkd.config import IMAGES, TEXT, DistillConfig
 from abkd.data import Example, TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
 from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer, placed, teacher_options
+from abkd.models.rows import ModelRows
 from abkd.recipe import Recipe
 from abkd.recipe._checks import names
 from abkd.run import load_data
 from abkd.sources import ensure_teacher_text, known_sequences, needs_teacher_text
 from abkd.teachers import identity
-from abkd.teachers.caches import CachedTeacher
+from abkd.teachers.caches import CachedTeacher, image_identity
 from abkd.teachers.caches._build import Built, build_cache
 from abkd.teachers.caches._manifest import read as read_manifest
 from abkd.trainer._text import prepare_data
+
+_WORDS = {TEXT: "token", IMAGES: "image"}
+"""The tasks whose teachers are cached, and what a row is."""
 
 
 def cache_recipe(recipe: Recipe, console: Console) -> Built:
@@ -39,32 +43,66 @@ def cache_recipe(recipe: Recipe, console: Console) -> Built:
     """
     config = recipe.distill_config()
     teacher, name = _teacher(recipe, config)
+    if config.task not in _WORDS:
+        raise ConfigError(f"no teacher of the task {config.task} is cached: set teacher: Live(), and run abkd distill")
+    read = _images if config.task == IMAGES else _text
+    of_recipe = read(recipe, config, name)
+    start = time.monotonic()
+    with _progress(_WORDS[config.task]) as advance:
+        built = build_cache(
+            teacher,
+            temperature=config.kd_temperature,
+            share=(config.process_index, config.world_size),
+            progress=advance,
+            **of_recipe,
+        )
+    seconds = time.monotonic() - start
+    if config.distributed_state is not None:
+        config.distributed_state.wait_for_everyone()  # the last to go counts what all have made
+    console.print(_summary(teacher, built, seconds, _WORDS[config.task]), markup=False, highlight=False, soft_wrap=True)
+    return built
+
+
+def _text(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
+    """What of the cache follows from the recipe: the sequences to read, and who reads them."""
     options = teacher_options(config.teacher_model_init_kwargs, config.device, recipe.teacher_model_revision)
     revision = options.get("revision")
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
     theirs = load_tokenizer(name, what="teacher_model_name_or_path", revision=revision)
     check_same_tokenizer(tokenizer, theirs)
     datasets = _datasets(recipe, config, tokenizer)
-    sequences = _sequences(recipe, config, tokenizer, datasets)
-    start = time.monotonic()
-    with _progress() as advance:
-        built = build_cache(
-            teacher,
-            sequences,
-            lambda: _load(name, options, config),
-            identity=identity(name, revision, tokenizer),
-            tokens=vocabulary_size(tokenizer),
-            temperature=config.kd_temperature,
-            about={"max_length": config.max_length, "data": {each.name: each.fingerprint for each in datasets}},
-            batch_size=config.per_device_eval_batch_size,
-            share=(config.process_index, config.world_size),
-            progress=advance,
-        )
-    seconds = time.monotonic() - start
-    if config.distributed_state is not None:
-        config.distributed_state.wait_for_everyone()  # the last to go counts what all have made
-    console.print(_summary(teacher, built, seconds), markup=False, highlight=False, soft_wrap=True)
-    return built
+    return {
+        "examples": _sequences(recipe, config, tokenizer, datasets),
+        "load": lambda: _load(name, options, config),
+        "identity": identity(name, revision, tokenizer),
+        "tokens": vocabulary_size(tokenizer),
+        "about": {"max_length": config.max_length, "data": {each.name: each.fingerprint for each in datasets}},
+        "batch_size": config.per_device_eval_batch_size,
+    }
+
+
+def _images(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
+    """The same of images: those of all epochs as training will ask for them, and those held out."""
+    from abkd.teachers.caches._images import Passes
+    from abkd.trainer._image_caches import training_passes
+    from abkd.trainer._images import prepare_data as prepare_images
+
+    options: dict[str, Any] = dict(config.teacher_model_init_kwargs or {})  # type: ignore[arg-type]  # parsed
+    if recipe.teacher_model_revision:
+        options["revision"] = recipe.teacher_model_revision
+    images, held_out = load_data(recipe, config)
+    train = training_passes(prepare_images(images, config.image_size, config, "train"), config)
+    passes = [train]
+    if held_out is not None:
+        other = prepare_images(held_out, config.image_size, config, "eval")
+        passes.append(Passes(other, batch_size=config.per_device_eval_batch_size))
+    return {
+        "examples": passes,
+        "load": lambda: _load_classifier(name, options, config, images),
+        "identity": image_identity(name, options),
+        "about": {"data": {each.dataset.name: each.dataset.fingerprint for each in passes}, "epochs": train.epochs},
+        "workers": config.dataloader_num_workers,
+    }
 
 
 def _teacher(recipe: Recipe, config: DistillConfig) -> tuple[CachedTeacher, str]:
@@ -106,20 +144,36 @@ def _load(name: str, options: dict[str, Any], config: DistillConfig) -> CausalRo
     return CausalRows(model.eval().requires_grad_(False))
 
 
+def _load_classifier(name: str, options: dict[str, Any], config: DistillConfig, data: Any) -> ModelRows:
+    from abkd.models.vision import ImageRows, check_classes, load_classifier
+
+    known: dict[str, Any] = {}
+    if data.num_classes is not None:
+        known = {"num_classes": data.num_classes, "class_names": data.class_names}
+    teacher = load_classifier(name, what="teacher_model_name_or_path", **known, **options)
+    check_classes(teacher, teacher, data.class_names)
+    placed(teacher.model, config.device).eval().requires_grad_(False)
+    return ImageRows(teacher)
+
+
 class _Speed(ProgressColumn):
-    """Rows in a second: one for each token that is trained."""
+    """Rows in a second: one for each token that is trained, or each image."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word = word
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} tokens/s")
+        return Text(f"{task.speed or 0:,.0f} {self.word}s/s")
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(word: str) -> Iterator[Callable[[int, int], None]]:
     """A line on standard error, in the first process, that is gone when all is done."""
     columns = (TextColumn("asking the teacher"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"))
     line = Progress(
         *columns,
-        _Speed(),
+        _Speed(word),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -134,10 +188,11 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def _summary(teacher: CachedTeacher, built: Built, seconds: float) -> str:
+def _summary(teacher: CachedTeacher, built: Built, seconds: float, word: str) -> str:
     there = read_manifest(built.folder) or {}
     speed = f", {built.made / seconds:,.0f} a second" if built.made else ""
+    sequences = "" if word == "image" else f"{there['sequences']:,} sequences, "
     return (
-        f"{teacher!r}: {there['sequences']:,} sequences, {there['rows']:,} tokens, {there['bytes_per_row']} bytes per "
-        f"token, in {built.folder}\nmade now: {built.made:,} tokens{speed}"
+        f"{teacher!r}: {sequences}{there['rows']:,} {word}s, {there['bytes_per_row']} bytes per {word}, in "
+        f"{built.folder}\nmade now: {built.made:,} {word}s{speed}"
     )

@@ -55,7 +55,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("overwrite_output_dir", "false", "replace what is in output_dir"),
     ),
 }
-DISTILL = GROUPS | {"This command": (Option("resume", "false", "go on from the last checkpoint in output_dir"),)}
+DISTILL = GROUPS | {
+    "This command": (
+        Option("resume", "false", "go on from the last checkpoint in output_dir"),
+        Option("seeds", "", "1,2,3: a run for each, then mean ± std in one table"),
+        Option("grid", "", "and for each setting: '{kd_weight: [1, 8], ...}', any field"),
+    )
+}
 SHOW = {"This command": (Option("sample", "false", "print the first training row too, trained tokens coloured"),)}
 CACHE = {
     "What is cached": (

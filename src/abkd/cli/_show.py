@@ -14,7 +14,8 @@ from abkd.recipe import Recipe
 
 def print_recipe(recipe: Recipe, console: Console) -> None:
     """The resolved recipe as YAML; its objective, and who writes its sequences, as comments above."""
-    text = f"# {recipe.objective().formula()}\n{_sources(recipe)}{recipe.to_yaml(resolved=True)}"
+    rows = "response tokens" if _is_text(recipe) else "images"
+    text = f"# {recipe.objective().formula(rows)}\n{_sources(recipe)}{recipe.to_yaml(resolved=True)}"
     if console.is_terminal:
         console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default", word_wrap=True))
     else:
@@ -28,7 +29,7 @@ def _sources(recipe: Recipe) -> str:
     from abkd.data import load_rows
     from abkd.sources import Dataset, fingerprint, tree
 
-    source: Any = notation.parse(recipe.resolved()["source"])
+    source: Any = notation.parse(recipe.resolved().get("source", "Dataset()"))  # images have none
     if source == Dataset():
         return ""
     counts, data = {}, ""
@@ -42,7 +43,7 @@ def _sources(recipe: Recipe) -> str:
 
 
 def print_sample(recipe: Recipe, console: Console) -> None:
-    """The first training row as the student reads it, its trained tokens marked.
+    """The first training row as the student reads it, its trained tokens marked; of images what they are.
 
     Raises:
         ConfigError: the student's tokenizer is not where the recipe says.
@@ -54,6 +55,9 @@ def print_sample(recipe: Recipe, console: Console) -> None:
     from abkd.sources import is_privileged, needs_completions, privileged_context
 
     recipe.check_ready(output=False)
+    if not _is_text(recipe):
+        _print_images(recipe, console)
+        return
     values = recipe.resolved()
     source = recipe.train_file or recipe.dataset_name or ""
     rows = load_rows(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
@@ -70,3 +74,26 @@ def print_sample(recipe: Recipe, console: Console) -> None:
     )
     console.print()
     console.print(describe_sample(dataset[0], tokenizer))
+
+
+def _is_text(recipe: Recipe) -> bool:
+    return recipe.resolved()["task"] == "text-generation"
+
+
+def _print_images(recipe: Recipe, console: Console) -> None:
+    from abkd.run import load_image_data
+
+    for name, images in zip(("trained on", "held out"), load_image_data(recipe, recipe.distill_config()), strict=True):
+        if images is None:
+            continue
+        height, width, _ = images.image(0).shape
+        known = images.class_names or ()
+        shown = "unlabelled" if images.labels is None else f"class {images.labels[0]}"
+        if images.labels is not None and known:
+            shown = f"{known[int(images.labels[0])]!r}"
+        console.print(
+            f"{name}: {len(images)} images{f' of {len(known)} classes' if known else ''}; the first is "
+            f"{images.where(0)}, {height} × {width}, {shown}",
+            highlight=False,
+            markup=False,
+        )

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+
+from abkd.data.completion import stand_in
 from abkd.data.formats import (
     BadRowError,
     Chat,
@@ -23,7 +25,6 @@ from abkd.data.formats import (
     context_of,
     recognise,
 )
-from abkd.data.completion import stand_in
 from abkd.data.load import Row, Rows, load_rows
 from abkd.data.prepared import Prepared
 from abkd.data.tokenize import Example, encode_text, tokenize

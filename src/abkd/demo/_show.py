@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,22 @@ def stage(what: str) -> Iterator[Callable[[int, int], None]]:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
         progress.update(task, completed=1, total=1)
+
+
+@contextmanager
+def small_networks() -> Iterator[None]:
+    """One thread, since more of them wait for each other longer than they work; and no word of the single runs."""
+    import torch
+
+    threads, logger = torch.get_num_threads(), logging.getLogger("abkd")
+    level = logger.level
+    torch.set_num_threads(1)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        logger.setLevel(level)
 
 
 def say(text: str) -> None:

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEMPLATE = "a photo of the digit {}."
+    from abkd.data.images import Images
+
+CAPTION = "a photo of the digit {}."
 _MOST_TOKENS = 16
 _BATCH = 32
 _PEAK = 1.5e-3
@@ -36,17 +41,55 @@ TEACHER = Build(width=64, layers=2, projection=64, epochs=12)
 STUDENT = Build(width=32, layers=2, projection=32, epochs=40, images=200)
 
 
+@dataclass(frozen=True)
+class Small:
+    """Directories of two CLIPs, and the files of the images: to learn from, and held out from everything."""
+
+    teacher: Path
+    student: Path
+    train_file: Path
+    held_out_file: Path
+
+
+def build_small(directory: Path, *, seed: int = 0) -> Small:
+    """Train both CLIPs on scikit-learn's digits, and write what base-to-new distillation starts from.
+
+    Both have seen images of all ten digits, with captions; the distillation itself then needs none.
+
+    Args:
+        directory: gets ``teacher/``, ``student/``, ``train.npz`` and ``held_out.npz`` (a fifth of the images).
+        seed: of what is held out, of weights and of order.
+
+    Raises:
+        DataError: scikit-learn is missing.
+    """
+    import torch
+
+    from abkd.data.images import load_images, split_images
+
+    train, held_out = split_images(load_images("digits"), 0.2, seed)
+    small = Small(directory / "teacher", directory / "student", directory / "train.npz", directory / "held_out.npz")
+    directory.mkdir(parents=True, exist_ok=True)
+    for images, file in ((train, small.train_file), (held_out, small.held_out_file)):
+        np.savez(file, images=_array(images), labels=images.labels, classes=images.class_names)
+    pixels = torch.from_numpy(_array(train)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+    labels, names = torch.from_numpy(train.labels), train.class_names or ()
+    train_clip(small.teacher, TEACHER, pixels, labels, names, seed=seed)
+    train_clip(small.student, STUDENT, pixels, labels, names, seed=seed)
+    return small
+
+
 def train_clip(
     directory: Path, build: Build, pixels: Tensor, labels: Tensor, class_names: Sequence[str], *, seed: int = 0
 ) -> Any:
-    """Train a CLIP on images and their captions, and save it with its tokenizer and its preprocessor's file.
+    """Train a CLIP on images and their captions, and save it with its tokenizer and its image processor's file.
 
     Args:
         directory: where ``from_pretrained`` finds it afterwards.
         build: its size and how long it learns.
         pixels: uint8 ``[N, 3, S, S]``, S even.
         labels: int64 ``[N]``, indices of ``class_names``.
-        class_names: words; the caption of an image is ``TEMPLATE`` with its word.
+        class_names: words; the caption of an image is ``CAPTION`` with its word.
         seed: of weights and order. The caller's random numbers stay as they are.
 
     Returns:
@@ -56,18 +99,20 @@ def train_clip(
 
     from abkd.models.clip import CLIP_MEAN, CLIP_STD
     from abkd.models.vision import Preparation
+    from abkd.models.vision._processor import write_processor
 
     directory.mkdir(parents=True, exist_ok=True)
+    side = pixels.shape[-1]
+    preparation = Preparation(CLIP_MEAN, CLIP_STD, side)
+    write_processor(preparation, directory)
     tokenizer = build_tokenizer(directory, class_names)
-    captions = tokenizer([TEMPLATE.format(name) for name in class_names], padding=True, return_tensors="pt")
-    images, labels = Preparation(CLIP_MEAN, CLIP_STD)(pixels[: build.images]), labels[: build.images]
+    captions = tokenizer([CAPTION.format(name) for name in class_names], padding=True, return_tensors="pt")
+    images, labels = preparation(pixels[: build.images]), labels[: build.images]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip = _new_clip(build, tokenizer, pixels.shape[-1])
+        clip = _new_clip(build, tokenizer, side)
         _learn(clip, images, labels, captions, build.epochs)
     clip.save_pretrained(directory)
-    told = {"image_processor_type": "CLIPImageProcessor", "image_mean": CLIP_MEAN, "image_std": CLIP_STD}
-    (directory / "preprocessor_config.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     return clip
 
 
@@ -81,7 +126,7 @@ def build_tokenizer(directory: Path, class_names: Sequence[str]) -> Any:
     bpe.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False)
-    bpe.train_from_iterator([TEMPLATE.format(name).lower() for name in class_names], trainer)
+    bpe.train_from_iterator([CAPTION.format(name).lower() for name in class_names], trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     made = dict.fromkeys(left + right for left, right in merges)
     tokens = [*letters, *(letter + "</w>" for letter in letters), *made]
@@ -96,6 +141,10 @@ def build_tokenizer(directory: Path, class_names: Sequence[str]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return tokenizer
+
+
+def _array(images: Images) -> NDArray[np.uint8]:
+    return np.stack([images.image(index) for index in range(len(images))])
 
 
 def _new_clip(build: Build, tokenizer: Any, side: int) -> Any:
@@ -116,7 +165,11 @@ def _new_clip(build: Build, tokenizer: Any, side: int) -> Any:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {"image_size": side, "patch_size": 2}
-    config = CLIPConfig(text_config={**size, **text}, vision_config={**size, **vision}, projection_dim=build.projection)
+    config = CLIPConfig(
+        text_config={**size, **text},
+        vision_config={**size, **vision},
+        projection_dim=build.projection,
+    )
     return CLIPModel(config)
 
 
@@ -125,7 +178,7 @@ def _learn(clip: Any, images: Tensor, labels: Tensor, captions: Any, epochs: int
     import torch
 
     steps = epochs * -(-len(images) // _BATCH)
-    optimizer = torch.optim.AdamW(clip.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(clip.parameters(), betas=(0.9, 0.98), weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK, total_steps=steps, pct_start=0.2)
     clip.train()
     for _ in range(epochs):

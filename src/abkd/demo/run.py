@@ -67,7 +67,7 @@ def main(
     """
     began = time.monotonic()
     size = QUICK if quick else FULL
-    _claim(output_dir, overwrite=overwrite_output_dir)
+    claim(output_dir, overwrite=overwrite_output_dir)
     _announce(compare=compare)
     with _show.stage("finding the teacher (unpacked the first time)"):
         teacher = demo_teacher_path()
@@ -88,7 +88,8 @@ def main(
     return result
 
 
-def _claim(output_dir: Path, *, overwrite: bool) -> None:
+def claim(output_dir: Path, *, overwrite: bool) -> None:
+    """Take an empty directory, or with ``overwrite`` one that a demo has filled; raise OutputDirError otherwise."""
     if output_dir.exists() and (output_dir.is_file() or any(output_dir.iterdir())):
         if not overwrite:
             raise OutputDirError(

@@ -89,8 +89,8 @@ class CLKD(BatchDivergence):
 
     Class-aware logit distillation (CLKD, arXiv 2211.14773) on probabilities: ``p̂_n`` is a row made a vector of length
     1, ``p̂_·v`` a column (a class over the batch) likewise, and ``R`` ``[V, V]`` holds Pearson's correlations of the
-    classes over the batch. The paper's matrices are covariances of logits; a log-probability is a logit up to a shift
-    that is lost, and correlations make the three parts commensurate, so weights do not carry over.
+    classes over the batch. Re-implementations of the paper compare logits and their covariances; here nothing depends
+    on the shift of a row's logits, which log-probabilities do not tell, or on a scale. So weights do not carry over.
 
     A class that does not vary over the batch has correlation 0 with all. In a batch of one only the first part is left.
     The other two depend on which rows share a batch.
@@ -103,7 +103,10 @@ class CLKD(BatchDivergence):
     classes: float = 1.0
     correlation: float = 1.0
     formula: ClassVar[str] = "|p̂_n - q̂_n|² + mean|p̂_·v - q̂_·v|² + |R_p - R_q|²/V²"
-    exempt: ClassVar[dict[str, str]] = {"rows_are_independent": "the rows of a batch are compared with each other"}
+    exempt: ClassVar[dict[str, str]] = {
+        "rows_are_independent": "the rows of a batch are compared with each other",
+        "classes_impossible_to_both_do_not_matter": "they count in the means over the classes",
+    }
 
     def __post_init__(self) -> None:
         check_weights(self, "instances", "classes", "correlation")

@@ -31,6 +31,7 @@ class ModelRows(ABC):
     def __call__(self, view: View) -> Rows:
         """The rows that ``view`` selects: ``Projected`` ``[N, H]``, or ``Dense`` ``[N, V]``."""
 
+    @abstractmethod
     def check(self) -> None:
         """Prove that the rows are what the model itself says, where that can be proved."""
 

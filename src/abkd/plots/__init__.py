@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from the records of ``metrics.jsonl``, ``demo.json`` and ``sweep.json``; nothing here knows a tensor.
+"""Pictures of runs, drawn from the records of ``metrics.jsonl``, ``demo.json``, ``sweep.json``; nothing knows a tensor.
 
 Every ``*_figure`` takes a list of dicts and returns a :class:`matplotlib.figure.Figure` with one panel, or ``None``
 when the records hold nothing to draw. Lines carry their name at their end instead of a legend. :func:`to_svg` turns a

@@ -63,7 +63,7 @@ def accuracy_figure(records: Sequence[Record]) -> Figure | None:
 
 @styled
 def base_to_new_figure(records: Sequence[Record]) -> Figure | None:
-    """Accuracy on the base classes, on the new ones, and their harmonic mean by step (per cent); dashed: the teacher's mean."""
+    """Accuracy on base classes, on new ones, and their harmonic mean (per cent) by step; dashed the teacher's mean."""
     lines = {
         "base": ("eval_base_accuracy", BLUE),
         "new": ("eval_new_accuracy", GREEN),

@@ -206,9 +206,9 @@ def _found(path: str | Path) -> Path:
         name = name.removeprefix("recipes/").removesuffix(".yaml")
     if name in shipped():
         return shipped()[name]
-    raise ConfigError(
-        f"there is no recipe file {str(path)!r}{notation.nearest(name, shipped())} The shipped recipes are {_shelf()}"
-    )
+    near = notation.nearest(name, shipped())
+    glue = "; the" if near == "." else f"{near} The"
+    raise ConfigError(f"there is no recipe file {str(path)!r}{glue} shipped recipes are {_shelf()}")
 
 
 def _shelf() -> str:

@@ -1,4 +1,4 @@
-"""``report.html``: one page about one run, built from the files of its run directory and nothing else.
+"""``report.html``: one page about one run or several, built from the files of its directory and nothing else.
 
 The page loads nothing from outside, follows the reader's light or dark setting, and prints. Parts whose files are
 missing are left out, so it serves ``abkd demo``, ``abkd distill`` and a run that was cut short.
@@ -15,12 +15,15 @@ from abkd.errors import StorageError
 from abkd.plots import dark_css
 from abkd.report.content import page_of
 from abkd.report.files import RunFiles
+from abkd.report.sweep import sweep_page
 
 __all__ = ["render_report", "write_report"]
 
 
 def write_report(run_dir: Path | str) -> Path:
     """Build ``report.html`` from the ``recipe.yaml``, ``run.json``, ``metrics.jsonl`` and ``demo.json`` of ``run_dir``.
+
+    Of several runs (``sweep.json``) it is a page that compares them.
 
     Returns:
         The path of the page. An existing page is replaced whole, never half.
@@ -53,4 +56,5 @@ def render_report(run_dir: Path | str) -> str:
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html.j2")
-    return template.render(page=page_of(files), figure_css=Markup(dark_css(".figure")))
+    page = sweep_page(files) if files.sweep else page_of(files)
+    return template.render(page=page, figure_css=Markup(dark_css(".figure")))

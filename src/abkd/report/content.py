@@ -55,6 +55,8 @@ class Page:
     facts: list[tuple[str, str]]
     recipe: str
     version: str
+    command: str = "abkd distill recipe.yaml --output_dir ../again"
+    compared: str = "Objectives side by side"
 
 
 def page_of(files: RunFiles) -> Page:
@@ -63,7 +65,7 @@ def page_of(files: RunFiles) -> Page:
     highlight = files.demo.get("highlight") or "student after"
     compare = bool(files.demo.get("compare"))
     return Page(
-        title=_title(files),
+        title=title_of(files),
         kicker="Comparison of objectives" if compare else "Distillation report",
         summary=_summary(files),
         objective=objective_of(files),
@@ -165,7 +167,8 @@ def _inline(value: Any) -> str:
     return str(value)
 
 
-def _title(files: RunFiles) -> str:
+def title_of(files: RunFiles) -> str:
+    """Which model was distilled into which, or what the demo calls itself."""
     if files.demo.get("title"):
         return str(files.demo["title"])
     teacher, student = (files.recipe.get(key) for key in ("teacher_model_name_or_path", "model_name_or_path"))

@@ -75,26 +75,31 @@ def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
     }
     changes = any(word in objective for word in ("anneal(", "stages("))
     captions = {**CAPTIONS, "loss": CAPTIONS["loss"] + MOVING} if changes else CAPTIONS
-    return _pictures([(name, figure, captions[name]) for name, figure in figures.items()])
+    return pictures_of([(name, figure, captions[name]) for name, figure in figures.items()])
 
 
 def comparison_pictures(rows: Sequence[Record]) -> list[Picture]:
     """One picture per number: the same student trained with different objectives, and the teacher."""
-    in_percent = {"top1_percent": "top1_agreement", "accuracy_percent": "accuracy", "accuracy_percent_std": "accuracy_std"}
+    in_percent = {
+        "top1_percent": "top1_agreement",
+        "accuracy_percent": "accuracy",
+        "accuracy_percent_std": "accuracy_std",
+    }
     rows = [{**row, **{key: _percent(row.get(share)) for key, share in in_percent.items()}} for row in rows]
     students = [row for row in rows if row["name"] != "teacher"]
     figures = {
         one.key: plots.comparison_figure(rows if one.teacher else students, one.key, one.title, log=one.log)
         for one in COMPARED
     }
-    return _pictures([(f"compare-{key}", figure, "") for key, figure in figures.items()])
+    return pictures_of([(f"compare-{key}", figure, "") for key, figure in figures.items()])
 
 
 def _percent(share: object) -> float | None:
     return 100 * share if is_number(share) else None
 
 
-def _pictures(drawn: Sequence[tuple[str, Figure | None, str]]) -> list[Picture]:
+def pictures_of(drawn: Sequence[tuple[str, Figure | None, str]]) -> list[Picture]:
+    """What was drawn, by name and with its caption."""
     # Markup: the SVG is ours, and matplotlib escapes every text in it.
     return [
         Picture(Markup(plots.to_svg(figure, name)), caption) for name, figure, caption in drawn if figure is not None

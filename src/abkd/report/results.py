@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from abkd.plots.records import is_number
-from abkd.report.files import Record, is_measured
+from abkd.report.files import Record, RunFiles, is_measured
 from abkd.report.table import MEASURES, Measure
 
-RESULT_FILE = "result.json"
-"""Sealed, and the last file that a run writes: where it is whole, the run is finished."""
-
-BEST = "Best is the evaluation with the best number, chosen on the held-out rows themselves, so it flatters a little."
+BEST = "Best: the evaluation with the best number, chosen on the held-out rows themselves, so it flatters a little."
 _PREFIX, _TEACHER = "eval_", "eval_teacher_"
 _HIGHER = ("accuracy", "agreement", "harmonic_mean")  # how the names end of what should be high; all else is a distance
 _HEADLINES = (
@@ -49,6 +47,15 @@ def result_of(evaluations: Sequence[Record]) -> Record:
             if name not in best or _better(name, last[name], best[name]):
                 best[name] = last[name]
     return {"last": last, "best": best, "teacher": teacher}
+
+
+def read_result(run_dir: Path) -> Record:
+    """:func:`result_of` the evaluations in ``metrics.jsonl`` of a run.
+
+    Raises:
+        DataError: there is no run, or a file of it cannot be read.
+    """
+    return result_of(RunFiles.read(run_dir).evaluations)
 
 
 def headlines(results: Iterable[Record]) -> tuple[Measure, ...]:

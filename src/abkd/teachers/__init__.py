@@ -5,7 +5,7 @@ from abkd.teachers._live import Live, LiveReader
 from abkd.teachers._student import EMA, AdapterOff, Snapshot
 from abkd.teachers._types import Reader, Teacher
 from abkd.teachers._types import Setting as Setting  # nothing that a recipe writes: not among the components below
-from abkd.teachers.caches import HiddenCache, TopKCache, identity, image_identity
+from abkd.teachers.caches import HiddenCache, TopKCache, identity
 
 __all__ = [
     "EMA",
@@ -19,5 +19,4 @@ __all__ = [
     "Teacher",
     "TopKCache",
     "identity",
-    "image_identity",
 ]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from abkd.errors import Interrupted
 from abkd.trainer._order import TrainOrder
 
 METRICS_FILE = "metrics.jsonl"
@@ -45,7 +46,10 @@ def _belongs(line: str, step: int) -> bool:
 
 
 class ProgressBar(TrainerCallback):
-    """One line: how far, how long still, the newest loss. Without a terminal, a line per log instead."""
+    """One line: how far, how long still, the newest loss. Without a terminal, a line per log instead.
+
+    With ``disable_tqdm`` neither.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -77,7 +81,7 @@ class ProgressBar(TrainerCallback):
         note = "  ".join(f"{name} {logs[name]:.4g}" for name in _NOTED if name in logs)
         if self.bar is not None and note:
             self.bar.update(self.task, note=note)
-        elif note and state.is_world_process_zero:
+        elif note and state.is_world_process_zero and not args.disable_tqdm:
             self.console.print(f"step {state.global_step}/{state.max_steps}  {note}", highlight=False)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -121,6 +125,16 @@ class StopSignals(TrainerCallback):
         if self.stopped:
             control.should_save = _at_epoch_end(state)
             control.should_evaluate = control.should_evaluate and _at_epoch_end(state)
+
+    def error(self, step: int, output_dir: Any) -> Interrupted:
+        """What is raised after a run that was cut short."""
+        assert self.received is not None
+        error = Interrupted(
+            f"stopped by {self.received.name} after step {step}; a checkpoint was saved in {output_dir}: go on with "
+            "--resume"
+        )
+        error.exit_code = 128 + self.received
+        return error
 
     def restore(self) -> None:
         """Give the signals back to whoever had them."""

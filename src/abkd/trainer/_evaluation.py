@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
 
 
-def held_out_metrics(trainer: DistillTrainer, model: nn.Module, dataloader: Any) -> dict[str, float]:
-    """Distances to the teacher, and what the modality measures; ``model`` as it is wrapped."""
-    args, task = trainer.distill_args, trainer.task
+def held_out_metrics(trainer: DistillTrainer, dataloader: Any) -> dict[str, float]:
+    """Distances to the teacher, and what the modality measures."""
+    args, task, model = trainer.distill_args, trainer.task, _wrapped(trainer)
     training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
@@ -37,6 +37,18 @@ def held_out_metrics(trainer: DistillTrainer, model: nn.Module, dataloader: Any)
             values |= coverage(trainer, model, dataloader.dataset)
     model.train(training)
     return values
+
+
+def _wrapped(trainer: DistillTrainer) -> nn.Module:
+    """The student as wrappers for several processes and precisions have it."""
+    student: Any = trainer.model
+    model = trainer._wrap_model(student, training=False)
+    if not trainer.accelerator._models and model is trainer.model:
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        prepare = trainer.accelerator.prepare if sharded else None
+        model = prepare(model) if prepare else trainer.accelerator.prepare_model(model, evaluation_mode=True)
+        trainer.model_wrapped = model
+    return model
 
 
 def metrics(totals: Mapping[str, float]) -> dict[str, float]:

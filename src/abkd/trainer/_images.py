@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from abkd.models.vision import ImageRows, as_classifier, check_classes, load_cla
 from abkd.ops._logits import teacher_logits
 from abkd.ops._types import Rows, TeacherRows, TopK
 from abkd.teachers import Reader, Setting
+from abkd.teachers.caches._images import Passes
+from abkd.teachers.caches._readers import CacheReader
+from abkd.trainer._image_caches import check_cached_classes, open_cache, training_passes
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers, with_adapters
 
 if TYPE_CHECKING:
@@ -34,24 +37,31 @@ _LOOKED_AT = 1024  # images by which a teacher is judged where nothing is held o
 class ImageClassification(Modality):
     """A row is an image."""
 
+    rows_are = "images"
+
     def models(
         self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
     ) -> Models:
         data = images_of(train)
-        student, teachers = self._load(model, wanted_teachers(teacher, args), args, data)
+        given, spec = wanted_teachers(teacher, args), cast(Any, args.teacher)
+        cache = open_cache(given[0], args) if spec.cached and given else None
+        student, teachers = self._load(model, [] if cache else given, args, data, cache)
         if peft_config is not None:
             student = student._replace(model=with_adapters(student.model, peft_config))
         for each in teachers:
             check_apart(student.model, each.model)
             check_classes(student, each, None if data is None else data.class_names)
         rows = ImageRows(student)
-        reader = self._reader(rows, [ImageRows(each) for each in teachers], args)
+        reader = cache or self._reader(rows, [ImageRows(each) for each in teachers], args)
         if reader is not None:
             reader.classes = rows.head_rows
             reader.check()
+        if cache is not None:
+            check_cached_classes(student, cache, None if data is None else data.class_names)
         check_known(reader, args)
         _check_labels(data, rows, args)
-        return Models(rows, reader, None, rows.head_rows, [each.source for each in teachers])
+        names = [each for each in given if isinstance(each, str)] if cache else [each.source for each in teachers]
+        return Models(rows, reader, None, rows.head_rows, names)
 
     def data(
         self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
@@ -59,14 +69,11 @@ class ImageClassification(Modality):
         if dataset is None or isinstance(dataset, ImageDataset):
             return dataset
         images = load_images(dataset)
-        return prepare_images(
-            images,
-            size=args.image_size or (None if images.uniform_size() else _wanted_side(models)),
-            augmentation=(args.augmentation or ()) if name == "train" else (),  # type: ignore[arg-type]  # parsed
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            on_bad_row=args.on_bad_row,
-            name=name,
-        )
+        side = args.image_size or (None if images.uniform_size() else _wanted_side(models))
+        return prepare_data(images, side, args, name)
+
+    def asked(self, train: Any, args: DistillConfig) -> Passes:
+        return training_passes(train, args)
 
     def collator(self, models: Models) -> ImageCollator:
         return ImageCollator()
@@ -121,23 +128,26 @@ class ImageClassification(Modality):
     # -- parts ---------------------------------------------------------------------------------------------------
 
     def _load(
-        self, model: Any, teachers: list[Any], args: DistillConfig, data: Images | None
+        self, model: Any, teachers: list[Any], args: DistillConfig, data: Images | None, cache: CacheReader | None
     ) -> tuple[Classifier, list[Classifier]]:
         """What is given by name loaded, what is given as it is looked at."""
         known: dict[str, Any] = {}
         if data is not None and data.num_classes is not None:
             known = {"num_classes": data.num_classes, "class_names": data.class_names}
         given: Any = args.teacher_model_init_kwargs or {}
-        loaded = [
-            load_classifier(each, what="teacher_model_name_or_path", **known, **given)
-            if isinstance(each, str)
-            else as_classifier(each)
-            for each in teachers
-        ]
+        with torch.random.fork_rng([]):  # a student begins with the same weights whoever teaches it
+            loaded = [
+                load_classifier(each, what="teacher_model_name_or_path", **known, **given)
+                if isinstance(each, str)
+                else as_classifier(each)
+                for each in teachers
+            ]
         if not isinstance(model, str):
             return as_classifier(model), loaded
         if not known and loaded:  # unlabelled images: the classes are the teacher's
             known = {"num_classes": ImageRows(loaded[0]).head_rows, "class_names": loaded[0].class_names}
+        elif not known and cache is not None:
+            known = {"num_classes": cache.head_rows, "class_names": cache.class_names}
         own: Any = args.model_init_kwargs or {}
         student = load_classifier(model, what="model_name_or_path", fresh_head=True, **known, **own)
         return student, loaded
@@ -145,7 +155,9 @@ class ImageClassification(Modality):
     def _reader(self, student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> Reader | None:
         spec: Any = args.teacher
         if spec.cached:
-            raise ConfigError(f"{spec!r} is a cache of what a teacher says about text: set teacher: Live()")
+            if teachers:
+                raise ConfigError(f"no teacher of the task {args.task} is cached: set teacher: Live()")
+            return None  # only the labels teach
         if not teachers and spec.needs[0]:
             return None
         return spec.open(Setting(student=student, models=teachers, temperature=args.kd_temperature, device=args.device))
@@ -155,8 +167,8 @@ class ImageClassification(Modality):
         """Say how good the teacher is where no evaluation comes first."""
         dataset: Any = trainer.eval_dataset or trainer.train_dataset
         teacher = trainer.models.teacher
-        if teacher is None or not dataset.labelled:
-            return
+        if teacher is None or not dataset.labelled or isinstance(teacher, CacheReader):
+            return  # a cache need not know the images without augmentation
         count, right, size = min(len(dataset), _LOOKED_AT), 0.0, trainer.args.per_device_eval_batch_size
         for start in range(0, count, size):
             examples = [dataset[i] for i in range(start, min(start + size, count))]
@@ -169,6 +181,21 @@ class ImageClassification(Modality):
 def images_of(train: Any) -> Images | None:
     """The images of what a trainer is given to train on."""
     return None if train is None else train.images if isinstance(train, ImageDataset) else load_images(train)
+
+
+def prepare_data(images: Images, side: int | None, args: DistillConfig, name: str) -> ImageDataset:
+    """The checked images of a run, those to train on with its chance.
+
+    Raises DataError where some cannot be used.
+    """
+    return prepare_images(
+        images,
+        size=side,
+        augmentation=(args.augmentation or ()) if name == "train" else (),  # type: ignore[arg-type]  # parsed
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        on_bad_row=args.on_bad_row,
+        name=name,
+    )
 
 
 def logits_of(teacher: TeacherRows) -> Tensor:
@@ -208,6 +235,6 @@ def _check_labels(data: Images | None, student: ImageRows, args: DistillConfig) 
             )
     elif int(data.labels.max()) >= student.head_rows:
         raise ConfigError(
-            f"{data.name} has a label {int(data.labels.max())}, but the student knows {student.head_rows} classes, 0 to "
-            f"{student.head_rows - 1}: give it a head for the classes of the data"
+            f"{data.name} has a label {int(data.labels.max())}, but the student knows {student.head_rows} classes, 0 "
+            f"to {student.head_rows - 1}: give it a head for the classes of the data"
         )

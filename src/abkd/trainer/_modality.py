@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -53,7 +53,9 @@ class Models:
 
 
 class Modality(ABC):
-    """One kind of rows; without state of its own."""
+    """One kind of rows. ``rows_are``: what a formula calls them."""
+
+    rows_are: ClassVar[str]
 
     @abstractmethod
     def models(
@@ -74,6 +76,10 @@ class Modality(ABC):
         Raises:
             DataError, ConfigError: rows that cannot be used.
         """
+
+    def asked(self, train: Any, args: DistillConfig) -> Iterable[Any]:
+        """What a run asks its teacher about its training set, as examples."""
+        return train
 
     @abstractmethod
     def collator(self, models: Models) -> Collate:
@@ -142,12 +148,16 @@ def wanted_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
 
 
 def check_known(reader: Reader | None, args: DistillConfig) -> None:
-    """A row weight looks at whole distributions, and a cache may have a part of them only."""
+    """Raise ConfigError where whole distributions are looked at, and a cache has a part of them only."""
+    if reader is None or reader.exact:
+        return
     terms = [term for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)]
-    weighed = [term.row_weight for term in terms if term.row_weight is not None]
-    if reader is not None and not reader.exact and weighed:
+    divergences: list[Any] = [term.divergence for term in terms]
+    looking = [term.row_weight for term in terms if term.row_weight is not None]
+    looking += [divergence for divergence in divergences if divergence.whole]
+    if looking:
         raise ConfigError(
-            f"{weighed[0]!r} looks at whole distributions, and {args.teacher!r} knows the likeliest classes only: take "
+            f"{looking[0]!r} looks at whole distributions, and {args.teacher!r} knows the likeliest classes only: take "
             "teacher: HiddenCache(), which knows all, or Live()"
         )
 

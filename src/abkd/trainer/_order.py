@@ -89,9 +89,7 @@ def multi_step(args: DistillConfig, rows: int) -> Callable[[int], float]:
 
     ``rows``: those of an epoch.
     """
-    size = args.train_batch_size * args.world_size
-    batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
-    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    per_epoch = _steps_per_epoch(args, rows)
     milestones: Any = args.lr_milestones
     after = [round(epoch * per_epoch) for epoch in milestones]
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
@@ -101,3 +99,16 @@ def multi_step(args: DistillConfig, rows: int) -> Callable[[int], float]:
         return min(1.0, (step + 1) / (warmup + 1)) * args.lr_decay ** sum(step >= each for each in after)
 
     return factor
+
+
+def epochs(args: DistillConfig, rows: int) -> int:
+    """How many epochs of so many rows a run begins, as transformers counts them."""
+    if args.max_steps > 0:
+        return math.ceil(args.max_steps / _steps_per_epoch(args, rows))
+    return math.ceil(args.num_train_epochs)
+
+
+def _steps_per_epoch(args: DistillConfig, rows: int) -> int:
+    size = args.train_batch_size * args.world_size
+    batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))

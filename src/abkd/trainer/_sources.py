@@ -91,7 +91,8 @@ def open_supply(trainer: DistillTrainer) -> Supply | None:
     source: Any = args.source
     if teacher is not None and args.teacher.cached:  # type: ignore[union-attr]  # the config parsed it
         rows: Any = train
-        teacher.check_covers(rows if source == Dataset() else known_sequences(source, rows, text), "train")
+        asked = trainer.modality.asked(rows, args) if source == Dataset() else known_sequences(source, rows, text)
+        teacher.check_covers(asked, "train")
         if trainer.eval_dataset is not None:
             teacher.check_covers(trainer.eval_dataset, "eval")  # type: ignore[arg-type]
     return None if source == Dataset() else Supply(trainer, text)

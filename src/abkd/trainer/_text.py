@@ -37,6 +37,8 @@ logger = logging.getLogger("abkd")
 class Text(Modality):
     """A row is a token of a completion."""
 
+    rows_are = "response tokens"
+
     def models(
         self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
     ) -> Models:

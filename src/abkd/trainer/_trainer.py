@@ -16,7 +16,6 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from abkd.config import DistillConfig
 from abkd.data.prepared import Prepared
-from abkd.errors import Interrupted
 from abkd.models.language import placed
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
@@ -208,8 +207,9 @@ class DistillTrainer(Trainer):
         """As in transformers; or, which it does not have, steps down after ``lr_milestones`` epochs."""
         if self.lr_scheduler is None and self.distill_args.lr_milestones:
             rows: Any = self.train_dataset
-            steps = multi_step(self.distill_args, len(rows))
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, steps)
+            stepped: Any = optimizer or self.optimizer
+            factor = multi_step(self.distill_args, len(rows))
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(stepped, factor)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -227,7 +227,7 @@ class DistillTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Distances to the teacher and what the modality measures, by the op, without gathering a logit."""
-        values = held_out_metrics(self, self._model_for_evaluation(), dataloader)
+        values = held_out_metrics(self, dataloader)
         if not self._teacher_judged and self.is_world_process_zero():
             self.modality.judge(values)
         self._teacher_judged = True
@@ -235,15 +235,6 @@ class DistillTrainer(Trainer):
         count = self.num_examples(dataloader)
         nothing: Any = ()  # a logit is never kept
         return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=values, num_samples=count)
-
-    def _model_for_evaluation(self) -> nn.Module:
-        student: Any = self.model
-        model = self._wrap_model(student, training=False)
-        if not self.accelerator._models and model is self.model:
-            prepare = self.accelerator.prepare if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
-            model = prepare(model) if prepare else self.accelerator.prepare_model(model, evaluation_mode=True)
-            self.model_wrapped = model
-        return model
 
     # -- the run -------------------------------------------------------------------------------------------------
 
@@ -257,7 +248,7 @@ class DistillTrainer(Trainer):
             OutputDirError: there is no whole checkpoint to resume from.
         """
         start = _checkpoints.choose(Path(str(self.args.output_dir)), resume_from_checkpoint)
-        logger.info("abkd: %s", self.task.objective.formula())
+        logger.info("abkd: %s", self.task.objective.formula(self.modality.rows_are))
         self._sums, self._saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
         self.supply = open_supply(self)
         if start is not None:
@@ -270,7 +261,7 @@ class DistillTrainer(Trainer):
             self.progress_bar.close()
             self.stop_signals.restore()
         if self.stop_signals.stopped:
-            raise _interrupted(self.stop_signals.received, self.state.global_step, self.args.output_dir)
+            raise self.stop_signals.error(self.state.global_step, self.args.output_dir)
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -309,11 +300,3 @@ class DistillTrainer(Trainer):
                 super().save_model(output_dir)
             if self.args.should_save:
                 self.modality.finish(self.models, Path(str(output_dir or self.args.output_dir)), self.train_dataset)
-
-
-def _interrupted(signal: Any, step: int, output_dir: Any) -> Interrupted:
-    error = Interrupted(
-        f"stopped by {signal.name} after step {step}; a checkpoint was saved in {output_dir}: go on with --resume"
-    )
-    error.exit_code = 128 + signal
-    return error

@@ -29,7 +29,7 @@ def read_npz(path: Path, split: str) -> Images:
     if not path.is_file():
         raise DataError(f"data file {path} does not exist: check the path (relative paths start at {Path.cwd()})")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             arrays = {key: file[key] if _of_interest(key, split) else None for key in file.files}
     except (OSError, ValueError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error

@@ -167,7 +167,7 @@ def _checked(augmentation: Augmentation | Sequence[Augmentation]) -> tuple[Augme
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(pair) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in pair):
         raise ConfigError(f"image_size is a side in pixels, or (height, width), of at least 1; got {size!r}")
     return pair

@@ -143,10 +143,7 @@ def _of_picture(picture: Any) -> Uint8:
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    try:
-        picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
-    except ValueError as error:
-        raise BadRowError(f"mode {picture.mode} cannot be converted to RGB") from error
+    picture = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
     return of_array(np.asarray(picture))
 
 

@@ -65,6 +65,8 @@ class Images:
 
     def image(self, index: int) -> Uint8:
         """Pixels uint8 [H, W, C], C of 1 or 3. Raises DataError, with the image's name, where it cannot be read."""
+        if isinstance(self._pixels, Array):
+            return self._pixels.raw(self._row(index))
         try:
             with quiet():
                 return decoded(self.content(index))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from abkd.errors import DataError
 
@@ -53,7 +54,12 @@ def _flat(labels: Any, name: str) -> list[Any]:
                 "of one-hot labels take y.argmax(1)"
             )
         return labels.tolist()
-    return [value.item() if hasattr(value, "item") and np.size(value) == 1 else value for value in labels]
+    return [_scalar(value) for value in labels]
+
+
+def _scalar(value: Any) -> Any:
+    many = not isinstance(value, np.generic | np.ndarray | Tensor) or np.prod(value.shape) != 1
+    return value if many else value.item()
 
 
 def _is_missing(value: Any) -> bool:

@@ -18,7 +18,7 @@ from abkd.data.images._tables import of_items, of_table
 from abkd.data.load import is_saved, open_table
 from abkd.errors import DataError
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def load_images(source: Any, *, config: str | None = None, split: str = "train") -> Images:

@@ -33,6 +33,11 @@ class Array:
     array: Uint8
     side_by_side: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        kept = self.array.view()
+        kept.flags.writeable = False  # an augmentation that writes into its input would change the data
+        object.__setattr__(self, "array", kept)
+
     def __len__(self) -> int:
         return len(self.array)
 

@@ -6,6 +6,7 @@ from abkd.models.vision._classes import check_classes
 from abkd.models.vision._files import save_classifier
 from abkd.models.vision._names import as_classifier, load_classifier
 from abkd.models.vision._preparation import Preparation
+from abkd.models.vision._processor import preparation_of
 from abkd.models.vision._rows import Classifier, ImageRows
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "as_classifier",
     "check_classes",
     "load_classifier",
+    "preparation_of",
     "save_classifier",
 ]

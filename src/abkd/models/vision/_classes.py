@@ -12,7 +12,9 @@ from abkd.models.vision._rows import Classifier, ImageRows
 _NO_NAME = re.compile(r"(label[ _]?)?\d+|n\d{8}", re.IGNORECASE)  # LABEL_3, 3, and numbers of WordNet
 
 
-def check_classes(student: Classifier, teacher: Classifier, class_names: Sequence[str] | None) -> None:
+def check_classes(
+    student: Classifier | ImageRows, teacher: Classifier | ImageRows, class_names: Sequence[str] | None
+) -> None:
     """Prove that class c is the same for student, teacher and data: the same number, and the same names in order.
 
     Names are compared without regard to case, ``_`` and ``-``; one of several with commas between them is enough
@@ -21,14 +23,15 @@ def check_classes(student: Classifier, teacher: Classifier, class_names: Sequenc
     Raises:
         VocabularyError: with the first class that differs.
     """
-    mine, theirs = ImageRows(student).head_rows, ImageRows(teacher).head_rows
+    of_both = [each if isinstance(each, ImageRows) else ImageRows(each) for each in (student, teacher)]
+    mine, theirs = (rows.head_rows for rows in of_both)
     if mine != theirs:
         raise VocabularyError(
             f"the student tells {mine} classes apart and the teacher {theirs}: give the student a head for the "
             "teacher's classes, or take a teacher that was trained on the classes of the data"
         )
     of_data = real_names(class_names)
-    of_student, of_teacher = real_names(student.class_names), real_names(teacher.class_names)
+    of_student, of_teacher = (real_names(rows.classifier.class_names) for rows in of_both)
     _compare("the teacher", of_teacher, "the data", of_data)
     _compare("the student", of_student, "the data", of_data)
     _compare("the student", of_student, "the teacher", of_teacher)

@@ -88,12 +88,14 @@ def load(directory: Path, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
             f"{wanted.what}: {directory} was saved from a model that was given in Python and has no name. Build it, "
             f"load {_WEIGHTS} into it (safetensors.torch.load_model), and give it instead of the directory"
         )
-    count = described["num_classes"]
-    wanted.refuse_head(str(directory), count)
+    count = described.pop("num_classes")
+    if count is not None:
+        wanted.refuse_head(str(directory), count)
     names = wanted.own_names or (saved.class_names if wanted.num_classes in (None, count) else None)
-    options = {**described, "num_classes": wanted.num_classes or count}
+    needed = wanted.num_classes or count
+    options = {**described, **({"num_classes": needed} if needed else {})}
     model = _zoos.architecture(saved.source, options)
-    _fill(model, directory, wanted, new_head=options["num_classes"] != count)
+    _fill(model, directory, wanted, new_head=needed != count)
     return Classifier(model, saved.preparation, names, saved.source, options)
 
 

@@ -35,8 +35,9 @@ def load_classifier(
 
     Args:
         name: ``cifar:resnet20`` and the other networks of :mod:`abkd.models.cifar`, ``timm:NAME``,
-            ``torchvision:NAME``, a directory that :func:`save_classifier` has completed, or whatever
-            ``AutoModelForImageClassification`` loads, by directory or hub name.
+            ``torchvision:NAME``, ``python:package.module:function`` (called with ``num_classes``), a directory that
+            :func:`save_classifier` has completed, or whatever ``AutoModelForImageClassification`` loads, by directory
+            or hub name.
         what: "model_name_or_path" or "teacher_model_name_or_path", for messages.
         num_classes, class_names: those of the data.
         fresh_head: a student. A head for other classes is replaced by a new one, which is said. Without this, the

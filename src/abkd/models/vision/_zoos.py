@@ -1,4 +1,4 @@
-"""Networks by the names of three collections: ours of CIFAR networks, timm's and torchvision's."""
+"""Networks by name: ours of CIFAR networks, timm's, torchvision's, and what a function of one's own builds."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def architecture(source: str, options: Mapping[str, Any]) -> nn.Module:
     zoo, _, name = source.partition(":")
     if zoo == "cifar":
         return cifar.create(name, **options)
+    if zoo == "python":
+        return _own(name, options).model
     if zoo == "timm":
         return _built(source, _module("timm").create_model, name, pretrained=False, **options)
     return _built(source, _module("torchvision.models").get_model, name, weights=None, **options)
@@ -98,6 +100,28 @@ def _from_torchvision(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Clas
     return Classifier(model, _of_torchvision(weights.transforms()), wanted.own_names or names, source, options)
 
 
+def _from_python(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
+    """What somebody's own function builds: ``python:package.module:function``, called with ``num_classes``."""
+    options = {**kwargs, **({"num_classes": wanted.num_classes} if wanted.num_classes else {})}
+    made = _own(name, options)
+    return made._replace(source=f"python:{name}", options=options, class_names=made.class_names or wanted.own_names)
+
+
+def _own(name: str, options: Mapping[str, Any]) -> Classifier:
+    """A module, or a :class:`Classifier` that also says how it wants its pixels."""
+    place, colon, function = name.rpartition(":")
+    try:
+        build = getattr(importlib.import_module(place), function) if colon else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"python:{name} cannot be imported: {error}") from error
+    if build is None:
+        raise ConfigError(f"python:{name} names no function: write python:package.module:function")
+    made = _built(f"python:{name}", build, **options)
+    if not isinstance(made, Classifier | nn.Module):
+        raise ConfigError(f"python:{name} must return a torch module or a Classifier, but it returned {made!r}")
+    return made if isinstance(made, Classifier) else Classifier(made)
+
+
 def _of_torchvision(transforms: Any) -> Preparation:
     """What the transforms that belong to weights say: resize, cut out the middle, normalise."""
     size, resized = int(transforms.crop_size[0]), int(transforms.resize_size[0])
@@ -107,6 +131,7 @@ def _of_torchvision(transforms: Any) -> Preparation:
 
 ZOOS: dict[str, Callable[[str, Wanted, dict[str, Any]], Classifier]] = {
     "cifar": _from_cifar,
+    "python": _from_python,
     "timm": _from_timm,
     "torchvision": _from_torchvision,
 }
@@ -125,4 +150,4 @@ def _built(source: str, build: Callable[..., Any], *args: Any, **options: Any) -
     try:
         return build(*args, **options)
     except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"cannot build {source} with {options}: {error}") from error
+        raise ConfigError(f"cannot build {source} with {options}: {type(error).__name__}: {error}") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from abkd.data import Collator, Example
 from abkd.errors import ConfigError
-from abkd.models.language import CausalRows
+from abkd.models.rows import ModelRows
 from abkd.teachers.caches import _manifest
 from abkd.teachers.caches._encoders import Encoder, read_head
-from abkd.teachers.caches._keys import Reading, distinct, union
+from abkd.teachers.caches._images import images_in, missing_images
+from abkd.teachers.caches._keys import Portion, Reading, distinct, union
 from abkd.teachers.caches._lock import this_job, writing
 from abkd.teachers.caches._specs import CachedTeacher
 from abkd.teachers.caches._store import Store, discard_broken, discard_unfinished, open_store, write_shard
@@ -43,14 +45,15 @@ class Built(NamedTuple):
 
 def build_cache(
     teacher: CachedTeacher,
-    examples: Iterable[Example],
-    load: Callable[[], CausalRows],
+    examples: Iterable[Any],
+    load: Callable[[], ModelRows],
     *,
     identity: Mapping[str, Any],
-    tokens: int,
+    tokens: int | None = None,
     temperature: float = 1.0,
     about: Mapping[str, Any] | None = None,
     batch_size: int = 8,
+    workers: int = 0,
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> Built:
@@ -60,13 +63,15 @@ def build_cache(
     are not whole are named (a warning), removed and made again.
 
     Args:
-        examples: tokenised rows, packed or not, of any number of data sets.
+        examples: tokenised rows, packed or not, of any number of data sets; or data sets of images as a run reads them.
         load: the live teacher, on its device; called only if something is missing.
-        identity: :func:`abkd.teachers.identity` of it.
-        tokens: how many tokens its tokenizer has.
+        identity: :func:`abkd.teachers.identity` of it, or ``image_identity``.
+        tokens: how many tokens its tokenizer has; None for images.
         temperature: kd_temperature.
         about: what else the manifest shall say (max_length, the data's fingerprints).
-        batch_size: sequences in one forward; those of like length go together, the longest first.
+        batch_size: sequences in one forward; those of like length go together, the longest first. Images say it
+            themselves.
+        workers: processes that read images.
         share: (index, number) of this process: what is missing is divided by key, so that none waits for another.
 
     Raises:
@@ -82,15 +87,21 @@ def build_cache(
     work.check()
     with writing(folder, this_job(share[1]), first=work.mend, last=work.count):
         store = open_store(folder, work.owner, check=False)
-        missing = _missing(store, distinct(examples), share)
-        if missing or work.manifest is None:
+        if _manifest.of_images(facts):
+            passes: Any = list(examples)
+            todo = _Todo(missing_images(store, passes, share, workers), images_in(passes, share))
+        else:
+            todo = _sequences_to_do(store, examples, share, batch_size)
+        first, made = next(todo.portions, None), 0
+        if first is not None or work.manifest is None:
             rows = load()
             rows.check()
             encoder = teacher.encoder(rows, temperature=temperature, tokens=tokens)
             work.begin(encoder)
-            _encode_all(encoder, missing, _Shelf(folder, work.owner), batch_size, progress)
+            todo.portions = itertools.chain([] if first is None else [first], todo.portions)
+            made = _encode_all(encoder, todo, _Shelf(folder, work.owner), progress)
     store = open_store(folder, work.owner, check=False)
-    return Built(folder, len(store.places), store.rows, store.bytes, sum(reading.rows for reading in missing))
+    return Built(folder, len(store.places), store.rows, store.bytes, made)
 
 
 @dataclass
@@ -159,20 +170,40 @@ def _missing(store: Store, wanted: Mapping[bytes, Reading], share: tuple[int, in
     return sorted(missing, key=lambda reading: (-len(reading.ids), reading.key))
 
 
-@torch.no_grad()
-def _encode_all(
-    encoder: Encoder, missing: Sequence[Reading], shelf: _Shelf, batch_size: int, progress: Progress | None
-) -> None:
-    device = encoder.teacher.head.weight.device
-    collate, done, total = Collator(pad_token_id=0), 0, sum(reading.rows for reading in missing)
+@dataclass
+class _Todo:
+    """What is not stored yet, in portions; ``total`` counts as their ``done`` does."""
+
+    portions: Iterator[Portion]
+    total: int
+
+
+def _sequences_to_do(store: Store, examples: Iterable[Example], share: tuple[int, int], batch_size: int) -> _Todo:
+    missing = _missing(store, distinct(examples), share)
+    return _Todo(_portions(missing, batch_size), sum(reading.rows for reading in missing))
+
+
+def _portions(missing: Sequence[Reading], batch_size: int) -> Iterator[Portion]:
+    collate, done = Collator(pad_token_id=0), 0
     for start in range(0, len(missing), batch_size):
-        readings = missing[start : start + batch_size]
+        readings = list(missing[start : start + batch_size])
         batch = collate([_example(reading) for reading in readings])["batch"]
-        shelf.put(readings, encoder(batch.student.to(device), batch.targets.to(device)))
+        assert batch.targets is not None
         done += len(batch)
+        yield Portion(readings, batch.student, batch.targets, done)
+
+
+@torch.no_grad()
+def _encode_all(encoder: Encoder, todo: _Todo, shelf: _Shelf, progress: Progress | None) -> int:
+    """How many rows were stored."""
+    made = 0
+    for readings, view, targets, done in todo.portions:
+        shelf.put(readings, encoder(view.to(encoder.device), targets.to(encoder.device)))
+        made += len(view.rows)
         if progress is not None:
-            progress(done, total)
+            progress(done, todo.total)
     shelf.flush()
+    return made
 
 
 def _example(reading: Reading) -> Example:

@@ -42,6 +42,19 @@ class Reading(NamedTuple):
         return sum(count for _, count in self.runs)
 
 
+class Portion(NamedTuple):
+    """What a teacher is asked at once, to be stored.
+
+    readings: whose rows they are, in order. view, targets: as in a batch; a target below 0 is one that nobody knows.
+    done: how much of the work is done with it.
+    """
+
+    readings: list[Reading]
+    view: View
+    targets: Tensor
+    done: int
+
+
 def key_of(ids: bytes) -> bytes:
     """The key of the sequence whose token ids, as int32, are these bytes."""
     return hashlib.blake2b(ids, digest_size=KEY_BYTES).digest()

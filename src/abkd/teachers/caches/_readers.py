@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from abkd.data import Example, View
+from abkd.data import View
 from abkd.errors import ConfigError, DataError, VocabularyError
-from abkd.ops import Projected, TopK
+from abkd.ops import Dense, Projected, TopK
 from abkd.teachers._types import Reader
 from abkd.teachers.caches import _manifest
 from abkd.teachers.caches._encoders import read_head
-from abkd.teachers.caches._keys import asked, readings
+from abkd.teachers.caches._images import Passes
+from abkd.teachers.caches._keys import asked, image_keys, readings
 from abkd.teachers.caches._likeliest import decode
 from abkd.teachers.caches._store import Store, open_store
 
@@ -24,6 +26,11 @@ _WAY_OUT = (
     "Other data, another prompt, chat template or max_length makes other sequences: run abkd cache with this recipe, "
     "which adds what is missing"
 )
+_WAY_OUT_OF_IMAGES = (
+    "Other data, another augmentation, seed or image_size, or more epochs make other images: run abkd cache with this "
+    "recipe, which adds what is missing"
+)
+_LOOKED_AT = 4096  # images of a long training: to work out all of them would take as long as reading all its data
 
 
 class CacheReader(Reader):
@@ -40,6 +47,8 @@ class CacheReader(Reader):
             raise ConfigError(f"the cache {folder} {state}: run abkd cache with this recipe, which builds or mends it")
         _manifest.check(folder, manifest, wanted)
         self.manifest, self.head_rows = manifest, manifest["head_rows"]
+        self.of_images = _manifest.of_images(manifest)
+        self.class_names: list[str] | None = manifest.get("class_names")
         self.store: Store = open_store(folder, _manifest.owner(manifest))
 
     def columns(self, view: View) -> dict[str, Tensor]:
@@ -48,25 +57,58 @@ class CacheReader(Reader):
         Raises:
             DataError: a row is not in the cache.
         """
-        parts: list[dict[str, Tensor]] = []
-        for key, positions in asked(view):
-            place = self.store.places.get(key)
-            rows = None if place is None else place.rows(positions)
-            if place is None or rows is None:
-                raise DataError(f"a sequence is not in the cache {self.store.folder}{self._broken()}. {_WAY_OUT}")
-            parts.append({name: column[rows] for name, column in self.store.columns[place.shard].items()})
-        parts = parts or [{name: column[:0] for name, column in self.store.columns[0].items()}]
-        return {name: torch.cat([part[name] for part in parts]).to(view.rows.device) for name in parts[0]}
+        found = self._images(view) if self.of_images else self._tokens(view)
+        return {name: column.to(view.rows.device) for name, column in self.store.take(*found).items()}
 
-    def check_covers(self, examples: Iterable[Example], name: str) -> None:
-        """Raises DataError, with their number, where sequences of these examples are not stored."""
+    def check(self) -> None:
+        if self.of_images and self.classes not in (None, self.head_rows):
+            raise VocabularyError(
+                f"the teacher of the cache {self.store.folder} tells {self.head_rows} classes apart, and the student "
+                f"{self.classes}: give the student a head for the teacher's classes"
+            )
+
+    def check_covers(self, examples: Iterable[Any], name: str) -> None:
+        """Raises DataError, with their number, where sequences or images of these examples are not stored.
+
+        Of the images of a long training some thousand are looked at, from all its epochs, if the last build was
+        finished.
+        """
+        if isinstance(examples, Passes) and self.manifest.get("sequences") == len(self.store.places):
+            examples = examples.some(_LOOKED_AT)
         wanted = list(map(self.store.covers, itertools.chain.from_iterable(map(readings, examples))))
         missing = wanted.count(False)
         if missing:
             raise DataError(
-                f"{name}: {missing} of {len(wanted)} sequences are not in the cache {self.store.folder}"
-                f"{self._broken()}. {_WAY_OUT}"
+                f"{name}: {missing} of {len(wanted)} {'images' if self.of_images else 'sequences'} are not in the "
+                f"cache {self.store.folder}{self._broken()}. {self._way_out}"
             )
+
+    def _tokens(self, view: View) -> tuple[Tensor, Tensor]:
+        """The shard and the row in it of each row."""
+        shards, rows = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
+        for key, positions in asked(view):
+            place = self.store.places.get(key)
+            found = None if place is None else place.rows(positions)
+            if place is None or found is None:
+                raise self._missing("a sequence")
+            shards.append(torch.full_like(found, place.shard))
+            rows.append(found)
+        return torch.cat(shards), torch.cat(rows)
+
+    def _images(self, view: View) -> tuple[Tensor, Tensor]:
+        places = list(map(self.store.places.get, image_keys(view.inputs["pixels"])))
+        if None in places:
+            raise self._missing(f"{places.count(None)} of the {len(places)} images of a batch")
+        found = torch.tensor([(place.shard, place.start) for place in places if place is not None])[view.rows.cpu()]
+        return found[:, 0], found[:, 1]
+
+    def _missing(self, what: str) -> DataError:
+        verb = "are" if self.of_images else "is"
+        return DataError(f"{what} {verb} not in the cache {self.store.folder}{self._broken()}. {self._way_out}")
+
+    @property
+    def _way_out(self) -> str:
+        return _WAY_OUT_OF_IMAGES if self.of_images else _WAY_OUT
 
     def _broken(self) -> str:
         broken = [f"{name}: {reason}" for name, reason in self.store.broken.items()]
@@ -74,7 +116,10 @@ class CacheReader(Reader):
 
 
 class TopKReader(CacheReader):
-    """Rows of a :class:`TopKCache`: the k likeliest classes, the tail, and the target's log-probability."""
+    """Rows of a :class:`TopKCache`: the k likeliest classes, the tail, and the target's log-probability.
+
+    Of images of which all classes are stored: logits.
+    """
 
     def __init__(self, folder: Path, wanted: Mapping[str, Any]) -> None:
         super().__init__(folder, wanted)
@@ -83,16 +128,22 @@ class TopKReader(CacheReader):
         self._covered, self._rows = torch.zeros((), dtype=torch.float64), 0
 
     def check(self) -> None:
+        super().check()
         if self.classes not in (None, self.head_rows):
             raise VocabularyError(
                 f"the cache {self.store.folder} holds probabilities over {self.head_rows} classes, and the student "
                 f"has {self.classes} of them: use the tokenizer and the student that it was built for, or HiddenCache()"
             )
 
-    def __call__(self, view: View) -> TopK:
+    def __call__(self, view: View) -> TopK | Dense:
         rows = decode(self.columns(view), self.head_rows)
+        if self.of_images and self.exact:  # logits have no temperature yet, so they serve at any
+            logits = rows.log_p * self.manifest["temperature"]
+            return Dense(torch.empty_like(logits).scatter_(-1, rows.ids, logits))
         covered = -torch.expm1(rows.log_tail.double())
         self._covered, self._rows = self._covered.to(covered.device) + covered.sum(), self._rows + len(rows)
+        if self.of_images and bool(rows.log_target.isnan().any()):  # type: ignore[union-attr]  # it is stored
+            return dataclasses.replace(rows, log_target=None)
         return rows
 
     def logs(self) -> dict[str, float]:
@@ -119,3 +170,11 @@ class HiddenReader(CacheReader):
         hidden = self.columns(view)["hidden"].to(self.head.weight.dtype)
         rows = Projected(hidden, self.head)
         return rows if self.classes is None else rows.first(self.classes)
+
+
+class LogitsReader(CacheReader):
+    """Rows of a :class:`HiddenCache` of images: ``Dense``, as the live teacher gives them."""
+
+    def __call__(self, view: View) -> Dense:
+        logits = self.columns(view)["logits"].to(getattr(torch, self.manifest["computed_in"]))
+        return Dense(logits if self.classes is None else logits[:, : self.classes])

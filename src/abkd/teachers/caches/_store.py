@@ -116,8 +116,9 @@ def _add(store: Store, shard: Path, owner: str) -> str | None:
             return _FOREIGN
         columns = {name: _indexable(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # no mapping
     keys, runs = columns.pop(_KEYS).numpy().tobytes(), columns.pop(_RUNS).tolist()
-    start = 0
-    for number, found in _grouped(runs):
+    start, shared = 0, {}
+    for number, own in _grouped(runs):
+        found = shared.setdefault(own, own)  # of millions of images it is the same
         key = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES]
         place = Place(len(store.columns), start, found)
         known = store.places.get(key)

@@ -1,0 +1,186 @@
+"""Several runs side by side: a line for each setting, mean ± standard deviation over its seeds."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import yaml
+from matplotlib.figure import Figure
+
+from abkd import plots
+from abkd.plots.records import is_number
+from abkd.plots.style import number
+from abkd.report.content import CLIP, TRANSDUCTIVE, Page, title_of
+from abkd.report.figures import Picture, pictures_of
+from abkd.report.files import Record, RunFiles
+from abkd.report.results import BEST, headlines
+from abkd.report.table import Cell, Measure, Row, Table
+
+SPREAD = "± is the standard deviation over the seeds (n - 1)."
+OWN_SPLIT = "No held-out rows are named, so each seed holds out rows of its own, and ± has that in it too."
+_HALVES = {"base_accuracy", "new_accuracy"}  # their best evaluations would be those of two different students
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a column shows: ``kind`` is "last" or "best" of the number ``key``."""
+
+    key: str
+    kind: str
+    measure: Measure
+
+    def of(self, setting: Record, kind: str = "") -> Record | None:
+        """Mean, spread and values of a setting, if it has any."""
+        return setting["summary"].get(self.key, {}).get(kind or self.kind)
+
+
+def summary_of(runs: Sequence[Record]) -> Record:
+    """``{name: {"last": {"mean", "std", "values"}, "best": ..., "teacher": ...}}`` over the finished ``runs``.
+
+    ``std`` is that of a sample (n - 1), None for a single value. Values are in the order of the runs.
+    """
+    results = _results(runs)
+    found: Record = {name: {} for result in results for name in result["last"]}
+    for name, kinds in found.items():
+        for kind in ("last", "best", "teacher"):
+            values = [_value(result[kind][name]) for result in results if name in result[kind]]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                kinds[kind] = {"mean": statistics.fmean(values), "std": spread, "values": values}
+    return found
+
+
+def sweep_table(sweep: Record) -> Table | None:
+    """The table of a sweep, or None where nothing was measured. The best mean of a column is marked."""
+    settings, columns = sweep["settings"], _columns(sweep)
+    if not columns:
+        return None
+    rows = [Row(_name(one), [_cell(one, column, settings) for column in columns], highlight=False) for one in settings]
+    return Table([column.measure for column in columns], [*rows, *_teachers(settings, columns)])
+
+
+def sweep_page(files: RunFiles) -> Page:
+    """The page about several runs, from ``sweep.json`` and the recipe that they share."""
+    sweep = files.sweep
+    settings, runs = sweep["settings"], runs_of(sweep)
+    done = len(_results(runs))
+    return Page(
+        title=title_of(files),
+        kicker="Several distillations",
+        summary=[
+            f"{len(settings)} setting{'s' * (len(settings) > 1)}",
+            f"{done} runs" if done == len(runs) else f"{done} of {len(runs)} runs are finished",
+            f"seeds {', '.join(map(str, sweep['seeds']))}",
+        ],
+        objective="",
+        cards=[],
+        table=sweep_table(sweep),
+        trade=[],
+        comparison=_pictures(sweep),
+        pictures=[],
+        answers=[],
+        notes=notes_of(sweep),
+        facts=[(run["directory"], _state(run)) for run in runs],
+        recipe=files.recipe_text,
+        version=str(sweep.get("version", "")),
+        command=_command(sweep),
+        compared="Where the runs ended",
+    )
+
+
+def notes_of(sweep: Record) -> list[str]:
+    """How the numbers are to be read, and what is missing among them."""
+    notes = [BEST] if _columns(sweep) else ["No rows were held out, so there are no numbers to compare."]
+    if len(sweep["seeds"]) > 1 and _columns(sweep):
+        notes += [SPREAD, OWN_SPLIT] if sweep["own_split"] else [SPREAD]
+    if sweep["task"] == CLIP:
+        notes += dict.fromkeys(TRANSDUCTIVE[seen] for seen in sweep["unlabelled_classes"])
+    return notes + [f"{run['directory']} counts nowhere: {run['failed']}" for run in runs_of(sweep) if "failed" in run]
+
+
+def runs_of(sweep: Record) -> list[Record]:
+    """All runs of a sweep, by setting."""
+    return [run for one in sweep["settings"] for run in one["runs"]]
+
+
+def _results(runs: Sequence[Record]) -> list[Record]:
+    return [run["result"] for run in runs if "result" in run]
+
+
+def _value(point: Record | float) -> float:
+    return point["value"] if isinstance(point, dict) else point
+
+
+def _columns(sweep: Record) -> list[Column]:
+    found = []
+    for measure in headlines(_results(runs_of(sweep))):
+        spread = measure.spread if measure.unit == "%" else number
+        for kind in ("last",) if measure.key in _HALVES else ("last", "best"):
+            unit = f"{measure.unit}, {kind}" if measure.unit in ("%", "nats") else kind
+            found.append(Column(measure.key, kind, replace(measure, unit=unit, spread=spread)))
+    return found
+
+
+def _cell(setting: Record, column: Column, settings: Sequence[Record]) -> Cell:
+    found, measure = column.of(setting), column.measure
+    if found is None:
+        return Cell("–")
+    means = [each["mean"] for each in map(column.of, settings) if each is not None]
+    best = max(means) if measure.better == "higher" else min(means)
+    spread = f"± {measure.spread(found['std'])}" if is_number(found["std"]) else ""
+    return Cell(measure.write(found["mean"]), spread, best=len(means) > 1 and found["mean"] == best)
+
+
+def _teachers(settings: Sequence[Record], columns: Sequence[Column]) -> list[Row]:
+    """A line for the teacher; one for each where the settings have different ones."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for one in settings:
+        found = [column.of(one, "teacher") if column.kind == "last" else None for column in columns]
+        cells = tuple(c.measure.write(f["mean"]) if f else "" for c, f in zip(columns, found, strict=True))
+        if any(cells):
+            lines.setdefault(cells, []).append(str(one["name"]))
+    return [
+        Row("teacher" if len(lines) == 1 else f"teacher of {'; '.join(names)}", list(map(Cell, cells)), highlight=False)
+        for cells, names in lines.items()
+    ]
+
+
+def _name(setting: Record) -> str:
+    done, name = len(_results(setting["runs"])), setting["name"] or "student"
+    return name if done == len(setting["runs"]) else f"{name} ({done} of {len(setting['runs'])} seeds)"
+
+
+def _state(run: Record) -> str:
+    if "failed" in run:
+        return str(run["failed"])
+    return "finished; it has a report of its own" if "result" in run else "not finished"
+
+
+def _pictures(sweep: Record) -> list[Picture]:
+    """One for each headline: where each run ended."""
+    ends = [column for column in _columns(sweep) if column.kind == "last"]
+    caption = "A point for each seed, a bar at their mean."
+    return pictures_of([(f"seeds-{column.key}", _figure(sweep, column), caption) for column in ends])
+
+
+def _figure(sweep: Record, column: Column) -> Figure | None:
+    measure, factor = column.measure, 100 if column.measure.unit.startswith("%") else 1
+    found = [(one["name"] or "student", column.of(one), column.of(one, "teacher")) for one in sweep["settings"]]
+    rows = [{"name": name, "values": [factor * x for x in last["values"]]} for name, last, _ in found if last]
+    teachers = {round(factor * teacher["mean"], 6) for _, _, teacher in found if teacher}
+    title = f"{measure.label} ({measure.unit}; {measure.better} is better)"
+    return plots.seeds_figure(rows, title, teacher=teachers.pop() if len(teachers) == 1 else None)
+
+
+def _command(sweep: Record) -> str:
+    """What repeats the sweep; nothing where its settings are no grid."""
+    if sweep["grid"] is None:
+        return ""
+    words = ["--seeds", ",".join(map(str, sweep["seeds"]))]
+    if sweep["grid"]:
+        text = yaml.safe_dump(sweep["grid"], default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+        words += ["--grid", text.strip()]
+    return f"abkd distill recipe.yaml {shlex.join(words)} --output_dir ../again"

@@ -1,0 +1,6 @@
+"""Several runs of one recipe: some seeds, some settings, one after the other. What ``abkd distill --seeds`` does."""
+
+from abkd.sweep._plan import Run, plan, read_seeds, settings_of
+from abkd.sweep._run import SWEEP_FILE, sweep, sweep_settings
+
+__all__ = ["SWEEP_FILE", "Run", "plan", "read_seeds", "settings_of", "sweep", "sweep_settings"]

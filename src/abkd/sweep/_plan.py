@@ -1,0 +1,146 @@
+"""Which runs a sweep has: every one is checked as a recipe of its own before the first begins."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from abkd.errors import ConfigError
+from abkd.recipe import Recipe
+
+Settings = Mapping[str, Mapping[str, Any]]
+
+_MOST_SEEDS = 2**32  # what numpy takes
+_LONGEST_NAME = 120  # of a directory; file systems take 255 bytes
+_OURS = {
+    "seed": "seeds are given by --seeds 1,2,3",
+    "output_dir": "each run has a directory of its own in output_dir",
+    "overwrite_output_dir": "it is about the whole sweep",
+    "resume_from_checkpoint": "--resume goes on in every run",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of the runs: its setting (no text where there is one only), its seed, and the recipe of it alone."""
+
+    setting: str
+    recipe: Recipe
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random in it."""
+        return self.recipe.config["seed"]
+
+    @property
+    def directory(self) -> Path:
+        """Where it leaves what a single run leaves."""
+        return Path(self.recipe.output_dir)
+
+
+def read_seeds(text: str) -> tuple[int, ...]:
+    """``"1,2,3"`` as numbers.
+
+    Raises:
+        ConfigError: not whole numbers with commas between them.
+    """
+    words = [word.strip() for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
+    if not all(re.fullmatch(r"[0-9]+", word) for word in words):
+        raise ConfigError(f"seeds: whole numbers with commas between them were wanted, as 1,2,3, but {text!r} came")
+    return tuple(map(int, words))
+
+
+def settings_of(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
+    """Every combination of the values in a grid, by its name, ``"kd_weight=100, divergence=ForwardKL()"``.
+
+    Raises:
+        ConfigError: a name without values, a name that is no recipe's, a value that does not fit, a setting twice.
+    """
+    for name, values in grid.items():
+        if name in _OURS:
+            raise ConfigError(f"grid: {name} cannot be varied; {_OURS[name]}")
+        if not isinstance(values, list | tuple) or not values:
+            raise ConfigError(f"grid: {name} needs a list of values, as {{{name}: [...]}}, but has {values!r}")
+    found: dict[str, dict[str, Any]] = {}
+    for combination in itertools.product(*grid.values()):
+        values = dict(zip(grid, combination, strict=True))
+        set_now = _values(changed(recipe, values))
+        name = ", ".join(f"{key}={written(set_now.get(key, values[key]))}" for key in grid)
+        if name in found:
+            raise ConfigError(f"grid: the setting {name} is there twice; keep one")
+        found[name] = values
+    return found
+
+
+def plan(recipe: Recipe, settings: Settings, seeds: Sequence[int] | None = None) -> list[Run]:
+    """The runs in their order: every setting from the first seed, then from the next.
+
+    Raises:
+        ConfigError: seeds or settings that cannot be meant.
+    """
+    if "resume_from_checkpoint" in recipe.config:
+        raise ConfigError("resume_from_checkpoint is about one run; to go on with several: --resume")
+    chosen = _checked_seeds([recipe.distill_config().seed] if seeds is None else seeds)
+    places = _directories(settings)
+    for values in settings.values():
+        variant = changed(recipe, values)
+        variant.distill_config()
+        variant.check_ready(output=False)
+    return [
+        Run(name, changed(recipe, {**values, "seed": seed, "output_dir": str(place / f"seed-{seed}")}))
+        for seed in chosen
+        for (name, values), place in zip(settings.items(), (Path(recipe.output_dir) / p for p in places), strict=True)
+    ]
+
+
+def _checked_seeds(seeds: Sequence[int]) -> list[int]:
+    strange = [
+        seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _MOST_SEEDS
+    ]
+    if strange or not seeds:
+        raise ConfigError(f"seeds are whole numbers from 0 to {_MOST_SEEDS - 1}, but {[*strange] or 'none'} came")
+    twice = [seed for seed, times in Counter(seeds).items() if times > 1]
+    if twice:
+        raise ConfigError(f"seeds: {twice[0]} is there twice, and would give the same run; keep one")
+    return list(seeds)
+
+
+def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values, for one run of its own.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    named = ", ".join(f"{key}={written(value)}" for key, value in values.items() if key not in _OURS)
+    now = {name: value for name, value in _values(recipe).items() if name != "overwrite_output_dir"}
+    return Recipe.from_dict({**now, **values}, where=f"recipe with {named}" if named else "recipe")
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    return yaml.safe_load(recipe.to_yaml())
+
+
+def written(value: Any) -> str:
+    """A value as it stands in the name of a setting."""
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _directories(settings: Settings) -> list[str]:
+    """A name in the file system for each setting: its own, as far as that goes; none where there is only one."""
+    if list(settings) == [""]:
+        return [""]
+    plain = [re.sub(r"[^\w.+=-]+", "_", name).strip("_.") for name in settings]
+    return [
+        short
+        if 0 < len(short) <= _LONGEST_NAME and plain.count(short) == 1
+        else f"{short[:_LONGEST_NAME]}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
+        for name, short in zip(settings, plain, strict=True)
+    ]

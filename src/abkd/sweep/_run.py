@@ -1,0 +1,197 @@
+"""The runs one after the other, each as ``abkd distill`` does one; what is done is never done again."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from abkd import __version__
+from abkd.errors import NonFiniteError, OutputDirError
+from abkd.recipe import Recipe
+from abkd.report import write_report
+from abkd.report.sweep import summary_of
+from abkd.run import RECIPE_FILE, RESULT_FILE, distill
+from abkd.storage import read_sealed, write_sealed, write_whole
+from abkd.sweep._plan import Run, Settings, changed, plan, settings_of, written
+from abkd.trainer._checkpoints import newest_whole
+
+logger = logging.getLogger("abkd")
+
+SWEEP_FILE = "sweep.json"
+
+
+def sweep(
+    recipe: Recipe,
+    seeds: Sequence[int] | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run ``recipe`` for each seed and each combination of the values in ``grid``.
+
+    ``output_dir`` gets a run directory ``<setting>/seed-<n>`` for each (``seed-<n>`` without a grid), ``sweep.json``
+    and ``report.html`` with means and standard deviations. A run whose loss is not finite is noted, and others go on.
+
+    Args:
+        seeds: whole numbers, each once; the recipe's own if not given.
+        grid: fields of a recipe, each with the values it takes; None unsets a field.
+        resume: pass over finished runs, go on in the unfinished one, begin the others. Seeds and values may have
+            been added.
+
+    Returns:
+        What ``sweep.json`` holds.
+
+    Raises:
+        AbkdError: before the first model is loaded, whatever is wrong with any of the runs; then as a single run.
+    """
+    return sweep_settings(recipe, settings_of(recipe, grid or {}), seeds, resume=resume, grid=grid or {})
+
+
+def sweep_settings(
+    recipe: Recipe,
+    settings: Settings,
+    seeds: Sequence[int] | None = None,
+    *,
+    resume: bool = False,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
+    """As :func:`sweep`, for settings that are no grid: the fields that each changes, by the name of the setting.
+
+    ``progress`` is called with (runs done, runs in all).
+    """
+    runs = plan(recipe, settings, seeds)
+    _check_output(recipe, runs, resume=resume)
+    results = {run.directory: found for run in runs if resume and (found := read_sealed(run.directory / RESULT_FILE))}
+    _wait()  # nobody writes before all have looked
+    _claim(recipe, resume=resume)
+    found = _save(recipe, runs, results, grid)
+    for number, run in enumerate(runs, start=1):
+        what = ", ".join(part for part in (run.setting, f"seed {run.seed}") if part)
+        done = run.directory in results
+        logger.info("abkd: run %d of %d: %s%s", number, len(runs), what, ": finished before" * done)
+        if not done:
+            results[run.directory] = _go(run)
+            found = _save(recipe, runs, results, grid)
+        if progress is not None:
+            progress(number, len(runs))
+    return found
+
+
+def _check_output(recipe: Recipe, runs: Sequence[Run], *, resume: bool) -> None:
+    """Refuse a directory in use, a resume from nothing, and one under which other runs lie than are asked for."""
+    if not resume:
+        recipe.check_ready(output=_first_process())
+        return
+    directory = Path(recipe.output_dir)
+    if recipe.config.get("overwrite_output_dir"):
+        raise OutputDirError("--resume goes on in output_dir, --overwrite_output_dir begins anew; choose one")
+    if not (directory / SWEEP_FILE).is_file():
+        raise OutputDirError(
+            f"--resume with --seeds or --grid wants the {SWEEP_FILE} of such a command in {str(directory)!r}, which "
+            "has none; begin without --resume"
+        )
+    for run in runs:
+        if (run.directory / RECIPE_FILE).is_file():
+            _check_same(run)
+
+
+def _check_same(run: Run) -> None:
+    then, now = Recipe.from_yaml(run.directory / RECIPE_FILE).resolved(), run.recipe.resolved()
+    other = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+    other = [name for name in other if name != "output_dir"]
+    if other:
+        told = "; ".join(f"{name} was {written(then.get(name))}, now {written(now.get(name))}" for name in other)
+        raise OutputDirError(
+            f"{run.directory} was begun with another recipe ({told}): ask for the same again, or begin in another "
+            "--output_dir"
+        )
+
+
+def _claim(recipe: Recipe, *, resume: bool) -> None:
+    """From now on the directory is known as that of a sweep."""
+    if not _first_process():
+        return
+    directory = Path(recipe.output_dir)
+    if not resume and directory.exists():
+        shutil.rmtree(directory)  # it is empty, or is to be replaced
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(directory / RECIPE_FILE, changed(recipe, {}).to_yaml().encode())
+
+
+def _go(run: Run) -> dict[str, Any]:
+    """Carry out a run, or what is left of it; returns what came out."""
+    begun = _has_checkpoint(run.directory)
+    _wait()
+    if not begun and run.directory.exists() and _first_process():
+        shutil.rmtree(run.directory)
+    try:
+        distill(run.recipe, resume=begun)
+    except NonFiniteError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the other processes need not have seen it
+            raise
+        logger.warning("abkd: %s", error)
+        write_sealed(run.directory / RESULT_FILE, {"failed": str(error)})
+    gc.collect()  # a trainer is a knot: its models would stay until they are in the way of the next ones
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return read_sealed(run.directory / RESULT_FILE) or {}
+
+
+def _has_checkpoint(directory: Path) -> bool:
+    try:
+        newest_whole(directory)
+    except OutputDirError:
+        return False
+    return True
+
+
+def _save(
+    recipe: Recipe, runs: Sequence[Run], results: Mapping[Path, dict[str, Any]], grid: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Write what is known by now, as JSON and as a page."""
+    directory, resolved = Path(recipe.output_dir), [run.recipe.resolved() for run in runs]
+    found = {
+        "version": __version__,
+        "task": resolved[0]["task"],
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
+        "grid": grid,
+        "own_split": any(values.get("eval_fraction") for values in resolved),
+        "unlabelled_classes": list(dict.fromkeys(values.get("unlabelled_classes", "") for values in resolved)),
+        "settings": _by_setting(directory, runs, results),
+    }
+    text = json.dumps(found, indent=1, ensure_ascii=False, default=repr)
+    if _first_process():
+        write_whole(directory / SWEEP_FILE, text.encode())
+        write_report(directory)
+    return json.loads(text)
+
+
+def _by_setting(directory: Path, runs: Sequence[Run], results: Mapping[Path, dict[str, Any]]) -> list[dict[str, Any]]:
+    settings: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        known: dict[str, Any] = {"seed": run.seed, "directory": str(run.directory.relative_to(directory))}
+        result = results.get(run.directory)
+        if result:
+            known |= result if "failed" in result else {"result": result}
+        settings.setdefault(run.setting, []).append(known)
+    return [{"name": name, "runs": known, "summary": summary_of(known)} for name, known in settings.items()]
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _wait() -> None:
+    """For the other processes, if there are any."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()

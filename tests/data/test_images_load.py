@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from abkd.data.images import Images, load_images
+from abkd.errors import DataError
+
+CHANCE = np.random.default_rng(0)
+PIXELS = CHANCE.integers(0, 256, (6, 5, 7, 3), dtype=np.uint8)
+LABELS = np.array([0, 0, 1, 1, 2, 2])
+NAMES = ("bird", "cat", "dog")
+
+
+class Torch(torch.utils.data.Dataset):
+    classes = NAMES
+
+    def __len__(self):
+        return len(PIXELS)
+
+    def __getitem__(self, index):
+        return torch.from_numpy(PIXELS[index]).permute(2, 0, 1), torch.tensor(LABELS[index])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter({"img": image, "target": NAMES[label]} for image, label in zip(PIXELS, LABELS, strict=True))
+
+
+def table() -> datasets.Dataset:
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(NAMES)))
+    rows = [{"image": Image.fromarray(image), "label": label} for image, label in zip(PIXELS, LABELS, strict=True)]
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def png(path: Path, pixels: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.squeeze()).save(path)
+    return path
+
+
+def folder(root: Path) -> Path:
+    for number, (image, label) in enumerate(zip(PIXELS, LABELS, strict=True)):
+        png(root / NAMES[label] / f"{number}.PNG", image)
+    return root
+
+
+def npz(path: Path, **arrays) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def saved(path: Path) -> str:
+    datasets.DatasetDict({"train": table(), "test": table().select([0])}).save_to_disk(path)
+    return str(path)
+
+
+NAMED = {"labels": LABELS, "classes": np.array(NAMES)}
+SOURCES = {
+    "npz": lambda tmp: npz(tmp / "a.npz", images=PIXELS, **NAMED),
+    "npz, channels first": lambda tmp: str(npz(tmp / "a.npz", x=PIXELS.transpose(0, 3, 1, 2), **NAMED)),
+    "npz, split, column of labels": lambda tmp: npz(
+        tmp / "a.npz",
+        train_images=PIXELS,
+        train_labels=LABELS[:, None].astype(np.uint8),
+        test_images=PIXELS[:1].astype(float),
+        classes=NAMES,
+    ),
+    "arrays": lambda tmp: {"x_train": PIXELS.astype(np.int64), "y_train": LABELS.astype(float), "classes": NAMES},
+    "folder": lambda tmp: folder(tmp / "a"),
+    "folder of splits": lambda tmp: (folder(tmp / "train"), png(tmp / "val" / "cat" / "0.png", PIXELS[0]), tmp)[-1],
+    "table": lambda tmp: table(),
+    "table with a format": lambda tmp: table().with_format("torch"),
+    "tables": lambda tmp: datasets.DatasetDict({"train": table(), "test": table().select([0])}),
+    "saved table": lambda tmp: saved(tmp / "saved"),
+    "torch": lambda tmp: Torch(),
+    "stream": lambda tmp: Stream(),
+    "pairs": lambda tmp: [(Image.fromarray(i), NAMES[c]) for i, c in zip(PIXELS, LABELS, strict=True)],
+    "paths": lambda tmp: [(str(p), p.parent.name) for p in sorted(folder(tmp / "a").rglob("*.PNG"))],
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_gives_the_same_images(source, tmp_path):
+    images = load_images(SOURCES[source](tmp_path))
+    assert len(images) == 6
+    for index, pixels in enumerate(PIXELS):
+        assert images.image(index).dtype == np.uint8
+        assert np.array_equal(images.image(index), pixels)
+    assert images.labels is not None
+    assert images.labels.dtype == np.int64
+    assert images.labels.tolist() == LABELS.tolist()
+    assert images.class_names == NAMES
+    assert images.uniform_size() == (5, 7)
+    assert load_images(images) is images
+    last = images.take([5, 2])
+    assert np.array_equal(last.image(-1), PIXELS[2])
+    assert last.labels is not None
+    assert last.labels.tolist() == [2, 1]
+    assert last.where(0) == images.where(5)
+    (tmp_path / "again").mkdir()
+    assert last.fingerprint == load_images(SOURCES[source](tmp_path / "again")).take([5, 2]).fingerprint
+    with pytest.raises(IndexError, match="image 2 of 2"):
+        last.image(2)
+
+
+@pytest.mark.parametrize(
+    "source", [PIXELS[..., 0], PIXELS[..., :1], torch.from_numpy(PIXELS[:, None, ..., 0]), list(PIXELS[..., 0])]
+)
+def test_grey_images_without_labels(source):
+    images = load_images(source)
+    assert np.array_equal(images.image(3), PIXELS[3, ..., :1])
+    assert (images.labels, images.class_names, images.num_classes) == (None, None, None)
+
+
+def test_which_arrays_are_taken(tmp_path):
+    both = npz(tmp_path / "a.npz", x_train=PIXELS, y_train=LABELS, x_test=PIXELS[:2], y_test=LABELS[4:], y=LABELS)
+    assert load_images(both, split="test").labels.tolist() == [2, 2]
+    with pytest.raises(DataError, match=r"no images of the split 'val': expected an array x_val .* x_train, y_train"):
+        load_images(both, split="val")
+    for split in ("validation", "valid", "val"):
+        assert len(load_images({"x_val": PIXELS[:3], "x": PIXELS}, split=split)) == 3
+        assert len(load_images({"x_validation": PIXELS[:3], "x": PIXELS}, split=split)) == 3
+    assert len(load_images({"x_val": PIXELS[:3], "x": PIXELS, "y": LABELS})) == 6  # without splits: the whole
+    np.savez(tmp_path / "b.npz", PIXELS, LABELS)
+    assert load_images(tmp_path / "b.npz", split="test").labels.tolist() == LABELS.tolist()
+
+
+class TestFolders:
+    def test_names_and_order(self, tmp_path):
+        root = folder(tmp_path / "photos")
+        png(root / "cat" / "deeper" / "9.png", PIXELS[0])
+        (root / "ant").mkdir()
+        (root / ".git").mkdir()
+        (root / "cat" / ".hidden.png").write_text("no image")
+        (root / "readme.txt").write_text("no image")
+        images = load_images(str(root))
+        assert images.class_names == ("ant", "bird", "cat", "dog")
+        assert images.labels.tolist() == [1, 1, 2, 2, 2, 3, 3]
+        assert [images.where(index) for index in (0, 4)] == ["photos/bird/0.PNG", "photos/cat/deeper/9.png"]
+        assert images.name == "photos"
+
+    def test_splits(self, tmp_path):
+        for split in ("train", "validation"):
+            png(tmp_path / split / "cat" / f"{split}.png", PIXELS[0])
+        assert load_images(tmp_path).where(0) == "train/cat/train.png"
+        assert load_images(tmp_path, split="val").where(0) == "validation/cat/validation.png"
+        with pytest.raises(DataError, match="no split 'test': there are train, validation"):
+            load_images(tmp_path, split="test")
+        png(tmp_path / "car" / "0.png", PIXELS[0])  # now these are classes, one of which is trains
+        assert load_images(tmp_path).class_names == ("car", "train", "validation")
+
+    def test_one_folder_is_unlabelled(self, tmp_path):
+        for number in (10, 9):
+            png(tmp_path / f"{number}.png", PIXELS[number % 6])
+        images = load_images(tmp_path)
+        assert images.labels is None
+        assert images.class_names is None
+        assert images.where(0) == f"{tmp_path.name}/10.png"
+
+    def test_what_cannot_be_meant(self, tmp_path):
+        with pytest.raises(DataError, match=r"has no images: expected files that end in \.bmp"):
+            load_images(tmp_path)
+        png(tmp_path / "cat" / "0.png", PIXELS[0])
+        png(tmp_path / "0.png", PIXELS[0])
+        with pytest.raises(DataError, match=r"1 images lie in class folders and 1 beside them \(0\.png.*all or none"):
+            load_images(tmp_path)
+
+    def test_nothing_is_decoded_before_it_is_asked_for(self, tmp_path):
+        root = folder(tmp_path / "photos")
+        (root / "cat" / "2.PNG").write_text("no image")
+        images = load_images(root)
+        assert images.uniform_size() == (5, 7)
+        assert len(images.fingerprint) == 16
+        with pytest.raises(DataError, match=r"^photos/cat/2\.PNG: not an image file"):
+            images.image(2)
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    images = load_images("digits")
+    scans = load_digits()
+    assert len(images) == 1797
+    assert images.labels.tolist() == scans.target.tolist()
+    for index in (0, 7, 1796):
+        assert np.array_equal(images.image(index)[..., 0], (scans.images[index] * 255 / 16).round())
+    assert images.class_names[0] == "zero"
+    assert images.class_names[9] == "nine"
+    assert images.uniform_size() == (8, 8)
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'abkd\[demo\]'"):
+        load_images("digits")
+
+
+class TestLabels:
+    def load(self, labels, classes=None):
+        return load_images({"x": PIXELS, "y": labels} | ({} if classes is None else {"classes": classes}))
+
+    @pytest.mark.parametrize(
+        ("labels", "expected", "names"),
+        [
+            (["b", "a", "b", "c", "a", "b"], [1, 0, 1, 2, 0, 1], ("a", "b", "c")),
+            ([3.0, 0.0, 1.0, 1.0, 1.0, 1.0], [3, 0, 1, 1, 1, 1], None),
+            ([-1] * 6, None, None),
+            ([float("nan")] * 6, None, None),
+        ],
+    )
+    def test_are_classes_from_0_or_none(self, labels, expected, names):
+        images = self.load(labels)
+        assert (None if images.labels is None else images.labels.tolist()) == expected
+        assert images.class_names == names
+
+    def test_by_given_names(self):
+        images = self.load(["dog", "cat", "cat", "cat", "cat", "cat"], ["dog", "cat"])
+        assert images.labels.tolist() == [0, 1, 1, 1, 1, 1]
+        assert images.num_classes == 2
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            ([0, 1, -1, -1, 0, 1], "2 of 6 images have no label. Label all or none"),
+            ([0, 1, -2, 0, 0, 1], "go from -2 to 1"),
+            ([0, 1], "one label for each of 6 images, got 2"),
+            ([0.5] * 6, "row 1: expected a label that is a whole number or a name, got 0.5"),
+            (np.eye(6), r"shape \[6, 6\]: of one-hot labels take y.argmax\(1\)"),
+        ],
+    )
+    def test_that_cannot_be_meant(self, labels, message):
+        with pytest.raises(DataError, match=message):
+            self.load(labels)
+
+    def test_in_part(self):
+        with pytest.raises(DataError, match="2 of 3 images have no label"):
+            load_images([{"image": PIXELS[0], "label": 1}, {"image": PIXELS[1]}, {"image": PIXELS[2], "label": None}])
+
+    def test_of_items_must_be_numbers_too(self):
+        with pytest.raises(DataError, match="row 1: expected a label that is a whole number or a name, got tensor"):
+            load_images([(PIXELS[0], torch.eye(3)[0])])
+
+    def test_against_names(self):
+        with pytest.raises(DataError, match="from 0 to 1, as there are 2 class names; they go from 0 to 2"):
+            self.load(LABELS, ["a", "b"])
+        with pytest.raises(DataError, match="'d' is not among the 2 class names: a, b"):
+            self.load(["a", "b", "d"] * 2, ["a", "b"])
+
+    def test_can_be_taken_away(self):
+        images = self.load(LABELS).without_labels()
+        assert images.labels is None
+        assert np.array_equal(images.image(1), PIXELS[1])
+
+
+class TestFingerprint:
+    def test_sees_content_order_labels_and_names(self):
+        same = [load_images({"x": PIXELS.copy(), **NAMED}), load_images({"x": PIXELS.transpose(0, 3, 1, 2), **NAMED})]
+        others = [
+            load_images({"x": PIXELS[::-1], **NAMED}),
+            load_images({"x": PIXELS ^ (np.arange(6) == 3).astype(np.uint8)[:, None, None, None], **NAMED}),
+            load_images({"x": PIXELS, **NAMED, "labels": LABELS[::-1]}),
+            load_images({"x": PIXELS, **NAMED, "classes": NAMES[::-1]}),
+            load_images({"x": PIXELS}),
+            same[0].take(range(5)),
+        ]
+        assert len({images.fingerprint for images in same}) == 1
+        assert len({images.fingerprint for images in same + others}) == 1 + len(others)
+
+    def test_of_files_is_of_their_bytes_wherever_they_lie(self, tmp_path):
+        first, second = folder(tmp_path / "a"), folder(tmp_path / "b")
+        assert load_images(first).fingerprint == load_images(second).fingerprint
+        file = second / "cat" / "2.PNG"
+        file.write_bytes(file.read_bytes() + b"\0")
+        assert load_images(first).fingerprint != load_images(second).fingerprint
+
+    def test_is_the_same_tomorrow(self):
+        pixels = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+        assert load_images({"x": pixels, "y": [1, 0], "classes": ["a", "b"]}).fingerprint == "0f5012155d82677b"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nothing.npz", "nothing.npz does not exist"),
+        ("./nothing", "folder nothing does not exist"),
+        (Path("nothing"), "folder nothing does not exist"),
+        ("abkd-tests/nothing", "cannot load dataset 'abkd-tests/nothing'.*not there"),
+        ({"x": PIXELS / 255.0}, r"the arrays, x: pixels are float64: give uint8 .* \(255 \* x\)\.round"),
+        ({"x": PIXELS.astype(np.int64) + 1}, "pixels are int64: give uint8 from 0 to 255"),
+        ({"x": PIXELS.astype(np.uint16)}, "pixels are uint16"),
+        ({"x": PIXELS > 9}, "pixels are bool"),
+        ({"x": PIXELS.reshape(6, -1)}, r"expected images \[N, H, W\].*got \[6, 105\]"),
+        ({"x": PIXELS[:0]}, "at least one image with at least one pixel"),
+        ({"x": PIXELS[:, :0]}, "at least one image with at least one pixel"),
+        ({"rows": PIXELS}, "there are rows"),
+        ([], "has no images"),
+        (3, "got int"),
+        ([{"picture": PIXELS[0]}], "row 1: expected a key image or .*, got picture"),
+        ([(PIXELS[0], 1), (PIXELS[0], 1, 2)], r"row 2: expected a pair \(image, label\), got 3 things"),
+        (datasets.DatasetDict({"test": datasets.Dataset.from_dict({"image": []})}), "no split 'train': there are test"),
+        (datasets.Dataset.from_dict({"text": ["a"]}), "expected a column called image .*, got text"),
+    ],
+)
+def test_what_is_refused(source, message):
+    with pytest.raises(DataError, match=message):
+        load_images(source)
+
+
+def test_files_that_are_refused(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK no archive")
+    np.save(tmp_path / "b.npy", PIXELS)
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", x=np.array([PIXELS, None], dtype=object))
+    whole = npz(tmp_path / "d.npz", x=PIXELS, y=LABELS).read_bytes()
+    (tmp_path / "d.npz").write_bytes(whole[: len(whole) // 2])
+    for name in "abcd":
+        with pytest.raises(DataError, match=f"{name}.npz is not a readable .npz file of plain arrays"):
+            load_images(tmp_path / f"{name}.npz")
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"expected a \.npz file, a folder"):
+        load_images(tmp_path / "a.zip")
+
+
+def test_a_data_set_whose_own_reading_fails():
+    class Broken(Torch):
+        def __getitem__(self, index):
+            if index == 3:
+                raise OSError("image file is truncated")
+            return super().__getitem__(index)
+
+    with pytest.raises(DataError, match=r"row 4: cannot be read \(image file is truncated\)"):
+        load_images(Broken())
+
+
+def test_importing_costs_nothing():
+    names = "PIL datasets sklearn transformers rich".split()
+    code = "import sys, abkd.data.images, abkd.data.augment; print(*(n for n in sys.argv[1:] if n in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+    assert isinstance(load_images(PIXELS), Images)

@@ -1,0 +1,406 @@
+"""Classifiers by name: built, fitted to the data's classes or refused, saved, and loaded back as they were."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+from abkd.data import View
+from abkd.errors import ConfigError, VocabularyError
+from abkd.models import cifar
+from abkd.models.vision import (
+    Classifier,
+    ImageRows,
+    Preparation,
+    as_classifier,
+    check_classes,
+    load_classifier,
+    preparation_of,
+    save_classifier,
+)
+from abkd.models.vision._processor import timm_preparation
+from vision_parts import FAMILIES, make_hf, photos
+
+STUDENT, TEACHER = "model_name_or_path", "teacher_model_name_or_path"
+ANIMALS = ("cat", "dog", "fox", "owl")
+CROPPED = Preparation((0.30, 0.45, 0.60), (0.11, 0.22, 0.33), size=16, resized=20)
+CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
+
+
+def logits(classifier: Classifier, side: int = 24) -> Tensor:
+    rows = ImageRows(classifier._replace(model=classifier.model.eval()))
+    with torch.no_grad():
+        return rows(View(inputs={"pixels": photos(5, side)}, rows=torch.arange(5))).values
+
+
+def saved(classifier: Classifier, directory: Path) -> str:
+    save_classifier(classifier, directory, weights=True)
+    return str(directory)
+
+
+# -- transformers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_transformers_model_comes_back_as_it_was_with_us_and_without(family: str, tmp_path: Path) -> None:
+    student = Classifier(make_hf(family, classes=4), CROPPED, ANIMALS)
+    directory = saved(student, tmp_path)
+    again = load_classifier(directory, what=TEACHER, num_classes=4, class_names=ANIMALS)
+    assert (again.preparation, again.class_names, again.source) == (CROPPED, ANIMALS, directory)
+    assert torch.equal(logits(again), logits(student))
+    assert as_classifier(again.model)[1:3] == (CROPPED, ANIMALS)  # it knows where it came from
+
+    alone = AutoModelForImageClassification.from_pretrained(directory).eval()
+    images = list(photos(5, 24).permute(0, 2, 3, 1).numpy())
+    with torch.no_grad():
+        theirs = alone(**AutoImageProcessor.from_pretrained(directory)(images=images, return_tensors="pt")).logits
+    assert alone.config.id2label == dict(enumerate(ANIMALS))
+    assert alone.config.label2id == {"cat": 0, "dog": 1, "fox": 2, "owl": 3}
+    torch.testing.assert_close(theirs, logits(student), rtol=0.0, atol=0.05 * theirs.abs().max().item())
+    assert not (tmp_path / "abkd.json").exists()
+
+
+def test_a_description_is_put_beside_weights_that_lie_there(tmp_path: Path) -> None:
+    model = make_hf("resnet", classes=4)
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    save_classifier(Classifier(model, Preparation(), ANIMALS), tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    again = load_classifier(str(tmp_path), what=TEACHER)
+    assert (again.preparation, again.class_names) == (Preparation(), ANIMALS)
+
+
+def test_a_student_gets_a_head_for_the_classes_of_the_data_and_a_teacher_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = saved(Classifier(make_hf("vit", classes=7), CROPPED), tmp_path)
+    with pytest.raises(VocabularyError, match="tells 7 classes apart and the data has 4"):
+        load_classifier(directory, what=TEACHER, num_classes=4)
+    with caplog.at_level(logging.WARNING, logger="abkd"):
+        student = load_classifier(directory, what=STUDENT, num_classes=4, class_names=ANIMALS, fresh_head=True)
+    assert "gets a new head for 4 classes (classifier.bias, classifier.weight); it starts untrained" in caplog.text
+    assert (ImageRows(student).head_rows, student.class_names) == (4, ANIMALS)
+    trained = AutoModelForImageClassification.from_pretrained(directory).state_dict()
+    kept = {name: value for name, value in student.model.state_dict().items() if "classifier" not in name}
+    assert len(kept) == len(trained) - 2
+    assert all(torch.equal(value, trained[name]) for name, value in kept.items())
+    again = load_classifier(saved(student, tmp_path / "student"), what=TEACHER, num_classes=4)
+    assert again.class_names == ANIMALS
+    assert torch.equal(logits(again), logits(student))
+
+
+def test_a_head_for_as_many_other_classes_is_kept_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = ("car", "bus", "van", "tram")
+    directory = saved(Classifier(make_hf("resnet", classes=4), CROPPED, others), tmp_path)
+    student = load_classifier(directory, what=STUDENT, class_names=ANIMALS, fresh_head=True)
+    assert student.class_names == ANIMALS
+    assert "trained for other classes" in caplog.text
+    teacher = load_classifier(directory, what=TEACHER, class_names=ANIMALS)
+    assert teacher.class_names == others
+    with pytest.raises(VocabularyError, match="class 0 is 'car' for the teacher and 'cat' for the data"):
+        check_classes(student, teacher, ANIMALS)
+
+
+def test_a_model_without_a_trained_head_is_no_teacher(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_hf("vit", classes=4).config
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"no weights for classifier\.bias, classifier\.weight"):
+        load_classifier(str(tmp_path), what=TEACHER, num_classes=4)
+    student = load_classifier(str(tmp_path), what=STUDENT, num_classes=4, fresh_head=True)
+    assert "gets a new head" in caplog.text
+    assert "does not say how it wants its pixels" in caplog.text
+    assert student.preparation == Preparation(size=16)  # the only side that its position embeddings allow
+    assert ImageRows(student).head_rows == 4
+
+
+def test_weights_are_float32_unless_asked_for_otherwise(tmp_path: Path) -> None:
+    directory = saved(Classifier(make_hf("vit", classes=4).to(torch.bfloat16), CROPPED), tmp_path)
+    assert next(load_classifier(directory, what=STUDENT).model.parameters()).dtype == torch.float32
+    half = load_classifier(directory, what=TEACHER, dtype="bfloat16")
+    assert next(half.model.parameters()).dtype == torch.bfloat16
+    ours = load_classifier("cifar:resnet8", what=STUDENT, fresh_head=True, dtype=torch.bfloat16)
+    assert {each.dtype for each in ours.model.parameters()} == {torch.bfloat16}
+    with pytest.raises(ConfigError, match="model_init_kwargs: dtype is float32"):
+        load_classifier(directory, what=STUDENT, dtype="int8")
+
+
+# -- image processors ----------------------------------------------------------------------------------------------
+
+
+def processor(directory: Path, **settings: Any) -> str:
+    (directory / "preprocessor_config.json").write_text(json.dumps(settings))
+    return str(directory)
+
+
+def test_what_a_processor_does_twice_is_seen(tmp_path: Path) -> None:
+    """EfficientNet's takes pixels from -1 to 1 and divides by the deviation once more."""
+    std = (0.5, 0.4, 0.3)
+    name = processor(
+        tmp_path,
+        image_processor_type="EfficientNetImageProcessor",
+        size={"height": 24, "width": 24},
+        rescale_factor=1 / 127.5,
+        rescale_offset=True,
+        include_top=True,
+        image_mean=(0.1, 0.2, 0.3),
+        image_std=std,
+        resample=3,
+    )
+    found = preparation_of(name)
+    assert found is not None
+    pixels = photos(2, 24)
+    x = pixels.double() / 127.5 - 1
+    mean, deviation = torch.tensor((0.1, 0.2, 0.3))[:, None, None], torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(found(pixels).double(), (x - mean) / deviation / deviation, rtol=0.0, atol=1e-4)
+
+
+def test_a_processor_that_swaps_channels_is_refused(tmp_path: Path) -> None:
+    name = processor(
+        tmp_path,
+        image_processor_type="MobileViTImageProcessor",
+        size={"shortest_edge": 28},
+        crop_size={"height": 24, "width": 24},
+        do_flip_channel_order=True,
+        do_normalize=False,
+    )
+    with pytest.raises(ConfigError, match=r"Classifier\(module, Preparation\(mean, std, size\)\)"):
+        preparation_of(name)
+
+
+def test_a_processor_that_does_not_import_is_read_from_its_file(tmp_path: Path) -> None:
+    settings = {"size": {"height": 20, "width": 20}, "image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
+    name = processor(tmp_path, image_processor_type="OfTomorrowImageProcessorFast", resample=2, **settings)
+    assert preparation_of(name) == Preparation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), size=20, filter="bilinear")
+    settings["size"] = {"height": 20, "width": 30}
+    with pytest.raises(ConfigError, match="images of size"):
+        preparation_of(processor(tmp_path, image_processor_type="OfTomorrowImageProcessorFast", **settings))
+    assert preparation_of(str(tmp_path / "nothing")) is None
+
+
+def test_what_timm_says_of_its_models_is_understood() -> None:
+    published = {  # timm/resnet50.tv_in1k
+        "input_size": [3, 224, 224],
+        "interpolation": "bilinear",
+        "crop_pct": 0.875,
+        "crop_mode": "center",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    wanted = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), size=224, resized=256, filter="bilinear")
+    assert timm_preparation(published) == wanted
+    squashed = timm_preparation({**published, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"})
+    assert (squashed.resized, squashed.filter) == (None, "bicubic")
+    module = nn.Flatten()
+    module.pretrained_cfg = published  # type: ignore[assignment]  # as timm's models have it
+    assert as_classifier(module).preparation == wanted
+
+
+# -- our own networks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_10_2", "vgg8", "shufflenetv2"])
+def test_a_cifar_network_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
+    student = load_classifier(f"cifar:{name}", what=STUDENT, num_classes=4, class_names=ANIMALS, fresh_head=True)
+    assert (student.class_names, student.preparation.mean, student.preparation.size) == (ANIMALS, CIFAR_MEAN, None)
+    named = student._replace(preparation=CROPPED)
+    again = load_classifier(saved(named, tmp_path), what=TEACHER, num_classes=4, class_names=ANIMALS)
+    assert again[1:] == named[1:]
+    assert torch.equal(logits(again, 32), logits(named, 32))
+    description = json.loads((tmp_path / "abkd.json").read_text())
+    assert description["name"] == f"cifar:{name}"
+    assert (description["num_classes"], tuple(description["class_names"])) == (4, ANIMALS)
+    assert as_classifier(again) is again
+
+
+def test_a_published_checkpoint_makes_a_teacher(tmp_path: Path) -> None:
+    net = cifar.create("resnet20", 10).eval()
+    path = tmp_path / "ckpt_epoch_240.pth"
+    torch.save({"epoch": 240, "model": net.state_dict()}, path)
+    teacher = load_classifier("cifar:resnet20", what=TEACHER, num_classes=10, checkpoint=str(path))
+    assert teacher.class_names is None  # the file does not say
+    wanted = Preparation(CIFAR_MEAN, (0.2675, 0.2565, 0.2761))
+    assert torch.equal(logits(teacher, 32), logits(Classifier(net, wanted), 32))
+    with pytest.raises(ConfigError, match="num_classes=10"):
+        load_classifier("cifar:resnet20", what=TEACHER, num_classes=100, checkpoint=str(path))
+    with pytest.raises(ConfigError, match=r"teacher_model_init_kwargs: \{checkpoint: resnet20\.pth\}"):
+        load_classifier("cifar:resnet20", what=TEACHER, num_classes=10)
+
+
+def test_a_saved_network_can_become_a_student_for_other_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = load_classifier("cifar:resnet8", what=STUDENT, num_classes=6, fresh_head=True)
+    directory = saved(first, tmp_path)
+    with pytest.raises(VocabularyError, match="tells 6 classes apart and the data has 4"):
+        load_classifier(directory, what=TEACHER, num_classes=4)
+    student = load_classifier(directory, what=STUDENT, class_names=ANIMALS, fresh_head=True)
+    assert "new head for 4 classes (fc.weight, fc.bias)" in caplog.text
+    assert (ImageRows(student).head_rows, student.class_names) == (4, ANIMALS)
+    trained, own = first.model.state_dict(), student.model.state_dict()
+    assert [name for name in own if not torch.equal(own[name], trained[name])] == ["fc.weight", "fc.bias"]
+    again = load_classifier(saved(student, tmp_path / "next"), what=TEACHER, class_names=ANIMALS)
+    assert torch.equal(logits(again, 32), logits(student, 32))
+
+
+def test_a_model_given_in_python_is_described_and_its_weights_load_without_us(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    given = as_classifier(model)
+    assert given == Classifier(model)
+    directory = saved(given._replace(class_names=ANIMALS, preparation=Preparation(size=8)), tmp_path)
+    with pytest.raises(ConfigError, match=r"safetensors\.torch\.load_model"):
+        load_classifier(directory, what=TEACHER)
+    again = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    load_model(again, tmp_path / "model.safetensors")
+    assert torch.equal(again[1].weight, model[1].weight)
+    assert json.loads((tmp_path / "abkd.json").read_text())["size"] == 8
+
+
+def test_a_network_of_ones_own_comes_back_by_the_function_that_built_it(tmp_path: Path) -> None:
+    name = "python:vision_parts:own_net"
+    student = load_classifier(name, what=STUDENT, class_names=ANIMALS, fresh_head=True, width=6)
+    assert (student.class_names, student.options) == (ANIMALS, {"num_classes": 4, "width": 6})
+    again = load_classifier(saved(student, tmp_path), what=TEACHER, num_classes=4)
+    assert again[1:] == student[1:]
+    assert torch.equal(logits(again, 8), logits(student, 8))
+    usual = load_classifier(name, what=STUDENT, fresh_head=True)  # it knows how many classes it has
+    again = load_classifier(saved(usual, tmp_path / "usual"), what=TEACHER)
+    assert torch.equal(logits(again, 8), logits(usual, 8))
+
+
+# -- names that lead nowhere ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("keras:resnet50", {}, "begins with none of cifar:, "),
+        ("cifar:resnet21", {}, "no CIFAR network"),
+        ("python:vision_parts", {}, "write python:package.module:function"),
+        ("python:vision_parts:no_such_net", {}, "cannot be imported"),
+        ("python:vision_parts:own_net", {"colour": 3}, "cannot build python:vision_parts:own_net"),
+        ("cifar:resnet20", {"pretrained": True}, "takes checkpoint and dtype, not pretrained"),
+        (
+            "nobody/has-this-model",
+            {},
+            "model_name_or_path: cannot load an image classifier from 'nobody/has-this-model'",
+        ),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_explained(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_classifier(name, what=STUDENT, num_classes=4, fresh_head=True, **options)
+
+
+def test_broken_directories_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot load an image classifier"):
+        load_classifier(str(tmp_path), what=STUDENT)
+    student = load_classifier("cifar:resnet8", what=STUDENT, num_classes=4, fresh_head=True)
+    save_classifier(student, tmp_path)
+    with pytest.raises(ConfigError, match=r"the weights in .* do not load"):
+        load_classifier(str(tmp_path), what=STUDENT)
+    save_model(cifar.create("vgg8", 4), str(tmp_path / "model.safetensors"))
+    with pytest.raises(ConfigError, match=r"the weights in .* do not load"):
+        load_classifier(str(tmp_path), what=STUDENT)
+    with pytest.raises(ConfigError, match="those of another architecture"):
+        load_classifier(str(tmp_path), what=STUDENT, num_classes=5, fresh_head=True)
+    with pytest.raises(ConfigError, match="it takes dtype, not checkpoint"):
+        load_classifier(str(tmp_path), what=STUDENT, checkpoint="x.pth")
+    (tmp_path / "abkd.json").write_text('{"name": "cifar:resnet8"}')
+    with pytest.raises(ConfigError, match="does not describe a classifier"):
+        load_classifier(str(tmp_path), what=STUDENT)
+    with pytest.raises(ConfigError, match="but came dict"):
+        as_classifier({})  # type: ignore[arg-type]
+
+
+# -- classes -------------------------------------------------------------------------------------------------------
+
+
+def telling(names: tuple[str, ...] | None, count: int = 4) -> Classifier:
+    return Classifier(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, count)), class_names=names)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "data"),
+    [
+        (ANIMALS, ANIMALS, ANIMALS),
+        (None, ("Cat", "DOG", "fox", "owl"), ANIMALS),
+        (None, ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3"), ANIMALS),
+        (None, ("house cat, cat", "dog, hound", "red_fox, fox", "owl"), ANIMALS),
+        (None, ANIMALS, ("0", "1", "2", "3")),
+        (None, ANIMALS, ("n02123045", "n02084071", "n02118333", "n01621127")),
+        (None, ANIMALS, None),
+    ],
+)
+def test_the_same_classes_under_the_names_that_people_use(student: Any, teacher: Any, data: Any) -> None:
+    check_classes(telling(student), telling(teacher), data)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "data", "said"),
+    [
+        (
+            None,
+            ("cat", "fox", "dog", "owl"),
+            ANIMALS,
+            "class 1 is 'fox' for the teacher and 'dog' for the data, where the same",
+        ),
+        (
+            None,
+            ("cat", "dog", "fox", "emu"),
+            ANIMALS,
+            "class 3 is 'emu' for the teacher and 'owl' for the data: number",
+        ),
+        (("cat", "dog", "owl", "fox"), ANIMALS, None, "class 2 is 'owl' for the student and 'fox' for the teacher"),
+        (None, ANIMALS, ANIMALS[:3], "the teacher has 4 classes and the data 3"),
+    ],
+)
+def test_other_classes_or_another_order_are_refused(student: Any, teacher: Any, data: Any, said: str) -> None:
+    with pytest.raises(VocabularyError, match=said):
+        check_classes(telling(student), telling(teacher), data)
+
+
+def test_another_number_of_classes_is_refused() -> None:
+    with pytest.raises(VocabularyError, match="the student tells 4 classes apart and the teacher 5"):
+        check_classes(telling(None), telling(None, 5), None)
+    flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)))  # takes no other side
+    check_classes(ImageRows(flat, side=8), ImageRows(telling(None, 5)), ANIMALS[:3])
+
+
+# -- collections that are extras -----------------------------------------------------------------------------------
+
+WITHOUT = {zoo: importlib.util.find_spec(zoo) is None for zoo in ("timm", "torchvision")}
+
+
+@pytest.mark.parametrize("zoo", WITHOUT)
+def test_a_collection_that_is_not_there_is_named(zoo: str) -> None:
+    if not WITHOUT[zoo]:
+        pytest.skip(f"{zoo} is installed here")
+    with pytest.raises(ConfigError, match=f"pip install {zoo}"):
+        load_classifier(f"{zoo}:resnet18", what=STUDENT, num_classes=4, fresh_head=True)
+
+
+@pytest.mark.skipif(WITHOUT["timm"], reason="timm is not installed here")
+def test_a_timm_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    student = load_classifier(
+        "timm:vit_tiny_patch16_224", what=STUDENT, class_names=ANIMALS, fresh_head=True, pretrained=False, img_size=32
+    )
+    assert ImageRows(student._replace(preparation=Preparation(size=32))).head_rows == 4
+    again = load_classifier(saved(student._replace(preparation=Preparation(size=32)), tmp_path), what=TEACHER)
+    assert torch.equal(logits(again, 32), logits(student._replace(preparation=Preparation(size=32)), 32))
+
+
+@pytest.mark.skipif(WITHOUT["torchvision"], reason="torchvision is not installed here")
+def test_a_torchvision_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    student = load_classifier("torchvision:resnet18", what=STUDENT, class_names=ANIMALS, fresh_head=True, weights=None)
+    again = load_classifier(saved(student, tmp_path), what=TEACHER)
+    assert again[1:] == student[1:]
+    assert torch.equal(logits(again, 64), logits(student, 64))

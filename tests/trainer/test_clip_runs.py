@@ -1,0 +1,142 @@
+"""Base to new through the trainer: learned without labels, measured on both halves, resumed to the bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from test_resume import StopAfter
+
+from abkd import DistillConfig, DistillTrainer
+from abkd.data.images import base_and_new, load_images
+from abkd.demo.clip import TEMPLATE, Build, Small, train_clip
+from abkd.errors import ConfigError
+from abkd.models.prompted import load_student
+from abkd.recipe import Recipe
+from abkd.run import distill
+from training_parts import gap, weights
+
+pytest.importorskip("sklearn", reason="the digits are scikit-learn's: pip install 'abkd[demo]'")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """Two CLIPs that have hardly learned, in a second; and some of the digits."""
+    import numpy as np
+
+    directory = tmp_path_factory.mktemp("clips")
+    digits = load_images("digits")
+    images = np.stack([digits.image(i) for i in range(120)])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+    labels, names = torch.from_numpy(digits.labels[:120]), digits.class_names
+    for name, width in (("teacher", 32), ("student", 16)):
+        train_clip(directory / name, Build(width, 2, width, epochs=2), pixels, labels, names)
+    for name, part in (("train", slice(0, 60)), ("held_out", slice(60, 120))):
+        np.savez(directory / f"{name}.npz", images=images[part], labels=digits.labels[:120][part], classes=names)
+    return Small(*(directory / name for name in ("teacher", "student", "train.npz", "held_out.npz")))
+
+
+def clip_trainer(path: Path, small: Small, *, callbacks=(), **options) -> DistillTrainer:
+    settings = {
+        "task": "zero-shot-image-classification",
+        "prompt_template": TEMPLATE,
+        "visual_prompt_depth": 2,
+        "per_device_train_batch_size": 8,
+        "max_steps": 6,
+        "learning_rate": 1e-2,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "use_cpu": True,
+        "divergence": "AlphaBeta(0.6, 0.5)",
+        **options,
+    }
+    return DistillTrainer(
+        str(small.student),
+        str(small.teacher),
+        DistillConfig(output_dir=str(path), **settings),
+        train_dataset=small.train_file,
+        eval_dataset=small.held_out_file,
+        callbacks=callbacks,
+    )
+
+
+def test_it_learns_without_labels(tmp_path, small, caplog):
+    run = clip_trainer(tmp_path, small, max_steps=20)
+    frozen = weights(run.model.vision_model)
+    before = run.evaluate()
+    with caplog.at_level(logging.INFO, logger="abkd"):
+        run.train()
+    after = run.evaluate()
+    assert "results are transductive" in caplog.text
+    assert after["eval_forward_kl"] < before["eval_forward_kl"]
+    assert gap(frozen, run.model.vision_model) == 0.0
+    assert not run.train_dataset.labelled
+    assert run.collator([run.train_dataset[0]])["batch"].targets is None
+
+
+def test_accuracies_are_within_each_half(tmp_path, small):
+    run = clip_trainer(tmp_path, small)
+    found = run.evaluate()
+    images = load_images(small.held_out_file)
+    base, new = base_and_new(images.class_names)
+    assert base == (0, 1, 2, 3, 4)
+    teacher = run.models.teacher
+    right = {"base": [], "new": []}
+    for i, label in enumerate(images.labels):
+        batch = run.collator([run.eval_dataset[i]])["batch"]
+        logits = teacher(batch.teacher).values[0]
+        half = "base" if int(label) in base else "new"
+        others = torch.tensor(new if half == "base" else base)
+        right[half].append(int(logits.index_fill(0, others, -torch.inf).argmax()) == int(label))
+    of_base, of_new = (sum(right[half]) / len(right[half]) for half in ("base", "new"))
+    assert found["eval_teacher_base_accuracy"] == pytest.approx(of_base)
+    assert found["eval_teacher_new_accuracy"] == pytest.approx(of_new)
+    assert found["eval_teacher_harmonic_mean"] == pytest.approx(2 * of_base * of_new / (of_base + of_new))
+    assert {"eval_base_accuracy", "eval_new_accuracy", "eval_harmonic_mean"} <= found.keys()
+
+
+def test_resume_is_exact(tmp_path, small):
+    options = {"save_strategy": "steps", "save_steps": 4, "augmentation": "[RandomCrop(padding=1)]"}
+    whole = clip_trainer(tmp_path / "whole", small, **options)
+    whole.train()
+    clip_trainer(tmp_path / "parts", small, **options, callbacks=[StopAfter(4)]).train()
+    torch.manual_seed(99)
+    resumed = clip_trainer(tmp_path / "parts", small, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    assert gap(whole.model, resumed.model) == 0.0
+
+
+def test_from_a_recipe_to_a_student_that_loads(tmp_path, small):
+    recipe = Recipe.from_dict(
+        {
+            "task": "zero-shot-image-classification",
+            "model_name_or_path": str(small.student),
+            "teacher_model_name_or_path": str(small.teacher),
+            "train_file": str(small.train_file),
+            "eval_file": str(small.held_out_file),
+            "output_dir": str(tmp_path / "run"),
+            "prompt_template": TEMPLATE,
+            "visual_prompt_depth": 1,
+            "unlabelled_classes": "base",
+            "max_steps": 2,
+            "use_cpu": True,
+        }
+    )
+    trainer = distill(recipe)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["base_classes"] == [0, 1, 2, 3, 4]
+    assert record["train_rows"] == sum(label < 5 for label in load_images(small.train_file).labels)
+    again = load_student(tmp_path / "run")
+    assert gap(again.model, trainer.model) == 0.0
+    assert again.preparation == trainer.models.student.classifier.preparation
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path, small):
+    with pytest.raises(ConfigError, match="sees no labels: set ce_weight"):
+        clip_trainer(tmp_path, small, ce_weight=0.1)
+    with pytest.raises(ConfigError, match="one \\{\\} for the name"):
+        clip_trainer(tmp_path, small, prompt_template="a photo")
