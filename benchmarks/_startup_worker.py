@@ -74,7 +74,7 @@ def main(began: float, file: Path, flags: list[str]) -> None:
 def watch(mark: Marks) -> None:
     """Mark what a run does before its first step."""
     import abkd.run
-    from abkd.trainer import _text, _trainer
+    from abkd.trainer import _optimizer, _text, _trainer
 
     for owner in (abkd.run, _text):
         mark.around(owner, "load_tokenizer", "tokenizer")
@@ -82,7 +82,7 @@ def watch(mark: Marks) -> None:
     mark.around(abkd.run, "load_data", "rows")
     mark.around(_text, "prepare_data", "rows")
     mark.around(_text, "resolve_models", "check the models")
-    mark.around(_trainer.Trainer, "__init__", "transformers.Trainer")
+    mark.around(_optimizer.Trainer, "__init__", "transformers.Trainer")
     mark.around(_text, "check_start", "look at the first rows")
     mark.around(_trainer.DistillTrainer, "evaluation_loop", "evaluation before the first step")
 

@@ -134,7 +134,7 @@ def sweep_of(*settings: tuple[str, list[list[dict[str, Any]]]], **more: Any) -> 
         ]
         found.append({"name": name, "runs": runs, "summary": summary_of(runs)})
     seeds = list(range(max(len(courses) for _, courses in settings)))
-    known = {"seeds": seeds, "grid": {}, "task": CLIP, "own_split": True, "unlabelled_classes": ["all"]}
+    known = {"seeds": seeds, "grid": {}, "task": CLIP, "unlabelled_classes": ["all"]}
     return {**known, "settings": found, **more}
 
 
@@ -156,8 +156,8 @@ def test_settings_with_different_teachers_have_a_line_for_each():
 
 def test_what_must_be_known_about_the_numbers_is_said():
     notes = " ".join(notes_of(sweep_of(("one", [HALVES, HALVES]))))
-    assert all(words in notes for words in ("flatters", "n - 1", "each seed holds out rows of its own", "Transductive"))
-    notes = " ".join(notes_of(sweep_of(("one", [HALVES]), own_split=False, task="image-classification")))
+    assert all(words in notes for words in ("flatters", "n - 1", "Transductive"))
+    notes = " ".join(notes_of(sweep_of(("one", [HALVES]), task="image-classification")))
     assert not any(words in notes for words in ("n - 1", "holds out", "ransductive"))
     nothing = sweep_of(("one", [[]]), task="text-generation")
     assert sweep_table(nothing) is None

@@ -110,7 +110,6 @@ def test_means_and_deviations_are_those_of_the_runs(undisturbed):
             assert summary["std"] == pytest.approx(abs(numbers[0] - numbers[1]) / math.sqrt(2), abs=1e-12)
         assert one["summary"]["perplexity"]["teacher"]["std"] == 0.0
     assert json.loads((output / SWEEP_FILE).read_text()) == found
-    assert not found["own_split"]
 
 
 def test_a_page_and_a_table_tell_it(undisturbed):

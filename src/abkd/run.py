@@ -48,6 +48,8 @@ def distill(recipe: Recipe, resume: bool = False) -> DistillTrainer:
 def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
     """The training rows and the held-out rows of a recipe (or None); held out from the former where none are named.
 
+    Which are held out depends on ``data_seed``, not on ``seed``: runs of several seeds are measured on the same rows.
+
     Raises:
         DataError: a file that cannot be used.
     """
@@ -62,7 +64,7 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
         return train, load_rows(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
     if recipe.eval_fraction == 0 or len(train) < 2:
         return train, None
-    return split_held_out(train, recipe.eval_fraction, seed=config.seed)
+    return split_held_out(train, recipe.eval_fraction, seed=config.data_seed or 0)
 
 
 def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
@@ -81,7 +83,7 @@ def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
         return train, load_images(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
     if recipe.eval_fraction == 0 or len(train) < 2:
         return train, None
-    return split_images(train, recipe.eval_fraction, seed=config.seed)
+    return split_images(train, recipe.eval_fraction, seed=config.data_seed or 0)
 
 
 def build_trainer(

@@ -22,9 +22,11 @@ class Option(NamedTuple):
 REQUIRED = "required"
 GROUPS: dict[str, tuple[Option, ...]] = {
     "Models and data": (
+        Option("task", "text-generation", "or image-classification; CLIP: see docs/vision.md"),
         Option("model_name_or_path", REQUIRED, "the student: a directory or a hub name"),
-        Option("teacher_model_name_or_path", "", "the teacher, with the same tokenizer"),
-        Option("train_file", "", "JSONL, CSV or parquet: prompt/completion, messages or text"),
+        Option("teacher_model_name_or_path", "", "the teacher, with the same tokenizer or classes"),
+        Option("train_file", "", "JSONL, CSV, parquet: prompt/completion, messages, text; images: .npz"),
+        Option("train_dir", "", "images, a folder a class"),
         Option("dataset_name", "", "instead of a file: a dataset on the hub"),
         Option("eval_file", "", "held-out rows, if you have them"),
         Option("eval_fraction", "0.05", "else the share of the training rows that is held out"),
@@ -39,17 +41,15 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("max_length", "1024", "tokens of prompt and completion together"),
     ),
     "Who writes, who teaches": (
-        Option("source", "Dataset()", "whose text: Mix(0.5, StudentSamples(), Dataset()), TeacherSamples(), ..."),
+        Option("source", "Dataset()", "whose text: StudentSamples(), Mix(...), ..."),
         Option("lmbda", "", "short: the share of batches that the student writes"),
-        Option("seq_kd", "false", "short: the teacher writes the others"),
         Option("max_completion_length", "256", "tokens that a model writes at most"),
-        Option("teacher", "Live()", "where p comes from: TopKCache(k=64), HiddenCache(), Ensemble(), EMA()"),
+        Option("teacher", "Live()", "where p comes from: TopKCache(k=64), HiddenCache(), EMA()"),
     ),
     "Training": (
         Option("learning_rate", "0.0001", "peak step size"),
         Option("num_train_epochs", "3.0", "passes over the data"),
         Option("per_device_train_batch_size", "8", "sequences at once"),
-        Option("gradient_accumulation_steps", "1", "batches per step"),
         Option("bf16", "false", "compute in bfloat16 (weights stay float32)"),
         Option("use_peft", "false", "train LoRA adapters: lora_r, lora_alpha, lora_dropout, ..."),
         Option("overwrite_output_dir", "false", "replace what is in output_dir"),

@@ -71,7 +71,8 @@ def build_small(directory: Path, *, seed: int = 0) -> Small:
     small = Small(directory / "teacher", directory / "student", directory / "train.npz", directory / "held_out.npz")
     directory.mkdir(parents=True, exist_ok=True)
     for images, file in ((train, small.train_file), (held_out, small.held_out_file)):
-        np.savez(file, images=_array(images), labels=images.labels, classes=images.class_names)
+        arrays: dict[str, Any] = {"labels": images.labels, "classes": images.class_names}
+        np.savez(file, images=_array(images), **arrays)
     pixels = torch.from_numpy(_array(train)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
     labels, names = torch.from_numpy(train.labels), train.class_names or ()
     train_clip(small.teacher, TEACHER, pixels, labels, names, seed=seed)

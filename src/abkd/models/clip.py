@@ -173,30 +173,34 @@ def load_clip_pair(
         ConfigError: a model cannot be loaded, or an argument cannot be meant.
         VocabularyError: two classes read the same to the teacher.
     """
-    from abkd.models.language import load_tokenizer
     from abkd.models.prompted import PromptedStudent
 
-    of_teacher, of_student = dict(teacher_options or {}), dict(student_options or {})
+    of_student = dict(student_options or {})
     _captions(class_names, template)  # before a model is loaded
-    clip = load_clip(teacher_name, what="teacher_model_name_or_path", **of_teacher)
-    revision = of_teacher.get("revision")
-    tokenizer = load_tokenizer(teacher_name, what="teacher_model_name_or_path", revision=revision)
-    features = class_features(clip, tokenizer, class_names, template)
-    teacher = ZeroShot(clip, features, class_names).requires_grad_(False).eval()
-    seen_by_teacher = clip_preparation(teacher_name, clip, revision=revision)
+    teacher = _load_teacher(teacher_name, tuple(class_names), template, dict(teacher_options or {}))
     clip = load_clip(student_name, what="model_name_or_path", **of_student)
-    student = PromptedStudent(clip, teacher.head, prompt_length=prompt_length, prompt_depth=prompt_depth)
-    seen_by_student = clip_preparation(student_name, clip, revision=of_student.get("revision"))
-    names = tuple(class_names)
-    return (
-        Classifier(teacher, seen_by_teacher, names, teacher_name),
-        Classifier(student, seen_by_student, names, student_name),
-    )
+    head: Any = teacher.model.head
+    student = PromptedStudent(clip, head, prompt_length=prompt_length, prompt_depth=prompt_depth)
+    preparation = clip_preparation(student_name, clip, revision=of_student.get("revision"))
+    return teacher, Classifier(student, preparation, teacher.class_names, student_name)
+
+
+def _load_teacher(name: str, class_names: tuple[str, ...], template: str, options: dict[str, Any]) -> Classifier:
+    from abkd.models.language import load_tokenizer
+
+    what, revision = "teacher_model_name_or_path", options.get("revision")
+    clip = load_clip(name, what=what, **options)
+    tokenizer = load_tokenizer(name, what=what, revision=revision)
+    model = ZeroShot(clip, class_features(clip, tokenizer, class_names, template), class_names)
+    preparation = clip_preparation(name, clip, revision=revision)
+    return Classifier(model.requires_grad_(False).eval(), preparation, class_names, name)
 
 
 def _captions(names: Sequence[str], template: str) -> list[str]:
     if template.count("{}") != 1:
-        raise ConfigError(f"the template needs one {{}} for the name of the class, as {TEMPLATE!r} has; got {template!r}")
+        raise ConfigError(
+            f"the template needs one {{}} for the name of the class, as {TEMPLATE!r} has; got {template!r}"
+        )
     if not names:
         raise ConfigError("there are no class names, and CLIP knows a class by nothing else: give class_names")
     return [template.replace("{}", name.replace("_", " ")) for name in names]

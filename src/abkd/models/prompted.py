@@ -29,8 +29,8 @@ class PromptedStudent(nn.Module):
     layers has its own in their place, and behind them they go on as any token. The image feature goes through the
     projector (linear, batch norm, ReLU, linear: to the width of the teacher's) to the teacher's head.
 
-    The tower is frozen and in eval mode whatever :meth:`train` says. The projector's batch norm is trained, and in train
-    mode while the student is: what it computes depends on which images share a batch, so other micro-batches are
+    The tower is frozen and in eval mode whatever :meth:`train` says. The projector's batch norm is trained, and in
+    train mode while the student is: what it computes depends on which images share a batch, so other micro-batches are
     another run. A batch of one has no variance; it is normalised by the running statistics and leaves them alone.
 
     Args:
@@ -47,7 +47,9 @@ class PromptedStudent(nn.Module):
         super().__init__()
         config = clip.vision_model.config
         if prompt_length < 1:
-            raise ConfigError(f"prompt_length is at least 1 token, but got {prompt_length}; prompt_depth=0 has no prompts")
+            raise ConfigError(
+                f"prompt_length is at least 1 token, but got {prompt_length}; prompt_depth=0 has no prompts"
+            )
         if not 0 <= prompt_depth <= config.num_hidden_layers:
             raise ConfigError(
                 f"prompt_depth is 0 to {config.num_hidden_layers}, the layers of the student's image tower, but got "
@@ -126,7 +128,7 @@ class PromptedStudent(nn.Module):
 class _BatchNorm(nn.BatchNorm1d):
     """Takes a batch of one too, by the running statistics, which it leaves alone."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name for it
         if not self.training or len(input) > 1:
             return super().forward(input)
         return nn.functional.batch_norm(
@@ -145,7 +147,9 @@ def _projector(width: int, teacher_width: int) -> nn.Sequential:
 
 def _no_masks(layer: Any) -> dict[str, None]:
     """Images need no mask, but a layer asks: for one, or before version 5 of transformers for two."""
-    return dict.fromkeys(name for name in inspect.signature(layer.forward).parameters if name.endswith("attention_mask"))
+    return dict.fromkeys(
+        name for name in inspect.signature(layer.forward).parameters if name.endswith("attention_mask")
+    )
 
 
 def _first(out: Any) -> Tensor:
@@ -175,7 +179,9 @@ def load_student(directory: Path | str) -> Classifier:
             "directory of a run with task: zero-shot-image-classification"
         ) from error
     except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise ConfigError(f"the prompted CLIP student in {directory} is damaged: {error}") from error
+        raise ConfigError(
+            f"the prompted CLIP student in {directory} is damaged: {' '.join(str(error).split())}"
+        ) from error
     return Classifier(student.eval(), preparation, student.head.class_names, str(directory))
 
 

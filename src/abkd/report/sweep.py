@@ -20,7 +20,6 @@ from abkd.report.results import BEST, headlines
 from abkd.report.table import Cell, Measure, Row, Table
 
 SPREAD = "± is the standard deviation over the seeds (n - 1)."
-OWN_SPLIT = "No held-out rows are named, so each seed holds out rows of its own, and ± has that in it too."
 _HALVES = {"base_accuracy", "new_accuracy"}  # their best evaluations would be those of two different students
 
 
@@ -95,7 +94,7 @@ def notes_of(sweep: Record) -> list[str]:
     """How the numbers are to be read, and what is missing among them."""
     notes = [BEST] if _columns(sweep) else ["No rows were held out, so there are no numbers to compare."]
     if len(sweep["seeds"]) > 1 and _columns(sweep):
-        notes += [SPREAD, OWN_SPLIT] if sweep["own_split"] else [SPREAD]
+        notes.append(SPREAD)
     if sweep["task"] == CLIP:
         notes += dict.fromkeys(TRANSDUCTIVE[seen] for seen in sweep["unlabelled_classes"])
     return notes + [f"{run['directory']} counts nowhere: {run['failed']}" for run in runs_of(sweep) if "failed" in run]

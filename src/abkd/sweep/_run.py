@@ -165,7 +165,6 @@ def _save(
         "task": resolved[0]["task"],
         "seeds": list(dict.fromkeys(run.seed for run in runs)),
         "grid": grid,
-        "own_split": any(values.get("eval_fraction") for values in resolved),
         "unlabelled_classes": list(dict.fromkeys(values.get("unlabelled_classes", "") for values in resolved)),
         "settings": _by_setting(directory, runs, results),
     }

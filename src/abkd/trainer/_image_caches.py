@@ -12,7 +12,8 @@ from abkd.teachers import Setting
 from abkd.teachers.caches import image_identity
 from abkd.teachers.caches._images import Passes
 from abkd.teachers.caches._readers import CacheReader
-from abkd.trainer._order import TrainOrder, epochs, train_order
+from abkd.trainer._optimizer import epochs
+from abkd.trainer._order import TrainOrder, train_order
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier

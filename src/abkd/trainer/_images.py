@@ -48,11 +48,13 @@ class ImageClassification(Modality):
         student, teachers = self._load(model, [] if cache else given, args, data, cache)
         if peft_config is not None:
             student = student._replace(model=with_adapters(student.model, peft_config))
-        for each in teachers:
+        seen = args.image_size or (data.uniform_size() if data is not None else None)
+        side = seen if isinstance(seen, int) or seen is None else seen[0]
+        rows, of_teachers = ImageRows(student, side=side), [ImageRows(each, side=side) for each in teachers]
+        for each in of_teachers:
             check_apart(student.model, each.model)
-            check_classes(student, each, None if data is None else data.class_names)
-        rows = ImageRows(student)
-        reader = cache or self._reader(rows, [ImageRows(each) for each in teachers], args)
+            check_classes(rows, each, None if data is None else data.class_names)
+        reader = cache or self._reader(rows, of_teachers, args)
         if reader is not None:
             reader.classes = rows.head_rows
             reader.check()

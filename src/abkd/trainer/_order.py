@@ -1,18 +1,13 @@
-"""The order of the rows, and when the learning rate falls.
-
-Both are functions of seed and epoch, and the same for one process as for several.
-"""
+"""The order of the rows: a function of seed and epoch, and the same for one process as for several."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from abkd.config import DistillConfig
 from abkd.data import LengthGroupedSampler, TokenizedDataset
 from abkd.data.prepared import Prepared
 
@@ -82,33 +77,3 @@ def train_order(dataset: Prepared | Evened, *, batch_size: int, by_length: bool,
     if by_length and isinstance(rows, TokenizedDataset):
         inner = LengthGroupedSampler(rows.lengths, batch_size, seed=seed)
     return TrainOrder(inner, len(dataset), keyed=rows.keyed)
-
-
-def multi_step(args: DistillConfig, rows: int) -> Callable[[int], float]:
-    """Step -> factor of the learning rate: ``lr_decay`` for each milestone passed, after a linear warm-up.
-
-    ``rows``: those of an epoch.
-    """
-    per_epoch = _steps_per_epoch(args, rows)
-    milestones: Any = args.lr_milestones
-    after = [round(epoch * per_epoch) for epoch in milestones]
-    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
-    warmup = args.get_warmup_steps(total)
-
-    def factor(step: int) -> float:
-        return min(1.0, (step + 1) / (warmup + 1)) * args.lr_decay ** sum(step >= each for each in after)
-
-    return factor
-
-
-def epochs(args: DistillConfig, rows: int) -> int:
-    """How many epochs of so many rows a run begins, as transformers counts them."""
-    if args.max_steps > 0:
-        return math.ceil(args.max_steps / _steps_per_epoch(args, rows))
-    return math.ceil(args.num_train_epochs)
-
-
-def _steps_per_epoch(args: DistillConfig, rows: int) -> int:
-    size = args.train_batch_size * args.world_size
-    batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
-    return max(1, math.ceil(batches / args.gradient_accumulation_steps))

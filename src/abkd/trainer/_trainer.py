@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
@@ -22,15 +22,19 @@ from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSi
 from abkd.trainer._evaluation import held_out_metrics
 from abkd.trainer._finite import FiniteGradients, check_loss
 from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
-from abkd.trainer._order import Evened, multi_step, train_order
+from abkd.trainer._optimizer import Optimizing
+from abkd.trainer._order import Evened, train_order
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 from abkd.trainer._window import Prompts, Window, known
 
+if TYPE_CHECKING:
+    from abkd.models.vision import Classifier
+
 logger = logging.getLogger("abkd")
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(Optimizing):
     """Trains a student to match a teacher, with everything else as in ``transformers.Trainer``.
 
     Args:
@@ -55,8 +59,8 @@ class DistillTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module | str,
-        teacher_model: nn.Module | str | Sequence[nn.Module | str] | None = None,
+        model: nn.Module | Classifier | str,
+        teacher_model: nn.Module | Classifier | str | Sequence[nn.Module | Classifier | str] | None = None,
         args: DistillConfig | None = None,
         *,
         train_dataset: Any = None,
@@ -175,10 +179,11 @@ class DistillTrainer(Trainer):
         if self.args.world_size > 1 and isinstance(dataset, Prepared) and not drop_last:
             dataset = Evened(dataset, kwargs["batch_size"] * self.args.world_size)
         self.data_collator = Prompts() if training and self.supply is not None else self.collator
+        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, drop_last  # of training only
         try:
             return super()._get_dataloader(dataset, *args, **kwargs)
         finally:
-            self.data_collator = self.collator
+            self.data_collator, self.args.dataloader_drop_last = self.collator, asked
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         dataset: Any = train_dataset or self.train_dataset
@@ -194,23 +199,6 @@ class DistillTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         return torch.utils.data.SequentialSampler(eval_dataset)
-
-    # -- the optimizer -------------------------------------------------------------------------------------------
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As in transformers, which leaves biases and normalisation out; or all."""
-        if self.distill_args.decay_all_parameters:
-            return [name for name, _ in model.named_parameters()]
-        return super().get_decay_parameter_names(model)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As in transformers; or, which it does not have, steps down after ``lr_milestones`` epochs."""
-        if self.lr_scheduler is None and self.distill_args.lr_milestones:
-            rows: Any = self.train_dataset
-            stepped: Any = optimizer or self.optimizer
-            factor = multi_step(self.distill_args, len(rows))
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(stepped, factor)
-        return super().create_scheduler(num_training_steps, optimizer)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate of transformers knows neither teacher nor rows."""

@@ -1,0 +1,78 @@
+"""What transformers lacks of the usual protocol of image classifiers: a stepped learning rate, decay on everything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from abkd.config import DistillConfig
+
+
+class Optimizing(Trainer):
+    """transformers' Trainer with ``lr_milestones``, ``decay_all_parameters`` and, in old versions, SGD's options."""
+
+    args: Any  # a DistillConfig
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
+        """As in transformers, which before version 5 passes over the ``optim_args`` of SGD."""
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return optimizer, options | sgd_options(args)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """As in transformers, which leaves biases and normalisation out; or all."""
+        if self.args.decay_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As in transformers; or, which it does not have, steps down after ``lr_milestones`` epochs."""
+        if self.lr_scheduler is None and self.args.lr_milestones:
+            rows: Any = self.train_dataset
+            stepped: Any = optimizer or self.optimizer
+            factor = multi_step(self.args, len(rows))
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(stepped, factor)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+
+def multi_step(args: DistillConfig, rows: int) -> Callable[[int], float]:
+    """Step -> factor of the learning rate: ``lr_decay`` for each milestone passed, after a linear warm-up.
+
+    ``rows``: those of an epoch.
+    """
+    per_epoch = _steps_per_epoch(args, rows)
+    milestones: Any = args.lr_milestones
+    after = [round(epoch * per_epoch) for epoch in milestones]
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    warmup = args.get_warmup_steps(total)
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / (warmup + 1)) * args.lr_decay ** sum(step >= each for each in after)
+
+    return factor
+
+
+def epochs(args: DistillConfig, rows: int) -> int:
+    """How many epochs of so many rows a run begins, as transformers counts them."""
+    if args.max_steps > 0:
+        return math.ceil(args.max_steps / _steps_per_epoch(args, rows))
+    return math.ceil(args.num_train_epochs)
+
+
+def _steps_per_epoch(args: DistillConfig, rows: int) -> int:
+    size = args.train_batch_size * args.world_size
+    batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
+
+
+def sgd_options(args: Any) -> dict[str, Any]:
+    """``optim_args: momentum=0.9, nesterov=true`` as what SGD takes; nothing for another optimizer."""
+    if str(getattr(args.optim, "value", args.optim)) != "sgd" or not args.optim_args:
+        return {}
+    pairs = (part.split("=", 1) for part in str(args.optim_args).replace(" ", "").split(",") if part)
+    return {name: value[0].lower() == "true" if value[0].isalpha() else float(value[0]) for name, *value in pairs}
