@@ -12,7 +12,7 @@ from test_resume import StopAfter
 
 from abkd import DistillConfig, DistillTrainer
 from abkd.data.images import base_and_new, load_images
-from abkd.demo.clip import TEMPLATE, Build, Small, train_clip
+from abkd.demo.clip import CAPTION, Build, Small, train_clip
 from abkd.errors import ConfigError
 from abkd.models.prompted import load_student
 from abkd.recipe import Recipe
@@ -42,7 +42,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 def clip_trainer(path: Path, small: Small, *, callbacks=(), **options) -> DistillTrainer:
     settings = {
         "task": "zero-shot-image-classification",
-        "prompt_template": TEMPLATE,
+        "prompt_template": CAPTION,
         "visual_prompt_depth": 2,
         "per_device_train_batch_size": 8,
         "max_steps": 6,
@@ -119,7 +119,7 @@ def test_from_a_recipe_to_a_student_that_loads(tmp_path, small):
             "train_file": str(small.train_file),
             "eval_file": str(small.held_out_file),
             "output_dir": str(tmp_path / "run"),
-            "prompt_template": TEMPLATE,
+            "prompt_template": CAPTION,
             "visual_prompt_depth": 1,
             "unlabelled_classes": "base",
             "max_steps": 2,
@@ -129,6 +129,7 @@ def test_from_a_recipe_to_a_student_that_loads(tmp_path, small):
     trainer = distill(recipe)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["base_classes"] == [0, 1, 2, 3, 4]
+    assert record["unlabelled_classes"] == "base"
     assert record["train_rows"] == sum(label < 5 for label in load_images(small.train_file).labels)
     again = load_student(tmp_path / "run")
     assert gap(again.model, trainer.model) == 0.0

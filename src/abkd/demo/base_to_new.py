@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from abkd.demo import _show
-from abkd.demo.clip import TEMPLATE, build_small
+from abkd.demo.clip import CAPTION, build_small
 from abkd.demo.run import claim
 from abkd.recipe import Recipe
 
@@ -63,7 +63,7 @@ def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = 
             "train_file": str(small.train_file),
             "eval_file": str(small.held_out_file),
             "output_dir": str(output_dir / "students"),
-            "prompt_template": TEMPLATE,
+            "prompt_template": CAPTION,
             "visual_prompt_length": 4,
             "visual_prompt_depth": 2,
             "kd_weight": 10.0,

@@ -32,10 +32,12 @@ _OF_TEACHER = "teacher_"
 class BaseToNew(ImageClassification):
     """A row is an image against the names of all classes; trained on without labels, measured on both halves of them.
 
-    ``base``: the classes that count as known, the first half (CoOp's rule).
+    ``base``: the classes that count as known, the first half (CoOp's rule). ``unlabelled_classes``: "all" where images
+    of the others were trained on too (transductive), else "base".
     """
 
     base: tuple[int, ...] = ()
+    unlabelled_classes: str = ""
 
     def models(
         self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
@@ -47,6 +49,7 @@ class BaseToNew(ImageClassification):
         if any(term.ce_weight for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)):
             raise ConfigError("base-to-new distillation sees no labels: set ce_weight: 0.0")
         self.base, _ = base_and_new(names)
+        self.unlabelled_classes = args.unlabelled_classes
         given = wanted_teachers(teacher, args)
         student, teachers = self._pair(model, given, args, names)
         rows = ImageRows(student)
@@ -103,8 +106,8 @@ class BaseToNew(ImageClassification):
         )
 
     def describe(self, models: Models, train: Any) -> dict[str, Any]:
-        args_of = super().describe(models, train)
-        return {**args_of, "base_classes": list(self.base)}
+        known = super().describe(models, train)
+        return {**known, "base_classes": list(self.base), "unlabelled_classes": self.unlabelled_classes}
 
     def finish(self, models: Models, directory: Path, train: Any) -> None:
         student: Any = models.student
