@@ -41,6 +41,7 @@ class DistillConfig(TrainingArguments):
     * ``num_train_epochs`` 3: soft targets overfit late; the paper takes 20 on 11 000 rows.
     * ``report_to`` "none": nothing leaves the machine unless asked; ``metrics.jsonl`` is always written.
     * ``logging_nan_inf_filter`` False and ``remove_unused_columns`` False: nothing is hidden, nothing is dropped.
+    * ``disable_tqdm`` False: else transformers asks its own logger, which our command silences, for our progress bar.
     * ``save_strategy`` "epoch"; ``dataloader_pin_memory`` where there is a GPU.
 
     Raises:
@@ -55,6 +56,7 @@ class DistillConfig(TrainingArguments):
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool = False
     logging_steps: float = 10
+    disable_tqdm: bool = False
     save_strategy: str = "epoch"
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
@@ -118,7 +120,7 @@ class DistillConfig(TrainingArguments):
     image_size: int | None = field(
         default=None, metadata={"help": "side of the images before augmentation ends; else what the models want"}
     )
-    lr_milestones: list[float] | str | None = field(
+    lr_milestones: list[float] | None = field(
         default=None, metadata={"help": "epochs after which the learning rate is multiplied by lr_decay"}
     )
     lr_decay: float = field(default=0.1, metadata={"help": "that factor"})
@@ -197,8 +199,6 @@ class DistillConfig(TrainingArguments):
         self.source = meant
 
     def _take_milestones(self) -> None:
-        if isinstance(self.lr_milestones, str):
-            self.lr_milestones = json.loads(self.lr_milestones)
         after: Any = self.lr_milestones or []
         if not all(is_number(epoch) and epoch > 0 for epoch in after) or list(after) != sorted(set(after)):
             raise ConfigError(f"lr_milestones are epochs in rising order, such as [150, 180, 210], but are {after!r}")

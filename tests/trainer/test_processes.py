@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from two_processes import SHARDED, VARIANTS, build
+from two_processes import IMAGES, SHARDED, VARIANTS, build
 
 from training_parts import gap, llama, rows, teacher, tokenizer, weights
 
@@ -51,12 +51,13 @@ def compare(path: Path, variant: str, alone: Path, tolerance: float) -> None:
     directory = path / variant.replace(" ", "_")
     assert gap(load_file(directory / "weights.safetensors"), weights(one.model)) < tolerance
     found = json.loads((directory / "eval.json").read_text())
-    for name in ("loss", "forward_kl", "reverse_kl", "top1_agreement", "perplexity", "teacher_perplexity"):
+    of_task = ("accuracy", "teacher_accuracy") if variant in IMAGES else ("perplexity", "teacher_perplexity")
+    for name in ("loss", "forward_kl", "reverse_kl", "top1_agreement", *of_task):
         assert found[f"eval_{name}"] == pytest.approx(expected[f"eval_{name}"], rel=1e-5), name
     theirs, mine = (records(where) for where in (directory, Path(one.args.output_dir)))
     for record, other in zip(mine, theirs, strict=True):
         for name in ("loss", "grad_norm", "divergence", "cross_entropy", "top1_agreement"):
-            assert other[name] == pytest.approx(record[name], rel=1e-5), name
+            assert other[name] == pytest.approx(record[name], rel=1e-5), (variant, name)
 
 
 def records(directory: Path) -> list[dict[str, float]]:
@@ -73,7 +74,7 @@ def loads(directory: Path) -> None:
 
 
 def test_two_replicas_equal_one_process(tmp_path):
-    variants = [name for name in VARIANTS if name != "resumed"]
+    variants = [*(name for name in VARIANTS if name != "resumed"), *IMAGES]
     done = launch(TESTS / "trainer" / "two_processes.py", tmp_path / "two", *variants)
     assert done.returncode == 0, done.stderr[-4000:]
     for variant in variants:

@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedType, PartialState
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from image_parts import image_trainer, pictures
 from training_parts import llama, rows, teacher, trainer
 
 STEP = {"max_grad_norm": 1.0, "learning_rate": 3e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
@@ -25,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resumed": {"save_strategy": "steps", "save_steps": 2},
     "written": {"source": "Union(Dataset(), StudentSamples(temperature=0))", "max_completion_length": 5},
 }
+IMAGES = {"images": {"augmentation": "[RandomCrop(padding=1), HorizontalFlip(), Mixup(alpha=0.4)]", "ce_weight": 0.5}}
 SHARDED: dict[str, dict[str, Any]] = {
     "layers": {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]},
     "the head on its own": {"transformer_layer_cls_to_wrap": ["Linear"]},
@@ -34,8 +36,10 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 def build(path: Path, variant: str, world: int, **more: Any):
     """The same step for any number of processes: 4 rows of 10, so the last step of an epoch has 2; 7 held out."""
-    options = {"per_device_train_batch_size": 2, **STEP, **VARIANTS[variant], **more}
+    options = {"per_device_train_batch_size": 2, **STEP, **{**VARIANTS, **IMAGES}[variant], **more}
     options["per_device_train_batch_size"] *= 2 // world
+    if variant in IMAGES:
+        return image_trainer(path / variant, data=pictures(10), eval_dataset=pictures(7, seed=1), **options)
     return trainer(
         path / variant.replace(" ", "_"), llama(0), data=rows(10), teach=teacher(), eval_dataset=rows(7), **options
     )

@@ -74,7 +74,6 @@ def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = 
             "optim_args": "momentum=0.9",
             "learning_rate": 0.02,
             "save_strategy": "no",
-            "disable_tqdm": True,
             "use_cpu": not torch.cuda.is_available(),
         }
     )

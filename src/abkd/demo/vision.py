@@ -130,7 +130,6 @@ def _recipe(output_dir: Path, run_dir: Path, epochs: int) -> dict[str, Any]:
         "max_grad_norm": 0.0,  # clipping would take away what 32 times the divergence weighs
         "save_strategy": "no",
         "logging_steps": 20,
-        "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
     }
 

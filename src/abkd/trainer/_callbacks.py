@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from pathlib import Path
 from types import FrameType
@@ -48,7 +49,7 @@ def _belongs(line: str, step: int) -> bool:
 class ProgressBar(TrainerCallback):
     """One line: how far, how long still, the newest loss. Without a terminal, a line per log instead.
 
-    With ``disable_tqdm`` neither.
+    Where the logger ``abkd`` is set to be quiet, neither.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class ProgressBar(TrainerCallback):
         self.task: Any = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if not state.is_world_process_zero or not self.console.is_terminal or args.disable_tqdm:
+        if not state.is_world_process_zero or not self.console.is_terminal or args.disable_tqdm or _quiet():
             return
         self.bar = Progress(
             TextColumn("[bold]distilling"),
@@ -81,7 +82,7 @@ class ProgressBar(TrainerCallback):
         note = "  ".join(f"{name} {logs[name]:.4g}" for name in _NOTED if name in logs)
         if self.bar is not None and note:
             self.bar.update(self.task, note=note)
-        elif note and state.is_world_process_zero and not args.disable_tqdm:
+        elif note and state.is_world_process_zero and not _quiet():
             self.console.print(f"step {state.global_step}/{state.max_steps}  {note}", highlight=False)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -92,6 +93,11 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def _quiet() -> bool:
+    """Whether nothing is to be said that is no warning."""
+    return logging.getLogger("abkd").level > logging.INFO
 
 
 class StopSignals(TrainerCallback):

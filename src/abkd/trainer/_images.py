@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("abkd")
 
-_PHOTO = 224  # the side of images of many sizes, where no model tells one
 _LOOKED_AT = 1024  # images by which a teacher is judged where nothing is held out
 
 
@@ -215,12 +214,12 @@ def _right(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.argmax(-1) == targets).float()
 
 
-def _wanted_side(models: Models) -> int:
-    """The larger of the sides that the models want."""
+def _wanted_side(models: Models) -> int | None:
+    """The larger of the sides that the models want, where they want one."""
     rows: list[Any] = [models.student, *getattr(models.teacher, "members", ()), models.teacher]
     rows = [getattr(each, "rows", each) for each in rows]
     sides = [each.classifier.preparation.size for each in rows if isinstance(each, ImageRows)]
-    return max((side for side in sides if side), default=_PHOTO)
+    return max((side for side in sides if side), default=None)
 
 
 def _check_labels(data: Images | None, student: ImageRows, args: DistillConfig) -> None:

@@ -105,7 +105,8 @@ class Task:
         values = [self.objective.value(term, columns.pop(f"term {k}"), hard) for k, (term, _) in enumerate(terms)]
         columns["loss"] = torch.stack(values).sum(0)
         columns |= self.columns(student, teacher, batch)
-        sums = {name: column.double().sum() for name, column in columns.items()}
+        counted = batch.weight != 0  # an image that only stands in is no row
+        sums = {name: column.double()[counted].sum() for name, column in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
 
     def _at_the_teachers(self, distances: Mapping[str, Terms]) -> dict[str, Terms]:
