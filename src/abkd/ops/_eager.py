@@ -16,6 +16,7 @@ from abkd.ops._terms import Block, RowWeight, Terms, agreement, entropy, entropy
 EAGER_BLOCK = 1 << 16  # classes at once in eager mode: the temporaries stay in the processor's cache
 _PIECE = 1 << 15  # classes of a row at once: temporaries that the memory allocator keeps at hand
 _FEW_THREADS = 4
+_UNSHARED = 1 << 15  # elements of an operation that torch leaves to one thread
 
 
 def row_blocks(rows: Tensor) -> Iterator[slice]:
@@ -30,13 +31,14 @@ def pieces(rows: Tensor) -> Iterator[slice]:
 
 
 @contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
+def one_thread(logits: Tensor) -> Iterator[None]:
     """On a few cores: a hundred small operations a block wait for the slowest thread a hundred times.
 
     Seen on two cores with other work on them: 40 s with two threads where one takes 2 s. The head products keep all.
+    What torch does not share out among threads anyway is left alone: to change their number takes time itself.
     """
     threads = torch.get_num_threads()
-    if device.type != "cpu" or not 1 < threads <= _FEW_THREADS:
+    if logits.device.type != "cpu" or not 1 < threads <= _FEW_THREADS or logits.numel() <= _UNSHARED:
         yield
         return
     torch.set_num_threads(1)
@@ -59,7 +61,7 @@ def eager_blocks(
     """As :func:`abkd.ops._rows.blocks`."""
     dtype = working_dtype(terms.divergence, student, teacher)
     parts: list[Block] = []
-    with one_thread(student.device):
+    with one_thread(student):
         # rows that are compared with each other have to be seen together
         for rows in [slice(None)] if terms.divergence.batch_axis else row_blocks(student):
             label, of_teacher = (None if each is None else each[rows] for each in (targets, share))

@@ -60,7 +60,7 @@ def _averages(rows: Averaged, most: int, temperature: float) -> Callable[[Index]
             part = member(index)
             if i == 0:
                 total = room[: len(part)].fill_(0.0 if geometric else -torch.inf)
-            with one_thread(part.device):
+            with one_thread(part):
                 for some in pieces(part):
                     _gather(total[some], part[some], None if geometric else temperature)
         if geometric:

@@ -41,7 +41,7 @@ def masses(logits: Tensor, cold: float, *, plain: bool, compiled: bool) -> Masse
         done = fused_by_torch(key, _masses, logits, _number(cold, logits), plain)
         if done is not None:
             return done
-    with one_thread(logits.device):
+    with one_thread(logits):
         parts = [_masses(logits[rows], cold, plain) for rows in pieces(logits)]
     return Masses(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -59,7 +59,7 @@ def pull(logits: Tensor, known: Masses, cold: float, soft: Tensor, hard: Tensor 
         key = ("pull", hard is None, logits.dtype, logits.device.type)
         if fused_by_torch(key, _pull, logits, known, _number(cold, logits), soft, hard) is not None:
             return
-    with one_thread(logits.device):
+    with one_thread(logits):
         for rows in pieces(logits):
             part = Masses(*(column[rows] for column in known))
             _pull(logits[rows], part, cold, soft[rows], None if hard is None else hard[rows])

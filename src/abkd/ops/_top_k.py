@@ -39,7 +39,7 @@ def top_k_block(
     tail = None
     if known.shape[-1] < teacher.classes:
         tail = masses(student, cold, plain=targets is not None, compiled=compiled)
-    with one_thread(student.device):
+    with one_thread(student):
         rows = _coarse(teacher, known.to(dtype), tail, cold)
         label = None if targets is None or logit is None else _label(rows, teacher.ids == targets[:, None], logit)
         block, slope = _block(rows, label, weight, terms, share)
