@@ -56,7 +56,7 @@ class DistillConfig(TrainingArguments):
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool = False
     logging_steps: float = 10
-    disable_tqdm: bool = False
+    disable_tqdm: bool | None = False
     save_strategy: str = "epoch"
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
