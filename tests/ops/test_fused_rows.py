@@ -227,14 +227,14 @@ def test_the_passes_over_one_model_as_torch_compiles_them_for_a_gpu(plain: bool)
     torch.testing.assert_close(fused, z)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_number_of_threads_is_as_before_also_after_an_error(threads: int) -> None:
+@pytest.mark.parametrize(("threads", "rows", "inside"), [(1, 1000, 1), (2, 1000, 1), (5, 1000, 5), (2, 13, 2)])
+def test_the_number_of_threads_is_as_before_also_after_an_error(threads: int, rows: int, inside: int) -> None:
     class Broken(abkd.Divergence):
         def rows(self, log_p: torch.Tensor, log_q: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
             raise RuntimeError(f"{torch.get_num_threads()} threads inside")
 
     torch.set_num_threads(threads)
-    problem().solve(AB)
-    with pytest.raises(RuntimeError, match=f"{1 if threads < 5 else 5} threads inside"):
-        problem().solve(Broken())
+    problem(rows).solve(AB)
+    with pytest.raises(RuntimeError, match=f"{inside} threads inside"):  # what torch does not share out is left alone
+        problem(rows).solve(Broken())
     assert torch.get_num_threads() == threads
