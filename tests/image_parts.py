@@ -101,7 +101,7 @@ def image_trainer(
     path: Path, model: Any = None, *, data: Any = None, teach: Any = None, callbacks: Any = (), **options: Any
 ) -> DistillTrainer:
     """Six steps on twelve pictures, two to a batch."""
-    held_out = options.pop("eval_dataset", None)
+    held_out, adapters = options.pop("eval_dataset", None), options.pop("peft_config", None)
     settings = {
         "per_device_train_batch_size": 2,
         "max_steps": 6,
@@ -121,5 +121,6 @@ def image_trainer(
         DistillConfig(output_dir=str(path), task="image-classification", **settings),
         train_dataset=pictures() if data is None else data,
         eval_dataset=held_out,
+        peft_config=adapters,
         callbacks=callbacks,
     )

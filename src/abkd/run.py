@@ -13,7 +13,7 @@ from typing import Any
 
 from abkd.config import TEXT, DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
-from abkd.errors import ConfigError, OutputDirError
+from abkd.errors import ConfigError, DataError, OutputDirError
 from abkd.models.language import load_causal_lm, load_tokenizer
 from abkd.recipe import Recipe
 from abkd.storage import write_sealed, write_whole
@@ -73,7 +73,11 @@ def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
 
     if recipe.split_file:
         parts = read_coop_split(recipe.split_file, recipe.train_dir or Path(recipe.split_file).parent)
-        return parts["train"], parts["test"]
+        if "train" not in parts:
+            raise DataError(
+                f"{recipe.split_file} has no part 'train', only {', '.join(parts)}: it says what to learn from"
+            )
+        return parts["train"], parts.get("test", parts.get("val"))
     source = recipe.train_file or recipe.train_dir or recipe.dataset_name
     train = load_images(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
     named = recipe.eval_file or recipe.eval_dir

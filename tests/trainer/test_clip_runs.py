@@ -141,3 +141,24 @@ def test_what_cannot_be_meant_is_refused(tmp_path, small):
         clip_trainer(tmp_path, small, ce_weight=0.1)
     with pytest.raises(ConfigError, match="one \\{\\} for the name"):
         clip_trainer(tmp_path, small, prompt_template="a photo")
+
+
+def test_images_of_base_classes_only_need_to_be_known_as_such(tmp_path, small):
+    import numpy as np
+
+    images = load_images(small.train_file)
+    arrays = {"images": np.stack([images.image(i) for i in range(8)]), "classes": list(images.class_names)}
+    with pytest.raises(ConfigError, match="takes labels to know them"):
+        DistillTrainer(
+            str(small.student),
+            str(small.teacher),
+            DistillConfig(
+                output_dir=str(tmp_path),
+                task="zero-shot-image-classification",
+                prompt_template=CAPTION,
+                visual_prompt_depth=1,
+                unlabelled_classes="base",
+                use_cpu=True,
+            ),
+            train_dataset=arrays,
+        )

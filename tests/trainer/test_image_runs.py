@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from test_resume import StopAfter
 
 from abkd import DistillConfig, DistillTrainer
-from abkd.errors import ConfigError, DataError, VocabularyError
-from abkd.models.vision import Classifier, ImageRows, load_classifier
+from abkd.errors import ConfigError, DataError, NonFiniteError, VocabularyError
+from abkd.models.vision import Classifier, ImageRows, check_classes, load_classifier
 from image_parts import (
     CLASSES,
+    NAMES,
     cifar,
     dropping,
     image_teacher,
@@ -30,6 +31,7 @@ from image_parts import (
 from training_parts import gap, weights
 
 EVERY_FOURTH = {"save_strategy": "steps", "save_steps": 4}
+FLIP = "[RandomCrop(padding=1), HorizontalFlip()]"
 CHANCE = "[RandomCrop(padding=1), HorizontalFlip(), Mixup(alpha=0.4)]"
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -81,9 +83,7 @@ def test_a_batch_axis_depends_on_the_batch(tmp_path):
 
 @pytest.mark.parametrize("divergence", ["AlphaBeta(0.8, 0.3)", "DIST()", "CLKD()", "Standardized(DKD())"])
 def test_a_batch_of_one_gives_numbers(tmp_path, divergence):
-    one = image_trainer(tmp_path, per_device_train_batch_size=1, divergence=divergence, augmentation=CHANCE)
-    if divergence == "DIST()":
-        one.distill_args.augmentation = None
+    one = image_trainer(tmp_path, per_device_train_batch_size=1, divergence=divergence, augmentation=FLIP)
     one.train()
     assert all(torch.isfinite(weight).all() for weight in one.model.state_dict().values())
 
@@ -282,3 +282,82 @@ def test_metrics_are_written(tmp_path):
     image_trainer(tmp_path, eval_dataset=pictures(5, seed=1), eval_strategy="steps", eval_steps=3).train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "eval_accuracy" in line] == [3, 6]
+
+
+def test_held_out_images_have_the_classes_of_the_training(tmp_path):
+    """By name, whatever order and which of them they have; others are refused."""
+    held_out = pictures(8, seed=1)
+    whole = image_trainer(tmp_path / "a", data=named(pictures(), NAMES), eval_dataset=named(held_out, NAMES))
+    turned = [{**row, "label": 4 - row["label"]} for row in held_out]
+    other = image_trainer(tmp_path / "b", data=named(pictures(), NAMES), eval_dataset=named(turned, NAMES[::-1]))
+    assert whole.evaluate()["eval_accuracy"] == other.evaluate()["eval_accuracy"]
+    assert whole.evaluate()["eval_loss"] == other.evaluate()["eval_loss"]
+    part = [{**row, "label": row["label"] - 1} for row in held_out if row["label"]]
+    image_trainer(tmp_path / "c", data=named(pictures(), NAMES), eval_dataset=named(part, NAMES[1:])).evaluate()
+    with pytest.raises(DataError, match="has a class 'fox' that the training images do not have"):
+        image_trainer(tmp_path / "d", data=named(pictures(), NAMES), eval_dataset=named(part, ("fox", *NAMES[2:])))
+    with pytest.raises(ConfigError, match="has a label 9, but the student knows 5 classes"):
+        image_trainer(tmp_path / "e", eval_dataset=[{**row, "label": 9} for row in held_out])
+    with pytest.raises(ConfigError, match="no labels, so there is no cross-entropy"):
+        image_trainer(tmp_path / "f", eval_dataset=unlabelled(4))
+
+
+def named(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
+    """The same as arrays with the names of the classes."""
+    images, labels = (np.stack([np.asarray(row[key]) for row in rows]) for key in ("image", "label"))
+    return {"images": images, "labels": labels, "classes": list(names)}
+
+
+def test_held_out_images_are_brought_to_the_size_of_the_training(tmp_path):
+    run = image_trainer(tmp_path, eval_dataset=pictures(4, side=16))
+    assert run.eval_dataset[0]["pixels"].shape == run.train_dataset[0]["pixels"].shape
+
+
+def test_numbered_folders_in_another_order_are_noticed():
+    numbers = tuple(map(str, range(12)))
+    students = [
+        Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 12)), class_names=numbers)
+    ] * 2
+    check_classes(*students, numbers)
+    with pytest.raises(VocabularyError, match="another order"):
+        check_classes(*students, sorted(numbers))
+
+
+def test_a_batch_axis_sees_each_image_once(tmp_path):
+    with pytest.raises(ConfigError, match="stands in it twice"):
+        image_trainer(tmp_path, divergence="DIST()", augmentation="[Mixup()]")
+    image_trainer(tmp_path, divergence="DIST()", augmentation="[Mixup()]", data=unlabelled(), ce_weight=0.0).train()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
+def test_adapters_leave_the_head_to_be_trained_and_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["query", "q_proj"], task_type=None)
+    run = image_trainer(tmp_path, vit(0), peft_config=config, learning_rate=1e-2)
+    head = weights(run.model)
+    run.train()
+    moved = [name for name, value in weights(run.model).items() if "classifier" in name and (value != head[name]).any()]
+    assert moved
+    run.save_model()
+    again = peft.PeftModel.from_pretrained(vit(0), tmp_path)
+    pixels = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(again.eval()(pixels).logits, run.model.eval()(pixels).logits)
+
+
+def test_a_student_of_nans_is_named_also_without_a_teacher(tmp_path):
+    model = plain(0)
+    with torch.no_grad():
+        model.fc.bias[0] = torch.nan
+    options = {"ce_weight": 1.0, "kd_weight": 0.0, "max_steps": 2, "use_cpu": True}
+    args = DistillConfig(output_dir=str(tmp_path), task="image-classification", **options)
+    with pytest.raises(NonFiniteError, match="the student's logits"):
+        DistillTrainer(model, None, args, train_dataset=pictures()).train()
+
+
+def test_logged_means_weigh_mixed_images_once(tmp_path):
+    options = {"augmentation": "[Mixup(alpha=1.0)]", "max_steps": 1, "ce_weight": 0.0, "divergence": "ForwardKL()"}
+    run = image_trainer(tmp_path, per_device_train_batch_size=12, **options)
+    run.train()
+    first = next(record for record in run.state.log_history if "loss" in record)
+    assert first["divergence"] == pytest.approx(first["loss"], rel=1e-3)

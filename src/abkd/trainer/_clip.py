@@ -64,14 +64,19 @@ class BaseToNew(ImageClassification):
     def data(
         self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
     ) -> ImageDataset | None:
-        if dataset is None or isinstance(dataset, ImageDataset):
-            return dataset
+        if dataset is None or name != "train":
+            return super().data(dataset, models, args, name)
+        if isinstance(dataset, ImageDataset):
+            raise ConfigError("which images are trained on is decided here: give the images, not a prepared data set")
         images = load_images(dataset)
-        if name == "train":
-            if args.unlabelled_classes == "base" and images.labels is not None:
-                images = images.take(i for i, label in enumerate(images.labels) if int(label) in self.base)
-            images = images.without_labels()
-        return super().data(images, models, args, name)
+        if args.unlabelled_classes == "base":
+            if images.labels is None:
+                raise ConfigError(
+                    "unlabelled_classes: base leaves out the images of new classes, which takes labels to know them; "
+                    "these have none"
+                )
+            images = images.take(i for i, label in enumerate(images.labels) if int(label) in self.base)
+        return super().data(images.without_labels(), models, args, name)
 
     def columns(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
         if batch.targets is None:

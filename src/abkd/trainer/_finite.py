@@ -20,10 +20,12 @@ def check_loss(out: Mapping[str, Tensor], step: int) -> None:
     """
     if bool(torch.isfinite(out["loss"])):
         return
-    if not bool(torch.isfinite(out["teacher_entropy"])):
+    if "teacher_entropy" in out and not bool(torch.isfinite(out["teacher_entropy"])):
         who, cure = "the teacher's logits contain NaN or +inf", "check the teacher (its dtype: try float32 or bfloat16)"
     elif not bool(torch.isfinite(out["student_entropy"])):
         who, cure = "the student's logits contain NaN or +inf", "lower the learning rate, or train in bf16 or fp32"
+    elif "divergence" not in out:
+        who, cure = "so is the cross-entropy", "lower the learning rate"
     else:
         who = "the divergence is infinite, for a class is impossible for one model only"
         cure = "choose α, β > 0 or a skew KL"

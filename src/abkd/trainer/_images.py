@@ -12,6 +12,7 @@ from torch import Tensor
 
 from abkd.config import DistillConfig
 from abkd.data import Batch
+from abkd.data.augment import Mixup
 from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, prepare_images
 from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
@@ -38,6 +39,9 @@ class ImageClassification(Modality):
 
     rows_are = "images"
 
+    trained_on: ImageDataset | None = None
+    """Beside which the held-out images must stand: their classes, their size."""
+
     def models(
         self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
     ) -> Models:
@@ -46,7 +50,7 @@ class ImageClassification(Modality):
         cache = open_cache(given[0], args) if spec.cached and given else None
         student, teachers = self._load(model, [] if cache else given, args, data, cache)
         if peft_config is not None:
-            student = student._replace(model=with_adapters(student.model, peft_config))
+            student = student._replace(model=with_adapters(student.model, _with_head(student, peft_config)))
         seen = args.image_size or (data.uniform_size() if data is not None else None)
         side = seen if isinstance(seen, int) or seen is None else seen[0]
         rows, of_teachers = ImageRows(student, side=side), [ImageRows(each, side=side) for each in teachers]
@@ -60,18 +64,33 @@ class ImageClassification(Modality):
         if cache is not None:
             check_cached_classes(student, cache, None if data is None else data.class_names)
         check_known(reader, args)
-        _check_labels(data, rows, args)
+        if data is not None:
+            _check_labels(data, rows, args)
         names = [each for each in given if isinstance(each, str)] if cache else [each.source for each in teachers]
         return Models(rows, reader, None, rows.head_rows, names)
 
     def data(
         self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
     ) -> ImageDataset | None:
-        if dataset is None or isinstance(dataset, ImageDataset):
-            return dataset
-        images = load_images(dataset)
-        side = args.image_size or (None if images.uniform_size() else _wanted_side(models))
-        return prepare_data(images, side, args, name)
+        if dataset is None:
+            return None
+        if isinstance(dataset, ImageDataset):
+            prepared = dataset
+        else:
+            images, beside = load_images(dataset), self.trained_on
+            if beside is not None and beside.class_names is not None and images.class_names is not None:
+                images = images.with_classes(beside.class_names)
+            side = args.image_size or (None if images.uniform_size() else _wanted_side(models))
+            prepared = prepare_data(images, side if beside is None else beside.size, args, name)
+        self._check(prepared, models, args)
+        if name == "train":
+            self.trained_on = prepared
+        return prepared
+
+    def _check(self, data: ImageDataset, models: Models, args: DistillConfig) -> None:
+        student: Any = models.student
+        _check_labels(data.images, student, args)
+        _check_mixed(data, args)
 
     def asked(self, train: Any, args: DistillConfig) -> Passes:
         return training_passes(train, args)
@@ -184,7 +203,7 @@ def images_of(train: Any) -> Images | None:
     return None if train is None else train.images if isinstance(train, ImageDataset) else load_images(train)
 
 
-def prepare_data(images: Images, side: int | None, args: DistillConfig, name: str) -> ImageDataset:
+def prepare_data(images: Images, side: int | tuple[int, int] | None, args: DistillConfig, name: str) -> ImageDataset:
     """The checked images of a run, those to train on with its chance.
 
     Raises DataError where some cannot be used.
@@ -222,10 +241,39 @@ def _wanted_side(models: Models) -> int | None:
     return max((side for side in sides if side), default=None)
 
 
-def _check_labels(data: Images | None, student: ImageRows, args: DistillConfig) -> None:
-    """Raise ConfigError where labels are asked for that are not there, or are not of the model's classes."""
-    if data is None:
+def _with_head(student: Classifier, peft_config: Any) -> Any:
+    """Adapters beside a head that is trained and saved whole: it may be new, and then nothing else would train it.
+
+    Raises ConfigError where no linear layer gives the classes.
+    """
+    if getattr(peft_config, "modules_to_save", None):
+        return peft_config
+    classes = ImageRows(student).head_rows
+    linear = [(name, module) for name, module in student.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    heads = [name for name, module in linear if module.out_features == classes]
+    if not heads:
+        raise ConfigError(
+            f"use_peft trains adapters and the head, but no linear layer of the student gives its {classes} classes: "
+            "name the head in modules_to_save of a peft_config, in Python"
+        )
+    peft_config.modules_to_save = [heads[-1]]
+    return peft_config
+
+
+def _check_mixed(data: ImageDataset, args: DistillConfig) -> None:
+    """Raise ConfigError where a batch axis would see a mixed image twice, once for each of its labels."""
+    if not data.labelled or not any(isinstance(step, Mixup) for step in data.augmentation):
         return
+    divergences = [cast(Any, term.divergence) for t in (0.0, 0.5, 1.0) for term in args.objective().at(t)]
+    if any(each.batch_axis for each in divergences):
+        raise ConfigError(
+            f"{divergences[0]!r} compares the images of a batch, and a mixed image with two labels stands in it twice: "
+            "leave out Mixup or take images without labels"
+        )
+
+
+def _check_labels(data: Images, student: ImageRows, args: DistillConfig) -> None:
+    """Raise ConfigError where labels are asked for that are not there, or are not of the model's classes."""
     terms = [term for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)]
     if data.labels is None:
         if any(term.ce_weight for term in terms):

@@ -35,17 +35,17 @@ class Optimizing(Trainer):
         if self.lr_scheduler is None and self.args.lr_milestones:
             rows: Any = self.train_dataset
             stepped: Any = optimizer or self.optimizer
-            factor = multi_step(self.args, len(rows))
+            factor = multi_step(self.args, len(rows), self._train_batch_size)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(stepped, factor)
         return super().create_scheduler(num_training_steps, optimizer)
 
 
-def multi_step(args: DistillConfig, rows: int) -> Callable[[int], float]:
+def multi_step(args: DistillConfig, rows: int, batch_size: int) -> Callable[[int], float]:
     """Step -> factor of the learning rate: ``lr_decay`` for each milestone passed, after a linear warm-up.
 
-    ``rows``: those of an epoch.
+    ``rows``: those of an epoch. ``batch_size``: of a process, as it is now (auto_find_batch_size may have cut it).
     """
-    per_epoch = _steps_per_epoch(args, rows)
+    per_epoch = _steps_per_epoch(args, rows, batch_size)
     milestones: Any = args.lr_milestones
     after = [round(epoch * per_epoch) for epoch in milestones]
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
@@ -60,12 +60,12 @@ def multi_step(args: DistillConfig, rows: int) -> Callable[[int], float]:
 def epochs(args: DistillConfig, rows: int) -> int:
     """How many epochs of so many rows a run begins, as transformers counts them."""
     if args.max_steps > 0:
-        return math.ceil(args.max_steps / _steps_per_epoch(args, rows))
+        return math.ceil(args.max_steps / _steps_per_epoch(args, rows, args.train_batch_size))
     return math.ceil(args.num_train_epochs)
 
 
-def _steps_per_epoch(args: DistillConfig, rows: int) -> int:
-    size = args.train_batch_size * args.world_size
+def _steps_per_epoch(args: DistillConfig, rows: int, batch_size: int) -> int:
+    size = batch_size * args.world_size
     batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 

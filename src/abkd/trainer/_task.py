@@ -75,11 +75,12 @@ class Task:
         if rows.plan is not None:
             self.plan = rows.plan  # smaller where memory did not suffice: what did not fit once is not tried again
         names = LOGGED if teacher is not None else [name for name in LOGGED if name not in _OF_TEACHER]
-        sums = {name: getattr(rows, name).sum() for name in names if getattr(rows, name) is not None}
+        columns = {name: getattr(rows, name) for name in names}
+        sums = {name: (column * batch.weight).sum() for name, column in columns.items() if column is not None}
         loss = rows.loss
         if batch.pretrain is not None:
             loss = loss + self.objective.lm_coef * self._plain_text(batch, totals.plain)
-        return {"loss": loss, "rows": batch.weight.count_nonzero(), **sums}
+        return {"loss": loss, "rows": batch.weight.sum(), **sums}
 
     def _history(self, student: Rows, teacher: TeacherRows | None, batch: Batch, progress: float) -> History | None:
         if teacher is None or not any(term.posterior for term in self.objective.at(progress)):

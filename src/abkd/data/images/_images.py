@@ -58,6 +58,28 @@ class Images:
             self._pixels, class_names=self.class_names, name=self.name, rows=self._rows, digests=self._digests
         )
 
+    def with_classes(self, class_names: Sequence[str]) -> Images:
+        """The same images, their labels renumbered by name as ``class_names`` stand.
+
+        Raises DataError where a class has no place there.
+        """
+        mine, place = self.class_names or (), {name: number for number, name in enumerate(class_names)}
+        strange = [name for name in mine if name not in place]
+        if strange:
+            raise DataError(
+                f"{self.name or 'the held-out images'} has a class {strange[0]!r} that the training images do not have "
+                f"({', '.join(class_names[:5])}{', …' * (len(class_names) > 5)}): the same classes are needed in both"
+            )
+        labels = None if self.labels is None else np.array([place[name] for name in mine], dtype=np.int64)[self.labels]
+        return Images(
+            self._pixels,
+            labels=labels,
+            class_names=class_names,
+            name=self.name,
+            rows=self._rows,
+            digests=self._digests,
+        )
+
     @property
     def pixels(self) -> Pixels:
         """Where all images lie of which these are some."""

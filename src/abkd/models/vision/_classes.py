@@ -18,7 +18,8 @@ def check_classes(
     """Prove that class c is the same for student, teacher and data: the same number, and the same names in order.
 
     Names are compared without regard to case, ``_`` and ``-``; one of several with commas between them is enough
-    (``"tench, Tinca tinca"``). Numbers, ``LABEL_3`` and WordNet's ``n01440764`` are no names and prove nothing.
+    (``"tench, Tinca tinca"``). Numbers, ``LABEL_3`` and WordNet's ``n01440764`` are no names; of these only the same
+    ones in another order say something (folders "0" to "11" stand as 0, 1, 10, 11, 2).
 
     Raises:
         VocabularyError: with the first class that differs.
@@ -32,6 +33,8 @@ def check_classes(
         )
     of_data = real_names(class_names)
     of_student, of_teacher = (real_names(rows.classifier.class_names) for rows in of_both)
+    for who, rows in (("the student", of_both[0]), ("the teacher", of_both[1])):
+        _compare_numbers(who, rows.classifier.class_names, class_names)
     _compare("the teacher", of_teacher, "the data", of_data)
     _compare("the student", of_student, "the data", of_data)
     _compare("the student", of_student, "the teacher", of_teacher)
@@ -72,6 +75,17 @@ def _compare(who: str, names: tuple[str, ...] | None, other: str, others: tuple[
                 f"class {number} is {mine!r} for {who} and {theirs!r} for {other}"
                 f"{', where the same classes stand in another order' if moved else ''}: {_way_out(who)}"
             )
+
+
+def _compare_numbers(who: str, names: Sequence[str] | None, of_data: Sequence[str] | None) -> None:
+    if names is None or of_data is None or list(names) == list(of_data) or sorted(names) != sorted(of_data):
+        return
+    if real_names(names) is None:
+        number = next(i for i, (mine, theirs) in enumerate(zip(names, of_data, strict=True)) if mine != theirs)
+        raise VocabularyError(
+            f"class {number} is {names[number]!r} for {who} and {of_data[number]!r} for the data, where the same "
+            f"classes stand in another order: {_way_out(who)}"
+        )
 
 
 def _way_out(who: str) -> str:
