@@ -41,6 +41,8 @@ def distill(recipe: Recipe, resume: bool = False) -> DistillTrainer:
     trainer = build_trainer(recipe, config, train, held_out, resume=resume)
     _record(trainer, recipe, resume=resume)
     trainer.train(resume_from_checkpoint=resume or config.resume_from_checkpoint or None)
+    if trainer.eval_dataset is not None and str(getattr(config.eval_strategy, "value", config.eval_strategy)) == "no":
+        trainer.evaluate()  # or the last number would be that of the untrained student
     finish(trainer)
     return trainer
 
@@ -68,8 +70,8 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
 
 
 def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
-    """The same of images."""
-    from abkd.data.images import load_images, read_coop_split, split_images
+    """The same of images; a validation or test split of the source goes before a share of the training images."""
+    from abkd.data.images import held_out_splits, load_images, read_coop_split, split_images
 
     if recipe.split_file:
         parts = read_coop_split(recipe.split_file, recipe.train_dir or Path(recipe.split_file).parent)
@@ -82,11 +84,17 @@ def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
     train = load_images(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
     named = recipe.eval_file or recipe.eval_dir
     if named:
-        return train, load_images(named, split="test")
+        return train, load_images(named, split=next(iter(held_out_splits(named)[::-1]), "test"))
     if recipe.dataset_test_split:
         return train, load_images(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
     if recipe.eval_fraction == 0 or len(train) < 2:
         return train, None
+    beside = () if recipe.dataset_name else held_out_splits(str(source))
+    if beside and recipe.eval_fraction == Recipe.eval_fraction:
+        logger.info(
+            "abkd: evaluated on the part %r of %s (eval_fraction holds out training images instead)", beside[0], source
+        )
+        return train, load_images(source, split=beside[0])
     return split_images(train, recipe.eval_fraction, seed=config.data_seed or 0)
 
 

@@ -361,3 +361,9 @@ def test_logged_means_weigh_mixed_images_once(tmp_path):
     run.train()
     first = next(record for record in run.state.log_history if "loss" in record)
     assert first["divergence"] == pytest.approx(first["loss"], rel=1e-3)
+
+
+def test_a_run_without_a_whole_batch_is_refused(tmp_path):
+    run = image_trainer(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=64)
+    with pytest.raises(ConfigError, match="leaves nothing to train on"):
+        run.train()

@@ -48,7 +48,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
-    """Knowledge distillation with the α-β-divergence: a large language model teaches a small one."""
+    """Knowledge distillation with the α-β-divergence: a large model teaches a small one."""
 
 
 @app.command("distill", cls=DistillHelp, context_settings=_FREE_FLAGS)

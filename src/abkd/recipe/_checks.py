@@ -22,6 +22,7 @@ OF_IMAGES = {"augmentation", "image_size"}
 OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
 OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
 OF_TEXT |= {"source", "lmbda", "seq_kd", "generation_kwargs"}
+_ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that was refused before its first step: nothing to lose
 _WEIGHTS = ("ce_weight", "kd_weight")
 _TEXT, _IMAGES, _CLIP = "text-generation", "image-classification", "zero-shot-image-classification"
 _TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
@@ -125,7 +126,7 @@ def output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
             raise OutputDirError(
                 f"--resume wants a checkpoint in {str(path)!r}, which has none; begin without --resume"
             )
-    elif names and not overwrite:
+    elif set(names) - _ONLY_BEGUN and not overwrite:
         raise OutputDirError(
             f"output_dir: {str(path)!r} is in use (it holds {names[0]}{', …' * (len(names) > 1)}); name another "
             "--output_dir, or continue with --resume, or replace it with --overwrite_output_dir"

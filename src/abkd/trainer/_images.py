@@ -131,6 +131,8 @@ class ImageClassification(Modality):
 
     def begin(self, trainer: DistillTrainer) -> None:
         dataset: Any = trainer.train_dataset
+        if dataset is None:  # transformers says so
+            return
         if not dataset.augmentation:
             advice = "[RandomCrop(4), HorizontalFlip()]"
             logger.info("abkd: images are not augmented; photographs gain from --augmentation '%s'", advice)

@@ -183,7 +183,13 @@ def with_adapters(model: Any, peft_config: Any) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
         warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it, and says so
-        return get_peft_model(model, peft_config)
+        try:
+            return get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise ConfigError(
+                f"PEFT finds no place for adapters in {type(model).__name__} ({error}): name layers of it in "
+                "lora_target_modules, such as [q_proj, v_proj]"
+            ) from error
 
 
 def resolve_plan(args: DistillConfig, rows: int, classes: int) -> Plan:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from abkd.config import DistillConfig
+from abkd.errors import ConfigError
 
 
 class Optimizing(Trainer):
@@ -76,3 +77,13 @@ def sgd_options(args: Any) -> dict[str, Any]:
         return {}
     pairs = (part.split("=", 1) for part in str(args.optim_args).replace(" ", "").split(",") if part)
     return {name: value[0].lower() == "true" if value[0].isalpha() else float(value[0]) for name, *value in pairs}
+
+
+def check_batches(args: Any, train: Any) -> None:
+    """Raise ConfigError where no batch would be whole, and incomplete ones are left out."""
+    size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and train is not None and len(train) < size:
+        raise ConfigError(
+            f"a batch is {size} rows and there are {len(train)}: dataloader_drop_last leaves nothing to train on; take "
+            "smaller batches, or set it to false"
+        )

@@ -83,8 +83,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
         ConfigError, VocabularyError: the models cannot be loaded, or do not fit each other.
     """
     if tokenizer is None:
-        name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
-        tokenizer = load_tokenizer(name, what="processing_class")
+        tokenizer = _own_tokenizer(model)
     teachers, names = _load_teachers(teacher, args, tokenizer)
     spec: Any = args.teacher
     if isinstance(model, str):
@@ -112,6 +111,16 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
             f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0"
         )
     return Models(student, reader, tokenizer, classes, names, _teacher_options(args).get("revision"))
+
+
+def _own_tokenizer(model: Any) -> Any:
+    name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
+    if not name:
+        raise ConfigError(
+            "a model without a name needs its tokenizer: give processing_class (or, for an image classifier, "
+            "task='image-classification')"
+        )
+    return load_tokenizer(name, what="processing_class")
 
 
 def _load_teachers(teacher: Any, args: DistillConfig, tokenizer: Any) -> tuple[list[nn.Module], list[str]]:

@@ -22,7 +22,7 @@ from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSi
 from abkd.trainer._evaluation import held_out_metrics
 from abkd.trainer._finite import FiniteGradients, check_loss
 from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
-from abkd.trainer._optimizer import Optimizing
+from abkd.trainer._optimizer import Optimizing, check_batches
 from abkd.trainer._order import Evened, train_order
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
@@ -235,6 +235,7 @@ class DistillTrainer(Optimizing):
             StorageError: a checkpoint could not be written; the one before it is whole.
             OutputDirError: there is no whole checkpoint to resume from.
         """
+        check_batches(self.args, self.train_dataset)
         start = _checkpoints.choose(Path(str(self.args.output_dir)), resume_from_checkpoint)
         logger.info("abkd: %s", self.task.objective.formula(self.modality.rows_are))
         self._sums, self._saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None

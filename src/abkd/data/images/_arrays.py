@@ -16,7 +16,7 @@ from abkd.data.images._decode import Uint8, eight_bit, over_white
 from abkd.data.images._images import Images
 from abkd.data.images._labels import tidy_labels
 from abkd.data.images._pixels import Array
-from abkd.data.images._splits import spellings
+from abkd.data.images._splits import HELD_OUT, spellings
 from abkd.errors import DataError
 
 _DIGITS = "zero one two three four five six seven eight nine".split()
@@ -34,6 +34,16 @@ def read_npz(path: Path, split: str) -> Images:
     except (OSError, ValueError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
     return of_arrays(arrays, split, path.name)
+
+
+def splits_of_npz(path: Path) -> tuple[str, ...]:
+    """Which of validation and test a .npz file has images of, by the names of its arrays."""
+    try:
+        with np.load(path) as file:
+            names = set(file.files)
+    except (OSError, ValueError, zipfile.BadZipFile):  # read_npz says what is wrong with it
+        return ()
+    return tuple(split for split in HELD_OUT if names.intersection(_of_split(_IMAGES, split)))
 
 
 def of_arrays(arrays: Mapping[str, Any], split: str = "train", name: str = "the arrays") -> Images:

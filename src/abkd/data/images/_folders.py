@@ -10,7 +10,7 @@ import numpy as np
 
 from abkd.data.images._images import Images
 from abkd.data.images._pixels import Files
-from abkd.data.images._splits import SPLITS, spellings
+from abkd.data.images._splits import HELD_OUT, SPLITS, spellings
 from abkd.errors import DataError
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -40,6 +40,14 @@ def read_folder(root: Path, split: str) -> Images:
         return Images(Files(root, loose), name=root.name)
     labels = np.repeat(np.arange(len(folders)), [len(group) for group in by_class])
     return Images(Files(root, paths), labels=labels, class_names=folders, name=root.name)
+
+
+def splits_of_folder(root: Path) -> tuple[str, ...]:
+    """Which of validation and test a folder has, where all its folders are called as splits are."""
+    folders = _folders(root)
+    if not folders or not SPLITS.issuperset(folders):
+        return ()
+    return tuple(split for split in HELD_OUT if any(name in folders for name in spellings(split)))
 
 
 def has_images(root: Path) -> bool:

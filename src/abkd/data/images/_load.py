@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from abkd.data.images._arrays import digits, of_arrays, read_npz
-from abkd.data.images._folders import has_images, read_folder
+from abkd.data.images._arrays import digits, of_arrays, read_npz, splits_of_npz
+from abkd.data.images._folders import has_images, read_folder, splits_of_folder
 from abkd.data.images._images import Images
 from abkd.data.images._tables import of_items, of_table
 from abkd.data.load import is_saved, open_table
@@ -39,6 +39,14 @@ def load_images(source: Any, *, config: str | None = None, split: str = "train")
     if not len(images):
         raise DataError(f"{images.name or 'the data set'} has no images: expected at least one")
     return images
+
+
+def held_out_splits(source: str) -> tuple[str, ...]:
+    """Which of "validation" and "test" a .npz file or a folder has beside what is trained on."""
+    path = Path(source)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return splits_of_npz(path)
+    return splits_of_folder(path) if source != "digits" and path.is_dir() and not is_saved(path) else ()
 
 
 def _open(source: Any, config: str | None, split: str) -> Images:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 _VALIDATION = ("validation", "val", "valid")
+HELD_OUT = ("validation", "test")
+"""Parts to evaluate on, the better one first: a test split is for the end."""
 SPLITS = frozenset((*_VALIDATION, "train", "test"))
 
 

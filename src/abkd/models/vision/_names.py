@@ -25,7 +25,7 @@ _HUB = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code
 def load_classifier(
     name: str,
     *,
-    what: str,
+    what: str = "model_name_or_path",
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     fresh_head: bool = False,
