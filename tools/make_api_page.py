@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import FunctionType
+from typing import is_typeddict
 
 import abkd
 
@@ -23,8 +24,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 INTRODUCTION = """\
 # The public page
 
-Everything below is imported as `abkd.name`; sources and teachers as `abkd.sources.name` and `abkd.teachers.name`. This
-page is generated from the docstrings (`make api`); edit those.
+Everything below is imported as `abkd.name`; what stands under `abkd.sources`, `abkd.teachers`, `abkd.data.…`,
+`abkd.models.…` and `abkd.sweep` from there. This page is generated from the docstrings (`make api`); edit those.
 
 p is the teacher and q the student, the teacher always first. N rows, V classes, H width, B sequences, T positions.
 """
@@ -37,13 +38,23 @@ ROOMS = (
     "objective",
     "sources",
     "teachers",
-    "models",
-    "data",
+    "data.images",
+    "data.augment",
+    "models.vision",
+    "models.cifar",
     "config",
     "trainer",
-    "evaluation",
+    "sweep",
 )
-HOUSES = ("sources", "teachers")  # rooms whose names stay their own: a Dataset is many things
+HOUSES = (  # rooms whose names stay their own: a Dataset is many things
+    "sources",
+    "teachers",
+    "data.augment",
+    "data.images",
+    "models.vision",
+    "models.cifar",
+    "sweep",
+)
 LISTS = {"Args", "Attributes", "Raises"}
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example|Examples|Note):$")
 
@@ -75,9 +86,15 @@ def page() -> str:
     for name in sorted(name for name in abkd.__all__ if not name.startswith("__")):
         rooms[getattr(abkd, name).__module__.split(".")[1]].append(name)
     for house in HOUSES:
-        rooms[house] = sorted(importlib.import_module(f"abkd.{house}").__all__)
+        module = importlib.import_module(f"abkd.{house}")
+        rooms[house] = sorted(name for name in module.__all__ if documented(getattr(module, name)))
     order = sorted(rooms, key=lambda room: (ROOMS.index(room) if room in ROOMS else len(ROOMS), room))
     return "\n".join([INTRODUCTION, *(line for room in order for line in section(room, rooms[room]))])
+
+
+def documented(thing: object) -> bool:
+    """Functions and classes; a form of dict is described where it is used."""
+    return callable(thing) and not is_typeddict(thing)
 
 
 def section(room: str, names: list[str]) -> Iterator[str]:
