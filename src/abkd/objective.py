@@ -61,7 +61,7 @@ class Objective:
             object.__setattr__(self, "terms", tuple(self.terms))
         for progress in _PROGRESS:
             _check_terms(at(self._terms, progress))
-        if self.temperature != 1.0 and any(term.posterior for t in _PROGRESS for term in self.at(t)):
+        if self.temperature != 1.0 and any(term.posterior for term in self.at_any_time()):
             raise ConfigError("posterior is about sequences drawn at temperature 1: set kd_temperature: 1.0")
         if not any(at(w, t) for t in _PROGRESS for term in self.at(t) for w in (term.ce_weight, term.kd_weight)):
             raise ConfigError("ce_weight and kd_weight are both 0: nothing would be learned; set one above 0")
@@ -86,6 +86,10 @@ class Objective:
             )
             for term in at(self._terms, progress)
         )
+
+    def at_any_time(self) -> list[Term]:
+        """The terms at the beginning, in the middle and at the end: for what must hold all along a run."""
+        return [term for progress in _PROGRESS for term in self.at(progress)]
 
     def __call__(
         self,

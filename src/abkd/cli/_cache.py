@@ -146,11 +146,9 @@ def _load(name: str, options: dict[str, Any], config: DistillConfig) -> CausalRo
 
 def _load_classifier(name: str, options: dict[str, Any], config: DistillConfig, data: Any) -> ModelRows:
     from abkd.models.vision import ImageRows, check_classes, load_classifier
+    from abkd.trainer._images import classes_known
 
-    known: dict[str, Any] = {}
-    if data.num_classes is not None:
-        known = {"num_classes": data.num_classes, "class_names": data.class_names}
-    teacher = load_classifier(name, what="teacher_model_name_or_path", **known, **options)
+    teacher = load_classifier(name, what="teacher_model_name_or_path", **classes_known(data), **options)
     check_classes(teacher, teacher, data.class_names)
     placed(teacher.model, config.device).eval().requires_grad_(False)
     return ImageRows(teacher)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ from abkd.data.formats import (
 )
 from abkd.data.load import Row, Rows, load_rows
 from abkd.data.prepared import Prepared
+from abkd.data.progress import progress
 from abkd.data.tokenize import Example, encode_text, tokenize
 from abkd.errors import ConfigError, DataError
 
 OnBadRow = Literal["error", "drop"]
 
-_PROGRESS_FROM = 5_000  # rows; below, tokenising takes a second or two
 _NAMED_ROWS = 10  # bad rows that an error message spells out
 _OF_EVERY_ROW = ("input_ids", "trained")
 
@@ -209,7 +208,7 @@ def _tokenize_rows(
     """``(example, was it cut)`` for each good row; ``(row number, why)`` for the others."""
     good: list[tuple[Example, bool]] = []
     bad: list[tuple[int, BadRowError]] = []
-    for number, row in _progress(zip(rows.numbers, rows, strict=True), len(rows), name):
+    for number, row in progress(zip(rows.numbers, rows, strict=True), len(rows), f"tokenising {name}"):
         try:
             good.append(steps(row))
         except BadRowError as error:
@@ -229,15 +228,6 @@ def _check_template(record: Record, tokenizer: Any) -> None:
             "the data is a conversation and the tokenizer has no chat template: "
             "set tokenizer.chat_template, or give prompt and completion as plain strings"
         )
-
-
-def _progress(rows: Iterable[tuple[int, Row]], total: int, name: str) -> Iterable[tuple[int, Row]]:
-    if total < _PROGRESS_FROM or not sys.stderr.isatty():
-        return rows
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(rows, f"tokenising {name}", total=total, console=Console(stderr=True), transient=True)
 
 
 def _describe(bad: Sequence[tuple[int, BadRowError]], rows: Rows, name: str) -> str:

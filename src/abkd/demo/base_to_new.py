@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from abkd.demo import _show
+from abkd.demo._students import train_students
 from abkd.demo.clip import CAPTION, build_small
 from abkd.demo.run import claim
 from abkd.recipe import Recipe
@@ -48,8 +47,6 @@ def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = 
     """
     import torch
 
-    from abkd.sweep import sweep_settings
-
     began, size = time.monotonic(), QUICK if quick else FULL
     claim(output_dir, overwrite=overwrite_output_dir)
     _show.say("abkd demo: a small CLIP learns from a larger one to tell digits apart, from images without labels.")
@@ -77,10 +74,4 @@ def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = 
             "use_cpu": not torch.cuda.is_available(),
         }
     )
-    runs = len(SETTINGS) * len(size.seeds)
-    with _show.small_networks(), _show.stage(f"{runs} students: {len(SETTINGS)} objectives") as bar:
-        found = sweep_settings(recipe, SETTINGS, size.seeds, progress=bar)
-    shutil.copy(output_dir / "students" / "report.html", output_dir / "report.html")
-    (output_dir / "demo.json").write_text(json.dumps({"sweep": "students/sweep.json"}), encoding="utf-8")
-    _show.say(f"All in {(time.monotonic() - began) / 60:.1f} minutes.")
-    return found
+    return train_students(output_dir, recipe, SETTINGS, size.seeds, began)

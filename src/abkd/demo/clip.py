@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from abkd.demo._students import pixels_of, write_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from abkd.data.images import Images
 
 CAPTION = "a photo of the digit {}."
 _MOST_TOKENS = 16
@@ -71,9 +69,8 @@ def build_small(directory: Path, *, seed: int = 0) -> Small:
     small = Small(directory / "teacher", directory / "student", directory / "train.npz", directory / "held_out.npz")
     directory.mkdir(parents=True, exist_ok=True)
     for images, file in ((train, small.train_file), (held_out, small.held_out_file)):
-        arrays: dict[str, Any] = {"labels": images.labels, "classes": images.class_names}
-        np.savez(file, images=_array(images), **arrays)
-    pixels = torch.from_numpy(_array(train)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+        write_arrays(images, file)
+    pixels = torch.from_numpy(pixels_of(train)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
     labels, names = torch.from_numpy(train.labels), train.class_names or ()
     train_clip(small.teacher, TEACHER, pixels, labels, names, seed=seed)
     train_clip(small.student, STUDENT, pixels, labels, names, seed=seed)
@@ -142,10 +139,6 @@ def build_tokenizer(directory: Path, class_names: Sequence[str]) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return tokenizer
-
-
-def _array(images: Images) -> NDArray[np.uint8]:
-    return np.stack([images.image(index) for index in range(len(images))])
 
 
 def _new_clip(build: Build, tokenizer: Any, side: int) -> Any:

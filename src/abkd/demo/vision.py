@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from abkd.demo import _show
+from abkd.demo._students import train_students, write_arrays
 from abkd.demo.run import claim
 from abkd.models.cifar import create
 from abkd.recipe import Recipe
@@ -71,7 +69,6 @@ def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = 
         OutputDirError: ``output_dir`` is in use.
     """
     from abkd.run import distill
-    from abkd.sweep import sweep_settings
 
     began, size = time.monotonic(), QUICK if quick else FULL
     claim(output_dir, overwrite=overwrite_output_dir)
@@ -80,16 +77,9 @@ def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = 
     _write_data(output_dir / "data")
     teacher = Recipe.from_dict(_recipe(output_dir, output_dir / "teacher", size.teacher_epochs) | _TEACHER)
     student = Recipe.from_dict(_recipe(output_dir, output_dir / "students", size.epochs) | _student(output_dir))
-    with _show.small_networks():
-        with _show.stage("the teacher learns from the labels"):
-            distill(teacher)
-        runs = len(SETTINGS) * len(size.seeds)
-        with _show.stage(f"{runs} students: {len(SETTINGS)} objectives, {len(size.seeds)} seeds") as bar:
-            found = sweep_settings(student, SETTINGS, size.seeds, progress=bar)
-    shutil.copy(output_dir / "students" / "report.html", output_dir / "report.html")
-    (output_dir / "demo.json").write_text(json.dumps({"sweep": "students/sweep.json"}), encoding="utf-8")
-    _show.say(f"All in {(time.monotonic() - began) / 60:.1f} minutes.")
-    return found
+    with _show.small_networks(), _show.stage("the teacher learns from the labels"):
+        distill(teacher)
+    return train_students(output_dir, student, SETTINGS, size.seeds, began)
 
 
 _TEACHER = {
@@ -141,6 +131,4 @@ def _write_data(directory: Path) -> None:
     directory.mkdir(parents=True)
     parts = split_images(load_images("digits"), _HELD_OUT, seed=0)
     for name, part in zip(("train", "held_out"), parts, strict=True):
-        arrays: dict[str, Any] = {"labels": part.labels, "classes": part.class_names}
-        images = np.stack([part.image(i) for i in range(len(part))])
-        np.savez_compressed(directory / f"{name}.npz", images=images, **arrays)
+        write_arrays(part, directory / f"{name}.npz")

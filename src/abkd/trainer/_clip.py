@@ -11,7 +11,7 @@ from torch import Tensor
 
 from abkd.config import DistillConfig
 from abkd.data import Batch
-from abkd.data.images import ImageDataset, base_and_new, load_images
+from abkd.data.images import ImageDataset, base_and_new
 from abkd.errors import ConfigError
 from abkd.models import base_to_new
 from abkd.models.clip import load_clip_pair
@@ -42,11 +42,11 @@ class BaseToNew(ImageClassification):
     def models(
         self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
     ) -> Models:
-        data = images_of(train)
-        names = None if data is None else data.class_names
+        self.given = images_of(train)
+        names = None if self.given is None else self.given.class_names
         if names is None:
             raise ConfigError("CLIP knows a class by its name, and these images have none: name the folders after them")
-        if any(term.ce_weight for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)):
+        if any(term.ce_weight for term in args.objective().at_any_time()):
             raise ConfigError("base-to-new distillation sees no labels: set ce_weight: 0.0")
         self.base, _ = base_and_new(names)
         self.unlabelled_classes = args.unlabelled_classes
@@ -68,7 +68,7 @@ class BaseToNew(ImageClassification):
             return super().data(dataset, models, args, name)
         if isinstance(dataset, ImageDataset):
             raise ConfigError("which images are trained on is decided here: give the images, not a prepared data set")
-        images = load_images(dataset)
+        images = self.opened(dataset, name)
         if args.unlabelled_classes == "base":
             if images.labels is None:
                 raise ConfigError(

@@ -39,13 +39,16 @@ class ImageClassification(Modality):
 
     rows_are = "images"
 
+    given: Images | None = None
+    """What there is to train on, opened once."""
+
     trained_on: ImageDataset | None = None
     """Beside which the held-out images must stand: their classes, their size."""
 
     def models(
         self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
     ) -> Models:
-        data = images_of(train)
+        self.given = data = images_of(train)
         given, spec = wanted_teachers(teacher, args), cast(Any, args.teacher)
         cache = open_cache(given[0], args) if spec.cached and given else None
         student, teachers = self._load(model, [] if cache else given, args, data, cache)
@@ -64,8 +67,6 @@ class ImageClassification(Modality):
         if cache is not None:
             check_cached_classes(student, cache, None if data is None else data.class_names)
         check_known(reader, args)
-        if data is not None:
-            _check_labels(data, rows, args)
         names = [each for each in given if isinstance(each, str)] if cache else [each.source for each in teachers]
         return Models(rows, reader, None, rows.head_rows, names)
 
@@ -77,20 +78,23 @@ class ImageClassification(Modality):
         if isinstance(dataset, ImageDataset):
             prepared = dataset
         else:
-            images, beside = load_images(dataset), self.trained_on
+            images, beside = self.opened(dataset, name), self.trained_on
             if beside is not None and beside.class_names is not None and images.class_names is not None:
                 images = images.with_classes(beside.class_names)
             side = args.image_size or (None if images.uniform_size() else _wanted_side(models))
             prepared = prepare_data(images, side if beside is None else beside.size, args, name)
-        self._check(prepared, models, args)
+        student: Any = models.student
+        _check_labels(prepared.images, student, args)
+        _check_mixed(prepared, args)
         if name == "train":
             self.trained_on = prepared
         return prepared
 
-    def _check(self, data: ImageDataset, models: Models, args: DistillConfig) -> None:
-        student: Any = models.student
-        _check_labels(data.images, student, args)
-        _check_mixed(data, args)
+    def opened(self, dataset: Any, name: str) -> Images:
+        """The images of a data set; of that to train on those that ``models`` has opened already."""
+        if name == "train" and self.given is not None and not isinstance(dataset, Images):
+            return self.given
+        return load_images(dataset)
 
     def asked(self, train: Any, args: DistillConfig) -> Passes:
         return training_passes(train, args)
@@ -153,9 +157,7 @@ class ImageClassification(Modality):
         self, model: Any, teachers: list[Any], args: DistillConfig, data: Images | None, cache: CacheReader | None
     ) -> tuple[Classifier, list[Classifier]]:
         """What is given by name loaded, what is given as it is looked at."""
-        known: dict[str, Any] = {}
-        if data is not None and data.num_classes is not None:
-            known = {"num_classes": data.num_classes, "class_names": data.class_names}
+        known = classes_known(data)
         given: Any = args.teacher_model_init_kwargs or {}
         with torch.random.fork_rng([]):  # a student begins with the same weights whoever teaches it
             loaded = [
@@ -203,6 +205,13 @@ class ImageClassification(Modality):
 def images_of(train: Any) -> Images | None:
     """The images of what a trainer is given to train on."""
     return None if train is None else train.images if isinstance(train, ImageDataset) else load_images(train)
+
+
+def classes_known(data: Images | None) -> dict[str, Any]:
+    """What ``load_classifier`` is told of the classes of the data; nothing where they are not known."""
+    if data is None or data.num_classes is None:
+        return {}
+    return {"num_classes": data.num_classes, "class_names": data.class_names}
 
 
 def prepare_data(images: Images, side: int | tuple[int, int] | None, args: DistillConfig, name: str) -> ImageDataset:
@@ -266,7 +275,7 @@ def _check_mixed(data: ImageDataset, args: DistillConfig) -> None:
     """Raise ConfigError where a batch axis would see a mixed image twice, once for each of its labels."""
     if not data.labelled or not any(isinstance(step, Mixup) for step in data.augmentation):
         return
-    divergences = [cast(Any, term.divergence) for t in (0.0, 0.5, 1.0) for term in args.objective().at(t)]
+    divergences = [cast(Any, term.divergence) for term in args.objective().at_any_time()]
     if any(each.batch_axis for each in divergences):
         raise ConfigError(
             f"{divergences[0]!r} compares the images of a batch, and a mixed image with two labels stands in it twice: "
@@ -276,7 +285,7 @@ def _check_mixed(data: ImageDataset, args: DistillConfig) -> None:
 
 def _check_labels(data: Images, student: ImageRows, args: DistillConfig) -> None:
     """Raise ConfigError where labels are asked for that are not there, or are not of the model's classes."""
-    terms = [term for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)]
+    terms = args.objective().at_any_time()
     if data.labels is None:
         if any(term.ce_weight for term in terms):
             raise ConfigError(f"{data.name} has no labels, so there is no cross-entropy: set ce_weight: 0.0")

@@ -151,7 +151,7 @@ def check_known(reader: Reader | None, args: DistillConfig) -> None:
     """Raise ConfigError where whole distributions are looked at, and a cache has a part of them only."""
     if reader is None or reader.exact:
         return
-    terms = [term for progress in (0.0, 0.5, 1.0) for term in args.objective().at(progress)]
+    terms = args.objective().at_any_time()
     divergences: list[Any] = [term.divergence for term in terms]
     looking = [term.row_weight for term in terms if term.row_weight is not None]
     looking += [divergence for divergence in divergences if divergence.whole]

@@ -14,7 +14,7 @@ from abkd.data.formats import BadRowError
 from abkd.data.images._decode import decoded, digest, quiet
 from abkd.data.images._images import Images
 from abkd.data.images._pixels import Array
-from abkd.data.images._progress import progress
+from abkd.data.progress import progress
 from abkd.errors import DataError
 
 _NAMED = 10  # bad images that an error message spells out

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from abkd.data.formats import BadRowError
 from abkd.data.images._decode import Uint8, decoded, digest, encoded, quiet, size_of
 from abkd.data.images._pixels import Array, Pixels
-from abkd.data.images._progress import progress
+from abkd.data.progress import progress
 from abkd.errors import DataError
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 from abkd.data.images._images import Images
 from abkd.data.images._labels import tidy_labels
 from abkd.data.images._pixels import Items
-from abkd.data.images._progress import progress
+from abkd.data.progress import progress
 from abkd.errors import DataError
 
 _IMAGES = ("image", "img", "images", "pixel_values")

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_FROM = 5_000  # images; below, reading them takes a few seconds
+_FROM = 5_000  # rows or images; below, reading them takes a few seconds
 
 
 def progress(items: Iterable[T], total: int, doing: str) -> Iterable[T]:
