@@ -15,6 +15,7 @@ from abkd.models.cifar import create
 from abkd.models.vision import Classifier, Preparation
 
 CLASSES = 5
+CHANCE = "[RandomCrop(padding=1), HorizontalFlip(), Mixup(alpha=0.4)]"
 NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 

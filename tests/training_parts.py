@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from abkd import AlphaBeta, DistillConfig, DistillTrainer
 from tiny_parts import make_chatml
@@ -120,3 +120,24 @@ def gap(one: Any, other: Any) -> float:
     first, second = (thing if isinstance(thing, dict) else weights(thing) for thing in (one, other))
     assert first.keys() == second.keys()
     return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
+
+
+SHORT = {"max_completion_length": 6, "learning_rate": 3e-3}
+FROM_BUFFER = "Replay(StudentSamples(), capacity=5, fresh=anneal(1.0, 0.0))"
+EVERY_THIRD = {"save_strategy": "steps", "save_steps": 3}
+
+
+class StopAfter(TrainerCallback):
+    """Ends a run in the middle, after its checkpoint was saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+def lora(dropout: float = 0.1):
+    from peft import LoraConfig
+
+    return LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
-from test_resume import StopAfter
 
 from abkd import DistillConfig, DistillTrainer
 from abkd.data.images import base_and_new, load_images
-from abkd.demo.clip import CAPTION, Build, Small, train_clip
+from abkd.demo.clip import CAPTION, Small
 from abkd.errors import ConfigError
 from abkd.models.prompted import load_student
 from abkd.recipe import Recipe
 from abkd.run import distill
+from clip_run_parts import clip_trainer, small_clips
 from training_parts import gap, weights
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's: pip install 'abkd[demo]'")
@@ -24,43 +23,7 @@ pytest.importorskip("sklearn", reason="the digits are scikit-learn's: pip instal
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """Two CLIPs that have hardly learned, in a second; and some of the digits."""
-    import numpy as np
-
-    directory = tmp_path_factory.mktemp("clips")
-    digits = load_images("digits")
-    images = np.stack([digits.image(i) for i in range(120)])
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-    labels, names = torch.from_numpy(digits.labels[:120]), digits.class_names
-    for name, width in (("teacher", 32), ("student", 16)):
-        train_clip(directory / name, Build(width, 2, width, epochs=2), pixels, labels, names)
-    for name, part in (("train", slice(0, 60)), ("held_out", slice(60, 120))):
-        np.savez(directory / f"{name}.npz", images=images[part], labels=digits.labels[:120][part], classes=names)
-    return Small(*(directory / name for name in ("teacher", "student", "train.npz", "held_out.npz")))
-
-
-def clip_trainer(path: Path, small: Small, *, callbacks=(), **options) -> DistillTrainer:
-    settings = {
-        "task": "zero-shot-image-classification",
-        "prompt_template": CAPTION,
-        "visual_prompt_depth": 2,
-        "per_device_train_batch_size": 8,
-        "max_steps": 6,
-        "learning_rate": 1e-2,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "use_cpu": True,
-        "divergence": "AlphaBeta(0.6, 0.5)",
-        **options,
-    }
-    return DistillTrainer(
-        str(small.student),
-        str(small.teacher),
-        DistillConfig(output_dir=str(path), **settings),
-        train_dataset=small.train_file,
-        eval_dataset=small.held_out_file,
-        callbacks=callbacks,
-    )
+    return small_clips(tmp_path_factory.mktemp("clips"))
 
 
 def test_it_learns_without_labels(tmp_path, small, caplog):
@@ -96,18 +59,6 @@ def test_accuracies_are_within_each_half(tmp_path, small):
     assert found["eval_teacher_new_accuracy"] == pytest.approx(of_new)
     assert found["eval_teacher_harmonic_mean"] == pytest.approx(2 * of_base * of_new / (of_base + of_new))
     assert {"eval_base_accuracy", "eval_new_accuracy", "eval_harmonic_mean"} <= found.keys()
-
-
-def test_resume_is_exact(tmp_path, small):
-    options = {"save_strategy": "steps", "save_steps": 4, "augmentation": "[RandomCrop(padding=1)]"}
-    whole = clip_trainer(tmp_path / "whole", small, **options)
-    whole.train()
-    clip_trainer(tmp_path / "parts", small, **options, callbacks=[StopAfter(4)]).train()
-    torch.manual_seed(99)
-    resumed = clip_trainer(tmp_path / "parts", small, **options)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 6
-    assert gap(whole.model, resumed.model) == 0.0
 
 
 def test_from_a_recipe_to_a_student_that_loads(tmp_path, small):

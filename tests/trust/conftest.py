@@ -1,0 +1,11 @@
+"""T1 to T22: what a user of a distillation library must be able to trust (docs/trust.md has the figures)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))  # problems for the op: T12 to T14
+pytest.register_assert_rewrite("op_parts")
