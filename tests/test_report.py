@@ -210,27 +210,30 @@ def test_a_broken_file_is_named(make_run, name, text):
     assert not (directory / "report.html").exists()
 
 
-def test_an_unfinished_last_line_is_ignored_and_an_earlier_one_is_not(make_run):
+def test_lines_that_are_no_records_are_left_out_and_an_unfinished_last_one_is_not_even_said(make_run, caplog):
     directory = make_run()
     path = directory / "metrics.jsonl"
-    whole = path.read_text(encoding="utf-8")
-    path.write_text(whole + '{"step": 101, "lo', encoding="utf-8")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 101, "lo')
     assert len(RunFiles.read(directory).metrics) == len(whole.splitlines())
-    path.write_text('{"step": 101, "lo\n' + whole, encoding="utf-8")
-    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1"):
-        RunFiles.read(directory)
+    assert not caplog.messages
+    path.write_bytes(b'{"step": 101, "lo\n[1]\n\xff\xfe\n{"step": 102, "loss": NaN}\n' + whole)
+    assert len(RunFiles.read(directory).metrics) == 1 + len(whole.splitlines())
+    assert "3 of" in caplog.text
+    assert "are left out (1, 2, 3)" in caplog.text
+    assert "nan" not in render_report(directory).lower()
 
 
 def test_a_page_is_replaced_whole(make_run):
     directory = make_run()
     write_report(directory)
     assert write_report(directory).read_text(encoding="utf-8") == render_report(directory)
-    assert not list(directory.glob("*.tmp"))
+    assert not list(directory.glob(".*"))
 
 
 def test_a_page_that_cannot_be_written_is_a_storage_error(make_run):
     directory = make_run()
-    (directory / "report.html.tmp").mkdir()
+    (directory / "report.html").mkdir()
     with pytest.raises(StorageError, match=r"report\.html"):
         write_report(directory)
 

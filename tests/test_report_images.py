@@ -64,9 +64,13 @@ def test_the_student_before_training_is_best_only_where_it_is_all_there_is():
     assert sentences(result_of([])) == []
 
 
-def test_numbers_that_are_not_finite_are_no_result():
-    broken = [{**IMAGES[1], "eval_accuracy": float("nan"), "eval_perplexity": float("inf")}]
-    assert {"accuracy", "perplexity"}.isdisjoint(result_of(broken)["last"])
+@pytest.mark.parametrize("sick", [float("nan"), float("inf"), None])
+def test_a_last_number_that_is_not_finite_says_so(sick):
+    """The number from before training does not stand in for it."""
+    result = result_of([IMAGES[0], {**IMAGES[1], "eval_accuracy": sick}])
+    assert result["last"]["accuracy"] == {"value": None, "step": 20, "epoch": 1.0}
+    assert "accuracy" not in result["best"]
+    assert sentences(result) == ["accuracy: last not finite (epoch 1), teacher 97.00 %"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -12,14 +13,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from abkd.errors import StorageError
+from abkd.errors import AbkdError, StorageError
 
 DRAFTS = ".*.draft"
 """What a process leaves that dies while it writes."""
 
 _SEAL = "seal"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNWRITABLE = (
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ESTALE,
+)
+_NO_ROOM = (
+    "no space left",
+    "disk quota",
+    "file too large",
+    "file write failed",
+    *(f"os error {code}" for code in _FULL),
+    "pytorchstreamwriter failed",
+    "inline_container",  # torch.save, whose file ended before its time: "unexpected pos 64 vs 0"
+)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -43,8 +62,32 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     """JSON, whole or not there, that shows when a character of it was changed."""
-    text = json.dumps({**values, _SEAL: _seal(values)}, indent=1, ensure_ascii=False)
-    write_whole(path, text.encode())
+    values = json.loads(strict_json(values))
+    write_whole(path, strict_json({**values, _SEAL: _seal(values)}).encode())
+
+
+def strict_json(values: Any, indent: int | None = 1) -> str:
+    """JSON that every reader takes: a number that is not finite is null, and text that is no UTF-8 is escaped.
+
+    What JSON has no form for is written as its ``repr``.
+    """
+    text = json.dumps(_plain(values), indent=indent, ensure_ascii=False, allow_nan=False, default=_plain_scalar)
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name if isinstance(name, str) else str(name): _plain(each) for name, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _plain_scalar(value: Any) -> Any:
+    """A number of numpy or torch as Python's own; the ``repr`` of anything else."""
+    return (
+        _plain(value.item()) if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0 else repr(value)
+    )
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
@@ -78,16 +121,15 @@ def refusals(what: str, way_out: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_refused(error):
+    except Exception as error:  # tokenizers raises a bare Exception
+        if not (disk_refused(error) or (isinstance(error, OSError) and error.errno in _UNWRITABLE)):
             raise
         raise StorageError(f"{what} could not be written: {error}. {way_out}") from error
 
 
-def _disk_refused(error: Exception) -> bool:
-    """Whether an error says that there is no room (safetensors and torch wrap the system's error in their own)."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+def disk_refused(error: BaseException) -> bool:
+    """Whether an error says that there is no room (safetensors, tokenizers and torch have errors of their own)."""
+    if isinstance(error, OSError) and error.errno in _FULL:
         return True
     text = str(error).lower()
-    signs = ("no space left", "os error 28", "os error 27", "file write failed", "disk quota", "file too large")
-    return any(sign in text for sign in signs)
+    return not isinstance(error, AbkdError) and any(sign in text for sign in _NO_ROOM)

@@ -17,7 +17,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from abkd import DistillConfig, DistillTrainer
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
-from abkd.trainer._finite import FiniteGradients
+from abkd.trainer._finite import FiniteRun
 from abkd.trainer._optimizer import Optimizing
 from abkd.trainer._sources import Followers
 from training_parts import llama
@@ -69,7 +69,7 @@ def test_the_loss_is_not_divided_again():  # loss_is_scaled_for_ga, or model_acc
     assert ("loss_is_scaled_for_ga" in source) or ("model_accepts_loss_kwargs" in source)
 
 
-@pytest.mark.parametrize("callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteGradients, Followers])
+@pytest.mark.parametrize("callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteRun, Followers])
 def test_callbacks_answer_to_known_events(callback):
     events = {name for name in vars(callback) if name.startswith("on_")}
     assert events

@@ -46,15 +46,24 @@ def test_where_nobody_tells_the_budget_holds(monkeypatch) -> None:
     assert plan_for(4096, 151_936, CPU).rows_per_chunk == 192
 
 
-@pytest.mark.parametrize("fits", [1, 3, 6])
-def test_a_chunk_that_does_not_fit_is_halved_and_nothing_counts_twice(monkeypatch, caplog, fits: int) -> None:
+NO_ROOM = [
+    torch.OutOfMemoryError("no room"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    MemoryError("no memory for one row of 300000 classes"),
+]
+
+
+@pytest.mark.parametrize(("fits", "refusal"), [*zip([1, 3, 6], NO_ROOM, strict=True)], ids=["GPU", "CPU", "C"])
+def test_a_chunk_that_does_not_fit_is_halved_and_nothing_counts_twice(
+    monkeypatch, caplog, fits: int, refusal: Exception
+) -> None:
     one = problem(13, bias=True)
     wanted = gradients(one, AB, plan=Plan(fits, False))
     write = Head._write
 
     def limited(self: Head, hidden: Tensor, out: Tensor) -> Tensor:
         if len(hidden) > fits:
-            raise torch.OutOfMemoryError("no room")
+            raise refusal
         return write(self, hidden, out)
 
     monkeypatch.setattr(Head, "_write", limited)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from abkd.errors import NonFiniteError
-from training_parts import gap, llama, teacher, trainer, weights
+from abkd.report.results import result_of
+from abkd.trainer import _checkpoints
+from training_parts import gap, llama, rows, teacher, tokenizer, trainer, weights
 
 
 class At(TrainerCallback):
@@ -26,6 +31,25 @@ class At(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         if state.global_step + 1 == self.step and self.gradient:
             self.what(model)
+
+
+class AtEnd(At):
+    """Calls ``what(model)`` when a step is done."""
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            self.what(model)
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
 
 
 def all_finite(state: dict[str, torch.Tensor]) -> bool:
@@ -72,6 +96,105 @@ def test_a_gradient_of_nan_reaches_no_weight(tmp_path, accumulation):
     assert gap(made.model, load_file(tmp_path / "checkpoint-1" / "model.safetensors")) == 0.0
     assert all_finite(weights(made.model))
     assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_a_gradient_of_nan_reaches_no_weight_in_fp16_where_nothing_scales_the_loss(tmp_path):
+    """A loss scaler skips such steps; on a CPU there is none, so the guard stays on."""
+
+    def overflow(model: Any) -> None:
+        model.lm_head.weight.grad[5, 5] = float("nan")
+
+    made = trainer(tmp_path, callbacks=[At(2, overflow, gradient=True)], fp16=True)
+    assert made.accelerator.scaler is None
+    with pytest.raises(NonFiniteError, match="the gradient of step 2 is not finite"):
+        made.train()
+    assert all_finite(weights(made.model))
+
+
+def test_a_scaler_that_only_skips_steps_ends_the_run(tmp_path, monkeypatch):
+    made = trainer(tmp_path, max_steps=60)
+    monkeypatch.setattr(made.accelerator, "scaler", SimpleNamespace(is_enabled=lambda: True))
+    monkeypatch.setattr(type(made.accelerator), "optimizer_step_was_skipped", True)
+    for _ in range(39):
+        made.finite.on_step_end(made.args, made.state, made.control)
+    with pytest.raises(NonFiniteError, match="the gradients of 40 steps in a row"):
+        made.finite.on_step_end(made.args, made.state, made.control)
+
+
+EXPLODING = {"learning_rate": 1e38, "lr_scheduler_type": "constant", "divergence": "ForwardKL()"}
+
+
+@pytest.mark.parametrize("steps", [1, 3], ids=["in the last step", "before"])
+def test_weights_that_a_step_made_infinite_are_in_no_checkpoint(tmp_path, steps):
+    """The loss and the gradient of that step were finite."""
+    made = trainer(tmp_path, **EXPLODING, max_steps=steps, save_strategy="steps", save_steps=1)
+    with pytest.raises(NonFiniteError, match="is NaN or infinite after step 1: no checkpoint was written"):
+        made.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_weights_that_are_not_finite_are_not_saved_as_the_student(tmp_path):
+    made = trainer(tmp_path, **EXPLODING, max_steps=1)
+    made.train()
+    with pytest.raises(NonFiniteError, match="the student was not saved"):
+        made.save_model()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_what_the_optimizer_keeps_is_checked_too(tmp_path):
+    def spoil_moments(model: Any) -> None:
+        made.optimizer.state[model.lm_head.weight]["exp_avg"][0, 0] = float("nan")
+
+    made = trainer(tmp_path, callbacks=[AtEnd(2, spoil_moments)], save_strategy="steps", save_steps=1)
+    with pytest.raises(NonFiniteError, match="the optimizer's exp_avg is NaN or infinite after step 2"):
+        made.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_weights_that_come_from_a_checkpoint_are_checked(tmp_path):
+    """Its hash tells that it is as it was written, not that it was written well."""
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    trainer(tmp_path, **options, callbacks=[StopAfter(1)]).train()
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    state = load_file(file)
+    state["model.norm.weight"][0] = float("inf")
+    save_file(state, file, metadata={"format": "pt"})
+    _checkpoints.seal(file.parent)
+    with pytest.raises(NonFiniteError, match=r"the student's model\.norm\.weight is NaN or infinite after step 1"):
+        trainer(tmp_path, **options).train(resume_from_checkpoint=True)
+
+
+def test_a_mask_of_infinite_numbers_is_no_fault(tmp_path):
+    student = llama(0)
+    student.register_buffer("mask", torch.full((3,), -torch.inf))
+    trainer(tmp_path, student, max_steps=1, save_strategy="steps", save_steps=1).train()
+    assert (tmp_path / "checkpoint-1" / _checkpoints.MANIFEST).is_file()
+
+
+def test_an_evaluation_that_is_not_finite_is_said_once_and_null_in_the_record(tmp_path, caplog):
+    """The teacher gives NaN for a token that only the held-out rows have; the student is none the worse."""
+    held_out, teach = [{"prompt": "What? ", "completion": "Paris"}], teacher()
+    only = set(tokenizer()("Paris")["input_ids"]) - {i for row in rows() for i in tokenizer()(str(row))["input_ids"]}
+    with torch.no_grad():
+        teach.get_input_embeddings().weight[list(only)] = float("nan")
+    made = trainer(tmp_path, teach=teach, eval_dataset=held_out, eval_strategy="steps", eval_steps=1, max_steps=2)
+    with caplog.at_level(logging.WARNING, "abkd"):
+        made.train()
+    said = [message for message in caplog.messages if "is not finite" in message]
+    assert len(said) == 1
+    assert said[0].startswith("abkd: the evaluation after step 1 is not finite: forward_kl, loss, reverse_kl")
+    lines = [
+        json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["eval_forward_kl"] for line in lines if "eval_loss" in line] == [None, None]
+    assert result_of(lines)["last"]["forward_kl"] == {"value": None, "step": 2, "epoch": pytest.approx(1 / 3)}
+    assert made.state.best_metric is None
+
+
+def test_an_evaluation_of_weights_that_are_not_finite_stops_the_run(tmp_path):
+    made = trainer(tmp_path, **EXPLODING, max_steps=3, eval_dataset=rows(2), eval_strategy="steps", eval_steps=1)
+    with pytest.raises(NonFiniteError, match="after step 1: the evaluation stopped the run"):
+        made.train()
 
 
 def test_an_infinite_divergence_says_so(tmp_path):

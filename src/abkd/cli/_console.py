@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,14 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from abkd.errors import AbkdError, StorageError
+from abkd.errors import AbkdError, ConfigError, StorageError
+from abkd.storage import disk_refused
 
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_OUT_OF_MEMORY = (
+    "out of memory ({}). Smaller: per_device_train_batch_size (gradient_accumulation_steps makes up for it), "
+    "max_length, memory_budget_mb, gradient_checkpointing: true, or a smaller teacher; then begin "
+    "again, or go on with --resume"
+)
 
 
 def is_main_process() -> bool:
@@ -69,12 +74,22 @@ def endings() -> Iterator[None]:
         raise _ended(str(error), error.exit_code) from error
     except KeyboardInterrupt as error:
         raise _ended("interrupted", 130) from error
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        place = f" at {error.filename}" if error.filename else ""
-        message = f"no space left on the disk{place}: free some, then continue with --resume"
-        raise _ended(message, StorageError.exit_code) from error
+    except Exception as error:
+        if disk_refused(error):
+            place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+            message = f"no space left on the disk{place}: free some, then continue with --resume"
+            raise _ended(message, StorageError.exit_code) from error
+        if _out_of_memory(error):
+            raise _ended(_OUT_OF_MEMORY.format(str(error).split("\n")[0]), ConfigError.exit_code) from error
+        raise
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, typer.Exit) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from abkd.ops._memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _ended(message: str, exit_code: int) -> typer.Exit:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from abkd.ops._head import Head
 from abkd.ops._logits import student_logits, teacher_logits
+from abkd.ops._memory import is_out_of_memory
 from abkd.ops._rows import blocks
 from abkd.ops._terms import Block, Terms
 from abkd.ops._types import (
@@ -118,7 +119,9 @@ def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, 
     while True:
         try:
             return _attempt(student, call, need)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if call.terms.divergence.batch_axis:
                 raise torch.OutOfMemoryError(_too_large(call)) from error
             if call.plan.rows_per_chunk == 1:

@@ -1,4 +1,4 @@
-"""How much memory there is, for the guard that chooses the chunk."""
+"""How much memory there is, and which errors say that it did not suffice: for the guard that chooses the chunk."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from pathlib import Path
 
 import torch
 
+_SIGNS = (
+    "can't allocate memory",  # torch on CPUs
+    "not enough memory",
+    "out of memory",
+    "could not create a memory",  # oneDNN
+    "could not create a primitive",
+    "can't start new thread",  # there is no room for its stack
+    "bad_alloc",
+)
 _GROUP = Path("/sys/fs/cgroup")
 _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 
@@ -16,6 +25,13 @@ def available_mb(device: torch.device, group: Path = _GROUP) -> float | None:
         return torch.cuda.mem_get_info(device)[0] / 2**20
     known = [mb for mb in (_of_machine(), *(_of_group(group, *names) for names in _LIMITS)) if mb is not None]
     return min(known, default=None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; only GPUs have a type of error for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
 def _of_machine() -> float | None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from abkd.errors import StorageError
 from abkd.plots import dark_css
 from abkd.report.content import page_of
 from abkd.report.files import RunFiles
 from abkd.report.sweep import sweep_page
+from abkd.storage import refusals, write_whole
 
 __all__ = ["render_report", "write_report"]
 
@@ -34,14 +34,8 @@ def write_report(run_dir: Path | str) -> Path:
     """
     text = render_report(run_dir)
     page = Path(run_dir) / "report.html"
-    draft = page.with_suffix(".html.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(page)
-    except OSError as error:
-        raise StorageError(
-            f"{page} could not be written ({error.strerror}); make room or choose another place."
-        ) from error
+    with refusals(str(page), "Make room, or choose another place"):
+        write_whole(page, text.encode(errors="backslashreplace"))
     return page
 
 

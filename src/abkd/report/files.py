@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import yaml
 
 from abkd.errors import DataError
+
+logger = logging.getLogger("abkd")
 
 Record = dict[str, Any]
 
@@ -95,14 +98,26 @@ def _mapping(path: Path, value: object) -> Record:
 
 
 def _events(path: Path) -> list[Record]:
-    """The log events, without a last line that was never finished."""
-    lines = _text(path).splitlines()
-    events: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            events.append(_mapping(path, json.loads(line or "{}")))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break  # the run was stopped while it wrote this line
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
-    return events
+    """The log events; what is no event (a line that a crash cut short) is left out and counted."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    found = [(number, _event(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    broken = [number for number, event in found if event is None and number < len(lines)]  # the last may be half a line
+    if broken:
+        some = ", ".join(map(str, broken[:3])) + ", …" * (len(broken) > 3)
+        logger.warning(
+            "abkd: %s: %d of %d lines are no log records and are left out (%s)", path, len(broken), len(found), some
+        )
+    return [event for _, event in found if event is not None]
+
+
+def _event(line: str) -> Record | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None

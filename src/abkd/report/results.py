@@ -29,22 +29,26 @@ def result_of(evaluations: Sequence[Record]) -> Record:
 
     Returns:
         ``{"last": {name: {"value", "step", "epoch"}}, "best": ..., "teacher": {name: value}}`` with names such as
-        ``accuracy``. The student before its first step is not among the best, unless it is all there is. What is not
-        finite is left out.
+        ``accuracy``. The student before its first step is not among the best, unless it is all there is. A last number
+        that is not finite has the value None; among the best there is none such.
     """
     last: dict[str, Record] = {}
     best: dict[str, Record] = {}
     teacher: dict[str, float] = {}
     for event in evaluations:
         for key, value in event.items():
-            if not is_measured(key) or not is_number(value):
+            if not is_measured(key) or not (value is None or isinstance(value, int | float)):
                 continue
+            finite = is_number(value)
             if key.startswith(_TEACHER):
-                teacher[key.removeprefix(_TEACHER)] = value
+                teacher |= {key.removeprefix(_TEACHER): value} if finite else {}
                 continue
             name = key.removeprefix(_PREFIX)
-            last[name] = {"value": value, "step": event.get("step", 0), "epoch": event.get("epoch")}
-            if name not in best or _better(name, last[name], best[name]):
+            last[name] = {"value": value if finite else None, "step": event.get("step", 0), "epoch": event.get("epoch")}
+            if not finite:
+                if best.get(name, last[name])["step"] == 0:
+                    best.pop(name, None)
+            elif name not in best or _better(name, last[name], best[name]):
                 best[name] = last[name]
     return {"last": last, "best": best, "teacher": teacher}
 
@@ -76,19 +80,22 @@ def sentence(measure: Measure, result: Record) -> str:
     parts = [
         f"{which} {with_unit(measure, result[which][measure.key]['value'])} ({_when(result[which][measure.key])})"
         for which in ("last", "best")
+        if measure.key in result[which]
     ]
     if is_number(result["teacher"].get(measure.key)):
         parts.append(f"teacher {with_unit(measure, result['teacher'][measure.key])}")
     return f"{measure.label[0].lower()}{measure.label[1:]}: {', '.join(parts)}"
 
 
-def with_unit(measure: Measure, value: float) -> str:
-    """A number as text, with its unit where it is one that stands behind numbers."""
+def with_unit(measure: Measure, value: float | None) -> str:
+    """A number as text, with its unit where it is one that stands behind numbers; None is one that is not finite."""
+    if value is None:
+        return "not finite"
     return measure.write(value) + (f" {measure.unit}" if measure.unit in ("%", "nats") else "")
 
 
 def _when(point: Record) -> str:
-    return f"epoch {point['epoch']:.4g}" if is_number(point["epoch"]) else f"step {point['step']}"
+    return f"epoch {point['epoch']:.4g}" if is_number(point.get("epoch")) else f"step {point['step']}"
 
 
 def _better(name: str, one: Record, other: Record) -> bool:

@@ -46,6 +46,7 @@ def summary_of(runs: Sequence[Record]) -> Record:
     for name, kinds in found.items():
         for kind in ("last", "best", "teacher"):
             values = [_value(result[kind][name]) for result in results if name in result[kind]]
+            values = [value for value in values if is_number(value)]
             if values:
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 kinds[kind] = {"mean": statistics.fmean(values), "std": spread, "values": values}
@@ -97,7 +98,14 @@ def notes_of(sweep: Record) -> list[str]:
         notes.append(SPREAD)
     if sweep["task"] == CLIP:
         notes += dict.fromkeys(TRANSDUCTIVE[seen] for seen in sweep["unlabelled_classes"])
+    notes += [_not_finite(run) for run in runs_of(sweep) if _not_finite(run)]
     return notes + [f"{run['directory']} counts nowhere: {run['failed']}" for run in runs_of(sweep) if "failed" in run]
+
+
+def _not_finite(run: Record) -> str:
+    """Which last numbers of a run are NaN or infinite, and so in no mean."""
+    names = [name for name, point in run.get("result", {}).get("last", {}).items() if _value(point) is None]
+    return f"{run['directory']} ended with {', '.join(names)} not finite, which no mean counts" if names else ""
 
 
 def runs_of(sweep: Record) -> list[Record]:
@@ -109,7 +117,7 @@ def _results(runs: Sequence[Record]) -> list[Record]:
     return [run["result"] for run in runs if "result" in run]
 
 
-def _value(point: Record | float) -> float:
+def _value(point: Record | float) -> float | None:
     return point["value"] if isinstance(point, dict) else point
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from abkd.errors import Interrupted
+from abkd.storage import refusals, strict_json, write_whole
 from abkd.trainer._order import TrainOrder
 
 METRICS_FILE = "metrics.jsonl"
@@ -27,23 +28,25 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         path = Path(str(args.output_dir)) / METRICS_FILE
         if state.is_world_process_zero and path.exists():
-            kept = [line for line in path.read_text().splitlines() if _belongs(line, state.global_step)]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            kept = [line for line in lines if _belongs(line, state.global_step)]
+            write_whole(path, "".join(f"{line}\n" for line in kept).encode())
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         if state.is_world_process_zero:
             record = {"step": state.global_step, **event["logs"]}
-            with (Path(str(args.output_dir)) / METRICS_FILE).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            path = Path(str(args.output_dir)) / METRICS_FILE
+            with refusals(str(path), "Make room, and go on with --resume"), path.open("a", encoding="utf-8") as file:
+                file.write(strict_json(record, indent=None) + "\n")
 
 
 def _belongs(line: str, step: int) -> bool:
     """Whether a record is of what was done up to ``step``; a summary of a run that was stopped is not."""
     try:
         record = json.loads(line)
-    except ValueError:  # cut short when the run was killed
+        return step > 0 and record["step"] <= step and "train_runtime" not in record
+    except (ValueError, TypeError, LookupError):  # cut short when the run was killed, or no record of ours
         return False
-    return step > 0 and record["step"] <= step and "train_runtime" not in record
 
 
 class ProgressBar(TrainerCallback):

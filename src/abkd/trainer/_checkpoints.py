@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from abkd.errors import OutputDirError, StorageError
+from abkd.errors import OutputDirError
 from abkd.storage import refusals, write_whole
 
 logger = logging.getLogger("abkd")
@@ -36,16 +36,20 @@ def why_broken(checkpoint: Path) -> str | None:
     if not manifest.is_file():
         return "it was never finished"
     try:
-        entries = json.loads(manifest.read_text())
-    except ValueError:
+        entries = dict(json.loads(manifest.read_bytes()))
+    except (OSError, ValueError, TypeError):
         return f"{MANIFEST} cannot be read"
     for name, entry in entries.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if _entry(path) != entry:
+        try:
+            same = _entry(path) == entry
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if not same:
             return f"{name} was changed or cut short"
-    return None
+    return None if entries else "it holds nothing"
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -114,20 +118,23 @@ def discard(checkpoint: Path) -> None:
 
 
 @contextmanager
-def writing(checkpoint: Path, *, clear: bool) -> Iterator[None]:
-    """While a checkpoint is written: nothing older lies in its place, and nothing of it stays if there is no room.
+def writing(checkpoint: Path, *, clear: bool, before: bool) -> Iterator[None]:
+    """While a checkpoint is written: nothing older lies in its place, and nothing of it stays if it is not finished.
 
-    ``clear``: whether this process does the clearing.
+    ``clear``: whether this process does the clearing. ``before``: whether the run has an earlier checkpoint.
 
     Raises:
         StorageError: the disk refused.
     """
     if clear:
         discard(checkpoint)
+    kept = "The one before it is whole; make room and go on with --resume"
     try:
-        with refusals(f"the checkpoint {checkpoint}", "The one before it is whole; make room and go on with --resume"):
+        with refusals(
+            f"the checkpoint {checkpoint}", kept if before else "It was the first; make room and begin again"
+        ):
             yield
-    except StorageError:
+    except Exception:
         if clear:
             discard(checkpoint)
         raise

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from abkd.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from abkd.trainer._trainer import DistillTrainer
+
+_MOST_SKIPPED = 40  # a loss scaler halves 65536 until gradients fit: after 40 halvings nothing is left to halve
 
 
 def check_loss(out: Mapping[str, Tensor], step: int) -> None:
@@ -32,13 +37,30 @@ def check_loss(out: Mapping[str, Tensor], step: int) -> None:
     raise NonFiniteError(f"the loss of step {step} is not finite: {who}. No weight was changed by it; {cure}")
 
 
-class FiniteGradients(TrainerCallback):
-    """Stops before the optimizer step when the gradient is not finite, so that no weight becomes NaN."""
+class FiniteRun(TrainerCallback):
+    """Stops before the optimizer step when the gradient is not finite, so that no weight becomes NaN.
+
+    Where a loss scaler skips such steps by itself, it stops when nothing but skipped steps come. Weights are checked
+    when a run begins (after a checkpoint was loaded) and before each save; buffers that were infinite when the run
+    began, such as masks, may stay so.
+    """
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self.trainer = trainer
+        self._skipped = 0
+        self._exempt: set[str] = set()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
+    ) -> None:
+        self._skipped = 0
+        self._exempt = {name for name, value in event["model"].named_buffers() if not _finite(value)}
+        self.check_weights("nothing was trained on them; load others, or go on from an older checkpoint")
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        if args.fp16:  # the loss scaler skips such steps by itself
+        if self.trainer.accelerator.scaler is not None:  # skips such steps by itself
             return
         norms = [parameter.grad.norm() for parameter in event["model"].parameters() if parameter.grad is not None]
         if norms and not bool(torch.isfinite(torch.stack([norm.detach().float() for norm in norms]).sum())):
@@ -46,3 +68,47 @@ class FiniteGradients(TrainerCallback):
                 f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower the "
                 "learning rate, or go on from the last checkpoint with --resume and another divergence or temperature"
             )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        skipped = self.trainer.accelerator.scaler is not None and self.trainer.accelerator.optimizer_step_was_skipped
+        self._skipped = self._skipped + 1 if skipped else 0
+        if self._skipped >= _MOST_SKIPPED:
+            raise NonFiniteError(
+                f"the gradients of {self._skipped} steps in a row, up to step {state.global_step}, are not finite in "
+                "float16, so nothing is learned; train in bf16 or fp32, or lower the learning rate"
+            )
+
+    def check_weights(self, consequence: str) -> None:
+        """Raise NonFiniteError where a weight (or what the optimizer keeps of it) is not finite, in any process."""
+        trainer = self.trainer
+        found = next(self._sick(), None)
+        step = trainer.state.global_step
+        anywhere = trainer.over_processes(torch.tensor(float(found is not None), device=trainer.args.device))
+        if bool(anywhere):
+            raise NonFiniteError(
+                f"{found or 'a weight in another process'} is NaN or infinite after step {step}: {consequence}"
+            )
+
+    def _sick(self) -> Iterator[str]:
+        student: nn.Module = self.trainer.models.student.model
+        named = [*student.named_parameters(), *(b for b in student.named_buffers() if b[0] not in self._exempt)]
+        yield from (f"the student's {name}" for name, value in named if not _finite(value))
+        for values in getattr(self.trainer.optimizer, "state", {}).values():
+            tensors = values.items() if isinstance(values, Mapping) else ()
+            yield from (f"the optimizer's {name}" for name, value in tensors if not _finite(value))
+
+
+def check_tensors(named: Iterable[tuple[str, Tensor]], what: str) -> None:
+    """Raise NonFiniteError where one of the tensors is NaN or infinite, before ``what`` is saved."""
+    for name, value in named:
+        if not _finite(value):
+            raise NonFiniteError(f"{name} of {what} is NaN or infinite, so it is not saved; lower the learning rate")
+
+
+def _finite(value: Any) -> bool:
+    """Whether all of a tensor's (or of its local shard's) values are finite, without a copy of it."""
+    local = value.to_local() if hasattr(value, "to_local") else value
+    if not isinstance(local, Tensor) or not local.is_floating_point() or local.numel() == 0 or local.is_meta:
+        return True
+    local = local.float() if local.element_size() == 1 else local  # norms of 8-bit numbers are not there
+    return bool(torch.isfinite(torch.linalg.vector_norm(local.detach(), ord=float("inf"))))

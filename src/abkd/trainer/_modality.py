@@ -19,7 +19,7 @@ from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
 from abkd.ops import Plan, plan_for
 from abkd.ops._types import Rows, TeacherRows
-from abkd.storage import write_whole
+from abkd.storage import strict_json, write_whole
 from abkd.teachers import Reader
 
 if TYPE_CHECKING:
@@ -194,18 +194,32 @@ def with_adapters(model: Any, peft_config: Any) -> nn.Module:
 
 def resolve_plan(args: DistillConfig, rows: int, classes: int) -> Plan:
     """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
-    record = Path(str(args.output_dir)) / RUN_FILE
-    if record.is_file():
-        known = json.loads(record.read_text()).get("plan")
-        if known:
+    known = read_record(Path(str(args.output_dir))).get("plan")
+    if known:
+        try:
             return Plan(**known)
+        except TypeError:
+            logger.warning("abkd: the plan in %s cannot be read; it is chosen anew", RUN_FILE)
     return plan_for(rows, classes, args.device, memory_budget_mb=args.memory_budget_mb)
 
 
 def record_plan(directory: Path, plan: Plan) -> None:
     """Keep the plan that a run has come to (smaller where memory did not suffice), for its resumption."""
-    record = directory / RUN_FILE
-    known = json.loads(record.read_text()) if record.is_file() else None
-    if known is None or known.get("plan") == asdict(plan):
-        return
-    write_whole(record, json.dumps(known | {"plan": asdict(plan)}, indent=1).encode())
+    known = read_record(directory)
+    if known and known.get("plan") != asdict(plan):
+        write_whole(directory / RUN_FILE, strict_json(known | {"plan": asdict(plan)}).encode())
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """What ``run.json`` holds; nothing where it is not there or, which is said, cannot be read."""
+    file = directory / RUN_FILE
+    if not file.is_file():
+        return {}
+    try:
+        known = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        known = None
+    if not isinstance(known, dict):
+        logger.warning("abkd: %s cannot be read, so nothing is compared with it; it is written anew", file)
+        return {}
+    return known

@@ -31,6 +31,7 @@ from abkd.sources import (
 from abkd.sources._bar import writing_bar
 from abkd.storage import write_whole
 from abkd.teachers import identity
+from abkd.trainer._finite import check_tensors
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
@@ -192,6 +193,7 @@ def save_state(trainer: DistillTrainer, checkpoint: Path) -> None:
         write_whole(checkpoint / _source_file(trainer), json.dumps(trainer.supply.stream.state()).encode())
     teacher = trainer.models.teacher
     state = {} if teacher is None else teacher.state()
+    check_tensors(state.items(), "what the teacher keeps of the student")
     if state and trainer.args.should_save:
         save_file(state, checkpoint / _TEACHER_FILE)
 

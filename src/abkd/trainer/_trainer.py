@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from abkd.models.language import placed
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics
-from abkd.trainer._finite import FiniteGradients, check_loss
+from abkd.trainer._finite import FiniteRun, check_loss
 from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
 from abkd.trainer._optimizer import Optimizing, check_batches
 from abkd.trainer._order import Evened, train_order
@@ -107,8 +108,10 @@ class DistillTrainer(Optimizing):
         run_inside(self.models.student.model)
         self._sums: dict[str, Tensor] = {}
         self._saved_step, self._teacher_judged = -1, False
+        self._not_finite: set[str] = set()
         self.stop_signals, self.progress_bar, self.epoch_order = StopSignals(), ProgressBar(), EpochOrder()
-        watching = MetricsFile(), FiniteGradients(), Followers(self), self.stop_signals, self.progress_bar
+        self.finite = FiniteRun(self)
+        watching = MetricsFile(), self.finite, Followers(self), self.stop_signals, self.progress_bar
         return self.epoch_order, *watching
 
     # -- the loss ------------------------------------------------------------------------------------------------
@@ -216,6 +219,7 @@ class DistillTrainer(Optimizing):
     ) -> EvalLoopOutput:
         """Distances to the teacher and what the modality measures, by the op, without gathering a logit."""
         values = held_out_metrics(self, dataloader)
+        self._check_evaluation(values)
         if not self._teacher_judged and self.is_world_process_zero():
             self.modality.judge(values)
         self._teacher_judged = True
@@ -224,15 +228,31 @@ class DistillTrainer(Optimizing):
         nothing: Any = ()  # a logit is never kept
         return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=values, num_samples=count)
 
+    def _check_evaluation(self, values: Mapping[str, float]) -> None:
+        """Stop where the weights are why a held-out number is not finite; else say so, once for each number."""
+        sick = sorted(name for name, value in values.items() if not math.isfinite(value))
+        if sick:
+            self.finite.check_weights(
+                "the evaluation stopped the run, and nothing of it was saved; lower the learning rate"
+            )
+        if self.is_world_process_zero() and not self._not_finite.issuperset(sick):
+            logger.warning(
+                "abkd: the evaluation after step %d is not finite: %s (recorded as null). The weights are finite; look "
+                "for NaN or infinite logits of the teacher, and for tokens that one of the models rules out",
+                self.state.global_step,
+                ", ".join(sick),
+            )
+        self._not_finite.update(sick)
+
     # -- the run -------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As in transformers; resumes from the newest *whole* checkpoint for ``resume_from_checkpoint=True``.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite; nothing of it was saved.
+            NonFiniteError: a loss, gradient or weight is not finite; nothing of it was saved.
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved, ``exit_code`` is 130 or 143.
-            StorageError: a checkpoint could not be written; the one before it is whole.
+            StorageError: a checkpoint could not be written; the one before it, if any, is whole.
             OutputDirError: there is no whole checkpoint to resume from.
         """
         check_batches(self.args, self.train_dataset)
@@ -257,9 +277,10 @@ class DistillTrainer(Optimizing):
         if self._saved_step == self.state.global_step:  # rewriting it would leave a moment without a whole one
             return
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        self.finite.check_weights("no checkpoint was written of them; lower the learning rate")
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with _checkpoints.writing(checkpoint, clear=self.args.should_save):
+            with _checkpoints.writing(checkpoint, clear=self.args.should_save, before=self._saved_step > 0):
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
                 save_state(self, checkpoint)
@@ -282,6 +303,7 @@ class DistillTrainer(Optimizing):
             with _checkpoints.names_kept(self.accelerator.unwrap_model(self.model)):
                 super().save_model(output_dir, _internal_call)
             return
+        self.finite.check_weights("the student was not saved; lower the learning rate")
         with _checkpoints.refusals(f"the student in {output_dir or self.args.output_dir}", "Make room and try again"):
             if self.is_fsdp_enabled:
                 self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))

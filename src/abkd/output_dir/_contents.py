@@ -1,0 +1,190 @@
+"""Which files of a folder runs of ours wrote: a manifest names them before they are written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from os import scandir
+from pathlib import Path
+
+from abkd.errors import OutputDirError
+from abkd.output_dir._lock import LOCK
+from abkd.storage import DRAFTS, refusals, strict_json, write_whole
+
+MANIFEST = ".abkd_files.json"
+OF_CHECKPOINT = "abkd_manifest.json"
+"""The manifest of a finished checkpoint: its files, with sizes and hashes."""
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_RUN = {"run.json", "recipe.yaml"}
+_SWEEP = {"sweep.json", "recipe.yaml"}
+_RECORDS = {*_RUN, "metrics.jsonl", "report.html", "result.json", "sweep.json", "demo.json"}
+_OF_MODELS = {
+    *("config.json", "generation_config.json", "training_args.bin", "adapter_config.json", "abkd.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "vocab.txt", "spiece.model", "tokenizer.model", "chat_template.jinja"),
+    *("preprocessor_config.json", "processor_config.json"),
+}
+_WEIGHTS = re.compile(r"(model|adapter_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_TRACKERS = "events.out.tfevents.*"
+_HALF_WRITTEN = re.compile(
+    r".*\.(safetensors|pt|pth|bin|json|jinja|txt|model|distcp|draft)|\.metadata|(pytorch_model|optimizer|global_step).*"
+)
+
+
+@dataclass
+class Contents:
+    """Files and folders (which end in /) of an output folder, by their paths in it, what is inside before its folder.
+
+    ``ours``: what runs of ours wrote. ``foreign``: all else. ``drafts``: what a process left that died while it wrote.
+    """
+
+    ours: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    drafts: list[str] = field(default_factory=list)
+
+    @property
+    def used(self) -> list[str]:
+        """Everything but drafts."""
+        return [*self.ours, *self.foreign]
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run has written its recipe or its record, and nothing is foreign."""
+        return bool(_RUN.intersection(self.ours)) and not self.foreign
+
+
+def contents(directory: Path) -> Contents:
+    """What lies in a folder; nothing where it is not there. Links in it are never followed."""
+    found = Contents()
+    if directory.is_dir():
+        _sort(directory, "", frozenset(), None, found)
+    return found
+
+
+def _sort(
+    directory: Path, prefix: str, listed: frozenset[str], known: Callable[[str], bool] | None, found: Contents
+) -> None:
+    """Sort the entries of a folder.
+
+    Args:
+        listed: paths in it that a manifest further up names.
+        known: for a folder that is ours altogether, which files in it have the names of ours.
+    """
+    entries = sorted(scandir(directory), key=lambda entry: entry.name)
+    there = {entry.name for entry in entries}
+    names = listed | noted(directory) | _sealed(directory)
+    if MANIFEST not in there and (there >= _RUN or there >= _SWEEP):  # from before there were manifests
+        known, names = _of_a_run, names | _runs_of_sweep(directory)
+    for entry in entries:
+        path, ours = prefix + entry.name, entry.name in names or (known is not None and known(entry.name))
+        if entry.name in (MANIFEST, LOCK):
+            continue
+        if not entry.is_dir(follow_symlinks=False):
+            (found.drafts if _is_draft(entry.name) else found.ours if ours else found.foreign).append(path)
+            continue
+        below = frozenset(name.removeprefix(f"{entry.name}/") for name in names if name.startswith(f"{entry.name}/"))
+        if ours or below or _is_draft(entry.name):
+            inside = known if known is _in_half_written else _known_in(Path(entry.path))
+            _sort(Path(entry.path), f"{path}/", below, None if below else inside, found)
+            found.ours.append(f"{path}/")
+        else:
+            found.foreign.append(f"{path}/")
+
+
+def _known_in(folder: Path) -> Callable[[str], bool] | None:
+    """Which files are ours in a folder that a manifest names as a whole."""
+    if (folder / MANIFEST).is_file() or (folder / OF_CHECKPOINT).is_file():
+        return None
+    half = _CHECKPOINT.fullmatch(folder.name) or _is_draft(folder.name)
+    return _in_half_written if half else _of_a_run
+
+
+def _is_draft(name: str) -> bool:
+    return fnmatchcase(name, DRAFTS)
+
+
+def _of_a_run(name: str) -> bool:
+    return bool(
+        name in _RECORDS | _OF_MODELS or _WEIGHTS.fullmatch(name) or _CHECKPOINT.fullmatch(name)
+    ) or fnmatchcase(name, _TRACKERS)
+
+
+def _in_half_written(name: str) -> bool:
+    return bool(_HALF_WRITTEN.fullmatch(name))
+
+
+def _sealed(directory: Path) -> frozenset[str]:
+    """The files of a finished checkpoint."""
+    entries = _json(directory / OF_CHECKPOINT)
+    return frozenset({*entries, OF_CHECKPOINT}) if isinstance(entries, dict) else frozenset()
+
+
+def _runs_of_sweep(directory: Path) -> frozenset[str]:
+    found = _json(directory / "sweep.json")
+    settings = found.get("settings", []) if isinstance(found, dict) else []
+    try:
+        return frozenset(run["directory"] for setting in settings for run in setting["runs"])
+    except (LookupError, TypeError):
+        return frozenset()
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def noted(directory: Path) -> frozenset[str]:
+    """The names in the manifest of a folder; none where there is no manifest that can be read."""
+    names = _json(directory / MANIFEST)
+    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+
+
+def note(directory: Path, *names: str) -> None:
+    """Name files or folders as ours, before they are written."""
+    known = noted(directory)
+    if not known.issuperset(names):
+        with refusals(str(directory / MANIFEST), "Make room and try again"):
+            write_whole(directory / MANIFEST, strict_json(sorted(known.union(names))).encode())
+
+
+def check_overwrite(directory: Path) -> None:
+    """Refuse to replace a folder that holds more than runs of ours wrote.
+
+    Raises:
+        OutputDirError: naming what.
+    """
+    foreign = contents(directory).foreign
+    if foreign:
+        some = ", ".join(foreign[:3]) + f" and {len(foreign) - 3} more" * (len(foreign) > 3)
+        raise OutputDirError(
+            f"output_dir: {str(directory)!r} holds what no run of abkd wrote ({some}), so it is not replaced and "
+            "nothing was touched; move that elsewhere, or name another --output_dir"
+        )
+
+
+def remove_runs(directory: Path) -> None:
+    """Remove what runs of ours wrote into a folder; checkpoints stop to count first, the manifest goes last.
+
+    Raises:
+        OutputDirError: it holds something else; then nothing is touched.
+    """
+    check_overwrite(directory)
+    found = contents(directory)
+    paths = [*found.drafts, *found.ours]
+    for name in sorted(paths, key=lambda name: not name.endswith((OF_CHECKPOINT, "result.json"))):
+        path = directory / name
+        if not name.endswith("/"):
+            path.unlink(missing_ok=True)
+            continue
+        (path / MANIFEST).unlink(missing_ok=True)
+        (path / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # something has come into it meanwhile
+            path.rmdir()
+    (directory / MANIFEST).unlink(missing_ok=True)
