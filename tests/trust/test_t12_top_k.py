@@ -17,10 +17,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_parts import bucketed
 
 import abkd
 from abkd.ops import Dense, TopK, linear_divergence
-from op_parts import bucketed
 
 BOUNDED = [
     *(abkd.AlphaBeta(alpha, 1.0 - alpha) for alpha in (1.0, 0.0, 0.2, 0.5, 0.9, 1.4, 2.0, -0.7)),
