@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,7 @@ def test_unknown_names(values: dict[str, Any], says: str) -> None:
         ({"learning_rate": True}, "learning_rate: a number was wanted, true came"),
         ({"max_steps": 2.5}, "max_steps: a whole number was wanted, 2.5 came"),
         ({"bf16": "maybe"}, "bf16: true or false was wanted"),
-        ({"train_file": ["a"]}, "train_file: a text was wanted"),
+        ({"train_file": {"a": 1}}, "train_file: a text or a list was wanted"),
         ({"on_bad_row": "skip"}, "one of 'error', 'drop' was wanted, 'skip' (a text) came"),
         ({"eval_strategy": "sometimes"}, "one of 'no', 'steps', 'epoch' was wanted"),
         ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs: a text or a mapping was wanted, 3 came"),
@@ -320,6 +321,23 @@ def test_files_and_model_directories_must_exist(ready: dict[str, str]) -> None:
     ):
         with pytest.raises(ConfigError, match=f"{name}: there is no .*'{path}'"):
             make(**{**ready, name: path}).check_ready()
+
+
+def test_one_data_file_several_or_a_pattern(ready: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for several in (f"{tmp_path}/*.jsonl", [ready["train_file"], f"{tmp_path}/d*"]):
+        recipe = make(**{**ready, "train_file": several})
+        recipe.check_ready()
+        assert recipe.resolved()["train_file"] == several
+    for wrong, says in (
+        ("more", "is a directory; name the files"),
+        ("pipe.jsonl", "is a pipe"),
+        ("x*", "no file matches"),
+    ):
+        with pytest.raises(ConfigError, match=f"train_file: .*{says}"):
+            make(**{**ready, "train_file": [ready["train_file"], str(tmp_path / wrong)]}).check_ready()
+    assert "is one .npz file" in refusal(task="image-classification", train_file=["a.npz", "b.npz"])
 
 
 def test_an_output_directory_in_use_is_left_alone(ready: dict[str, str]) -> None:

@@ -15,6 +15,10 @@ class AbkdError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The sentence; what of a path in it is no text is escaped, so that it can be printed and written."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class ConfigError(AbkdError, ValueError):
     """A recipe, flag or constructor argument that cannot be meant."""

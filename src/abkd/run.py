@@ -82,7 +82,7 @@ def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
         return parts["train"], parts.get("test", parts.get("val"))
     source = recipe.train_file or recipe.train_dir or recipe.dataset_name
     train = load_images(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
-    named = recipe.eval_file or recipe.eval_dir
+    named: Any = recipe.eval_file or recipe.eval_dir  # one: several files are refused for images
     if named:
         return train, load_images(named, split=next(iter(held_out_splits(named)[::-1]), "test"))
     if recipe.dataset_test_split:

@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("task", "text-generation", "or image-classification; CLIP: see docs/vision.md"),
         Option("model_name_or_path", REQUIRED, "the student: a directory or a hub name"),
         Option("teacher_model_name_or_path", "", "the teacher, with the same tokenizer or classes"),
-        Option("train_file", "", "JSONL, CSV, parquet: prompt/completion, messages, text; images: .npz"),
+        Option("train_file", "", "JSONL, CSV, parquet; .gz; several: 'data/*.jsonl'; images: .npz"),
         Option("train_dir", "", "images, a folder a class"),
         Option("dataset_name", "", "instead of a file: a dataset on the hub"),
         Option("eval_file", "", "held-out rows, if you have them"),

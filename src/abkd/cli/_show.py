@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,13 +26,14 @@ def _sources(recipe: Recipe) -> str:
     from abkd import notation
     from abkd.data import fingerprint as fingerprint_of_rows
     from abkd.data import load_rows
+    from abkd.recipe._checks import names, no_file
     from abkd.sources import Dataset, fingerprint, tree
 
     source: Any = notation.parse(recipe.resolved().get("source", "Dataset()"))  # images have none
     if source == Dataset():
         return ""
     counts, data = {}, ""
-    if recipe.train_file and Path(recipe.train_file).is_file():
+    if recipe.train_file and not any(map(no_file, names(recipe.train_file))):
         rows = load_rows(recipe.train_file)
         counts, data = {"dataset": len(rows), "student": len(rows)}, fingerprint_of_rows(rows)
     drawn = io.StringIO()

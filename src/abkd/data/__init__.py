@@ -3,10 +3,12 @@
 from abkd.data.collate import Batch, Collator, View
 from abkd.data.completion import prompt_of, stand_in, teacher_prompt_of, with_completion
 from abkd.data.dataset import TokenizedDataset, prepare_dataset, pretraining_chunks
-from abkd.data.load import Rows, fingerprint, load_rows, split_held_out
+from abkd.data.load import load_rows
 from abkd.data.pack import check_packing, pack
+from abkd.data.rows import Rows, fingerprint
 from abkd.data.sampler import LengthGroupedSampler
 from abkd.data.show import describe_sample
+from abkd.data.split import split_held_out
 from abkd.data.tokenize import Example
 from abkd.data.vocabulary import check_same_tokenizer, shared_vocabulary_size
 

@@ -24,9 +24,10 @@ from abkd.data.formats import (
     context_of,
     recognise,
 )
-from abkd.data.load import Row, Rows, load_rows
+from abkd.data.load import load_rows
 from abkd.data.prepared import Prepared
 from abkd.data.progress import progress
+from abkd.data.rows import Row, Rows
 from abkd.data.tokenize import Example, encode_text, tokenize
 from abkd.errors import ConfigError, DataError
 
@@ -231,7 +232,7 @@ def _check_template(record: Record, tokenizer: Any) -> None:
 
 
 def _describe(bad: Sequence[tuple[int, BadRowError]], rows: Rows, name: str) -> str:
-    named = "; ".join(f"{rows.unit} {number}: {error}" for number, error in bad[:_NAMED_ROWS])
+    named = "; ".join(f"{rows.place(number)}: {error}" for number, error in bad[:_NAMED_ROWS])
     more = f"; and {len(bad) - _NAMED_ROWS} more" if len(bad) > _NAMED_ROWS else ""
     return f"{rows.name or name}: {len(bad)} of {len(rows)} rows cannot be used: {named}{more}"
 

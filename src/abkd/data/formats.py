@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from abkd.data.load import Row
+from abkd.data.rows import Row
 from abkd.errors import DataError
 
 Message = dict[str, Any]

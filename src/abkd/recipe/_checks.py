@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -96,9 +97,8 @@ def missing_files(recipe: Recipe) -> list[str]:
     """One sentence for each data file or local model directory that is not there."""
     problems = []
     for name in ("train_file", "eval_file", "split_file", "pretrain_file"):
-        path = getattr(recipe, name)
-        if path is not None and not Path(path).is_file():
-            problems.append(f"{name}: there is no file {path!r}" + _seen_from(path))
+        found = [no_file(path) for path in names(getattr(recipe, name))]
+        problems += [f"{name}: {why}" for why in found if why]
     for name in ("train_dir", "eval_dir"):
         path = getattr(recipe, name)
         if path is not None and not Path(path).is_dir():
@@ -108,6 +108,18 @@ def missing_files(recipe: Recipe) -> list[str]:
             if _is_local(path) and not Path(path).is_dir():
                 problems.append(f"{name}: there is no model directory {path!r}" + _seen_from(path))
     return problems
+
+
+def no_file(path: str) -> str:
+    """Why there is nothing to read under this path or pattern; "" where there is."""
+    if os.path.isfile(path) or (glob.has_magic(path) and glob.glob(path, recursive=True)):
+        return ""
+    if os.path.isdir(path):
+        return f"{path!r} is a directory; name the files in it, for example '{path}/*.jsonl', or set dataset_name"
+    if os.path.exists(path):
+        return f"{path!r} is a pipe or a device; write it into a file first"
+    what = "no file matches" if glob.has_magic(path) else "there is no file"
+    return f"{what} {path!r}" + _seen_from(path)
 
 
 def output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
@@ -233,7 +245,9 @@ def _of_other_tasks(values: Mapping[str, Any]) -> list[str]:
         _CLIP: OF_TEXT | {"use_peft"},
     }
     given = sorted(name for name in others[task] & values.keys() if values[name] not in (False, 0))
-    return [f"{name} means nothing to the task {task}; leave it out, or set another task" for name in given]
+    problems = [f"{name} means nothing to the task {task}; leave it out, or set another task" for name in given]
+    several = [name for name in ("train_file", "eval_file") if isinstance(values.get(name), list) and task != _TEXT]
+    return problems + [f"{name} of images is one .npz file; name one, or set train_dir" for name in several]
 
 
 def _weights(values: Mapping[str, Any]) -> list[str]:

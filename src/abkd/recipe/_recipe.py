@@ -39,9 +39,10 @@ class Recipe:
     model_revision: str | None = None
     teacher_model_revision: str | None = None
 
-    train_file: str | None = None
-    """JSONL, CSV or parquet with prompt/completion, messages or text; for images .npz with arrays."""
-    eval_file: str | None = None
+    train_file: str | list[str] | None = None
+    """JSONL, JSON, CSV (also compressed) or parquet with prompt/completion, messages or text: a file, several, or a
+    pattern such as data/*.jsonl; for images one .npz with arrays."""
+    eval_file: str | list[str] | None = None
     train_dir: str | None = None
     """Images in one folder a class, or in one folder without classes."""
     eval_dir: str | None = None
@@ -53,7 +54,7 @@ class Recipe:
     dataset_test_split: str | None = None
     eval_fraction: float = 0.05
     """The share of the training rows that is held out when nothing to evaluate on is given."""
-    pretrain_file: str | None = None
+    pretrain_file: str | list[str] | None = None
     """Plain text for the language-modelling term (lm_coef)."""
 
     use_peft: bool = False

@@ -1,0 +1,154 @@
+"""Which files hold the rows, and their bytes, unpacked."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from abkd.errors import DataError
+
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+LONGEST = 64 << 20
+"""Bytes of a row. What is longer is no row: a file without line ends, or a bomb."""
+
+_HEAD = 16
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(path.open("rb"), compression="zstd"))
+
+
+_OPENERS: dict[str, Callable[[Path], Any]] = {  # of binary files to read
+    "": lambda path: path.open("rb"),
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _open_zstd,
+}
+
+READABLE = f"{', '.join(KINDS)}, the first three also compressed ({' '.join(filter(None, _OPENERS))})"
+
+_SIGNS = {  # how a file begins that is not the text its name says; longer signs before their beginnings
+    b"\xff\xfe\x00\x00": "UTF-32 text: save it as UTF-8",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"\x1f\x8b": "compressed by gzip: let its name end in .gz",
+    b"BZh91AY&SY": "compressed by bzip2: let its name end in .bz2",
+    b"\xfd7zXZ\x00": "compressed by xz: let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: let its name end in .zst",
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"PAR1": "a parquet file: let its name end in .parquet",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of rows. ``kind`` is one of :data:`KINDS`, ``packing`` the suffix of its compression, or ""."""
+
+    path: Path
+    kind: str
+    packing: str
+
+    @contextmanager
+    def open_text(self) -> Iterator[IO[str]]:
+        """The text, without a byte-order mark and with line ends as they are; raises as :meth:`open`."""
+        with self.open() as handle, io.TextIOWrapper(handle, "utf-8-sig", newline="") as text:
+            yield text
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """The unpacked bytes.
+
+        Raises DataError, also while they are read, where the file cannot be read, is cut off or damaged, or begins like
+        another kind of file.
+        """
+        try:
+            with _OPENERS[self.packing](self.path) as handle:
+                self._check_head(handle.peek(_HEAD)[:_HEAD])
+                yield handle
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.path} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+        except EOFError as error:
+            raise DataError(f"{self.path} is cut off: it ends in the middle of its compressed data") from error
+        except (OSError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        except MemoryError as error:
+            raise DataError(f"{self.path} does not fit into memory: split it, or write it as .jsonl") from error
+
+    def _check_head(self, head: bytes) -> None:
+        found = next((what for sign, what in _SIGNS.items() if head.startswith(sign)), None)
+        if found is not None and self.kind != ".parquet":
+            raise DataError(f"{self.path} is {found}")
+
+
+def find_files(source: str | Path | Sequence[str | Path]) -> list[DataFile]:
+    """The files that a path, a pattern (``data/*.jsonl``) or a list of these names, in the order of reading.
+
+    Empty where a single name is no file and does not look like one: a folder, or a name on the hub.
+    Raises DataError where a file is not there or is of no kind that is read.
+    """
+    if isinstance(source, (str, Path)):
+        return [_data_file(path) for path in _matches(source)]
+    found = [(name, _matches(name)) for name in source]
+    for name, paths in found:
+        if not paths:
+            raise _absent(name)
+    return [_data_file(path) for _, paths in found for path in paths]
+
+
+def is_pattern(name: str | Path) -> bool:
+    """Whether it stands for several files; one that is there by this very name does not."""
+    return glob.has_magic(str(name)) and not os.path.lexists(name)
+
+
+def _matches(name: str | Path) -> list[Path]:
+    if is_pattern(name):
+        if not (found := sorted(glob.glob(str(name), recursive=True))):
+            raise DataError(f"no file matches {str(name)!r} (looking from {Path.cwd()})")
+        return [Path(path) for path in found]
+    path = Path(name)
+    if os.path.isdir(path):
+        return []
+    if os.path.lexists(path) or _kind(path)[0] in KINDS:
+        return [path]
+    return []
+
+
+def _data_file(path: Path) -> DataFile:
+    if not os.path.exists(path):
+        raise _absent(path)
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a directory: name the files in it, for example '{path}/*.jsonl'")
+    if not os.path.isfile(path):
+        raise DataError(f"{path} is a pipe or a device, and rows are read from files: write it into one")
+    kind, packing = _kind(path)
+    if kind not in KINDS:
+        raise DataError(f"{path} is not read: expected {READABLE}, got {path.suffix or 'no suffix'}")
+    if kind == ".parquet" and packing:
+        raise DataError(f"{path}: a parquet file is compressed within, so unpack it (expected {READABLE})")
+    return DataFile(path, kind, packing)
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """The suffixes of the format and of the compression; of upper case, too."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packing = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""
+    return (suffixes[-1] if suffixes else ""), packing
+
+
+def _absent(name: str | Path) -> DataError:
+    if os.path.isdir(name):
+        return DataError(f"{name} is a directory: name the files in it, for example '{name}/*.jsonl'")
+    return DataError(f"data file {name} does not exist: check the path (relative paths start at {Path.cwd()})")

@@ -1,0 +1,234 @@
+"""From a file to its rows, one after the other: nothing holds more of a file than a row and what was read ahead."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+from abkd.data.files import LONGEST, DataFile
+from abkd.data.rows import Row
+from abkd.errors import DataError
+
+Numbered = tuple[int, Row]
+"""A row and the number under which its owner knows it, counted from 1: its line, or which row it is."""
+
+_DEEPEST = 100  # lists and objects within each other; templates and JSON writers recurse
+_AHEAD = 1 << 20  # characters
+_BATCH = 256  # rows of a parquet file that are unpacked at once
+_CUT = 12  # an error so close to the end of what was read may be that end: no word or escape of JSON is longer
+
+
+def unit_of(file: DataFile) -> str:
+    """What the numbers of its rows count."""
+    return "line" if file.kind in (".jsonl", ".csv") else "row"
+
+
+def read_rows(file: DataFile) -> Iterator[Numbered]:
+    """The rows of a file. Raises DataError with the line where it is malformed, at the row that cannot be read."""
+    return _READERS[file.kind](file)
+
+
+def _read_jsonl(file: DataFile) -> Iterator[Numbered]:
+    with file.open() as handle:
+        for number, line in enumerate(_lines(handle, file), 1):  # of bytes: only "\n" ends one
+            if line.strip():
+                yield number, _parse_line(line, f"{file.path}, line {number}")
+
+
+def _lines(handle: IO[Any], file: DataFile) -> Iterator[Any]:
+    number = 0
+    while line := handle.readline(LONGEST + 1):
+        number += 1
+        if len(line) > LONGEST:
+            raise DataError(f"{file.path}, line {number}: longer than {LONGEST >> 20} MB: expected one row a line")
+        yield line
+
+
+def _parse_line(line: bytes, where: str) -> Row:
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text ({error.reason})") from error
+    try:
+        row = _decoder.decode(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {_why(error)}") from error
+    return _checked(row, where, deep=text.count("{") + text.count("[") > _DEEPEST)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return made
+
+
+class _TwiceError(ValueError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the key {name[:80]!r} is there twice: keep one")
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _why(error: Exception) -> str:
+    """What Python's JSON reader refuses although it is JSON."""
+    if isinstance(error, RecursionError):
+        return f"nested too deep: expected at most {_DEEPEST} levels"
+    return str(error) if isinstance(error, _TwiceError) else f"a number that is too large ({error})"
+
+
+def _checked(row: Any, where: str, *, deep: bool = True) -> Row:
+    """A row that may be ``deep``, or surely is not."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}")
+    if deep and _depth(row) > _DEEPEST:
+        raise DataError(f"{where}: {_why(RecursionError())}")
+    return row
+
+
+def _depth(row: Any) -> int:
+    level, depth = [row], 0
+    while level and depth <= _DEEPEST:
+        inner = itertools.chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
+        level, depth = [each for each in inner if isinstance(each, dict | list)], depth + 1
+    return depth
+
+
+def _read_json(file: DataFile) -> Iterator[Numbered]:
+    with file.open_text() as handle:
+        text = _Text(handle, file)
+        if text.next_character() != "[":
+            raise _no_list(text, file)
+        text.skip()
+        for number in itertools.count(1):
+            if text.next_character() == "]" and number == 1:
+                break
+            yield number, _checked(text.value(), f"{file.path}, row {number}")
+            if text.next_character() != ",":
+                break
+            text.skip()
+        text.expect("]")
+        if text.next_character():
+            raise text.error("Extra data")
+
+
+def _no_list(text: _Text, file: DataFile) -> DataError:
+    if not text.next_character():
+        return text.error("it is empty")
+    came = text.value()
+    if text.next_character():
+        return text.error("Extra data", "; one object a line is called .jsonl")
+    return DataError(f"{file.path}: expected a list of objects, got {type(came).__name__}")
+
+
+class _Text:
+    """A JSON text that is read as far as it is needed."""
+
+    def __init__(self, handle: IO[str], file: DataFile) -> None:
+        self._handle, self._file = handle, file
+        self._read, self._at, self._line = "", 0, 1  # what was read, how much of it is done with, the line at its start
+
+    def next_character(self) -> str:
+        """The next one that is no white space, which stays; "" at the end."""
+        while True:
+            while self._at < len(self._read) and self._read[self._at] in " \t\r\n":
+                self._at += 1
+            if self._at < len(self._read):
+                return self._read[self._at]
+            if not self._more():
+                return ""
+
+    def skip(self) -> None:
+        """Be done with one character."""
+        self._at += 1
+
+    def expect(self, character: str) -> None:
+        """Be done with this one. Raises DataError where it is another."""
+        if self.next_character() != character:
+            raise self.error("Expecting ',' delimiter")
+        self.skip()
+
+    def value(self) -> Any:
+        """The next value, of whatever type. Raises DataError where there is none."""
+        self.next_character()
+        while True:
+            try:
+                found, self._at = _decoder.raw_decode(self._read, self._at)
+                return found
+            except json.JSONDecodeError as error:
+                cut = error.pos >= len(self._read) - _CUT or error.msg.startswith("Unterminated")
+                if not cut or not self._more():
+                    self._at = error.pos
+                    raise self.error(error.msg) from error
+            except (ValueError, RecursionError) as error:
+                raise self.error(_why(error)) from error
+
+    def error(self, why: str, hint: str = "") -> DataError:
+        """The sentence for what stands here."""
+        line = self._line + self._read.count("\n", 0, self._at)
+        return DataError(f"{self._file.path}, line {line}: not valid JSON ({why}){hint}")
+
+    def _more(self) -> bool:
+        self._line += self._read.count("\n", 0, self._at)
+        rest = self._read[self._at :]
+        if len(rest) > LONGEST:
+            raise DataError(f"{self._file.path}, line {self._line}: a row is longer than {LONGEST >> 20} MB")
+        more = self._handle.read(max(_AHEAD, len(rest)))
+        self._read, self._at = rest + more, 0
+        return bool(more)
+
+
+def _read_csv(file: DataFile) -> Iterator[Numbered]:
+    csv.field_size_limit(LONGEST)  # its own is 131 072 characters, less than a long document
+    with file.open_text() as handle:
+        table = csv.DictReader(_lines(handle, file), strict=True)
+        try:
+            columns = list(table.fieldnames or ())
+            _check_columns(columns, file)
+            for row in table:
+                if None in row or None in row.values():
+                    raise DataError(
+                        f"{file.path}, line {table.line_num}: expected {len(columns)} fields, as the header has"
+                    )
+                yield table.line_num, row
+        except csv.Error as error:
+            raise DataError(f"{file.path}, line {table.line_num}: not valid CSV ({error})") from error
+
+
+def _read_parquet(file: DataFile) -> Iterator[Numbered]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with file.open() as handle, pyarrow.parquet.ParquetFile(handle) as table:
+            _check_columns(table.schema_arrow.names, file)
+            for batch in table.iter_batches(_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _checked(row, f"{file.path}, row {number}")
+    # pyarrow raises them all: a table that claims more than there is, text that is no UTF-8, dates beyond the calendar
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file.path} is not a readable parquet file, seen after row {number}: {error}") from error
+
+
+def _check_columns(columns: list[str], file: DataFile) -> None:
+    if twice := {name for name in columns if columns.count(name) > 1}:
+        raise DataError(f"{file.path}: the column {min(twice)!r} is there twice: keep one")
+
+
+_READERS: Mapping[str, Callable[[DataFile], Iterator[Numbered]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
