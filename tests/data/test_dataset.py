@@ -8,6 +8,7 @@ from abkd.data import (
     Example,
     TokenizedDataset,
     load_rows,
+    pack,
     prepare_dataset,
     pretraining_chunks,
     prompt_of,
@@ -68,6 +69,15 @@ def test_fingerprint_is_of_what_is_trained_on(chatml, llama):
     assert digest() == digest(rows=load_rows(ROWS))
     others = {digest(llama), digest(rows=ROWS[::-1]), digest(max_length=20), digest(apply_chat_template=True)}
     assert len({digest(), *others}) == 5
+
+
+def test_the_fingerprint_is_that_of_runs_and_caches_begun_before():
+    """Lengths, then values, of each column in the order of their names."""
+    rows = [Example(input_ids=[1, 2, 3], trained=[False, True, True]), Example(input_ids=[4, 5], trained=[False, True])]
+    dataset = TokenizedDataset(rows)
+    assert dataset.fingerprint == "dc265d1ae3273f44"
+    assert pack(dataset, 5).fingerprint == "18ec939993b3396e"
+    assert dataset.with_pretraining([[7, 8, 9]]).fingerprint == "fd9266fa8e88be01"
 
 
 def test_truncated_rows_are_counted(chatml):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections import Counter
@@ -10,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
-
+from abkd.data.columns import Column, Groups, Joined, Lists, Repeated, Segments
 from abkd.data.completion import stand_in
 from abkd.data.formats import (
     BadRowError,
@@ -37,22 +37,6 @@ _NAMED_ROWS = 10  # bad rows that an error message spells out
 _OF_EVERY_ROW = ("input_ids", "trained")
 
 
-class _Ragged:
-    """Lists of different lengths in one flat array: 4 bytes a token where Python integers take 36."""
-
-    def __init__(self, rows: Sequence[Sequence[Any]]) -> None:
-        flags = isinstance(next((row[0] for row in rows if row), None), bool)
-        self.lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        self._ends = np.cumsum(self.lengths)
-        self.flat = np.fromiter(
-            itertools.chain.from_iterable(rows), dtype=np.bool_ if flags else np.int32, count=int(self.lengths.sum())
-        )
-
-    def __getitem__(self, index: int) -> list[Any]:
-        end = self._ends[index]
-        return self.flat[end - self.lengths[index] : end].tolist()
-
-
 class TokenizedDataset(Prepared):
     """Examples in order; a torch map-style dataset. Not every example needs every column.
 
@@ -73,7 +57,7 @@ class TokenizedDataset(Prepared):
         rows = cast("Sequence[Mapping[str, Any]]", examples)
         names = dict.fromkeys(itertools.chain(_OF_EVERY_ROW, *rows))
         self._single = {name for name in names if any(isinstance(row.get(name), int) for row in rows)}
-        self._columns = {name: _Ragged([self._listed(row, name) for row in rows]) for name in names}
+        self._columns: dict[str, Column] = {name: Lists.of([self._listed(row, name) for row in rows]) for name in names}
         self.name, self.dropped, self.truncated = name, dict(dropped or {}), truncated
         self.lengths: list[int] = self._columns["input_ids"].lengths.tolist()
 
@@ -103,14 +87,16 @@ class TokenizedDataset(Prepared):
     @property
     def trained_tokens(self) -> int:
         """Number of targets in all examples together."""
-        return int(self._columns["trained"].flat.sum())
+        return sum(int(piece.sum()) for piece in self._columns["trained"].pieces())
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of all token ids and masks in order; equal on every machine."""
         digest = hashlib.sha256()
         for key, column in sorted(self._columns.items()):
-            digest.update(key.encode() + column.lengths.tobytes() + column.flat.tobytes())
+            digest.update(key.encode() + column.lengths.tobytes())
+            for piece in column.pieces():
+                digest.update(piece.tobytes())
         return digest.hexdigest()[:16]
 
     def stand_in(self) -> Example:
@@ -121,8 +107,19 @@ class TokenizedDataset(Prepared):
         """The same examples, each with a chunk of plain text (in turn) for the language-modelling term."""
         if not chunks:
             raise DataError("expected at least one chunk of pre-training text, got none")
-        examples = [Example(**{**row, "pretrain_ids": chunks[i % len(chunks)]}) for i, row in enumerate(self)]
-        return TokenizedDataset(examples, name=self.name, dropped=self.dropped, truncated=self.truncated)
+        return self._of({**self._columns, "pretrain_ids": Repeated(chunks, len(self))})
+
+    def joined(self, groups: Sequence[Sequence[int]]) -> TokenizedDataset:
+        """One example for each group of indices, whose ``segments`` say which of them a token belongs to."""
+        which = Groups(groups)
+        joined: dict[str, Column] = {name: Joined(column, which) for name, column in self._columns.items()}
+        return self._of({**joined, "segments": Segments(self._columns["input_ids"].lengths, which)})
+
+    def _of(self, columns: Mapping[str, Column]) -> TokenizedDataset:
+        made = copy.copy(self)
+        made._columns = dict(columns)
+        made.lengths = made._columns["input_ids"].lengths.tolist()
+        return made
 
 
 def prepare_dataset(

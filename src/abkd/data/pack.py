@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,23 +29,29 @@ def pack(dataset: TokenizedDataset, max_length: int) -> TokenizedDataset:
         )
     if max(dataset.lengths) > max_length:
         raise DataError(f"{dataset.name} has a row of {max(dataset.lengths)} tokens, packing is to {max_length}")
-    examples = [_join([dataset[index] for index in group]) for group in _best_fit(dataset.lengths, max_length)]
-    return TokenizedDataset(examples, name=dataset.name, dropped=dataset.dropped, truncated=dataset.truncated)
+    return dataset.joined(_best_fit(dataset.lengths, max_length))
 
 
 def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Groups of indices whose lengths sum to at most ``capacity``; each in order, groups by their first index."""
     groups: list[list[int]] = []
-    open_groups: list[tuple[int, int]] = []  # (room left, group), sorted
+    by_room: dict[int, list[int]] = {}  # groups with so much room, a heap
+    rooms: list[int] = []  # those that there are, sorted
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        found = bisect.bisect_left(open_groups, (lengths[index], -1))
-        if found < len(open_groups):
-            room, group = open_groups.pop(found)
+        found = bisect.bisect_left(rooms, lengths[index])
+        if found < len(rooms):
+            room = rooms[found]
+            group = heapq.heappop(by_room[room])
+            if not by_room[room]:
+                rooms.pop(found)
         else:
             room, group = capacity, len(groups)
             groups.append([])
         groups[group].append(index)
-        bisect.insort(open_groups, (room - lengths[index], group))
+        left = room - lengths[index]
+        if not by_room.setdefault(left, []):
+            bisect.insort(rooms, left)
+        heapq.heappush(by_room[left], group)
     return sorted(sorted(group) for group in groups)
 
 

@@ -1,0 +1,143 @@
+"""The token lists of all examples, column by column: in memory or mapped from a file, joined, repeated."""
+
+from __future__ import annotations
+
+import bisect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+import pyarrow.ipc
+
+Numbers = npt.NDArray[Any]
+
+_CHUNK = 1 << 16  # lists in one array, whose offsets are 32 bits wide
+
+
+class Column(ABC):
+    """A list of numbers, or of truth values, for each example. ``lengths``: int64 [number of examples]."""
+
+    lengths: Numbers
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> list[Any]: ...
+
+    @abstractmethod
+    def pieces(self) -> Iterator[Numbers]:
+        """All values in order, int32 or bool, in arrays of any length."""
+
+
+class Lists(Column):
+    """In Arrow: 4 bytes a token where Python integers take 36. ``place``: the file and the column it is mapped from."""
+
+    def __init__(self, chunks: Sequence[pyarrow.ListArray], place: tuple[Path, str] | None = None) -> None:
+        self._chunks, self._place = list(chunks), place
+        self._offsets = [chunk.offsets.to_numpy() for chunk in self._chunks]
+        self._starts = np.cumsum([0, *map(len, self._chunks)]).tolist()
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int64)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Any]]) -> Lists:
+        """The lists in memory."""
+        flags = isinstance(next((row[0] for row in rows if len(row)), None), bool)
+        kind = pyarrow.list_(pyarrow.bool_() if flags else pyarrow.int32())
+        return cls([pyarrow.array(rows[i : i + _CHUNK], type=kind) for i in range(0, max(len(rows), 1), _CHUNK)])
+
+    def __getitem__(self, index: int) -> list[Any]:
+        index = range(len(self))[index]
+        chunk = bisect.bisect_right(self._starts, index) - 1
+        start, end = self._offsets[chunk][index - self._starts[chunk] :][:2].tolist()
+        return self._chunks[chunk].values.slice(start, end - start).to_numpy(zero_copy_only=False).tolist()
+
+    def pieces(self) -> Iterator[Numbers]:
+        """See :class:`Column`."""
+        return (chunk.flatten().to_numpy(zero_copy_only=False) for chunk in self._chunks)
+
+    def __reduce__(self) -> Any:  # to a worker goes where it is, not what is in it
+        return (Lists, (self._chunks,)) if self._place is None else (mapped, self._place)
+
+
+def mapped(file: Path, name: str) -> Lists:
+    """A column of an Arrow file, read where and when it is used."""
+    return Lists(read_arrow(file)[name].chunks, (file, name))
+
+
+def read_arrow(file: Path) -> pyarrow.Table:
+    """A memory-mapped table."""
+    with pyarrow.memory_map(str(file)) as source:
+        return pyarrow.ipc.open_file(source).read_all()
+
+
+class Repeated(Column):
+    """The same few lists in turn."""
+
+    def __init__(self, lists: Sequence[list[int]], length: int) -> None:
+        self._lists = lists
+        self.lengths = np.resize(np.array([len(each) for each in lists], dtype=np.int64), length)
+
+    def __getitem__(self, index: int) -> list[int]:
+        return list(self._lists[range(len(self))[index] % len(self._lists)])
+
+    def pieces(self) -> Iterator[Numbers]:
+        """See :class:`Column`."""
+        return (np.array(self._lists[i % len(self._lists)], dtype=np.int32) for i in range(len(self)))
+
+
+class Groups:
+    """Which examples are put together: ``of(g)`` gives the indices of group g."""
+
+    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
+        self._members = np.fromiter((i for group in groups for i in group), dtype=np.int64)
+        self._ends = np.cumsum(np.fromiter(map(len, groups), dtype=np.int64, count=len(groups)))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def of(self, group: int) -> list[int]:
+        """The members of a group in order."""
+        start = self._ends[group - 1] if group else 0
+        return self._members[start : self._ends[group]].tolist()
+
+    def total(self, lengths: Numbers) -> Numbers:
+        """The sum over the members of each group."""
+        return np.add.reduceat(lengths[self._members], np.concatenate([[0], self._ends[:-1]]))
+
+
+class Joined(Column):
+    """The lists of each group one after the other."""
+
+    def __init__(self, column: Column, groups: Groups) -> None:
+        self._column, self._groups, self.lengths = column, groups, groups.total(column.lengths)
+
+    def __getitem__(self, index: int) -> list[Any]:
+        return [value for member in self._groups.of(range(len(self))[index]) for value in self._column[member]]
+
+    def pieces(self) -> Iterator[Numbers]:
+        """See :class:`Column`."""
+        return (_array(self[index]) for index in range(len(self)))
+
+
+class Segments(Column):
+    """Which member of its group each token is of, counted from 0."""
+
+    def __init__(self, lengths: Numbers, groups: Groups) -> None:
+        self._of, self._groups, self.lengths = lengths, groups, groups.total(lengths)
+
+    def __getitem__(self, index: int) -> list[int]:
+        members = self._groups.of(range(len(self))[index])
+        return np.repeat(np.arange(len(members)), self._of[members]).tolist()
+
+    def pieces(self) -> Iterator[Numbers]:
+        """See :class:`Column`."""
+        return (_array(self[index]) for index in range(len(self)))
+
+
+def _array(values: list[Any]) -> Numbers:
+    return np.array(values, dtype=np.bool_ if values and isinstance(values[0], bool) else np.int32)
