@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from abkd.data import Example, prepare_dataset
 from abkd.demo.teacher import demo_teacher_path
 from abkd.demo.text import build_rows
-from abkd.models.language import load_causal_lm, load_tokenizer
+from abkd.models.loading import load_causal_lm, load_tokenizer
 from abkd.models.shrink import decoder_layers, shrink
 
 QWEN_CLASSES = 151_936

@@ -14,7 +14,8 @@ from typing import Any
 from abkd.config import TEXT, DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
 from abkd.errors import ConfigError, DataError, OutputDirError
-from abkd.models.language import load_causal_lm, load_tokenizer
+from abkd.models.adapters import check_peft, has_adapters
+from abkd.models.loading import load_student, load_tokenizer
 from abkd.recipe import Recipe
 from abkd.storage import write_sealed, write_whole
 from abkd.trainer import RUN_FILE, DistillTrainer
@@ -130,7 +131,7 @@ def build_trainer(
         config,
         train_dataset=train,
         eval_dataset=held_out,
-        peft_config=_adapters(recipe, config.task),
+        peft_config=None if has_adapters(student) else _adapters(recipe, config.task),
         **own,
     )
 
@@ -139,9 +140,9 @@ def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[st
     """The student, and what belongs to it: its tokenizer, plain text."""
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
     options: Any = config.model_init_kwargs or {}
-    student = load_causal_lm(
+    student = load_student(
         recipe.model_name_or_path,
-        what="model_name_or_path",
+        use_peft=recipe.use_peft,
         revision=recipe.model_revision,
         # master weights are float32; bf16: true trains under autocast
         **{"dtype": "float32", **options},
@@ -188,10 +189,9 @@ def _plain_text(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[l
 def _adapters(recipe: Recipe, task: str) -> Any:
     if not recipe.use_peft:
         return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ConfigError("use_peft needs the package peft: pip install 'abkd[lora]'") from error
+    check_peft("use_peft")
+    from peft import LoraConfig
+
     return LoraConfig(
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,

@@ -12,7 +12,7 @@ from abkd.data.images import base_and_new, load_images, split_images
 from abkd.demo.clip import CAPTION, Build, build_small, build_tokenizer, train_clip
 from abkd.models.base_to_new import columns, metrics
 from abkd.models.clip import ZeroShot, class_features, load_clip, load_clip_pair
-from abkd.models.language import load_tokenizer
+from abkd.models.loading import load_tokenizer
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 

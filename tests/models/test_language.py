@@ -215,13 +215,3 @@ def test_under_autocast_the_own_logits_are_met_to_bfloat16():
         expected, found = dense_loss(model, teach, batch).item(), our_loss(rows, teach, batch).item()
     assert abs(found - exact) <= abs(expected - exact) + 2e-3 * exact
     assert found == pytest.approx(expected, rel=1e-2)
-
-
-def test_nothing_usable_says_which_model_was_meant(tmp_path):
-    from abkd.errors import ConfigError
-    from abkd.models.language import load_causal_lm, load_tokenizer
-
-    with pytest.raises(ConfigError, match="teacher_model_name_or_path: cannot load a causal language model from"):
-        load_causal_lm(str(tmp_path), what="teacher_model_name_or_path")
-    with pytest.raises(ConfigError, match="processing_class: no tokenizer in"):
-        load_tokenizer(str(tmp_path), what="processing_class")

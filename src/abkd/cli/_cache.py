@@ -18,7 +18,8 @@ from abkd.config import IMAGES, TEXT, DistillConfig
 from abkd.data import Example, TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
-from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer, placed, teacher_options
+from abkd.models.language import CausalRows
+from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.models.rows import ModelRows
 from abkd.recipe import Recipe
 from abkd.recipe._checks import names

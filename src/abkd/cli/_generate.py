@@ -18,7 +18,7 @@ from abkd.config import DistillConfig
 from abkd.data import TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
-from abkd.models.language import load_causal_lm, load_tokenizer, placed, teacher_options
+from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.recipe import Recipe
 from abkd.recipe._checks import meant, names
 from abkd.recipe._fields import config_defaults

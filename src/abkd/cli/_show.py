@@ -51,7 +51,7 @@ def print_sample(recipe: Recipe, console: Console) -> None:
     """
     from abkd import notation
     from abkd.data import describe_sample, load_rows, prepare_dataset
-    from abkd.models.language import load_tokenizer
+    from abkd.models.loading import load_tokenizer
     from abkd.sources import is_privileged, needs_completions, privileged_context
 
     recipe.check_ready(output=False)

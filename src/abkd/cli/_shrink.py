@@ -23,7 +23,7 @@ def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *,
     _check_free(output_dir)
 
     from abkd.data import load_rows, prepare_dataset
-    from abkd.models.language import load_causal_lm, load_tokenizer
+    from abkd.models.loading import load_causal_lm, load_tokenizer
     from abkd.models.shrink import decoder_layers, layer_influence, shrink
 
     texts = load_rows(text_file)[:rows]

@@ -13,7 +13,7 @@ from typing import Any
 from abkd.data import load_rows
 from abkd.demo._show import stage
 from abkd.generation import generate_answers, rouge_l
-from abkd.models.language import load_causal_lm, load_tokenizer
+from abkd.models.loading import load_causal_lm, load_tokenizer
 
 _NEW_TOKENS = 64  # the longest reference has about as many
 

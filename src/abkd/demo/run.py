@@ -122,7 +122,7 @@ def _write_data(directory: Path, size: Size) -> list[Any]:
 def _make_student(output_dir: Path, teacher: str, size: Size) -> None:
     import torch
 
-    from abkd.models.language import load_causal_lm, load_tokenizer
+    from abkd.models.loading import load_causal_lm, load_tokenizer
     from abkd.models.shrink import layer_influence, shrink
 
     model = load_causal_lm(teacher, what="teacher", dtype=torch.float32)

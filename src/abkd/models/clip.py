@@ -186,7 +186,7 @@ def load_clip_pair(
 
 
 def _load_teacher(name: str, class_names: tuple[str, ...], template: str, options: dict[str, Any]) -> Classifier:
-    from abkd.models.language import load_tokenizer
+    from abkd.models.loading import load_tokenizer
 
     what, revision = "teacher_model_name_or_path", options.get("revision")
     clip = load_clip(name, what=what, **options)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from abkd.data import View
-from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
 from abkd.ops import Dense, Head, Projected
 from abkd.ops._types import Rows
@@ -127,45 +126,3 @@ def _in_shards(weight: Tensor) -> bool:
 def _text_config(model: Any) -> Any:
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def load_causal_lm(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
-    """``AutoModelForCausalLM.from_pretrained`` with an error that says which model is meant.
-
-    Args:
-        what: "model_name_or_path" or "teacher_model_name_or_path", for messages.
-
-    Raises:
-        ConfigError: nothing usable is there.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{what}: cannot load a causal language model from {name_or_path!r}: {error}") from error
-
-
-def teacher_options(given: Any, device: torch.device, revision: str | None = None) -> dict[str, Any]:
-    """What a teacher is loaded with: in bf16 on a GPU, and what ``teacher_model_init_kwargs`` gives, which wins."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"dtype": dtype, **(given or {}), **({"revision": revision} if revision else {})}
-
-
-def placed(model: Any, device: torch.device) -> Any:
-    """``model`` on ``device``; a quantised one is where it belongs."""
-    return model.to(device) if getattr(model, "quantization_method", None) is None else model
-
-
-def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
-    """``AutoTokenizer.from_pretrained``, with the same care.
-
-    Raises:
-        ConfigError: nothing usable is there.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{what}: no tokenizer in {name_or_path!r}: {error}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abkd.errors import ConfigError, OutputDirError
+from abkd.models.folders import broken_model, missing_folder
 from abkd.recipe._fields import samples
 
 if TYPE_CHECKING:
@@ -103,10 +104,11 @@ def missing_files(recipe: Recipe) -> list[str]:
         path = getattr(recipe, name)
         if path is not None and not Path(path).is_dir():
             problems.append(f"{name}: there is no directory {path!r}" + _seen_from(path))
+    of_text = recipe.config.get("task", _TEXT) == _TEXT
     for name in ("model_name_or_path", "teacher_model_name_or_path"):
         for path in names(getattr(recipe, name)):
-            if _is_local(path) and not Path(path).is_dir():
-                problems.append(f"{name}: there is no model directory {path!r}" + _seen_from(path))
+            if fault := broken_model(path) if of_text else missing_folder(path):
+                problems.append(f"{name}: {fault}")
     return problems
 
 
@@ -264,11 +266,6 @@ def _lora(values: Mapping[str, Any]) -> list[str]:
     if given and not values.get("use_peft"):
         return [f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for LoRA; add use_peft: true"]
     return []
-
-
-def _is_local(path: str) -> bool:
-    """Hub names are ``name`` or ``owner/name``; whatever else is a path."""
-    return path.startswith((".", "/", "~")) or os.path.isabs(path) or path.count("/") > 1 or "\\" in path
 
 
 def _seen_from(path: str) -> str:

@@ -15,6 +15,7 @@ from abkd.data import Batch
 from abkd.data.augment import Mixup
 from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, prepare_images
 from abkd.errors import ConfigError
+from abkd.models.adapters import with_adapters
 from abkd.models.rows import ModelRows
 from abkd.models.vision import ImageRows, as_classifier, check_classes, load_classifier, save_classifier
 from abkd.ops._logits import teacher_logits
@@ -23,7 +24,7 @@ from abkd.teachers import Reader, Setting
 from abkd.teachers.caches._images import Passes
 from abkd.teachers.caches._readers import CacheReader
 from abkd.trainer._image_caches import check_cached_classes, open_cache, training_passes
-from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers, with_adapters
+from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier

@@ -172,26 +172,6 @@ def check_apart(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def with_adapters(model: Any, peft_config: Any) -> nn.Module:
-    """The model with fresh adapters, which alone are trained."""
-    import warnings
-
-    try:
-        from peft import get_peft_model
-    except ImportError as error:
-        raise ConfigError("use_peft needs the package peft: pip install 'abkd[lora]'") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
-        warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it, and says so
-        try:
-            return get_peft_model(model, peft_config)
-        except ValueError as error:
-            raise ConfigError(
-                f"PEFT finds no place for adapters in {type(model).__name__} ({error}): name layers of it in "
-                "lora_target_modules, such as [q_proj, v_proj]"
-            ) from error
-
-
 def resolve_plan(args: DistillConfig, rows: int, classes: int) -> Plan:
     """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
     known = read_record(Path(str(args.output_dir))).get("plan")

@@ -22,10 +22,12 @@ from abkd.data import (
     shared_vocabulary_size,
 )
 from abkd.errors import ConfigError
-from abkd.models.language import CausalRows, load_causal_lm, load_tokenizer, teacher_options
+from abkd.models.adapters import has_adapters, with_adapters
+from abkd.models.language import CausalRows
+from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
 from abkd.sources import is_privileged, needs_completions, privileged_context
 from abkd.teachers import Reader, Setting, identity
-from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers, with_adapters
+from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
 from abkd.trainer._start import check_start
 
 if TYPE_CHECKING:
@@ -87,7 +89,8 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     teachers, names = _load_teachers(teacher, args, tokenizer)
     spec: Any = args.teacher
     if isinstance(model, str):
-        model = load_causal_lm(model, what="model_name_or_path", dtype=torch.float32)
+        model = load_student(model, use_peft=peft_config is not None, dtype=torch.float32)
+        peft_config = None if has_adapters(model) else peft_config
     if peft_config is not None:
         model = with_adapters(model, peft_config)
     for each in teachers:

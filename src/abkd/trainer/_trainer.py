@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from abkd.config import DistillConfig
 from abkd.data.prepared import Prepared
-from abkd.models.language import placed
+from abkd.models.loading import placed
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics

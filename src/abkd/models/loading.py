@@ -1,0 +1,231 @@
+"""Language models and tokenizers by name or directory; whatever goes wrong is one sentence that says which and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+
+from abkd.errors import ConfigError
+from abkd.models.adapters import adapter_config, base_of, read_adapter
+from abkd.models.folders import check_model_folder, is_adapter, missing_folder, stored_tensors
+from abkd.models.remarks import logger, some
+
+# What checkpoints hold beside the model: buffers that are computed, heads for reinforcement learning and for guessing
+# ahead, the eyes and ears of a model whose text alone is used.
+_BESIDE = re.compile(
+    r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$|position_ids$|(^|\.)(mtp|v_head|vision_tower|vision_model|visual"
+    r"|audio_tower|multi_modal_projector|embed_vision|embed_audio)\."
+)
+_OTHER_FILES = {"gguf_file", "subfolder", "variant"}  # options that name files of which a directory may have several
+_VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "spiece*", "*.gguf")
+_LONGEST = 300  # characters of somebody else's message
+
+
+def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwargs: Any) -> Any:
+    """A causal language model with all of its weights; a directory of an adapter gives its base model with it on.
+
+    Args:
+        what: "model_name_or_path" or "teacher_model_name_or_path", for messages.
+        student: weights that are new, or that are left over, are said; without this they are refused. An adapter can
+            be trained.
+        kwargs: for ``from_pretrained``. Code in a model directory is not run unless ``trust_remote_code`` says so.
+
+    Raises:
+        ConfigError: nothing usable is there, weights are missing or not finite, or it is no causal language model.
+    """
+    if not _OTHER_FILES & kwargs.keys():
+        check_model_folder(name_or_path, what)
+    if is_adapter(name_or_path):
+        return _with_adapter(name_or_path, what=what, student=student, **kwargs)
+    from transformers import AutoModelForCausalLM
+
+    kwargs = {"trust_remote_code": False, **kwargs}
+    config = _config(name_or_path, what, kwargs)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    except Exception as error:  # of many libraries; every one means that this model cannot be had
+        raise ConfigError(_why_not(error, name_or_path, what, config)) from error
+    _judge_weights(model, report, name_or_path, what, student=student)
+    check_finite(model.named_parameters(), f"{what}: {name_or_path!r}")
+    return model
+
+
+def load_student(name_or_path: str, *, use_peft: bool, **kwargs: Any) -> Any:
+    """The student that a run begins with. A trained adapter is never lost: it is trained on, or merged into its base.
+
+    Args:
+        use_peft: whether adapters alone are trained.
+        kwargs: as for :func:`load_causal_lm`.
+
+    Raises:
+        ConfigError: as :func:`load_causal_lm`.
+    """
+    model = load_causal_lm(name_or_path, what="model_name_or_path", student=True, **kwargs)
+    if not is_adapter(name_or_path):
+        return model
+    if use_peft:
+        logger.info("abkd: training goes on from the adapter in %s, with its rank and on its layers", name_or_path)
+        return model
+    logger.info(
+        "abkd: the adapter in %s is merged into its base model, and all weights are trained (use_peft: true would train"
+        " the adapter alone)",
+        name_or_path,
+    )
+    return model.merge_and_unload()
+
+
+def teacher_options(given: Any, device: torch.device, revision: str | None = None) -> dict[str, Any]:
+    """What a teacher is loaded with: in bf16 on a GPU, and what ``teacher_model_init_kwargs`` gives, which wins."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"dtype": dtype, **(given or {}), **({"revision": revision} if revision else {})}
+
+
+def placed(model: Any, device: torch.device) -> Any:
+    """``model`` on ``device``; a quantised one is where it belongs."""
+    return model.to(device) if getattr(model, "quantization_method", None) is None else model
+
+
+def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
+    """``AutoTokenizer.from_pretrained``, with the same care.
+
+    Raises:
+        ConfigError: nothing usable is there.
+    """
+    from transformers import AutoTokenizer
+
+    if missing := missing_folder(name_or_path):
+        raise ConfigError(f"{what}: {missing}")
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir() and not any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
+        raise ConfigError(f"{what}: no tokenizer in {name_or_path!r}, {_TOKENIZER_WAY_OUT}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **kwargs})
+    except Exception as error:  # as above
+        raise ConfigError(
+            f"{what}: no tokenizer in {name_or_path!r} can be read ({in_short(error)}); {_TOKENIZER_WAY_OUT}"
+        ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ConfigError(f"{what}: the tokenizer in {name_or_path!r} has no vocabulary, {_TOKENIZER_WAY_OUT}")
+    return tokenizer
+
+
+_TOKENIZER_WAY_OUT = "download or save it again (tokenizer.save_pretrained), with all of its files"
+
+
+def check_finite(weights: Iterable[tuple[str, torch.Tensor]], whose: str) -> None:
+    """Raise ConfigError where a weight is NaN or infinite, with its name; ``whose`` begins the message."""
+    for name, weight in weights:
+        if weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.numel() and not _is_finite(weight):
+            raise ConfigError(
+                f"{whose} holds numbers that are not finite (NaN or infinite) in {name}: it was damaged, or its "
+                "training diverged; take an earlier checkpoint, or download it again"
+            )
+
+
+@torch.no_grad()
+def _is_finite(weight: torch.Tensor) -> bool:
+    return weight.is_meta or all(bool(extreme.isfinite()) for extreme in weight.detach().aminmax())
+
+
+def in_short(error: BaseException) -> str:
+    """The message of an error of somebody else's in one line, with its kind where it says little by itself."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = " ".join(text.split())
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if isinstance(error, OSError | ValueError | ImportError) and text else f"{type(error).__name__}: {text}"
+
+
+def _with_adapter(name: str, *, what: str, student: bool, **kwargs: Any) -> Any:
+    given = adapter_config(name, what)
+    base = base_of(name, given, what)
+    revision = {"revision": given.get("revision")} if given.get("revision") else {}
+    options = {key: value for key, value in kwargs.items() if key != "revision"}
+    model = load_causal_lm(base, what=f"{what} (base model of the adapter {name!r})", **revision, **options)
+    adapted = read_adapter(model, name, base, what, trainable=student)
+    check_finite(adapted.named_parameters(), f"{what}: {name!r}")
+    return adapted
+
+
+def _config(name: str, what: str, kwargs: Mapping[str, Any]) -> Any:
+    """The configuration of a causal language model.
+
+    Raises:
+        ConfigError: it cannot be read, or is of an encoder-decoder.
+    """
+    from transformers import AutoConfig
+
+    hub = {key: kwargs[key] for key in _FOR_CONFIG if key in kwargs}
+    try:
+        config = kwargs.get("config") or AutoConfig.from_pretrained(name, **hub)
+    except Exception as error:  # as above
+        raise ConfigError(_why_not(error, name, what, None)) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"{what}: {name!r} is an encoder-decoder model ({config.model_type}), and rows are read out of causal "
+            "(decoder-only) language models; choose one of these"
+        )
+    return config
+
+
+_FOR_CONFIG = ("cache_dir", "gguf_file", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
+
+
+def _why_not(error: Exception, name: str, what: str, config: Any) -> str:
+    """What an error while loading means."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        reason = (
+            "it needs code that comes with the model, which abkd does not run; if you trust that code, load the model "
+            "yourself and give it to DistillTrainer"
+        )
+    elif "ignore_mismatched_sizes" in text and config is not None:
+        reason = f"{_reshaped(name, config)}: config.json and the weights are of different models; download them again"
+    elif isinstance(error, UnpicklingError):
+        reason = "its .bin file holds more than tensors, and would run code; take a model in safetensors"
+    else:
+        reason = in_short(error)
+        if not isinstance(error, OSError | ValueError | ImportError):
+            reason += "; mend its config.json, or download it again"
+    return f"{what}: cannot load a causal language model from {name!r}: {reason}"
+
+
+def _reshaped(name: str, config: Any) -> str:
+    """Which tensors have another shape than the configuration says."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        expected = AutoModelForCausalLM.from_config(config).state_dict()
+    for key, tensor in stored_tensors(name).items():
+        if key in expected and tensor.shape != tuple(expected[key].shape):
+            return f"{key} is {list(tensor.shape)}, and should be {list(expected[key].shape)}"
+    return "some weights have another shape than config.json says"
+
+
+def _judge_weights(model: nn.Module, report: Mapping[str, Any], name: str, what: str, *, student: bool) -> None:
+    """Refuse, or say of a student, what the files lack and what of them is not used."""
+    reshaped = {key if isinstance(key, str) else key[0] for key in report.get("mismatched_keys", ())}
+    new = sorted({*report.get("missing_keys", ()), *reshaped})
+    extra = sorted(key for key in report.get("unexpected_keys", ()) if not _BESIDE.search(key))
+    if report.get("error_msgs"):
+        raise ConfigError(f"{what}: cannot load {name!r}: {' '.join(report['error_msgs'])[:_LONGEST]}")
+    kind = type(model).__name__
+    if not student and new:
+        raise ConfigError(
+            f"{what}: {name!r} has no weights for {some(new)}, which would be random: it is no trained {kind}; "
+            "choose one that is, or download it again"
+        )
+    if not student and extra:
+        raise ConfigError(
+            f"{what}: {name!r} holds weights that its config.json does not know, such as {some(extra)}: as a {kind} it "
+            "would not compute what it was trained to; mend its config.json, or download it again"
+        )
+    if new:
+        logger.warning("abkd: %s: %r has no weights for %s; they begin at random", what, name, some(new))
+    if extra:
+        logger.warning("abkd: %s: %r holds weights that a %s has no place for: %s", what, name, kind, some(extra))

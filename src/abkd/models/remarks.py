@@ -1,0 +1,13 @@
+"""Our logger, and lists of names that stay readable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+logger = logging.getLogger("abkd")
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
