@@ -125,21 +125,6 @@ def test_adapters_are_saved_as_adapters(tmp_path):
 # ---- what it takes ----
 
 
-def test_models_by_name_and_no_arguments(tmp_path, monkeypatch):
-    for name, model in (("student", llama(0)), ("teacher", teacher())):
-        model.save_pretrained(tmp_path / name)
-        tokenizer().save_pretrained(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    made = DistillTrainer(model="student", teacher_model="teacher", train_dataset=rows(3))
-    assert made.args.output_dir == "distilled"
-    assert gap(made.model, llama(0)) == 0
-    assert gap(made.models.teacher.model, teacher()) == 0
-    assert made.models.teacher.model.dtype == torch.float32
-    options = config(tmp_path / "other", teacher_model_init_kwargs='{"dtype": "bfloat16"}')
-    made = DistillTrainer("student", "teacher", options, train_dataset=rows(3))
-    assert made.models.teacher.model.dtype == torch.bfloat16
-
-
 def test_other_tokenizers_are_refused(tmp_path):
     for name, model, words in (("student", llama(0), tokenizer()), ("teacher", teacher(), make_llama())):
         model.save_pretrained(tmp_path / name)

@@ -67,3 +67,16 @@ def test_where_the_exponents_add_up_to_more_than_1_the_bucket_may_lie_above() ->
     values = at_every_k(abkd.AlphaBeta(1, 1), q.double().log(), p.double().log())
     assert values == pytest.approx([0.04, 0.03, 0.03, 0.03])
     assert all(said in (TopK.__doc__ or "") for said in ("(.6, .2, .2)", "(.4, .3, .3)", ".03", ".04"))
+
+
+def test_a_student_beside_the_known_classes_is_seen() -> None:
+    """Its probability lies where the teacher has little: the tail's bucket tells, sums over k classes do not."""
+    draw = torch.Generator().manual_seed(0)
+    teacher = torch.randn(3, 50, generator=draw, dtype=torch.float64)
+    student = 20.0 * torch.nn.functional.one_hot(teacher.argmin(-1), 50) + 0.1 * teacher
+    for divergence in (abkd.ForwardKL(), abkd.ReverseKL(), abkd.JensenShannon(), abkd.AlphaBeta(0.2, 0.7)):
+        whole = linear_divergence(Dense(student), Dense(teacher), divergence).divergence
+        for k in (1, 5):
+            bound = linear_divergence(Dense(student), bucketed(Dense(teacher), k), divergence).divergence
+            assert (bound > 0.01 * whole).all(), (divergence, k)
+            assert (bound <= whole * (1 + 1e-12)).all(), (divergence, k)

@@ -158,6 +158,11 @@ def names_kept(model: Any) -> Iterator[None]:
         del model.save_pretrained
 
 
+def drop_pickle(directory: str | Path | None) -> None:
+    """Remove the arguments that transformers pickles beside the weights: nothing reads them; a pickle can hold code."""
+    (Path(str(directory)) / "training_args.bin").unlink(missing_ok=True)
+
+
 def _entry(path: Path) -> list[str | int]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -302,6 +302,7 @@ class DistillTrainer(Optimizing):
         if _internal_call:
             with _checkpoints.names_kept(self.accelerator.unwrap_model(self.model)):
                 super().save_model(output_dir, _internal_call)
+            _checkpoints.drop_pickle(output_dir or self.args.output_dir)
             return
         self.finite.check_weights("the student was not saved; lower the learning rate")
         with _checkpoints.refusals(f"the student in {output_dir or self.args.output_dir}", "Make room and try again"):
@@ -309,5 +310,6 @@ class DistillTrainer(Optimizing):
                 self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
             else:
                 super().save_model(output_dir)
+            _checkpoints.drop_pickle(output_dir or self.args.output_dir)
             if self.args.should_save:
                 self.modality.finish(self.models, Path(str(output_dir or self.args.output_dir)), self.train_dataset)
