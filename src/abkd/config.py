@@ -114,6 +114,9 @@ class DistillConfig(TrainingArguments):
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "passed to the student's loading, such as {pretrained: true} for timm"}
     )
+    allow_code: list[str] | str | None = field(
+        default=None, metadata={"help": "modules that may run because a saved model's directory names them"}
+    )
     augmentation: list[Any] | Augmentation | str | None = field(
         default=None, metadata={"help": "what is done to images in training, as [RandomCrop(4), HorizontalFlip()]"}
     )
@@ -167,6 +170,8 @@ class DistillConfig(TrainingArguments):
                     setattr(self, name, read(name, value))
         if isinstance(self.augmentation, Augmentation):
             self.augmentation = [self.augmentation]
+        if isinstance(self.allow_code, str):
+            self.allow_code = [self.allow_code]
 
     def objective(self) -> Objective:
         """The objective that these fields describe."""
@@ -233,7 +238,7 @@ def check_task(task: str, values: Mapping[str, Any]) -> None:
     if task not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, but it is {task!r}")
     if task == TEXT:
-        for name in ("augmentation", "image_size"):
+        for name in ("augmentation", "image_size", "allow_code"):
             if values.get(name):
                 raise ConfigError(f"{name} is about images: set task: {IMAGES}, or leave it out")
         return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -268,12 +270,83 @@ def test_a_network_of_ones_own_comes_back_by_the_function_that_built_it(tmp_path
     name = "python:vision_parts:own_net"
     student = load_classifier(name, what=STUDENT, class_names=ANIMALS, fresh_head=True, width=6)
     assert (student.class_names, student.options) == (ANIMALS, {"num_classes": 4, "width": 6})
-    again = load_classifier(saved(student, tmp_path), what=TEACHER, num_classes=4)
+    allowed = {"allow_code": ["vision_parts"]}
+    again = load_classifier(saved(student, tmp_path), what=TEACHER, num_classes=4, **allowed)
     assert again[1:] == student[1:]
     assert torch.equal(logits(again, 8), logits(student, 8))
     usual = load_classifier(name, what=STUDENT, fresh_head=True)  # it knows how many classes it has
-    again = load_classifier(saved(usual, tmp_path / "usual"), what=TEACHER)
+    again = load_classifier(saved(usual, tmp_path / "usual"), what=TEACHER, **allowed)
     assert torch.equal(logits(again, 8), logits(usual, 8))
+
+
+# -- what a saved directory says runs no code ---------------------------------------------------------------------
+
+
+def claiming(directory: Path, **changed: Any) -> str:
+    """A saved classifier whose description was changed by somebody."""
+    student = load_classifier("cifar:resnet8", what=STUDENT, num_classes=4, fresh_head=True)
+    saved(student, directory)
+    file = directory / "abkd.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    return str(directory)
+
+
+def test_code_that_a_directory_names_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "planted_net.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    name = claiming(tmp_path / "gift", name="python:planted_net:build")
+    for allowed in ([], ["planted"], ["vision_parts"]):
+        with pytest.raises(ConfigError, match=r"runs no code unless you allow it: set allow_code: \[planted_net\]"):
+            load_classifier(name, what=TEACHER, num_classes=4, allow_code=allowed)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_of_an_allowed_module_a_directory_reaches_only_what_is_written_in_it(tmp_path: Path) -> None:
+    name = claiming(tmp_path, name="python:vision_parts:Any")
+    with pytest.raises(ConfigError, match="Any is imported into vision_parts, and must be defined there"):
+        load_classifier(name, what=TEACHER, num_classes=4, allow_code=["vision_parts"])
+
+
+class Zoo(types.ModuleType):
+    """What is looked at of timm and of torchvision.models."""
+
+    def is_model(self, name: str) -> bool:
+        return name == "tiny"
+
+    def list_models(self, module: Any) -> list[str]:
+        return ["tiny"]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: pytest.fail(f"{name} was called")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"name": "timm:hf-hub:somebody/net"}, "timm has no architecture of this name"),
+        ({"name": "timm:tiny", "options": {"checkpoint_path": "evil.pth"}}, "checkpoint_path, which would load"),
+        ({"name": "timm:tiny", "options": {"pretrained": True}}, "pretrained, which would load"),
+        ({"name": "torchvision:tiny", "options": {"weights": "DEFAULT"}}, "weights, which would load"),
+        ({"name": "torchvision:deeplabv3_resnet50"}, "no classifier of this name"),
+        ({"name": "cifar:create"}, "no CIFAR network"),
+        ({"options": {"colour": 3}}, "cannot build cifar:resnet8"),
+        ({"num_classes": 10**12}, "does not describe a classifier"),
+        ({"name": "cifar:wrn_10_1000000"}, "no wider than"),
+        ({"name": ["python:os:system"]}, "does not describe a classifier"),
+        ({"options": [1]}, "does not describe a classifier"),
+        ({"mean": [0.5, "x", 0.5]}, "does not describe a classifier"),
+        ({"size": -1}, "size"),
+    ],
+)
+def test_a_directory_can_ask_for_an_architecture_and_nothing_else(
+    changed: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for zoo in ("timm", "torchvision.models"):
+        monkeypatch.setitem(sys.modules, zoo, Zoo(zoo))
+    with pytest.raises(ConfigError, match=said):
+        load_classifier(claiming(tmp_path, **changed), what=TEACHER)
 
 
 # -- names that lead nowhere ---------------------------------------------------------------------------------------

@@ -149,7 +149,10 @@ def _load_classifier(name: str, options: dict[str, Any], config: DistillConfig, 
     from abkd.models.vision import ImageRows, check_classes, load_classifier
     from abkd.trainer._images import classes_known
 
-    teacher = load_classifier(name, what="teacher_model_name_or_path", **classes_known(data), **options)
+    allowed: Any = config.allow_code or ()
+    teacher = load_classifier(
+        name, what="teacher_model_name_or_path", allow_code=allowed, **classes_known(data), **options
+    )
     check_classes(teacher, teacher, data.class_names)
     placed(teacher.model, config.device).eval().requires_grad_(False)
     return ImageRows(teacher)

@@ -114,7 +114,7 @@ def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
     """
     from transformers import AutoModel, CLIPModel
 
-    kwargs = {"dtype": torch.float32, **kwargs}
+    kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
     try:
         model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     except (OSError, ValueError, ImportError) as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abkd import imports
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.folders import broken_model, missing_folder
 from abkd.recipe._fields import samples
@@ -20,7 +21,7 @@ LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
 WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 HELD_OUT = ("eval_file", "eval_dir", "dataset_test_split", "split_file")
-OF_IMAGES = {"augmentation", "image_size"}
+OF_IMAGES = {"augmentation", "image_size", "allow_code"}
 OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
 OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
 OF_TEXT |= {"source", "lmbda", "seq_kd", "generation_kwargs"}
@@ -109,7 +110,29 @@ def missing_files(recipe: Recipe) -> list[str]:
         for path in names(getattr(recipe, name)):
             if fault := broken_model(path) if of_text else missing_folder(path):
                 problems.append(f"{name}: {fault}")
+    return problems if of_text else problems + _code(recipe)
+
+
+def _code(recipe: Recipe) -> list[str]:
+    """One sentence for each module that is named and not there, or that a model's directory names without leave."""
+    allowed, problems = names(recipe.config.get("allow_code")), []
+    for field in ("model_name_or_path", "teacher_model_name_or_path"):
+        for name in names(getattr(recipe, field)):
+            try:
+                _check_code(name, field, allowed)
+            except ConfigError as error:
+                problems.append(str(error))
     return problems
+
+
+def _check_code(name: str, field: str, allowed: list[str]) -> None:
+    zoo, _, place = name.partition(":")
+    if zoo == "python" and ":" in place:
+        imports.locate(place.rpartition(":")[0])
+    elif Path(name, "abkd.json").is_file():
+        from abkd.models.vision import check_code
+
+        check_code(name, field, allowed)
 
 
 def no_file(path: str) -> str:

@@ -160,9 +160,10 @@ class ImageClassification(Modality):
         """What is given by name loaded, what is given as it is looked at."""
         known = classes_known(data)
         given: Any = args.teacher_model_init_kwargs or {}
+        allowed: Any = args.allow_code or ()
         with torch.random.fork_rng([]):  # a student begins with the same weights whoever teaches it
             loaded = [
-                load_classifier(each, what="teacher_model_name_or_path", **known, **given)
+                load_classifier(each, what="teacher_model_name_or_path", allow_code=allowed, **known, **given)
                 if isinstance(each, str)
                 else as_classifier(each)
                 for each in teachers
@@ -174,7 +175,7 @@ class ImageClassification(Modality):
         elif not known and cache is not None:
             known = {"num_classes": cache.head_rows, "class_names": cache.class_names}
         own: Any = args.model_init_kwargs or {}
-        student = load_classifier(model, what="model_name_or_path", fresh_head=True, **known, **own)
+        student = load_classifier(model, what="model_name_or_path", fresh_head=True, allow_code=allowed, **known, **own)
         return student, loaded
 
     def _reader(self, student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> Reader | None:

@@ -17,6 +17,7 @@ from abkd.models.cifar.shufflenet_v2 import ShuffleNetV2
 from abkd.models.cifar.vgg import VGG
 from abkd.models.cifar.wide_resnet import WideResNet
 
+_DEEPEST, _WIDEST = 1000, 32  # beyond what was published; a name in a file cannot ask for all the memory
 _FOUR_TIMES = (32, 64, 128, 256)
 
 _NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -55,10 +56,10 @@ def _wide(name: str) -> Callable[[int], nn.Module] | None:
     if found is None:
         return None
     depth, width = int(found[1]), int(found[2])
-    if depth < 10 or depth % 6 != 4 or width < 1:
+    if not 10 <= depth <= _DEEPEST or depth % 6 != 4 or not 1 <= width <= _WIDEST:
         raise ConfigError(
-            f"A wide residual network wrn_DEPTH_WIDTH has a depth of 10, 16, 22, 28, … and a width of at least 1, "
-            f"but its name is {name!r}."
+            f"A wide residual network wrn_DEPTH_WIDTH has a depth of 10, 16, 22, 28, … and a width of at least 1 "
+            f"(here no deeper than {_DEEPEST} and no wider than {_WIDEST}), but its name is {name!r}."
         )
     return partial(WideResNet, depth, width)
 

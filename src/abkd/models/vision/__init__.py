@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abkd.models.vision._classes import check_classes
-from abkd.models.vision._files import save_classifier
+from abkd.models.vision._files import check_code, save_classifier
 from abkd.models.vision._names import as_classifier, load_classifier
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import preparation_of
@@ -15,6 +15,7 @@ __all__ = [
     "Preparation",
     "as_classifier",
     "check_classes",
+    "check_code",
     "load_classifier",
     "preparation_of",
     "save_classifier",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from abkd.storage import write_whole
 
 _OURS = "abkd.json"
 _WEIGHTS = "model.safetensors"
+_MOST_CLASSES = 1_000_000  # what a file claims is not allocated before it is looked at
 
 
 def save_classifier(classifier: Classifier, directory: Path | str, *, weights: bool = False) -> None:
@@ -71,6 +73,27 @@ def is_ours(name: str) -> bool:
     return (Path(name) / _OURS).is_file()
 
 
+def check_code(name: str, what: str, allow_code: Sequence[str]) -> None:
+    """Refuse a saved directory that names code which was not allowed; nothing is loaded.
+
+    Raises:
+        ConfigError: with the module, and how to allow it.
+    """
+    if is_ours(name):
+        wanted = Wanted(what, None, None, False)
+        _check_code(_described(Path(name), wanted).source, Path(name), what, allow_code)
+
+
+def _check_code(source: str, directory: Path, what: str, allow_code: Sequence[str]) -> None:
+    zoo, _, place = source.partition(":")
+    module = place.rpartition(":")[0]
+    if zoo == "python" and module not in allow_code:
+        raise ConfigError(
+            f"{what}: {directory} is loaded by running code, {source}, which its {_OURS} names. A model's directory "
+            f"runs no code unless you allow it: set allow_code: [{module}] if you know what this module does"
+        )
+
+
 def load(directory: Path, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
     """What :func:`save_classifier` described in ``abkd.json``.
 
@@ -82,6 +105,7 @@ def load(directory: Path, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
         given = ", ".join(kwargs)
         raise ConfigError(f"{wanted.options}: {directory} is loaded as it was saved; it takes dtype, not {given}")
     saved = _described(directory, wanted)
+    _check_code(saved.source, directory, wanted.what, wanted.allow_code)
     described = dict(saved.options or {})
     if saved.source.partition(":")[0] not in _zoos.ZOOS:
         raise ConfigError(
@@ -94,7 +118,10 @@ def load(directory: Path, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
     names = wanted.own_names or (saved.class_names if wanted.num_classes in (None, count) else None)
     needed = wanted.num_classes or count
     options = {**described, **({"num_classes": needed} if needed else {})}
-    model = _zoos.architecture(saved.source, options)
+    try:
+        model = _zoos.rebuilt(saved.source, options)
+    except ConfigError as error:
+        raise ConfigError(f"{wanted.what}: {directory / _OURS}: {error}") from error
     _fill(model, directory, wanted, new_head=needed != count)
     return Classifier(model, saved.preparation, names, saved.source, options)
 
@@ -103,13 +130,21 @@ def _described(directory: Path, wanted: Wanted) -> Classifier:
     """All but the model."""
     try:
         values = json.loads((directory / _OURS).read_bytes())
-        mean, std = tuple(values["mean"]), tuple(values["std"])
+        mean, std = (tuple(float(each) for each in values[name]) for name in ("mean", "std"))
         preparation = Preparation(mean, std, values["size"], values["resized"], values["filter"])
-        options = {**values["options"], "num_classes": values["num_classes"]}
-        names = None if values["class_names"] is None else tuple(values["class_names"])
-        return Classifier(nn.Module(), preparation, names, str(values["name"]), options)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        options = {**values["options"], "num_classes": _count(values["num_classes"])}
+        names = None if values["class_names"] is None else tuple(map(str, values["class_names"]))
+        if not isinstance(values["name"], str):
+            raise TypeError("its name is no text")
+        return Classifier(nn.Module(), preparation, names, values["name"], options)
+    except (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{wanted.what}: {directory / _OURS} does not describe a classifier: {error!r}") from error
+
+
+def _count(classes: Any) -> int | None:
+    if classes is not None and not (isinstance(classes, int) and 1 < classes <= _MOST_CLASSES):
+        raise ValueError(f"num_classes is {classes!r}")
+    return classes
 
 
 def _fill(model: nn.Module, directory: Path, wanted: Wanted, *, new_head: bool) -> None:

@@ -29,6 +29,7 @@ def load_classifier(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     fresh_head: bool = False,
+    allow_code: Sequence[str] = (),
     **kwargs: Any,
 ) -> Classifier:
     """An image classifier, and how it wants its pixels.
@@ -42,6 +43,8 @@ def load_classifier(
         num_classes, class_names: those of the data.
         fresh_head: a student. A head for other classes is replaced by a new one, which is said. Without this, the
             model has to be trained for the wanted number of classes.
+        allow_code: modules that a directory's ``abkd.json`` may name as ``python:module:function``; without it, loading
+            a directory runs no code that the directory names.
         kwargs: for who builds it: ``checkpoint`` (cifar), ``pretrained`` and others (timm), ``weights`` (torchvision),
             ``revision`` and others (``from_pretrained``); ``dtype`` for all, float32 unless it is given.
 
@@ -50,7 +53,7 @@ def load_classifier(
         VocabularyError: it has another number of classes than the data, and ``fresh_head`` is False.
     """
     names = None if class_names is None else tuple(class_names)
-    wanted = Wanted(what, num_classes or (len(names) if names else None), names, fresh_head)
+    wanted = Wanted(what, num_classes or (len(names) if names else None), names, fresh_head, tuple(allow_code))
     number_type = _zoos.dtype_of(kwargs.pop("dtype", None), wanted)
     zoo, _, entry = name.partition(":")
     if entry and zoo in _zoos.ZOOS:
@@ -92,6 +95,7 @@ def as_classifier(model: nn.Module | Classifier) -> Classifier:
 def _from_transformers(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
     from transformers import AutoConfig, AutoModelForImageClassification
 
+    kwargs = {"trust_remote_code": False, **kwargs}  # said, or transformers would ask whoever sits there
     hub = {key: kwargs[key] for key in _HUB if key in kwargs}
     try:
         config = AutoConfig.from_pretrained(name, **hub)

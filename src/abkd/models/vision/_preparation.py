@@ -13,6 +13,8 @@ from abkd.errors import ConfigError
 
 Filter = Literal["nearest", "bilinear", "bicubic"]
 
+_LARGEST = 16_384
+
 FILTERS: dict[Filter, tuple[str, bool]] = {
     "nearest": ("nearest-exact", False),
     "bilinear": ("bilinear", True),
@@ -46,6 +48,8 @@ class Preparation:
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"pixels have three channels, with a mean and a positive std each, but it is {self!r}")
+        if not all(map(_is_side, (self.size, self.resized))):
+            raise ConfigError(f"size and resized are sides in pixels from 1 to {_LARGEST}, but it is {self!r}")
         if self.filter not in FILTERS:
             raise ConfigError(f"images are resized with one of {', '.join(FILTERS)}, but filter={self.filter!r}")
         if self.resized is not None and (self.size is None or self.resized < self.size):
@@ -71,6 +75,10 @@ class Preparation:
             return self.size, self.size  # type: ignore[return-value]  # asked for only where there is a size
         shorter = min(height, width)
         return int(self.resized * height / shorter), int(self.resized * width / shorter)
+
+
+def _is_side(side: int | None) -> bool:
+    return side is None or (isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= _LARGEST)
 
 
 def _middle(image: Tensor, size: int) -> Tensor:

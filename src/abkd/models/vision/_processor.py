@@ -35,6 +35,7 @@ def preparation_of(name_or_path: str, **hub: Any) -> Preparation | None:
     """
     from transformers import AutoImageProcessor
 
+    hub = {"trust_remote_code": False, **hub}
     try:
         processor = AutoImageProcessor.from_pretrained(name_or_path, **hub)
     except (ImportError, OSError, ValueError):

@@ -16,13 +16,14 @@ logger = logging.getLogger("abkd")
 class Wanted(NamedTuple):
     """``what``: the field that names the model. ``num_classes``, ``class_names``: of the data, where they are known.
 
-    ``fresh_head``: whether its head may be replaced.
+    ``fresh_head``: whether its head may be replaced. ``allow_code``: modules that a saved directory may name.
     """
 
     what: str
     num_classes: int | None
     class_names: tuple[str, ...] | None
     fresh_head: bool
+    allow_code: tuple[str, ...] = ()
 
     @property
     def options(self) -> str:

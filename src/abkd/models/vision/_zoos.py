@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from abkd import imports
 from abkd.errors import ConfigError
 from abkd.models import cifar
 from abkd.models.vision._preparation import Preparation
@@ -19,6 +20,8 @@ from abkd.models.vision._wanted import Wanted
 _CIFAR = Preparation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))  # mean and deviation of CIFAR-100's pixels
 _IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _USUAL = {"cifar": 100, "timm": 1000, "torchvision": 1000}  # classes, where nobody says how many
+_FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone"}
+"""Options that load weights from elsewhere: what a saved directory says cannot ask for them."""
 
 
 def dtype_of(given: Any, wanted: Wanted) -> torch.dtype:
@@ -43,12 +46,30 @@ def architecture(source: str, options: Mapping[str, Any]) -> nn.Module:
     """
     zoo, _, name = source.partition(":")
     if zoo == "cifar":
-        return cifar.create(name, **options)
+        return _built(source, cifar.create, name, **options)
     if zoo == "python":
         return _own(name, options).model
     if zoo == "timm":
         return _built(source, _module("timm").create_model, name, pretrained=False, **options)
-    return _built(source, _module("torchvision.models").get_model, name, weights=None, **options)
+    return _built(source, _torchvision_builder(name), weights=None, **options)
+
+
+def rebuilt(source: str, options: Mapping[str, Any]) -> nn.Module:
+    """As :func:`architecture`, of a name and options that stand in a file: nothing is fetched, no other code is run.
+
+    Raises:
+        ConfigError: they ask for more than an architecture.
+    """
+    zoo, _, name = source.partition(":")
+    if fetching := sorted(_FETCHING & options.keys()):
+        raise ConfigError(f"{source} is saved with {', '.join(fetching)}, which would load weights from elsewhere")
+    if zoo == "timm" and not _module("timm").is_model(name):  # timm itself would go to the hub for hf-hub:NAME
+        raise ConfigError(f"{source}: timm has no architecture of this name")
+    if zoo == "python":
+        module, _, function = name.rpartition(":")
+        if not imports.defined_in(imports.attribute(module, function), module):
+            raise ConfigError(f"{source}: {function} is imported into {module}, and must be defined there")
+    return architecture(source, options)
 
 
 def _from_cifar(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
@@ -93,7 +114,7 @@ def _from_torchvision(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Clas
     names = tuple(weights.meta["categories"])
     options = {**kwargs, "num_classes": wanted.num_classes or len(names)}
     wanted.refuse_head(source, len(names))
-    model = _built(source, models.get_model, name, weights=weights, **kwargs)
+    model = _built(source, _torchvision_builder(name), weights=weights, **kwargs)
     if options["num_classes"] != len(names):
         trained, model = model, architecture(source, options)
         wanted.fill(model, trained.state_dict(), source)
@@ -109,17 +130,25 @@ def _from_python(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifie
 
 def _own(name: str, options: Mapping[str, Any]) -> Classifier:
     """A module, or a :class:`Classifier` that also says how it wants its pixels."""
-    place, colon, function = name.rpartition(":")
-    try:
-        build = getattr(importlib.import_module(place), function) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"python:{name} cannot be imported: {error}") from error
-    if build is None:
+    module, colon, function = name.rpartition(":")
+    if not colon:
         raise ConfigError(f"python:{name} names no function: write python:package.module:function")
+    try:
+        build = imports.attribute(module, function)
+    except ConfigError as error:
+        raise ConfigError(f"python:{name} cannot be imported: {error}") from error
     made = _built(f"python:{name}", build, **options)
     if not isinstance(made, Classifier | nn.Module):
-        raise ConfigError(f"python:{name} must return a torch module or a Classifier, but it returned {made!r}")
+        raise ConfigError(f"python:{name} must return a torch module or a Classifier, but it returned {made!r:.200}")
     return made if isinstance(made, Classifier) else Classifier(made)
+
+
+def _torchvision_builder(name: str) -> Callable[..., Any]:
+    """Of a classifier: torchvision's other models give boxes or maps, and load a backbone of their own accord."""
+    models = _module("torchvision.models")
+    if name.lower() not in models.list_models(module=models):
+        raise ConfigError(f"torchvision:{name}: torchvision.models has no classifier of this name")
+    return models.get_model_builder(name)
 
 
 def _of_torchvision(transforms: Any) -> Preparation:
@@ -146,8 +175,10 @@ def _module(name: str) -> Any:
         raise ConfigError(f"names with {zoo}: need {zoo}; pip install {zoo} (it does not import: {error})") from error
 
 
-def _built(source: str, build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _built(source: str, build: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
     try:
         return build(*args, **options)
-    except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # somebody else's code can raise anything
         raise ConfigError(f"cannot build {source} with {options}: {type(error).__name__}: {error}") from error

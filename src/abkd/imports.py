@@ -1,0 +1,131 @@
+"""Code of the user's own by name: a module that is installed, or one file in the working directory.
+
+Whoever names code in a recipe, on the command line or in Python wants it run. A file that came with a model does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from abkd.errors import ConfigError
+
+logger = logging.getLogger("abkd")
+
+_BY_PATH: dict[str, Path] = {}  # what was loaded out of a working directory, by its module name
+
+
+def locate(module: str) -> Path | None:
+    """The file of a module (None: it has none, as a built-in), found without running any code.
+
+    Installed modules come first, then ``module.py`` in the working directory.
+
+    Raises:
+        ConfigError: it is neither; the message says where was looked.
+    """
+    spec = _installed(module)
+    if spec is None:
+        return _in_working_directory(module)
+    return Path(spec.origin) if spec.has_location and spec.origin else None
+
+
+def load(module: str) -> ModuleType:
+    """The module itself; the log says which file that is before its code runs.
+
+    A file of the working directory is loaded by its path: that directory is never put on ``sys.path``.
+
+    Raises:
+        ConfigError: it is not there, or its code fails.
+    """
+    spec, file = _installed(module), locate(module)
+    if module in sys.modules and _BY_PATH.get(module) in (None, file):
+        return sys.modules[module]
+    logger.info("abkd: running the code of %s (%s)", module, file or "built in")
+    try:
+        return importlib.import_module(module) if spec is not None or file is None else _run(module, file)
+    except (Exception, SystemExit) as error:  # somebody else's code can raise anything
+        raise ConfigError(
+            f"the module {module} ({file}) cannot be imported: {type(error).__name__}: {error}{_beside(error)}"
+        ) from error
+
+
+def attribute(module: str, name: str) -> Any:
+    """``name`` of a module, which is loaded for it.
+
+    Raises:
+        ConfigError: as :func:`load`, or there is nothing of that name in the module.
+    """
+    found = load(module)
+    if not hasattr(found, name):
+        there = [each for each, value in vars(found).items() if callable(value) and defined_in(value, module)]
+        listed = f"; it defines {', '.join(there[:5])}" if there else ""
+        raise ConfigError(f"the module {module} ({getattr(found, '__file__', 'built in')}) has no {name!r}{listed}")
+    return getattr(found, name)
+
+
+def defined_in(value: Any, module: str) -> bool:
+    """Whether a function or class was written in this module, or below it, and not imported into it."""
+    home = str(getattr(value, "__module__", ""))
+    return home == module or home.startswith(f"{module}.")
+
+
+def _installed(module: str) -> ModuleSpec | None:
+    """As ``importlib.util.find_spec``, which would run the code of the packages around a module."""
+    parts = module.split(".")
+    if not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"a module is named as in an import, package.module, got {module!r}")
+    if module in _BY_PATH:
+        return None
+    spec, places = None, None
+    for number in range(1, len(parts) + 1):
+        spec = _spec(".".join(parts[:number]), places)
+        places = None if spec is None else spec.submodule_search_locations
+        if spec is None or (places is None and number < len(parts)):
+            return None
+    return spec
+
+
+def _spec(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
+    if name in sys.modules:
+        return sys.modules[name].__spec__
+    return importlib.util.find_spec(name) if places is None else PathFinder.find_spec(name, list(places))
+
+
+def _in_working_directory(module: str) -> Path:
+    file = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
+    if file.is_file():
+        return file
+    folder, way_out = file.with_suffix(""), "check the name, install it, or run in the folder where it lies"
+    if folder.is_dir():
+        way_out = f"{folder} is a folder: install the package (pip install -e .)"
+    elif module.endswith(".py"):
+        way_out = f"write {module.removesuffix('.py')}, without .py"
+    raise ConfigError(f"there is no module {module!r}: it is not installed, and there is no file {file}; {way_out}")
+
+
+def _run(module: str, file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module, file)
+    assert spec is not None  # its name ends in .py
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[module], _BY_PATH[module] = made, file  # as an import does: dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[module], _BY_PATH[module]
+        raise
+    return made
+
+
+def _beside(error: BaseException) -> str:
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if not name or not Path(f"{name}.py").is_file():
+        return ""
+    return f" ({name}.py lies in the working directory, of which only the named file is loaded: set PYTHONPATH=.)"
