@@ -126,13 +126,41 @@ class TestModes:
             (b"GIF89a", "not an image file"),
             (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image file"),  # PIL would run ghostscript
             ("nowhere.png", "file is not there"),
-            (os.curdir, "file cannot be read"),
+            (os.curdir, "not a regular file"),
+            (os.devnull, "not a regular file"),
         ],
     )
     def test_without_pixels_that_one_could_use(self, raw, reason):
         with pytest.raises(BadRowError) as caught:
             pixels(raw)
         assert caught.value.reason == reason
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"\0\0\0\x18ftypheic\0\0\0\0", "format HEIC: pip install pillow-heif"),
+            (b"%PDF-1.7", "a PDF"),
+            (b"<svg xmlns=", "render it first"),
+            (b"PK\x03\x04", "unpack it first"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ],
+    )
+    def test_what_somebody_may_take_for_an_image_is_called_by_its_name(self, content, said):
+        with pytest.raises(BadRowError, match=f"not an image file but .*{said}"):
+            pixels(content)
+
+    def test_a_pipe_is_not_opened(self, tmp_path):
+        os.mkfifo(tmp_path / "x.png")
+        (tmp_path / "y.png").symlink_to("/dev/zero")
+        for name in ("x.png", "y.png"):
+            with pytest.raises(BadRowError, match="not a regular file but a folder, pipe, socket or device"):
+                pixels(tmp_path / name)
+
+    def test_a_file_without_end_is_not_read_to_it(self, tmp_path):
+        with (tmp_path / "x.png").open("wb") as file:
+            file.truncate(2**40)
+        with pytest.raises(BadRowError, match="more than 1024 MiB"):
+            pixels(tmp_path / "x.png")
 
     def test_a_bomb(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -201,6 +229,14 @@ class TestPrepare:
         ):
             assert part in message
         assert message.endswith("Repair them, or set on_bad_row: drop to train without them")
+
+    def test_several_frames_are_said(self, tmp_path, caplog):
+        for kind in ("GIF", "TIFF", "PNG"):
+            RGB.save(tmp_path / f"{kind}.{kind}", save_all=True, append_images=[RGB.rotate(180)])
+            RGB.save(tmp_path / f"{kind}-still.{kind}")
+        with caplog.at_level("INFO", logger="abkd"):
+            prepare_images(tmp_path, name="train")
+        assert f"train: of 3 images with several frames ({tmp_path.name}/GIF.GIF, …) the first is taken" in caplog.text
 
     def test_names_ten(self, tmp_path):
         root = album(tmp_path)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -141,7 +143,8 @@ class TestFolders:
         (root / "ant").mkdir()
         (root / ".git").mkdir()
         (root / "cat" / ".hidden.png").write_text("no image")
-        (root / "readme.txt").write_text("no image")
+        (root / "cat" / "Thumbs.db").write_text("no image")
+        png(root / "@eaDir" / "0.png", PIXELS[0])
         images = load_images(str(root))
         assert images.class_names == ("ant", "bird", "cat", "dog")
         assert images.labels.tolist() == [1, 1, 2, 2, 2, 3, 3]
@@ -158,6 +161,52 @@ class TestFolders:
         png(tmp_path / "car" / "0.png", PIXELS[0])  # now these are classes, one of which is trains
         assert load_images(tmp_path).class_names == ("car", "train", "validation")
 
+    def test_an_image_is_one_by_its_content(self, tmp_path, caplog):
+        for name in ("a.jfif", "b", "c.ppm", "d.data"):
+            png(tmp_path / "cat" / "0.png", PIXELS[0]).rename(tmp_path / "cat" / name)
+        for name in ("labels.csv", "notes.csv", "phone.HEIC", "readme"):
+            (tmp_path / "cat" / name).write_text("P6 no image")
+        images = load_images(tmp_path)
+        assert [images.where(index).rpartition("/")[2] for index in range(4)] == ["a.jfif", "b", "c.ppm", "d.data"]
+        assert np.array_equal(images.image(3), PIXELS[0])
+        assert (
+            "4 files cannot be read as images; left out: 2 .csv, 1 .heic (pip install pillow-heif), 1 w" in caplog.text
+        )
+
+    def test_links_are_followed_and_not_in_circles(self, tmp_path):
+        root = folder(tmp_path / "photos")
+        png(tmp_path / "elsewhere" / "7.png", PIXELS[0])
+        (root / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+        (root / "cat" / "again").symlink_to(root / "cat")
+        (root / "dog" / "all").symlink_to(root)
+        (root / "dog" / "self").symlink_to("self")
+        images = load_images(root)
+        assert images.labels.tolist() == [0, 0, 1, 1, 1, 2, 2]
+        assert images.where(4) == "photos/cat/more/7.png"
+
+    def test_names_that_are_no_utf8(self, tmp_path, caplog):
+        name = os.fsdecode(b"caf\xe9")
+        png(tmp_path / name / f"{name}.png", PIXELS[0])
+        (tmp_path / name / f"x.{name}").write_text("no image")
+        images = load_images(tmp_path)
+        assert images.class_names == (r"caf\xe9",)
+        assert images.where(0) == rf"{tmp_path.name}/caf\xe9/caf\xe9.png"
+        assert np.array_equal(images.image(0), PIXELS[0])
+        assert r"1 .caf\xe9" in caplog.text
+
+    def test_a_folder_that_cannot_be_read(self, tmp_path, monkeypatch):
+        folder(tmp_path / "photos")
+        listed = os.listdir
+
+        def refuse(path):
+            if Path(path).name == "dog":
+                raise PermissionError(13, "Permission denied", path)
+            return listed(path)
+
+        monkeypatch.setattr(os, "listdir", refuse)
+        with pytest.raises(DataError, match=r"the folder .*photos/dog cannot be read: Permission denied"):
+            load_images(tmp_path / "photos")
+
     def test_one_folder_is_unlabelled(self, tmp_path):
         for number in (10, 9):
             png(tmp_path / f"{number}.png", PIXELS[number % 6])
@@ -167,7 +216,7 @@ class TestFolders:
         assert images.where(0) == f"{tmp_path.name}/10.png"
 
     def test_what_cannot_be_meant(self, tmp_path):
-        with pytest.raises(DataError, match=r"has no images: expected files that end in \.bmp"):
+        with pytest.raises(DataError, match="has no images: expected image files"):
             load_images(tmp_path)
         png(tmp_path / "cat" / "0.png", PIXELS[0])
         png(tmp_path / "0.png", PIXELS[0])
@@ -232,6 +281,12 @@ class TestLabels:
         [
             ([0, 1, -1, -1, 0, 1], "2 of 6 images have no label. Label all or none"),
             ([0, 1, -2, 0, 0, 1], "go from -2 to 1"),
+            ([0, 1, 10**12, 0, 0, 1], "a label is 1000000000000, and a head of so many"),
+            ([0, 1, 2**63, 0, 0, 1], "a label is 9223372036854775808"),
+            ([0, 1, -(10**30), 0, 0, 1], "go from -1000"),
+            ([0, 1, float("inf"), 0, 0, 1], "row 3: expected a label that is a whole number"),
+            ([b"cat"] * 6, "row 1: expected a label that is a whole number or a name, got b'cat'"),
+            (np.array(3), r"one label an image, got an array of shape \[\]"),
             ([0, 1], "one label for each of 6 images, got 2"),
             ([0.5] * 6, "row 1: expected a label that is a whole number or a name, got 0.5"),
             (np.eye(6), r"shape \[6, 6\]: of one-hot labels take y.argmax\(1\)"),
@@ -302,6 +357,10 @@ class TestFingerprint:
         ({"x": PIXELS[:0]}, "at least one image with at least one pixel"),
         ({"x": PIXELS[:, :0]}, "at least one image with at least one pixel"),
         ({"rows": PIXELS}, "there are rows"),
+        (
+            {"x": [PIXELS[0], PIXELS[0, :3]]},
+            "the arrays, x is no array of numbers .*; images of several sizes are given as a list",
+        ),
         ([], "has no images"),
         (3, "got int"),
         ([{"picture": PIXELS[0]}], "row 1: expected a key image or .*, got picture"),
@@ -326,8 +385,63 @@ def test_files_that_are_refused(tmp_path):
         with pytest.raises(DataError, match=f"{name}.npz is not a readable .npz file of plain arrays"):
             load_images(tmp_path / f"{name}.npz")
     (tmp_path / "a.zip").write_bytes(b"")
-    with pytest.raises(DataError, match=r"expected a \.npz file, a folder"):
+    with pytest.raises(DataError, match=r"expected a \.npz file, a folder .*unpack the archive first"):
         load_images(tmp_path / "a.zip")
+
+
+def claiming(path: Path, shape: str, dtype: str = "|u1") -> Path:
+    """A .npz file whose array says that it has this shape, and holds 12 bytes."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(12))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "said"),
+    [
+        ("(1000000000, 64, 64, 3)", "|u1", r"shape \[1000000000, 64, 64, 3\] of uint8, and holds 12 bytes"),
+        ("(2, 2, 4)", "|u1", "holds 12 bytes"),
+        ("(-2, -2, 3)", "|u1", "holds 12 bytes"),
+        ("(12,)", "|O", "holds Python objects"),
+        ("(" * 90 + ")" * 90, "|u1", "is not a readable .npz file"),
+    ],
+)
+def test_an_array_is_not_believed_to_be_as_large_as_it_says(shape, dtype, said, tmp_path):
+    with pytest.raises(DataError, match=said):
+        load_images(claiming(tmp_path / "x.npz", shape, dtype))
+
+
+def test_an_array_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("abkd.data.images._npz.available_mb", lambda _: 1e-4)
+    assert len(load_images(claiming(tmp_path / "x.npz", "(1, 2, 2, 3)"))) == 1
+    with pytest.raises(DataError, match=r"takes 0\.0 GiB .*give a folder of image files"):
+        load_images(npz(tmp_path / "y.npz", x=PIXELS))
+
+
+def test_whatever_happens_to_an_npz_file_it_has_images_or_a_reason(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", x=PIXELS, y=LABELS)
+    data, chance = (tmp_path / "x.npz").read_bytes(), np.random.default_rng(1)
+    for _ in range(150):
+        changed = np.frombuffer(data, dtype=np.uint8).copy()
+        changed[chance.integers(0, len(data), 3)] = chance.integers(0, 256, 3)
+        (tmp_path / "x.npz").write_bytes(changed.tobytes())
+        try:
+            assert 0 < len(load_images(tmp_path / "x.npz")) <= 6
+        except DataError:
+            continue
+
+
+def test_classes_without_images_are_said(tmp_path, caplog):
+    folder(tmp_path / "photos")
+    for name in ("ant", "emu"):
+        (tmp_path / "photos" / name).mkdir()
+    load_images(tmp_path / "photos")
+    assert "photos: 2 of 5 classes have no image: ant, emu" in caplog.text
+    load_images({"x": PIXELS, "y": LABELS * 4})
+    assert "the arrays: 6 of 9 classes have no image: 1, 2, 3, 5, 6, …" in caplog.text
+    load_images([(PIXELS[0], "a")])
+    assert caplog.text.count("have no image") == 2
 
 
 def test_a_data_set_whose_own_reading_fails():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from abkd.data.formats import BadRowError
 from abkd.data.images._decode import Uint8, eight_bit, over_white
 from abkd.data.images._images import Images
 from abkd.data.images._labels import tidy_labels
+from abkd.data.images._npz import array_names, read_arrays
 from abkd.data.images._pixels import Array
 from abkd.data.images._splits import HELD_OUT, spellings
 from abkd.errors import DataError
@@ -28,21 +27,12 @@ def read_npz(path: Path, split: str) -> Images:
     """The arrays of one split of a .npz file; of a file without splits, all there is."""
     if not path.is_file():
         raise DataError(f"data file {path} does not exist: check the path (relative paths start at {Path.cwd()})")
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {key: file[key] if _of_interest(key, split) else None for key in file.files}
-    except (OSError, ValueError, EOFError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
-    return of_arrays(arrays, split, path.name)
+    return of_arrays(read_arrays(path, lambda key: _of_interest(key, split)), split, path.name)
 
 
 def splits_of_npz(path: Path) -> tuple[str, ...]:
     """Which of validation and test a .npz file has images of, by the names of its arrays."""
-    try:
-        with np.load(path) as file:
-            names = set(file.files)
-    except (OSError, ValueError, zipfile.BadZipFile):  # read_npz says what is wrong with it
-        return ()
+    names = array_names(path)
     return tuple(split for split in HELD_OUT if names.intersection(_of_split(_IMAGES, split)))
 
 
@@ -59,12 +49,12 @@ def of_arrays(arrays: Mapping[str, Any], split: str = "train", name: str = "the 
             f"{name} has no images of the split {split!r}: expected an array x_{split} or images_{split}, or without "
             f"splits x or images; there are {', '.join(arrays) or 'none'}"
         )
-    pixels = _checked(np.asarray(arrays[key]), f"{name}, {key}")
+    pixels = _checked(_array(arrays[key], f"{name}, {key}"), f"{name}, {key}")
     labels = _first(arrays, (*(_of_split(_LABELS, split) if ours else ()), *_LABELS, _UNNAMED[1]))
     classes = _first(arrays, _CLASSES)
     found, names = tidy_labels(
-        None if labels is None else np.asarray(arrays[labels]),
-        None if classes is None else np.asarray(arrays[classes]).tolist(),
+        None if labels is None else _array(arrays[labels], f"{name}, {labels}"),
+        None if classes is None else _array(arrays[classes], f"{name}, {classes}").reshape(-1).tolist(),
         len(pixels),
         name,
     )
@@ -94,6 +84,15 @@ def _of_interest(key: str, split: str) -> bool:
 
 def _first(arrays: Mapping[str, Any], names: Iterable[str]) -> str | None:
     return next((name for name in names if name in arrays), None)
+
+
+def _array(values: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{name} is no array of numbers ({error}); images of several sizes are given as a list"
+        ) from error
 
 
 def _checked(array: NDArray[Any], name: str) -> Uint8:

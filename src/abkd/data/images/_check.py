@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,18 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from abkd.data.formats import BadRowError
-from abkd.data.images._decode import decoded, digest, quiet
+from abkd.data.images._decode import decoded, digest, has_more_frames, quiet
 from abkd.data.images._images import Images
 from abkd.data.images._pixels import Array
 from abkd.data.progress import progress
 from abkd.errors import DataError
+
+logger = logging.getLogger("abkd")
 
 _NAMED = 10  # bad images that an error message spells out
 _AT_ONCE = 256  # images that threads are given at a time
 _THREADS = 16
 
 Size = tuple[int, int]
-Found = tuple[Size, bytes] | BadRowError
+Found = tuple[Size, bytes, bool] | BadRowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def check(images: Images, name: str) -> Checked:
     """Decode every image once. Arrays were checked when they were loaded."""
     if isinstance(images.pixels, Array):
         return Checked(images, [images.pixels.array.shape[1:3]], [])
-    good, sizes, digests, bad = [], [], [], []
+    good, sizes, digests, bad, several = [], [], [], [], []
     with quiet():
         for index, found in enumerate(progress(_examined(images), len(images), f"checking {name}")):
             if isinstance(found, BadRowError):
@@ -47,6 +50,10 @@ def check(images: Images, name: str) -> Checked:
             good.append(index)
             sizes.append(found[0])
             digests.append(found[1])
+            several += [index] * found[2]
+    if several:
+        first = images.where(several[0])
+        logger.info("abkd: %s: of %d images with several frames (%s, …) the first is taken", name, len(several), first)
     kept = images.take(good)
     kept.remember(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16))
     return Checked(kept, sizes, bad)
@@ -93,6 +100,6 @@ def _examined(images: Images) -> Iterator[Found]:
 def _examine(images: Images, index: int) -> Found:
     try:
         content = images.content(index)
-        return decoded(content).shape[:2], digest(content)
+        return decoded(content).shape[:2], digest(content), has_more_frames(content)
     except BadRowError as error:
         return error

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from abkd.data.images._images import Images
+from abkd.data.images._labels import MOST_CLASSES
 from abkd.data.images._pixels import Files
 from abkd.errors import DataError
 
@@ -31,7 +32,10 @@ def read_coop_split(file: str | Path, image_dir: str | Path) -> dict[str, Images
     for part, entries in parts.items():
         _check_form(entries, f"{file}, {part}")
     names = _class_names((entry for part in _PARTS for entry in parts.get(part, ())), file)
-    return {part: _images(parts[part], names, root, f"{file.name}, {part}") for part in _PARTS if parts.get(part)}
+    found = {part: _images(parts[part], names, root, f"{file.name}, {part}") for part in _PARTS if parts.get(part)}
+    for images in found.values():
+        images.say_empty_classes()
+    return found
 
 
 def base_and_new(class_names: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -51,7 +55,7 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise DataError(f"split file {file} does not exist: check the path (relative paths start at {Path.cwd()})")
     try:
         found = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise DataError(f"{file}: expected an object with the lists {', '.join(_PARTS)}, got {type(found).__name__}")
@@ -63,7 +67,7 @@ def _check_form(entries: Any, name: str) -> None:
         raise DataError(f"{name}: expected a list of [path, label, class name], got {type(entries).__name__}")
     for number, entry in enumerate(entries, 1):
         match entry:
-            case [str(), int() as label, str()] if not isinstance(label, bool) and label >= 0:
+            case [str(), int() as label, str()] if not isinstance(label, bool) and 0 <= label < MOST_CLASSES:
                 continue
         raise DataError(f"{name}, entry {number}: expected [path, label from 0, class name], got {entry!r}")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
+import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from abkd.data.formats import BadRowError
+from abkd.data.images._kinds import kind_of
 
 Uint8 = NDArray[np.uint8]
 
 # What is decoded, whatever a file is called: PIL knows others for which it would start a program.
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # of several frames; MPO's other pictures are a camera's previews
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError, OverflowError)
+_BROKEN = (*_BROKEN, lzma.LZMAError, RuntimeError, AttributeError, AssertionError, NotImplementedError)
+_LARGEST = 2**30  # bytes of a file: beyond, it holds more pixels than PIL would read
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 _LYING = (5, 6, 7, 8)  # its values for which height and width change places
 
@@ -60,6 +66,30 @@ def decoded(content: bytes | Uint8) -> Uint8:
         return _of_picture(picture)
 
 
+def has_more_frames(content: bytes | Uint8) -> bool:
+    """Whether :func:`decoded` gives the first of several frames or pages. Raises BadRowError."""
+    if not isinstance(content, bytes):
+        return False
+    with _opened(content) as picture, suppress(*_BROKEN):
+        return picture.format in _SEQUENCES and bool(getattr(picture, "is_animated", False))
+    return False
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether the beginning of a file says that it is an image of a kind that is read here."""
+    from PIL import Image
+
+    try:
+        if not _is_regular(path):
+            return False
+        with path.open("rb") as content, quiet(), Image.open(content, formats=_formats()):
+            return True
+    except Image.DecompressionBombError:
+        return True  # it is refused by name when it is read
+    except _BROKEN:
+        return False
+
+
 def size_of(content: bytes | Uint8) -> tuple[int, int]:
     """(H, W) of what :func:`decoded` gives, from the header of a file. Raises BadRowError."""
     if not isinstance(content, bytes):
@@ -87,11 +117,23 @@ def quiet() -> Iterator[None]:
 
 def _file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        if not _is_regular(path):  # opening a pipe or a device would wait for ever, or do something
+            raise BadRowError("not a regular file", "not a regular file but a folder, pipe, socket or device")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise BadRowError("too large", f"too large (more than {_LARGEST >> 20} MiB)")
+        return content
+    except MemoryError as error:
+        raise BadRowError("too large", "too large for this machine's memory") from error
     except FileNotFoundError as error:
         raise BadRowError("file is not there") from error
     except (OSError, ValueError) as error:
         raise BadRowError("file cannot be read", f"file cannot be read ({error})") from error
+
+
+def _is_regular(path: Path) -> bool:
+    return stat.S_ISREG(path.stat().st_mode)
 
 
 @cache
@@ -99,18 +141,26 @@ def _formats() -> tuple[str, ...]:
     from PIL import Image
 
     Image.init()
+    with suppress(ImportError):
+        import pillow_heif  # type: ignore[import-not-found]  # an extra of the user's
+
+        pillow_heif.register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextmanager
-def _damage() -> Iterator[None]:
-    """What PIL raises for a file that it cannot read, as a reason."""
+def _damage(data: bytes = b"") -> Iterator[None]:
+    """What PIL raises for a file that it cannot read, as a reason; ``data`` is the file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         yield
     except UnidentifiedImageError as error:
-        raise BadRowError("not an image file", "not an image file, or its beginning is damaged") from error
+        found = kind_of(data)
+        said = f"not an image file but {found}" if found else "not an image file, or its beginning is damaged"
+        raise BadRowError("not an image file", said) from error
+    except MemoryError as error:
+        raise BadRowError("too large", "too large for this machine's memory") from error
     except Image.DecompressionBombError as error:
         raise BadRowError("too large", f"too large ({error})") from error
     except _BROKEN as error:
@@ -124,7 +174,7 @@ def _opened(data: bytes) -> Iterator[Any]:
 
     if not data:
         raise BadRowError("empty file")
-    with _damage(), Image.open(io.BytesIO(data), formats=_formats()) as picture:
+    with _damage(data), Image.open(io.BytesIO(data), formats=_formats()) as picture:
         yield picture
 
 

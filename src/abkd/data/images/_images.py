@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -11,9 +12,12 @@ from numpy.typing import NDArray
 
 from abkd.data.formats import BadRowError
 from abkd.data.images._decode import Uint8, decoded, digest, encoded, quiet, size_of
+from abkd.data.images._labels import empty_classes
 from abkd.data.images._pixels import Array, Pixels
 from abkd.data.progress import progress
 from abkd.errors import DataError
+
+logger = logging.getLogger("abkd")
 
 
 class Images:
@@ -147,6 +151,14 @@ class Images:
                 if len(found) > 1:
                     return None
         return found.pop() if found else None
+
+    def say_empty_classes(self) -> None:
+        """Warn of classes of which there is no image."""
+        if without := empty_classes(self.labels, self.class_names):
+            named = ", ".join(without[:5]) + ", …" * (len(without) > 5)
+            logger.warning(
+                "abkd: %s: %d of %d classes have no image: %s", self.name, len(without), self.num_classes, named
+            )
 
     def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from abkd.errors import DataError
 
+MOST_CLASSES = 1_000_000
+"""What data or a file may claim; a head of more is a mistake, and would take all the memory."""
+
 Labels = tuple[NDArray[np.int64] | None, tuple[str, ...] | None]
 
 
@@ -38,10 +41,24 @@ def tidy_labels(labels: Any, class_names: Sequence[str] | None, count: int, name
     if all(isinstance(value, str) for value in values):
         return _by_name(values, names, name)
     found = _whole(values, name)
-    if found.min() < 0 or (names is not None and found.max() >= len(names)):
+    if min(found) < 0 or (names is not None and max(found) >= len(names)):
         upto = "" if names is None else f" to {len(names) - 1}, as there are {len(names)} class names"
-        raise DataError(f"{name}: labels must count classes from 0{upto}; they go from {found.min()} to {found.max()}")
-    return found, names
+        raise DataError(f"{name}: labels must count classes from 0{upto}; they go from {min(found)} to {max(found)}")
+    if max(found) >= MOST_CLASSES:
+        raise DataError(
+            f"{name}: a label is {max(found)}, and a head of so many classes cannot be built: number the classes from "
+            "0 without gaps, or give names as labels"
+        )
+    return np.array(found, dtype=np.int64), names
+
+
+def empty_classes(labels: NDArray[np.int64] | None, class_names: Sequence[str] | None) -> list[str]:
+    """The classes of which there is no image; their numbers where they have no names."""
+    if labels is None or not len(labels):
+        return []
+    count = int(labels.max()) + 1 if class_names is None else len(class_names)
+    without = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
+    return [str(number) if class_names is None else class_names[number] for number in without]
 
 
 def _flat(labels: Any, name: str) -> list[Any]:
@@ -74,11 +91,11 @@ def _by_name(values: Sequence[str], names: tuple[str, ...] | None, name: str) ->
     return np.array([position[value] for value in values], dtype=np.int64), known
 
 
-def _whole(values: Sequence[Any], name: str) -> NDArray[np.int64]:
+def _whole(values: Sequence[Any], name: str) -> list[int]:
     for number, value in enumerate(values, 1):
         if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
             raise DataError(f"{name}, row {number}: expected a label that is a whole number or a name, got {value!r}")
-    return np.array(values).astype(np.int64)
+    return [int(value) for value in values]
 
 
 def _some(names: Iterable[str], most: int = 5) -> str:

@@ -18,6 +18,7 @@ from abkd.data.images._tables import of_items, of_table
 from abkd.data.load import is_saved, open_table
 from abkd.errors import DataError
 
+_ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"))
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -35,9 +36,12 @@ def load_images(source: Any, *, config: str | None = None, split: str = "train")
     Raises:
         DataError: not there, not readable, no images, pixels that are not 8-bit numbers, labels in part.
     """
-    images = source if isinstance(source, Images) else _open(source, config, split)
+    if isinstance(source, Images):
+        return source
+    images = _open(source, config, split)
     if not len(images):
         raise DataError(f"{images.name or 'the data set'} has no images: expected at least one")
+    images.say_empty_classes()
     return images
 
 
@@ -75,7 +79,10 @@ def _named(source: str | Path, config: str | None, split: str) -> Images:
     if path.suffix.lower() == ".npz":
         return read_npz(path, split)
     if path.is_file():
-        raise DataError(f"cannot read images from {path}: expected a .npz file, a folder of images or a dataset's name")
+        unpack = "; unpack the archive first" if path.suffix.lower() in _ARCHIVES else ""
+        raise DataError(
+            f"cannot read images from {path}: expected a .npz file, a folder of images or a dataset's name{unpack}"
+        )
     if path.is_dir():
         if not is_saved(path) and (has_images(path) or next(path.rglob("*.parquet"), None) is None):
             return read_folder(path, split)

@@ -10,6 +10,11 @@ from typing import Any, ClassVar, Protocol
 from abkd.data.images._decode import Uint8
 
 
+def printable(name: str) -> str:
+    r"""A file's name as text that can be written anywhere: bytes that are no UTF-8 become ``\xff``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class Pixels(Protocol):
     """Images by number, as they lie there. ``side_by_side``: whether several threads may read at once."""
 
@@ -63,7 +68,7 @@ class Files:
         return self.root / self.paths[row]
 
     def where(self, row: int) -> str:
-        return f"{self.root.name}/{self.paths[row]}"
+        return printable(f"{self.root.name}/{self.paths[row]}")
 
 
 @dataclass(frozen=True, slots=True)

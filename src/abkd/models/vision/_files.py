@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
+from abkd.data.images._labels import MOST_CLASSES
 from abkd.errors import ConfigError
 from abkd.models.vision import _zoos
 from abkd.models.vision._preparation import Preparation
@@ -21,7 +22,6 @@ from abkd.storage import write_whole
 
 _OURS = "abkd.json"
 _WEIGHTS = "model.safetensors"
-_MOST_CLASSES = 1_000_000  # what a file claims is not allocated before it is looked at
 
 
 def save_classifier(classifier: Classifier, directory: Path | str, *, weights: bool = False) -> None:
@@ -142,7 +142,7 @@ def _described(directory: Path, wanted: Wanted) -> Classifier:
 
 
 def _count(classes: Any) -> int | None:
-    if classes is not None and not (isinstance(classes, int) and 1 < classes <= _MOST_CLASSES):
+    if classes is not None and not (isinstance(classes, int) and 1 < classes <= MOST_CLASSES):
         raise ValueError(f"num_classes is {classes!r}")
     return classes
 

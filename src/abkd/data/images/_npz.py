@@ -1,0 +1,87 @@
+"""Arrays of a ``.npz`` file, of which nothing is believed that its bytes do not hold."""
+
+from __future__ import annotations
+
+import lzma
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from abkd.errors import DataError
+from abkd.ops._memory import available_mb
+
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+)
+_BROKEN = (*_BROKEN, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError)
+
+
+def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any] | None]:
+    """The arrays of a ``.npz`` file whose names are ``wanted``, and None for the others.
+
+    Raises:
+        DataError: the file is damaged, holds Python objects, or an array is not as large as it says, or larger than
+            the free memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {entry.filename.removesuffix(".npy"): entry for entry in _of_numpy(archive)}
+            return {name: _read(archive, entry) if wanted(name) else None for name, entry in members.items()}
+    except _BROKEN as error:
+        raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+
+
+def array_names(path: Path) -> set[str]:
+    """What the arrays are called; none where the file cannot be read, which :func:`read_arrays` explains."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {entry.filename.removesuffix(".npy") for entry in _of_numpy(archive)}
+    except _BROKEN:
+        return set()
+
+
+def _of_numpy(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    return [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+
+
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(entry) as member:
+        _check_size(member, entry)
+    with archive.open(entry) as member:
+        return npy.read_array(member, allow_pickle=False)
+
+
+def _check_size(member: IO[bytes], entry: zipfile.ZipInfo) -> None:
+    """Raise ValueError where memory for more than there is would be asked for."""
+    name, reader = entry.filename, {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(member)
+    if version not in reader:
+        raise ValueError(f"{name} is written in version {version} of numpy's format")
+    shape, _, dtype = reader[version](member)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are not loaded because that can run code")
+    claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
+    if claimed != held or min(shape, default=0) < 0:
+        raise ValueError(f"{name} says that it has the shape {list(shape)} of {dtype}, and holds {held} bytes")
+    free = available_mb(torch.device("cpu"))
+    if free is not None and claimed / 2**20 > free:
+        raise ValueError(
+            f"{name} takes {claimed / 2**30:.1f} GiB and {free / 2**10:.1f} GiB of memory are free; give a folder of "
+            "image files, which are read one by one"
+        )
