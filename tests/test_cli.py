@@ -164,11 +164,11 @@ def test_distill_resumes(abkd: Abkd, flags: list[str], runs: list[Any]) -> None:
     [
         ([], "nothing to do: name a recipe"),
         (["nowhere.yaml"], "there is no recipe file 'nowhere.yaml'"),
-        (["--divergance", "x"], "did you mean divergence?"),
+        (["--divergance", "x"], "unknown option --divergance; did you mean --divergence?"),
         (["--alpha", "1"], "AlphaBeta(alpha=0.2, beta=0.7)"),
         (["quickstart", "other.yaml"], "'other.yaml' belongs to no flag"),
         (["quickstart"], "train_file: there is no file 'data.jsonl'"),
-        (["quickstart", "--resume", "perhaps"], "resume: true or false was wanted"),
+        (["quickstart", "--resume", "perhaps"], "--resume must be true or false"),
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_code_two(abkd: Abkd, words: list[str], says: str, runs: list[Any]) -> None:

@@ -107,9 +107,9 @@ def test_a_run_that_fails_is_in_the_exit_code_after_the_table(words, tmp_path, c
     ("own", "says"),
     [
         (["--seeds", "1,1"], "seeds: 1 is there twice"),
-        (["--seeds", "one"], "as 1,2,3, but 'one' came"),
-        (["--grid", "kd_weight"], "grid: a mapping was wanted"),
-        (["--grid", "{kd_weight: 3}"], "grid: a mapping was wanted"),
+        (["--seeds", "one"], "--seeds takes whole numbers separated by commas (1,2,3); got 'one'"),
+        (["--grid", "kd_weight"], "--grid takes a YAML mapping to lists"),
+        (["--grid", "{kd_weight: 3}"], "--grid takes a YAML mapping to lists"),
         (["--grid", "{lr: [1]}"], "it is learning_rate"),
         (["--seeds", "1", "--resume"], "wants the sweep.json"),
     ],

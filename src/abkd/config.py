@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import TrainingArguments
 
-from abkd import notation
+from abkd import notation, training_arguments
 from abkd.data.augment import Augmentation
 from abkd.divergences import AlphaBeta, Divergence
 from abkd.errors import ConfigError
@@ -20,6 +20,7 @@ from abkd.ops import plan_for
 from abkd.schedules import Schedule, at, is_number
 from abkd.sources import Dataset, Mix, Source, StudentSamples, TeacherSamples, needs_generation, walk
 from abkd.teachers import Live, Teacher
+from abkd.training_arguments._trial import for_this_machine, step_problems
 from abkd.weights import RowWeights
 
 Task = Literal["text-generation", "image-classification", "zero-shot-image-classification"]
@@ -42,7 +43,11 @@ class DistillConfig(TrainingArguments):
     * ``report_to`` "none": nothing leaves the machine unless asked; ``metrics.jsonl`` is always written.
     * ``logging_nan_inf_filter`` False and ``remove_unused_columns`` False: nothing is hidden, nothing is dropped.
     * ``disable_tqdm`` False: else transformers asks its own logger, which our command silences, for our progress bar.
-    * ``save_strategy`` "epoch"; ``dataloader_pin_memory`` where there is a GPU.
+    * ``save_strategy`` "epoch", or "steps" where ``save_steps`` is given; ``eval_strategy`` follows ``eval_steps``.
+    * ``save_total_limit`` 2: the two newest checkpoints are kept, and the best one besides; 0 keeps all.
+    * ``dataloader_pin_memory`` where there is a GPU. Without one ``bf16`` sets ``use_cpu``, and ``fp16`` is left out.
+
+    An inherited field that would have no effect is refused; :mod:`abkd.training_arguments` says so of each.
 
     Raises:
         ConfigError: a value that cannot be meant.
@@ -57,7 +62,10 @@ class DistillConfig(TrainingArguments):
     remove_unused_columns: bool = False
     logging_steps: float = 10
     disable_tqdm: bool | None = False
-    save_strategy: str = "epoch"
+    save_strategy: str | None = None
+    save_steps: float | None = None
+    save_total_limit: int | None = 2
+    eval_strategy: str | None = None
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
     task: Task = field(default="text-generation", metadata={"help": f"what is distilled: {', '.join(TASKS)}"})
@@ -142,6 +150,7 @@ class DistillConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._read_texts()
+        _raise_first(training_arguments.problems(vars(self)))
         if self.kd_ratio is not None:
             self._take_kd_ratio(self.kd_ratio)
         if self.max_length < 2:
@@ -158,9 +167,23 @@ class DistillConfig(TrainingArguments):
                 raise ConfigError(f"{name} must be at least {least}, but it is {getattr(self, name)}")
         self._take_milestones()
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
+        _raise_first(training_arguments.needed_by_settings(vars(self)))
+        self._settle_inherited()
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError) as error:
+            raise ConfigError(f"the training arguments do not fit together: {error}") from error
+        _raise_first([*training_arguments.problems(vars(self)), *step_problems(self)])
+
+    def _settle_inherited(self) -> None:
+        """What follows for the fields of transformers from others, and from this machine."""
+        settled = training_arguments.intervals(vars(self))
+        settled |= training_arguments.settle_metric(vars(self), one_loss=not self.objective().changes)
+        settled |= for_this_machine(vars(self))
+        for name, value in settled.items():
+            setattr(self, name, value)
         if 0 < self.warmup_steps < 1 and hasattr(self, "warmup_ratio"):  # a share goes there before transformers 5
             self.warmup_ratio, self.warmup_steps = self.warmup_steps, 0
-        super().__post_init__()
 
     def _read_texts(self) -> None:
         for names, read in ((_COMPONENTS, lambda _, text: notation.parse(text)), (_MAPPINGS, _read_mapping)):
@@ -218,6 +241,11 @@ class DistillConfig(TrainingArguments):
         if (self.ce_weight, self.kd_weight) not in ((0.0, 1.0), (1 - ratio, ratio)):
             raise ConfigError("kd_ratio is the short form of ce_weight and kd_weight: give one or the other")
         self.ce_weight, self.kd_weight = 1.0 - ratio, float(ratio)
+
+
+def _raise_first(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(problems[0])
 
 
 def short_form(lmbda: float | None, seq_kd: bool) -> Source:

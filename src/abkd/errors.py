@@ -1,9 +1,14 @@
 """What can go wrong, and the exit code the command line gives for it.
 
-Every message says what was wanted, what came, and the way out.
+Every message says what was expected, what was got, and the way out.
 """
 
 from __future__ import annotations
+
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 
 class AbkdError(Exception):
@@ -18,6 +23,11 @@ class AbkdError(Exception):
     def __str__(self) -> str:
         """The sentence; what of a path in it is no text is escaped, so that it can be printed and written."""
         return super().__str__().encode("utf-8", "backslashreplace").decode()
+
+
+def shown(value: object) -> str:
+    """A value in a message, of whatever size it is: its ``repr``, shortened."""
+    return _SHORT.repr(value)
 
 
 class ConfigError(AbkdError, ValueError):

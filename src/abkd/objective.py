@@ -134,6 +134,12 @@ class Objective:
             parts.append(part)
         return parts[0] if len(parts) == 1 else _together(parts)
 
+    @property
+    def changes(self) -> bool:
+        """Whether it is another function later in a run than at its start, so that two of its values do not compare."""
+        first = self.at(0.0)
+        return any(self.at(step / 100) != first for step in range(1, 101))
+
     def asks_teacher(self, progress: float) -> bool:
         """Whether any term needs p at ``progress``; what only the labels teach can do without."""
         return any((term.weight and term.kd_weight) or term.row_weight is not None for term in self.at(progress))

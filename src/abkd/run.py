@@ -19,6 +19,7 @@ from abkd.models.loading import load_student, load_tokenizer
 from abkd.recipe import Recipe
 from abkd.storage import write_sealed, write_whole
 from abkd.trainer import RUN_FILE, DistillTrainer
+from abkd.training_arguments import word
 
 logger = logging.getLogger("abkd")
 
@@ -42,7 +43,7 @@ def distill(recipe: Recipe, resume: bool = False) -> DistillTrainer:
     trainer = build_trainer(recipe, config, train, held_out, resume=resume)
     _record(trainer, recipe, resume=resume)
     trainer.train(resume_from_checkpoint=resume or config.resume_from_checkpoint or None)
-    if trainer.eval_dataset is not None and str(getattr(config.eval_strategy, "value", config.eval_strategy)) == "no":
+    if trainer.eval_dataset is not None and word(config.eval_strategy) == "no":
         trainer.evaluate()  # or the last number would be that of the untrained student
     finish(trainer)
     return trainer
@@ -110,8 +111,13 @@ def build_trainer(
     if config.task == TEXT and held_out is not None and _only_prompts(held_out):
         logger.info("abkd: the held-out rows have no completions, so nothing is evaluated on them")
         held_out = None
-    if held_out is not None and "eval_strategy" not in recipe.config:
+    if held_out is not None and "eval_strategy" not in recipe.config and word(config.eval_strategy) == "no":
         config.eval_strategy = type(config.eval_strategy)("epoch")
+    elif held_out is None and word(config.eval_strategy) != "no":
+        raise ConfigError(
+            "eval_strategy and load_best_model_at_end need held-out rows, and there are none: set eval_file or "
+            "eval_fraction"
+        )
     config.eval_on_start = held_out is not None and not resume
     _prepare_output(recipe, config, resume=resume)
     if recipe.teacher_model_revision:

@@ -35,6 +35,7 @@ OVERRIDDEN = [
     "_get_eval_sampler",
     "floating_point_ops",
     "evaluation_loop",
+    "_determine_best_metric",
     "train",
     "_save_checkpoint",
     "save_model",

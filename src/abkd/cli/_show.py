@@ -54,7 +54,7 @@ def print_sample(recipe: Recipe, console: Console) -> None:
     from abkd.models.loading import load_tokenizer
     from abkd.sources import is_privileged, needs_completions, privileged_context
 
-    recipe.check_ready(output=False)
+    recipe.check_ready(output=False, models=False)  # of the student its tokenizer is enough
     if not _is_text(recipe):
         _print_images(recipe, console)
         return

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abkd import imports
-from abkd.errors import ConfigError, OutputDirError
+from abkd import imports, training_arguments
+from abkd.errors import ConfigError, OutputDirError, shown
 from abkd.models.folders import broken_model, missing_folder
 from abkd.recipe._fields import samples
 
@@ -26,6 +26,7 @@ OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "un
 OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
 OF_TEXT |= {"source", "lmbda", "seq_kd", "generation_kwargs"}
 _ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that was refused before its first step: nothing to lose
+_MODELS = ("model_name_or_path", "teacher_model_name_or_path")
 _WEIGHTS = ("ce_weight", "kd_weight")
 _TEXT, _IMAGES, _CLIP = "text-generation", "image-classification", "zero-shot-image-classification"
 _TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
@@ -51,7 +52,6 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lora_r": _AT_LEAST_ONE,
     "lora_alpha": _AT_LEAST_ONE,
     "lora_dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
-    "learning_rate": _NOT_NEGATIVE,
     "image_size": _AT_LEAST_ONE,
     "lr_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "visual_prompt_length": _NOT_NEGATIVE,
@@ -60,20 +60,25 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "max_completion_length": _AT_LEAST_ONE,
     "num_generations": _AT_LEAST_ONE,
     "eval_samples": _NOT_NEGATIVE,
-    "per_device_train_batch_size": _AT_LEAST_ONE,
-    "per_device_eval_batch_size": _AT_LEAST_ONE,
-    "gradient_accumulation_steps": _AT_LEAST_ONE,
 }
 
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each value out of its range and each combination that cannot be meant."""
     problems = [*_out_of_range(values), *_models(values), *_data(values), *_weights(values), *_lora(values)]
+    problems += training_arguments.problems(values)
     return problems or _of_other_tasks(values) or _sequences(values)
 
 
 def meant(values: Mapping[str, Any]) -> dict[str, Any]:
     """What short forms stand for."""
+    when = training_arguments.intervals(values)
+    if when["eval_strategy"] == "no" and values.get("eval_strategy") is None:
+        del when["eval_strategy"]  # with held-out rows the command evaluates after every epoch
+    return {**when, **_source(values)}
+
+
+def _source(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("lmbda") is None and not values.get("seq_kd"):
         return {}
     from abkd.config import short_form
@@ -95,8 +100,8 @@ def not_asked(values: Mapping[str, Any]) -> set[str]:
     return names if writes else names | WRITING
 
 
-def missing_files(recipe: Recipe) -> list[str]:
-    """One sentence for each data file or local model directory that is not there."""
+def missing_data(recipe: Recipe) -> list[str]:
+    """One sentence for each data file or directory that is not there."""
     problems = []
     for name in ("train_file", "eval_file", "split_file", "pretrain_file"):
         found = [no_file(path) for path in names(getattr(recipe, name))]
@@ -105,18 +110,25 @@ def missing_files(recipe: Recipe) -> list[str]:
         path = getattr(recipe, name)
         if path is not None and not Path(path).is_dir():
             problems.append(f"{name}: there is no directory {path!r}" + _seen_from(path))
+    return problems
+
+
+def missing_models(recipe: Recipe) -> list[str]:
+    """One sentence for each local model directory that is not there or not sound, and each package that it needs."""
     of_text = recipe.config.get("task", _TEXT) == _TEXT
-    for name in ("model_name_or_path", "teacher_model_name_or_path"):
-        for path in names(getattr(recipe, name)):
-            if fault := broken_model(path) if of_text else missing_folder(path):
-                problems.append(f"{name}: {fault}")
+    given = [(name, path) for name in _MODELS for path in names(getattr(recipe, name))]
+    faults = [(name, broken_model(path) if of_text else missing_folder(path)) for name, path in given]
+    problems = [f"{name}: {fault}" for name, fault in faults if fault]
+    problems += training_arguments.needed_by_models(given)
+    if recipe.use_peft and not training_arguments.PEFT.installed:
+        problems.append(training_arguments.PEFT.sentence("use_peft"))
     return problems if of_text else problems + _code(recipe)
 
 
 def _code(recipe: Recipe) -> list[str]:
     """One sentence for each module that is named and not there, or that a model's directory names without leave."""
     allowed, problems = names(recipe.config.get("allow_code")), []
-    for field in ("model_name_or_path", "teacher_model_name_or_path"):
+    for field in _MODELS:
         for name in names(getattr(recipe, field)):
             try:
                 _check_code(name, field, allowed)
@@ -172,7 +184,7 @@ def output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
 
 def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} must be {words}, but is {values[name]!r}"
+        f"{name} must be {words}, but is {shown(values[name])}"
         for name, (fits, words) in _RANGES.items()
         if not all(fits(value) for value in samples(values.get(name)) if isinstance(value, int | float))
     ]
@@ -214,13 +226,13 @@ def _sequences(values: Mapping[str, Any]) -> list[str]:
     if values.get("terms") is not None and _TERM & values.keys():
         given = ", ".join(sorted(_TERM & values.keys()))
         problems.append(f"each of the terms has its own divergence and weights; keep terms, or {given}, not both")
-    if "source" in values and meant(values):
+    if "source" in values and _source(values):
         problems.append("lmbda and seq_kd are short forms of source; keep them, or source, not both")
     from abkd.config import check_sequences
     from abkd.sources import Dataset
     from abkd.teachers import Live
 
-    source = (meant(values) or values).get("source", Dataset())
+    source = (_source(values) or values).get("source", Dataset())
     try:
         check_sequences(
             source,

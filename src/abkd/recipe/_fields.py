@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from abkd import notation
-from abkd.errors import ConfigError
+from abkd.errors import ConfigError, shown
 from abkd.recipe._text import FlagText, read_yaml
 from abkd.schedules import Schedule
 
@@ -114,14 +114,25 @@ def config_defaults() -> Mapping[str, Any]:
     return types.MappingProxyType({f.name: _default(f) for f in dataclasses.fields(DistillConfig) if f.name in own})
 
 
-def unknown(name: str, known: Mapping[str, Any]) -> str:
-    """The sentence for a name that no field has."""
+def unknown(name: str, known: Mapping[str, Any], *, flag: bool = False) -> str:
+    """The sentence for a name that no field has, in a recipe or as a flag."""
     if name in SPELLINGS:
-        return f"{name} is not a name here; it is {SPELLINGS[name]}"
+        return f"{_called(name, flag)} is not a name here; it is {SPELLINGS[name]}"
+    what = f"unknown option --{_short(name)}" if flag else f"unknown key {_short(name)!r}"
     if name.replace("-", "_") in known:
-        return f"unknown key {name!r}; did you mean {name.replace('-', '_')}?"
-    hint = notation.nearest(name, known)
-    return f"unknown key {name!r}{hint}" + ("" if hint != "." else " 'abkd distill --help' names the main ones")
+        return f"{what}; did you mean {_called(name.replace('-', '_'), flag)}?"
+    hint = notation.nearest(name[:80], known)
+    if hint == ".":
+        return f"{what}. 'abkd distill --help' names the main ones"
+    return what + (hint.replace("mean ", "mean --") if flag else hint)
+
+
+def _called(name: str, flag: bool) -> str:
+    return f"--{name}" if flag else name
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def coerce(name: str, hint: Any, value: Any) -> Any:
@@ -140,7 +151,7 @@ def coerce(name: str, hint: Any, value: Any) -> Any:
             raise ConfigError
         found = _adapter(hint).validate_python(value)
     except (ValidationError, ConfigError) as error:
-        raise ConfigError(f"{name}: {_wanted(hint)} was wanted, {_came(value)} came") from error
+        raise ConfigError(f"{name} must be {_wanted(hint)}, got {_came(value)}") from error
     if isinstance(found, Schedule):
         _check_schedule(name, hint, found)
     return found.value if isinstance(found, enum.Enum) else found
@@ -150,7 +161,7 @@ def _check_schedule(name: str, hint: Any, schedule: Schedule) -> None:
     """What a schedule gives must itself fit the field: a divergence is no temperature."""
     for value in samples(schedule):
         if not _adapter_accepts(hint, value):
-            raise ConfigError(f"{name}: {_wanted(hint)} was wanted, but {schedule!r} gives {value!r} on its way")
+            raise ConfigError(f"{name} must be {_wanted(hint)}, but {schedule!r} gives {value!r} on its way")
 
 
 def samples(value: Any) -> list[Any]:
@@ -168,10 +179,21 @@ def _adapter_accepts(hint: Any, value: Any) -> bool:
 
 def _coerce_flag(name: str, hint: Any, text: FlagText) -> Any:
     plain = str(text)
+    if is_text(hint) and not plain.startswith(("[", "{")):
+        return coerce(name, hint, plain)
     try:
         return coerce(name, hint, read_yaml(plain, f"--{name}"))
-    except ConfigError:
-        return coerce(name, hint, plain)
+    except ConfigError as error:
+        try:
+            return coerce(name, hint, plain)
+        except ConfigError as as_text:
+            raise (error if plain.startswith(("[", "{")) else as_text) from error
+
+
+def is_text(hint: Any) -> bool:
+    """Whether a field takes texts as they are: a path, a name; ``list`` and ``dict`` may be alternatives to it."""
+    plain = {typing.get_origin(arm) or arm for arm in _arms(hint)}
+    return str in plain and plain <= {str, list, dict, types.NoneType}
 
 
 def _components(name: str, value: Any) -> Any:
@@ -230,10 +252,8 @@ def _words(arm: Any) -> str:
 
 def _came(value: Any) -> str:
     kinds: dict[type, Callable[[Any], str]] = {bool: lambda v: str(v).lower(), types.NoneType: lambda _: "null"}
-    shown = kinds.get(type(value), repr)(value)
-    return (
-        f"{shown} ({_WORDS.get(type(value), type(value).__name__)})" if isinstance(value, str | list | dict) else shown
-    )
+    text = kinds.get(type(value), shown)(value)
+    return f"{text} ({_WORDS.get(type(value), type(value).__name__)})" if isinstance(value, str | list | dict) else text
 
 
 def _spoken(class_name: str) -> str:

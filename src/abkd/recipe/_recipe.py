@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -13,7 +13,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from abkd import notation
-from abkd.errors import AbkdError, ConfigError
+from abkd.errors import ConfigError
 from abkd.recipe import _checks, _fields, _text
 
 if TYPE_CHECKING:
@@ -68,22 +68,26 @@ class Recipe:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    def from_dict(
+        cls, values: Mapping[str, Any], *, where: str = "recipe", flags: Collection[str] = frozenset()
+    ) -> Recipe:
         """The recipe with these values, names on one level; ``where`` is what an error calls it.
+
+        ``flags``: which of the names stand on the command line, so that an error does not blame the file.
 
         Raises:
             ConfigError: all unknown names and wrong types, or all combinations that cannot be meant.
         """
         types = {**_fields.config_fields(), **own_fields()}
-        values = {name: value for name, value in values.items() if not _is_unset(value)}
-        problems = [_fields.unknown(name, types) for name in values if name not in types]
+        values = {name: value for name, value in values.items() if not _is_unset(types.get(name), value)}
+        problems: list[str] = []
         known: dict[str, Any] = {}
-        for name in (name for name in values if name in types):
+        for name, value in values.items():
             try:
-                known[name] = _fields.coerce(name, types[name], values[name])
+                known[name] = _value(name, types, value, flag=name in flags)
             except ConfigError as error:
-                problems.append(str(error))
-        problems = problems or _checks.contradictions(known)
+                problems.append(f"{'' if name in flags else f'{where}: '}{error}")
+        problems = problems or [f"{where}: {problem}" for problem in _checks.contradictions(known)]
         if problems:
             raise ConfigError(_listed(where, problems))
         own = {name: value for name, value in known.items() if name in own_fields()}
@@ -96,9 +100,8 @@ class Recipe:
         Raises:
             ConfigError: no such file, not YAML, or see :meth:`from_dict`.
         """
-        file = _found(path)
-        values = _text.read_mapping(file.read_text(encoding="utf-8"), str(path))
-        return cls.from_dict({**values, **flags}, where=str(path))
+        values = _text.read_mapping(_text.read_file(_found(path)), str(path))
+        return cls.from_dict({**values, **flags}, where=str(path), flags=flags.keys())
 
     def to_yaml(self, *, resolved: bool = False) -> str:
         """Flat YAML of what was set (:meth:`from_yaml` gives an equal recipe), or of everything :meth:`resolved`."""
@@ -122,22 +125,21 @@ class Recipe:
         unused |= {"eval_fraction"} if any(getattr(self, name) for name in _checks.HELD_OUT) else set()
         unused |= set() if self.dataset_name else _checks.DATASET
         unused |= _checks.not_asked(values)
-        return {name: _plain(name, value) for name, value in values.items() if value is not None and name not in unused}
+        return {
+            name: _plain(name, value)
+            for name, value in values.items()
+            if value is not None and name not in unused and not name.endswith("_token")
+        }
 
     def distill_config(self) -> DistillConfig:
         """The training arguments of this recipe.
 
         Raises:
-            ConfigError: transformers refuses a combination (for example bf16 on a device that has none).
+            ConfigError: what only this machine tells (a package that is missing, tf32 without a GPU).
         """
         from abkd.config import DistillConfig
 
-        try:
-            return DistillConfig(output_dir=self.output_dir, **self.config)
-        except AbkdError:
-            raise
-        except (ValueError, TypeError, ImportError) as error:
-            raise ConfigError(f"the training arguments do not fit together: {error}") from error
+        return DistillConfig(output_dir=self.output_dir, **self.config)
 
     def objective(self) -> Objective:
         """What this recipe minimises, also where its training arguments do not fit the device (bf16 on a laptop)."""
@@ -148,20 +150,21 @@ class Recipe:
             values |= {"ce_weight": 1.0 - values["kd_ratio"], "kd_weight": values["kd_ratio"]}
         return DistillConfig.objective(cast("DistillConfig", SimpleNamespace(**values)))
 
-    def check_ready(self, *, resume: bool = False, output: bool = True) -> None:
+    def check_ready(self, *, resume: bool = False, output: bool = True, models: bool = True) -> None:
         """Look at the disk: are the files there, is the output directory free (or, to resume, has it a checkpoint)?
 
         Args:
             resume: the run is to go on from the last checkpoint in ``output_dir``.
             output: look at the output directory too (in several processes only the first one should).
+            models: look at the models' directories too.
 
         Raises:
             ConfigError: a file or model directory that is not there.
             OutputDirError: a directory in use, or nothing to resume.
         """
-        problems = _checks.missing_files(self)
+        problems = [*_checks.missing_data(self), *(_checks.missing_models(self) if models else [])]
         if problems:
-            raise ConfigError(_listed("recipe", problems))
+            raise ConfigError(_listed("recipe", [f"recipe: {problem}" for problem in problems]))
         if output:
             overwrite = self.config.get("overwrite_output_dir", False)
             resume = resume or self.config.get("resume_from_checkpoint") is not None
@@ -199,10 +202,12 @@ def own_fields() -> Mapping[str, Any]:
 
 
 def _found(path: str | Path) -> Path:
-    file = Path(path)
-    if file.is_file():
+    file, name = Path(path), str(path)
+    if _is(file.is_file):
         return file
-    name = str(path)
+    if _is(file.exists) and name not in shipped():
+        raise ConfigError(f"{name!r} is no file (a directory, a pipe or a device): name a recipe file")
+    name = name[:200]
     if "/" in name:  # as it is called in the source tree too: recipes/cifar100/teacher.yaml
         name = name.removeprefix("recipes/").removesuffix(".yaml")
     if name in shipped():
@@ -220,8 +225,28 @@ def _shelf() -> str:
     return ", ".join([*plain, *(f"{len(names)} like {names[-1]}" for names in inside)])
 
 
-def _is_unset(value: Any) -> bool:
-    return value is None or (isinstance(value, _text.FlagText) and value.is_null)
+def _is(asked: Callable[[], bool]) -> bool:
+    """What a path says of itself; a name that no file can have belongs to none."""
+    try:
+        return asked()
+    except OSError:
+        return False
+
+
+def _value(name: str, types: Mapping[str, Any], value: Any, *, flag: bool) -> Any:
+    if name not in types:
+        raise ConfigError(_fields.unknown(name, types, flag=flag))
+    try:
+        return _fields.coerce(name, types[name], value)
+    except ConfigError as error:
+        raise ConfigError(f"{'--' * flag}{error}") from error
+
+
+def _is_unset(hint: Any, value: Any) -> bool:
+    """``null`` unsets; a flag that takes a text is unset by an empty one, for any other may be a name."""
+    if isinstance(value, _text.FlagText):
+        return value == "" if hint is not None and _fields.is_text(hint) else value.is_null
+    return value is None
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -240,5 +265,6 @@ def _plain(name: str, value: Any) -> Any:
 
 def _listed(where: str, problems: list[str]) -> str:
     if len(problems) == 1:
-        return f"{where}: {problems[0]}"
+        return problems[0]
+    problems = [problem.removeprefix(f"{where}: ") for problem in problems]
     return "\n  - ".join([f"{where}: {len(problems)} problems", *problems])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,10 +12,14 @@ import yaml
 from abkd.errors import ConfigError
 
 _NULLS = ("~", "null", "Null", "NULL", "")
+_MOST_CHARACTERS = 200_000  # the longest shipped recipe has 2 500
+_MOST_VALUES = 20_000  # where every alias counts as what it stands for
+_DEEPEST = 30  # lists in lists
+_LINES = "a recipe is lines of 'name: value'"
 
 
 class FlagText(str):
-    """A value as it was typed in a shell: read as YAML where that fits its field, else taken as the text it is."""
+    """A value as it was typed in a shell: a text where its field is one, else read as YAML where that fits."""
 
     @property
     def is_null(self) -> bool:
@@ -23,19 +28,29 @@ class FlagText(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values: ``no`` is a text (``eval_strategy: no``) and ``1e-4`` a number; no key comes twice."""
+    """YAML 1.2's plain values: ``no`` is a text (``eval_strategy: no``) and ``1e-4`` a number; no key comes twice.
+
+    Tags (``!!binary``) other than those of plain values are not known, nor are merge keys.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"line {_line(key)}: a name must stand before the colon, got a list or a mapping")
             if key.value in seen:
-                raise ConfigError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice; keep one")
+                raise ConfigError(f"line {_line(key)}: the key {_shortened(key.value)!r} is there twice; keep one")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_constructors = {
+    f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"]
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map")
+} | {None: yaml.SafeLoader.construct_undefined}
 _Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
+for _kind, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
     (
@@ -45,20 +60,98 @@ for _tag, _pattern, _first in (
     ),
     ("null", "|".join(_NULLS), ["~", "n", "N", ""]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+    _Loader.add_implicit_resolver(f"{_TAG}{_kind}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def read_file(path: Path) -> str:
+    """The text of a recipe file.
+
+    Raises:
+        ConfigError: too large for one, not readable, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MOST_CHARACTERS + 1)
+    except OSError as error:
+        raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}") from error
+    if len(raw) > _MOST_CHARACTERS:
+        raise ConfigError(f"{path} is no recipe: it has more than {_MOST_CHARACTERS:,} bytes; {_LINES}")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start + 1} is none of it): save it as UTF-8") from error
 
 
 def read_yaml(text: str, where: str) -> Any:
     """The value that a YAML text writes; a ConfigError that names ``where`` and the line if it writes none."""
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(f"{where}: expected at most {_MOST_CHARACTERS:,} characters, got {len(text):,}")
+    loader: Any = None
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader with fewer surprises
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values_in(node, {}) > _MOST_VALUES:
+            raise ConfigError(f"its aliases (*name) stand for more than {_MOST_VALUES:,} values; write them out")
+        return loader.construct_document(node)
     except ConfigError as error:
         raise ConfigError(f"{where}, {error}") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{where}{line}: not YAML ({error.problem}); a recipe is lines of 'name: value'") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML ({error}); a recipe is lines of 'name: value'") from error
+        raise ConfigError(f"{where}{line}: not YAML ({_shortened(error.problem)}); {_LINES}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: nested too deep; {_LINES}") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        LookupError,
+        OverflowError,
+    ) as error:  # a number of 5 000 digits, a control code
+        raise ConfigError(f"{where}: not YAML ({_shortened(error)}); {_LINES}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _values_in(node: yaml.Node, known: dict[yaml.Node, float], depth: int = 0) -> float:
+    """How many values a node stands for; infinitely many where it contains itself."""
+    if depth > _DEEPEST:
+        raise RecursionError
+    if node not in known:
+        known[node] = float("inf")
+        parts = _parts(node)
+        for part in parts:
+            _check_uncut(node, part)
+        known[node] = 1 + sum(_values_in(part, known, depth + 1) for part in parts)
+    return known[node]
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check_uncut(outside: yaml.Node, part: yaml.Node) -> None:
+    """Refuse half a constructor call: in ``[AlphaBeta(0.2, 0.7)]`` YAML ends the value at the comma."""
+    if not (isinstance(outside, yaml.CollectionNode) and outside.flow_style):
+        return
+    if isinstance(part, yaml.ScalarNode) and part.style is None and part.value.count("(") > part.value.count(")"):
+        raise ConfigError(
+            f"line {_line(part)}: {_shortened(part.value)!r} is cut at a comma; within [...] and {{...}} a component "
+            "with commas needs quotes, as 'AlphaBeta(0.2, 0.7)'"
+        )
+
+
+def _line(node: yaml.Node) -> int:
+    return node.start_mark.line + 1 if node.start_mark else 1
+
+
+def _shortened(what: object) -> str:
+    text = str(what).partition("\n")[0]
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_mapping(text: str, where: str) -> dict[str, Any]:
@@ -67,7 +160,7 @@ def read_mapping(text: str, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: a recipe is lines of 'name: value', but this is a {type(values).__name__}")
+        raise ConfigError(f"{where}: {_LINES}, but this is a {type(values).__name__}")
     return {str(name): value for name, value in values.items()}
 
 
@@ -77,12 +170,12 @@ def write_mapping(values: Mapping[str, Any]) -> str:
 
 
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:
-    """``--name value``, ``--name=value`` and a bare ``--name`` (true) as values by name.
+    """``--name value``, ``--name=value`` and a bare ``--name`` (true) as values by name; ``--a-name`` is ``--a_name``.
 
     Raises:
         ConfigError: a value without a name, or a name that comes twice.
 
-    >>> parse_flags(["--learning_rate", "1e-4", "--bf16"])
+    >>> parse_flags(["--learning-rate", "1e-4", "--bf16"])
     {'learning_rate': '1e-4', 'bf16': True}
     """
     flags: dict[str, Any] = {}
@@ -102,6 +195,7 @@ def _pairs(words: Sequence[str]) -> Iterable[tuple[str, Any]]:
                 f"{word!r} belongs to no flag: write --name value, and a list as one value: --name '[one, two]'"
             )
         name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
         if equals:
             yield name, FlagText(value)
         elif left and not left[0].startswith("--"):

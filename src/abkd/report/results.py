@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from abkd.metrics import higher_is_better
 from abkd.plots.records import is_number
 from abkd.report.files import Record, RunFiles, is_measured
 from abkd.report.table import MEASURES, Measure
 
 BEST = "Best: the evaluation with the best number, chosen on the held-out rows themselves, so it flatters a little."
 _PREFIX, _TEACHER = "eval_", "eval_teacher_"
-_HIGHER = ("accuracy", "agreement", "harmonic_mean")  # how the names end of what should be high; all else is a distance
 _HEADLINES = (
     ("base_accuracy", "new_accuracy", "harmonic_mean"),
     ("new_accuracy",),  # where no image of a base class is held out
@@ -101,4 +101,4 @@ def _when(point: Record) -> str:
 def _better(name: str, one: Record, other: Record) -> bool:
     if other["step"] == 0:  # nothing was trained yet
         return True
-    return one["value"] > other["value"] if name.endswith(_HIGHER) else one["value"] < other["value"]
+    return one["value"] > other["value"] if higher_is_better(name) else one["value"] < other["value"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from abkd.errors import ConfigError
+from abkd.errors import ConfigError, shown
 from abkd.recipe import Recipe
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -54,7 +54,7 @@ def read_seeds(text: str) -> tuple[int, ...]:
     """
     words = [word.strip() for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
     if not all(re.fullmatch(r"[0-9]+", word) for word in words):
-        raise ConfigError(f"seeds: whole numbers with commas between them were wanted, as 1,2,3, but {text!r} came")
+        raise ConfigError(f"--seeds takes whole numbers separated by commas (1,2,3); got {shown(text)}")
     return tuple(map(int, words))
 
 
@@ -106,7 +106,7 @@ def _checked_seeds(seeds: Sequence[int]) -> list[int]:
         seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _MOST_SEEDS
     ]
     if strange or not seeds:
-        raise ConfigError(f"seeds are whole numbers from 0 to {_MOST_SEEDS - 1}, but {[*strange] or 'none'} came")
+        raise ConfigError(f"seeds are whole numbers from 0 to {_MOST_SEEDS - 1}, got {[*strange] or 'none'}")
     twice = [seed for seed, times in Counter(seeds).items() if times > 1]
     if twice:
         raise ConfigError(f"seeds: {twice[0]} is there twice, and would give the same run; keep one")

@@ -101,13 +101,12 @@ def newest_whole(run_dir: Path) -> tuple[Path, list[str]]:
 
 
 def rotate(newest: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest checkpoints of a run beyond ``limit``, never the ``newest`` nor the ``best`` one."""
+    """Keep ``limit`` checkpoints of a run (the ``newest``, those of the latest steps) and the ``best`` one besides."""
     if limit is None or limit <= 0:
         return
-    found = checkpoints(newest.parent)
-    safe = {newest.name} | ({Path(best).name} if best else set())
-    surplus = len(found) - max(limit, len(safe))
-    for checkpoint in [path for path in found if path.name not in safe][: max(surplus, 0)]:
+    others = [path for path in checkpoints(newest.parent) if path.name != newest.name]
+    older = others[: max(len(others) - limit + 1, 0)]
+    for checkpoint in [path for path in older if best is None or path.name != Path(best).name]:
         discard(checkpoint)
 
 

@@ -12,18 +12,19 @@ from transformers import Trainer
 
 from abkd.config import DistillConfig
 from abkd.errors import ConfigError
+from abkd.training_arguments import OPTIM_ARGS, read_optim_args, word
 
 
 class Optimizing(Trainer):
-    """transformers' Trainer with ``lr_milestones``, ``decay_all_parameters`` and, in old versions, SGD's options."""
+    """transformers' Trainer with ``lr_milestones``, ``decay_all_parameters`` and, in old versions, ``optim_args``."""
 
     args: Any  # a DistillConfig
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
-        """As in transformers, which before version 5 passes over the ``optim_args`` of SGD."""
+        """As in transformers, which before version 5 passes over the ``optim_args`` of torch's optimizers."""
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        return optimizer, options | sgd_options(args)
+        return optimizer, options | optim_options(args)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """As in transformers, which leaves biases and normalisation out; or all."""
@@ -71,12 +72,10 @@ def _steps_per_epoch(args: DistillConfig, rows: int, batch_size: int) -> int:
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
 
-def sgd_options(args: Any) -> dict[str, Any]:
-    """``optim_args: momentum=0.9, nesterov=true`` as what SGD takes; nothing for another optimizer."""
-    if str(getattr(args.optim, "value", args.optim)) != "sgd" or not args.optim_args:
-        return {}
-    pairs = (part.split("=", 1) for part in str(args.optim_args).replace(" ", "").split(",") if part)
-    return {name: value[0].lower() == "true" if value[0].isalpha() else float(value[0]) for name, *value in pairs}
+def optim_options(args: Any) -> dict[str, Any]:
+    """``optim_args`` as what an optimizer of torch takes; nothing for another one."""
+    name = word(args.optim)
+    return dict(read_optim_args(name, args.optim_args)) if name in OPTIM_ARGS and args.optim_args else {}
 
 
 def check_batches(args: Any, train: Any) -> None:

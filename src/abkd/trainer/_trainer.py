@@ -25,9 +25,11 @@ from abkd.trainer._finite import FiniteRun, check_loss
 from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
 from abkd.trainer._optimizer import Optimizing, check_batches
 from abkd.trainer._order import Evened, train_order
+from abkd.trainer._settings import check_metric, check_settings
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 from abkd.trainer._window import Prompts, Window, known
+from abkd.training_arguments import word
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier
@@ -73,6 +75,7 @@ class DistillTrainer(Optimizing):
         **kwargs: Any,
     ) -> None:
         args = args or DistillConfig(output_dir="distilled")
+        check_settings(args, eval_dataset, kwargs)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs need several processes: torchrun or accelerate launch
         set_seed(args.seed)  # adapters are random
         self.modality = modality_of(args.task)
@@ -109,6 +112,7 @@ class DistillTrainer(Optimizing):
         self._sums: dict[str, Tensor] = {}
         self._saved_step, self._teacher_judged = -1, False
         self._not_finite: set[str] = set()
+        self._most_kept = args.save_total_limit
         self.stop_signals, self.progress_bar, self.epoch_order = StopSignals(), ProgressBar(), EpochOrder()
         self.finite = FiniteRun(self)
         watching = MetricsFile(), self.finite, Followers(self), self.stop_signals, self.progress_bar
@@ -218,8 +222,11 @@ class DistillTrainer(Optimizing):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Distances to the teacher and what the modality measures, by the op, without gathering a logit."""
+        if hasattr(self.optimizer, "eval"):  # schedule-free optimizers train other weights than they give
+            self.optimizer.eval()
         values = held_out_metrics(self, dataloader)
         self._check_evaluation(values)
+        check_metric(self.distill_args, values)
         if not self._teacher_judged and self.is_world_process_zero():
             self.modality.judge(values)
         self._teacher_judged = True
@@ -244,6 +251,12 @@ class DistillTrainer(Optimizing):
             )
         self._not_finite.update(sick)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in transformers, of the evaluations that a checkpoint is saved of: only those can be gone back to."""
+        if word(self.args.save_strategy) != "best" and not self.control.should_save:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
     # -- the run -------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -264,9 +277,11 @@ class DistillTrainer(Optimizing):
             load_state(self, start)
         if start is None and self.is_world_process_zero():
             self.modality.begin(self)
+        self._most_kept, self.args.save_total_limit = self.args.save_total_limit, None  # removing them is ours
         try:
             output = super().train(None if start is None else str(start), *args, **kwargs)
         finally:
+            self.args.save_total_limit = self._most_kept
             self.progress_bar.close()
             self.stop_signals.restore()
         if self.stop_signals.stopped:
@@ -278,19 +293,15 @@ class DistillTrainer(Optimizing):
             return
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         self.finite.check_weights("no checkpoint was written of them; lower the learning rate")
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with _checkpoints.writing(checkpoint, clear=self.args.should_save, before=self._saved_step > 0):
-                self.accelerator.wait_for_everyone()
-                super()._save_checkpoint(model, trial)
-                save_state(self, checkpoint)
-                self.accelerator.wait_for_everyone()
-                if self.args.should_save:
-                    record_plan(Path(str(self.args.output_dir)), self.task.plan)
-                    _checkpoints.seal(checkpoint)
-                    _checkpoints.rotate(checkpoint, limit, self.state.best_model_checkpoint)
-        finally:
-            self.args.save_total_limit = limit
+        with _checkpoints.writing(checkpoint, clear=self.args.should_save, before=self._saved_step > 0):
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            save_state(self, checkpoint)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                record_plan(Path(str(self.args.output_dir)), self.task.plan)
+                _checkpoints.seal(checkpoint)
+                _checkpoints.rotate(checkpoint, self._most_kept, self.state.best_model_checkpoint)
         self._saved_step = self.state.global_step
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,0 +1,25 @@
+"""What is measured on held-out rows, by name, and which way is better."""
+
+from __future__ import annotations
+
+HIGHER = ("accuracy", "agreement", "harmonic_mean")
+"""How the names end of what should be high; everything else is a distance or a surprise, and should be low."""
+
+_OF_TEACHER = ("forward_kl", "reverse_kl", "top1_agreement")
+_BY_TASK = {
+    "text-generation": ("loss", *_OF_TEACHER, "perplexity", "r_llh", "r_cvg"),
+    "image-classification": ("loss", *_OF_TEACHER, "accuracy", "cross_entropy"),
+    "zero-shot-image-classification": (
+        "loss", *_OF_TEACHER, "accuracy", "cross_entropy", "base_accuracy", "new_accuracy", "harmonic_mean",
+    ),
+}  # fmt: skip
+
+
+def measured(task: str) -> tuple[str, ...]:
+    """The names of what an evaluation of this task may give (``eval_`` goes before them in the log)."""
+    return _BY_TASK[task]
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of this is better; ``eval_`` may stand before the name."""
+    return name.endswith(HIGHER)

@@ -1,0 +1,25 @@
+"""The settings that are transformers' own: which work here, which would be ignored, what follows from which."""
+
+from abkd.training_arguments._intervals import intervals, settle_metric, word
+from abkd.training_arguments._packages import PEFT, TRACKERS, needed_by_models, needed_by_settings
+from abkd.training_arguments._rules import RANGES, default, problems, read_optim_args
+from abkd.training_arguments._table import BELONGS, HARMLESS, OPTIM_ARGS, REFUSED, WORKS
+
+__all__ = [
+    "BELONGS",
+    "HARMLESS",
+    "OPTIM_ARGS",
+    "PEFT",
+    "RANGES",
+    "REFUSED",
+    "TRACKERS",
+    "WORKS",
+    "default",
+    "intervals",
+    "needed_by_models",
+    "needed_by_settings",
+    "problems",
+    "read_optim_args",
+    "settle_metric",
+    "word",
+]

@@ -1,0 +1,115 @@
+"""When a run logs, evaluates and saves, and which of its checkpoints is the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from abkd.errors import ConfigError
+from abkd.metrics import higher_is_better, measured
+
+
+def word(value: Any) -> Any:
+    """The text of an enum's member; everything else as it is."""
+    return getattr(value, "value", value)
+
+
+def intervals(values: Mapping[str, Any]) -> dict[str, Any]:
+    """When a run saves and evaluates, where only part of it was said.
+
+    ``save_steps: 50`` alone means ``save_strategy: steps``, and ``eval_steps`` likewise. ``load_best_model_at_end``
+    evaluates whenever a checkpoint is saved. Without a word a checkpoint is saved after every epoch, and nothing is
+    evaluated (the command then evaluates after every epoch too).
+    """
+    save, evaluate = (word(values.get(f"{kind}_strategy")) for kind in ("save", "eval"))
+    save_steps, eval_steps = values.get("save_steps"), values.get("eval_steps")
+    best = bool(values.get("load_best_model_at_end"))
+    if save is None:
+        of_evaluation = evaluate if evaluate not in (None, "no") else "steps" if eval_steps is not None else None
+        save = "steps" if save_steps is not None else (best and of_evaluation) or "epoch"
+    if evaluate is None:
+        evaluate = "steps" if eval_steps is not None else "epoch" if save == "best" else save if best else "no"
+    if save == "steps" and save_steps is None:
+        save_steps = eval_steps if best and eval_steps is not None else 500
+    if evaluate == "steps" and eval_steps is None and best and save == "steps":
+        eval_steps = save_steps
+    return {"save_strategy": save, "eval_strategy": evaluate, "save_steps": save_steps, "eval_steps": eval_steps}
+
+
+def interval_problems(values: Mapping[str, Any]) -> list[str]:
+    """One sentence for each number of steps whose strategy is another."""
+    found = []
+    for kind in ("save", "eval"):
+        strategy, steps = word(values.get(f"{kind}_strategy")), values.get(f"{kind}_steps")
+        if steps is not None and strategy not in (None, "steps"):
+            found.append(
+                f"{kind}_steps belongs to {kind}_strategy: steps, but {kind}_strategy is {strategy!r}; leave one out"
+            )
+    strategy = word(values.get("logging_strategy"))
+    if strategy not in (None, "steps") and values.get("logging_steps", 10) != 10:
+        found.append(f"logging_steps belongs to logging_strategy: steps, but that is {strategy!r}; leave one out")
+    return found
+
+
+def best_model_problems(values: Mapping[str, Any]) -> list[str]:
+    """Which checkpoint is the best, and whether it is there when it is wanted."""
+    found = []
+    name = values.get("metric_for_best_model")
+    known = measured(values.get("task", "text-generation"))
+    if name is not None and name.removeprefix("eval_") not in known:
+        found.append(f"metric_for_best_model must be one of {', '.join(known)}, but is {name!r}")
+    if name is not None and name.endswith(("r_llh", "r_cvg")) and not values.get("eval_samples"):
+        found.append(f"metric_for_best_model: {name} is measured with eval_samples above 0, which is not set")
+    if values.get("load_best_model_at_end"):
+        found += _alignment(intervals(values))
+    elif intervals(values)["save_strategy"] == "best" and intervals(values)["eval_strategy"] == "no":
+        found.append("save_strategy: best saves after an evaluation, and eval_strategy is 'no': set eval_strategy")
+    return found
+
+
+def _alignment(when: Mapping[str, Any]) -> list[str]:
+    save, evaluate = when["save_strategy"], when["eval_strategy"]
+    way_out = "leave out one of save_strategy and eval_strategy, and it follows the other"
+    if save == "no" or evaluate == "no":
+        both = f"save_strategy is {save!r} and eval_strategy {evaluate!r}"
+        return [f"load_best_model_at_end needs checkpoints and evaluations, but {both}: {way_out}"]
+    if save != "best" and save != evaluate:
+        both = f"save_strategy is {save!r} and eval_strategy {evaluate!r}"
+        return [f"load_best_model_at_end evaluates whenever it saves, but {both}: {way_out}"]
+    steps, every = when["save_steps"], when["eval_steps"]
+    if save == "steps" and every is not None and not _multiple(steps, every):
+        both = f"save_steps must be a multiple of eval_steps, but they are {steps} and {every}"
+        return [f"load_best_model_at_end evaluates whenever it saves, so {both}"]
+    return []
+
+
+def _multiple(number: float, of: float) -> bool:
+    if not (number > 0 and of > 0) or (number < 1) != (of < 1):
+        return number == of
+    return math.isclose(number / of, round(number / of))
+
+
+def settle_metric(values: Mapping[str, Any], *, one_loss: bool) -> dict[str, Any]:
+    """By what the best checkpoint is told, and which way is better.
+
+    Args:
+        values: the settings.
+        one_loss: whether the loss is the same function during the whole run, so that two of its values compare.
+
+    Raises:
+        ConfigError: the best is asked for by a loss that changes.
+    """
+    asked = bool(values.get("load_best_model_at_end")) or word(values.get("save_strategy")) == "best"
+    plateau = word(values.get("lr_scheduler_type")) in ("reduce_lr_on_plateau", "greedy")
+    name, higher = values.get("metric_for_best_model"), values.get("greater_is_better")
+    if (name or "loss").removeprefix("eval_") == "loss" and not one_loss:
+        if asked or plateau or name is not None:
+            others = ", ".join(measured(values.get("task", "text-generation"))[1:])
+            raise ConfigError(
+                "the loss changes over this run (a schedule or stages), so two values of it do not compare: set "
+                f"metric_for_best_model to one of {others}"
+            )
+        return {}
+    name = name or "loss"
+    return {"metric_for_best_model": name, "greater_is_better": higher_is_better(name) if higher is None else higher}

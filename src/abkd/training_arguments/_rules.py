@@ -1,0 +1,218 @@
+"""Which settings of transformers would be ignored, are out of their range, or contradict each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from abkd.errors import ConfigError, shown
+from abkd.training_arguments._intervals import best_model_problems, interval_problems, word
+from abkd.training_arguments._table import BELONGS, HARMLESS, OPTIM_ARGS, REFUSED, WORKS
+
+_AT_LEAST_ONE: tuple[Callable[[float], bool], str] = (lambda x: x >= 1, "1 or more")
+_NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < math.inf, "0 or more")
+_INTERVAL: tuple[Callable[[float], bool], str] = (
+    lambda x: 0 < x < math.inf and (x < 1 or x == int(x)),
+    "a whole number of steps from 1, or a share of the run between 0 and 1",
+)
+_MOMENT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < 1, "from 0 to below 1")
+_SEED: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < 2**32, "from 0 to 4294967295")
+RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "per_device_train_batch_size": _AT_LEAST_ONE,
+    "per_device_eval_batch_size": _AT_LEAST_ONE,
+    "gradient_accumulation_steps": _AT_LEAST_ONE,
+    "max_steps": (lambda x: x >= 1 or x == -1, "1 or more, or -1 (num_train_epochs decides)"),
+    "num_train_epochs": (lambda x: 0 <= x < math.inf, "0 (evaluate only) or more"),
+    "learning_rate": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "adam_beta1": _MOMENT,
+    "adam_beta2": _MOMENT,
+    "adam_epsilon": _NOT_NEGATIVE,
+    "max_grad_norm": (lambda x: 0 <= x < math.inf, "0 (no clipping) or more"),
+    "warmup_steps": (lambda x: 0 <= x < math.inf, "0 or more; a number below 1 is a share of all steps"),
+    "neftune_noise_alpha": _NOT_NEGATIVE,
+    "torch_empty_cache_steps": _AT_LEAST_ONE,
+    "logging_steps": _INTERVAL,
+    "eval_steps": _INTERVAL,
+    "save_steps": _INTERVAL,
+    "eval_delay": _NOT_NEGATIVE,
+    "save_total_limit": (lambda x: x >= 0, "1 or more, or 0 (keep all)"),
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "dataloader_num_workers": _NOT_NEGATIVE,
+    "dataloader_prefetch_factor": _AT_LEAST_ONE,
+    "ddp_timeout": _AT_LEAST_ONE,
+    "ddp_bucket_cap_mb": _AT_LEAST_ONE,
+}
+_RENAMED = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "gradient_checkpointing": "activation_checkpointing",
+}
+_EMPTY = (None, False, 0, "no", "", [], {})
+_OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
+
+
+def problems(values: Mapping[str, Any]) -> list[str]:
+    """One sentence for each setting that would be ignored, is out of its range, or contradicts another.
+
+    ``values``: settings by name; what is missing has its default.
+    """
+    return [
+        *_refused(values),
+        *_without_owner(values),
+        *_out_of_range(values),
+        *interval_problems(values),
+        *best_model_problems(values),
+        *_others(values),
+    ]
+
+
+def trackers(values: Mapping[str, Any]) -> set[str]:
+    """The names in ``report_to``."""
+    given = values.get("report_to")
+    names = [given] if isinstance(given, str) else list(given or [])
+    return {str(name) for name in names} - {"none"}
+
+
+@cache
+def defaults() -> Mapping[str, Any]:
+    """What every field of the installed transformers, and of ours, is when nobody sets it."""
+    from transformers import TrainingArguments
+
+    theirs = {field.name: default(field) for field in dataclasses.fields(TrainingArguments)}
+    return theirs | {"remove_unused_columns": False, "report_to": "none"}
+
+
+def default(field: dataclasses.Field[Any]) -> Any:
+    """What a field of a dataclass is when nobody sets it."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _changed(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a setting says something else than its default; ``False``, nothing and 0 may stand for each other."""
+    if name not in values or name not in defaults():
+        return False
+    value, unset = word(values[name]), word(defaults()[name])
+    return value != unset and not (_is_empty(value) and _is_empty(unset))
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value says nothing: ``False``, 0 and nothing, or a mapping to them (old versions fill one in)."""
+    return value in _EMPTY or (isinstance(value, dict) and all(each in _EMPTY for each in value.values()))
+
+
+def _refused(values: Mapping[str, Any]) -> list[str]:
+    found = [f"{name} has no effect here: {way_out}" for name, way_out in REFUSED.items() if _changed(name, values)]
+    known = WORKS | HARMLESS.keys() | REFUSED.keys() | BELONGS.keys()
+    found += [
+        f"{name} is new in this version of transformers and not known here, so it might have no effect: leave it out"
+        for name in defaults().keys() - known
+        if _changed(name, values)
+    ]
+    return found
+
+
+def _without_owner(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} belongs to {owner}, which is not set"
+        for name, owner in BELONGS.items()
+        if _changed(name, values) and not _is_made(owner, values)
+    ]
+
+
+def _is_made(setting: str, values: Mapping[str, Any]) -> bool:
+    """Whether a setting such as ``push_to_hub: true`` is made."""
+    name, _, _ = setting.partition(":")
+    if name == "report_to":
+        return bool({"trackio", "all"} & trackers(values))
+    both = (name, _RENAMED.get(name, name))
+    return any(values.get(each) for each in both)
+
+
+def _out_of_range(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} must be {words}, but is {shown(values[name])}"
+        for name, (fits, words) in RANGES.items()
+        if isinstance(values.get(name), int | float) and not fits(values[name])
+    ]
+
+
+def _others(values: Mapping[str, Any]) -> list[str]:
+    found = []
+    if not values.get("dataloader_num_workers"):
+        found += [f"{name} is for dataloader_num_workers above 0" for name in _OF_WORKERS if _changed(name, values)]
+    for name in ("log_level", "log_level_replica"):
+        if values.get(name, "passive") not in _LOG_LEVELS:
+            found.append(f"{name} must be one of {', '.join(_LOG_LEVELS)}, but is {values[name]!r}")
+    if values.get("bf16") and values.get("fp16"):
+        found.append("bf16 and fp16 are two precisions of the same run: set one of them")
+    if values.get("neftune_noise_alpha") and values.get("task", "text-generation") != "text-generation":
+        found.append("neftune_noise_alpha adds noise to token embeddings, and images have none: leave it out")
+    if values.get("lr_milestones") and word(values.get("lr_scheduler_type", "cosine")) != "cosine":
+        found.append("lr_milestones are a learning-rate schedule of their own: keep them, or lr_scheduler_type")
+    if values.get("lr_milestones") and values.get("lr_scheduler_kwargs"):
+        found.append("lr_scheduler_kwargs belong to lr_scheduler_type, which lr_milestones replace: leave them out")
+    if values.get("warmup_ratio") and values.get("warmup_steps"):
+        found.append("warmup_ratio is here warmup_steps below 1 (a share of all steps): keep warmup_steps")
+    return [*found, *_loader(values), *_optim_args(values)]
+
+
+def _loader(values: Mapping[str, Any]) -> list[str]:
+    """What accelerate would do to batches that are ours to make: split them, or send them from the first process."""
+    given = values.get("accelerator_config")
+    asked = (
+        given if isinstance(given, Mapping) else vars(given) if given is not None and not isinstance(given, str) else {}
+    )
+    return [
+        f"accelerator_config: {name}: {asked[name]!r} has no effect here, for batches are shared out by the order "
+        "of the rows: leave it out"
+        for name, unset in _OF_LOADER.items()
+        if name in asked and asked[name] not in unset
+    ]
+
+
+def _optim_args(values: Mapping[str, Any]) -> list[str]:
+    name, given = word(values.get("optim", "adamw_torch_fused")), values.get("optim_args")
+    if not given or (name not in OPTIM_ARGS and not name.startswith(_OF_TORCH)):
+        return []
+    if name not in OPTIM_ARGS:
+        return [f"optim_args has no effect with optim: {name}; it is for {', '.join(OPTIM_ARGS)}"]
+    try:
+        read_optim_args(name, given)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def read_optim_args(name: str, text: str) -> dict[str, float | bool]:
+    """``momentum=0.9, nesterov=true`` as what an optimizer of torch takes.
+
+    Raises:
+        ConfigError: not that form, or nothing that this optimizer takes.
+    """
+    found: dict[str, float | bool] = {}
+    for part in str(text).replace(" ", "").split(","):
+        key, _, value = part.partition("=")
+        if key not in OPTIM_ARGS[name].split():
+            taken = ", ".join(OPTIM_ARGS[name].split())
+            raise ConfigError(f"optim_args of {name} are {taken}, as {taken.split(',')[0]}=0.9; got {part!r}")
+        try:
+            found[key] = value.lower() in ("true", "yes") if value.isalpha() else float(value)
+        except ValueError as error:
+            raise ConfigError(f"optim_args: {key} must be a number, or true or false; got {value!r}") from error
+    return found
+
+
+_OF_TORCH = ("adamw_torch", "adafactor")
+_OF_LOADER = {
+    "split_batches": (False, None),
+    "dispatch_batches": (False, None),
+    "even_batches": (True, None),
+    "use_seedable_sampler": (True, None),
+}
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")

@@ -1,0 +1,74 @@
+"""What only this machine and torch can tell of the settings of transformers; no model is needed for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from abkd.training_arguments._intervals import word
+from abkd.training_arguments._rules import read_optim_args
+from abkd.training_arguments._table import OPTIM_ARGS
+
+logger = logging.getLogger("abkd")
+
+_IN_BACKWARD = ("lomo", "adalomo")
+_PROJECTED = ("galore", "apollo")
+_CLASSES = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}
+_STEPS = 100
+
+
+def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes of the settings where there is no accelerator, and of one that has another name in this version."""
+    found: dict[str, Any] = {}
+    if not torch.accelerator.is_available():
+        if values["bf16"]:
+            found["use_cpu"] = True
+        if values["fp16"]:
+            found["fp16"] = False
+            logger.warning("abkd: fp16 needs a GPU, so this run computes in float32; bf16 works on a CPU too")
+    if "activation_checkpointing" in values and values["activation_checkpointing"] is None:
+        found["activation_checkpointing"], found["gradient_checkpointing"] = values["gradient_checkpointing"], None
+    return found
+
+
+def step_problems(args: Any) -> list[str]:
+    """One sentence if the optimizer or the learning-rate schedule cannot be made of these training arguments.
+
+    transformers makes them when the models are loaded already; here they are made once, of a single number.
+    """
+    name = word(args.optim)
+    if name in _IN_BACKWARD or name.endswith("layerwise"):
+        return [f"optim: {name} changes weights during the backward pass, before the gradient is checked: take another"]
+    if name.startswith(_PROJECTED) != bool(args.optim_target_modules):
+        return ["optim_target_modules names the layers of optim: galore_… and apollo_…: set both, or neither"]
+    try:
+        _try_optimizer(args, name)
+    except (ValueError, TypeError) as error:
+        return [f"optim_args do not fit optim: {name}: {error}"]
+    try:
+        _try_schedule(args)
+    except (ValueError, TypeError, AssertionError) as error:
+        return [f"lr_scheduler_kwargs do not fit lr_scheduler_type: {word(args.lr_scheduler_type)}: {error}"]
+    return []
+
+
+def _try_optimizer(args: Any, name: str) -> None:
+    if name in OPTIM_ARGS:
+        options: Any = read_optim_args(name, args.optim_args) if args.optim_args else {}
+        _CLASSES[name]([torch.nn.Parameter(torch.zeros(1))], **{"lr": args.learning_rate, **options})
+
+
+def _try_schedule(args: Any) -> None:
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    get_scheduler(
+        args.lr_scheduler_type,
+        optimizer=optimizer,
+        num_warmup_steps=args.get_warmup_steps(_STEPS),
+        num_training_steps=_STEPS,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )

@@ -1,0 +1,299 @@
+"""Every field of ``transformers.TrainingArguments`` works, changes nothing, or is refused; nothing is ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import types
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+from transformers.integrations import integration_utils
+from transformers.training_args import OptimizerNames
+
+from abkd import DistillConfig
+from abkd.errors import ConfigError
+from abkd.metrics import measured
+from abkd.recipe import Recipe
+from abkd.training_arguments import BELONGS, HARMLESS, REFUSED, TRACKERS, WORKS, problems
+from abkd.training_arguments import _rules as rules
+from abkd.training_arguments._packages import OPTIMIZERS, Package, needed_by_models, needed_by_settings
+
+BASE = {"model_name_or_path": "student", "teacher_model_name_or_path": "teacher", "train_file": "data.jsonl"}
+FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+STAGES = "stages((0.5, ForwardKL()), (0.5, AlphaBeta()))"
+
+
+def config(**options: Any) -> DistillConfig:
+    return DistillConfig(output_dir="run", **{"use_cpu": True, **options})
+
+
+def refusals(**options: Any) -> tuple[str, str]:
+    """What Python and the command say; they must agree."""
+    with pytest.raises(ConfigError) as of_python:
+        config(**options)
+    with pytest.raises(ConfigError) as of_command:
+        Recipe.from_dict({**BASE, **options})
+    return str(of_python.value), str(of_command.value)
+
+
+# ---- the table
+
+
+def test_every_field_of_this_version_has_its_place():
+    known = [WORKS, HARMLESS.keys(), REFUSED.keys(), BELONGS.keys()]
+    assert FIELDS.keys() - set().union(*known) == set(), "new in this version: does it work, is it harmless or refused?"
+    assert sum(map(len, known)) == len(set().union(*known)), "a field has one place"
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) & set(FIELDS)))
+def test_what_would_have_no_effect_is_refused_by_both(name):
+    value = another(name)
+    if name == "parallelism_config":  # no recipe can write it
+        assert problems({name: object()})[0].startswith(f"{name} has no effect here")
+        return
+    for said in refusals(**{name: value}):
+        assert f"{name} has no effect here: {REFUSED[name]}" in said
+
+
+def another(name: str) -> Any:
+    """A value of the field's type that is not its default."""
+    unset = rules.defaults()[name]
+    special = {
+        "include_for_metrics": ["loss"], "label_names": ["labels"], "liger_kernel_config": {"rope": True},
+        "torch_compile_backend": "inductor", "torch_compile_mode": "default", "include_num_input_tokens_seen": "all",
+        "train_sampling_strategy": "group_by_length", "past_index": 0, "parallelism_config": object(),
+    }  # fmt: skip
+    if name in special:
+        return special[name]
+    return (not unset) if isinstance(unset, bool) else "x" if isinstance(unset, str) or unset is None else unset + 1
+
+
+def test_the_defaults_are_refused_by_nothing():
+    assert problems({name: rules.defaults()[name] for name in FIELDS}) == []
+    made = config(load_best_model_at_end=True)
+    assert dataclasses.replace(made, seed=3).seed == 3
+
+
+def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monkeypatch):
+    monkeypatch.setattr(rules, "defaults", lambda: {"sparkle": False, "seed": 42})
+    assert problems({"sparkle": False, "seed": 1}) == []
+    assert problems({"sparkle": True}) == [
+        "sparkle is new in this version of transformers and not known here, so it might have no effect: leave it out"
+    ]
+
+
+# ---- values
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"save_steps": 0}, "save_steps must be a whole number of steps from 1, or a share of the run"),
+        ({"save_steps": -5}, "save_steps must be a whole number of steps from 1"),
+        ({"eval_steps": 2.5}, "eval_steps must be a whole number of steps from 1"),
+        ({"logging_steps": 0}, "logging_steps must be a whole number of steps from 1"),
+        ({"save_steps": 50, "save_strategy": "epoch"}, "save_steps belongs to save_strategy: steps"),
+        ({"eval_steps": 50, "eval_strategy": "no"}, "eval_steps belongs to eval_strategy: steps"),
+        ({"logging_steps": 5, "logging_strategy": "epoch"}, "logging_steps belongs to logging_strategy: steps"),
+        ({"max_steps": 0}, "max_steps must be 1 or more, or -1"),
+        ({"max_steps": -3}, "max_steps must be 1 or more, or -1"),
+        ({"num_train_epochs": -1.0}, "num_train_epochs must be 0 (evaluate only) or more"),
+        ({"learning_rate": -1.0}, "learning_rate must be 0 or more"),
+        ({"adam_beta1": 1.0}, "adam_beta1 must be from 0 to below 1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm must be 0 (no clipping) or more"),
+        ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295"),
+        ({"data_seed": 2**32}, "data_seed must be from 0 to 4294967295"),
+        ({"save_total_limit": -1}, "save_total_limit must be 1 or more, or 0 (keep all)"),
+        ({"log_level": "loud"}, "log_level must be one of detail, debug"),
+        ({"bf16": True, "fp16": True}, "bf16 and fp16 are two precisions of the same run"),
+        ({"hub_model_id": "me/it"}, "hub_model_id belongs to push_to_hub: true, which is not set"),
+        ({"project": "mine"}, "project belongs to report_to: trackio, which is not set"),
+        ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor is for dataloader_num_workers above 0"),
+        (
+            {"dataloader_persistent_workers": True},
+            "dataloader_persistent_workers is for dataloader_num",
+        ),
+        ({"optim_args": "momentum=0.9"}, "optim_args has no effect with optim: adamw_torch_fused; it is for sgd"),
+        ({"optim": "sgd", "optim_args": "beta=0.9"}, "optim_args of sgd are momentum, dampening"),
+        ({"optim": "sgd", "optim_args": "momentum=x1"}, "optim_args: momentum must be a number"),
+        (
+            {"accelerator_config": {"dispatch_batches": True}},
+            "dispatch_batches: True has no effect",
+        ),
+        ({"lr_milestones": [1.0], "lr_scheduler_type": "linear"}, "lr_milestones are a learning-rate schedule"),
+        ({"metric_for_best_model": "ppl"}, f"must be one of {', '.join(measured('text-generation'))}, but is 'ppl'"),
+        ({"metric_for_best_model": "r_llh"}, "r_llh is measured with eval_samples above 0"),
+        ({"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end needs checkpoints"),
+        ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_steps": 5}, "evaluates whenever it saves"),
+        ({"load_best_model_at_end": True, "eval_steps": 3, "save_steps": 5}, "save_steps must be a multiple"),
+        ({"save_strategy": "best", "eval_strategy": "no"}, "save_strategy: best saves after an evaluation"),
+        ({"task": "image-classification", "neftune_noise_alpha": 5.0}, "neftune_noise_alpha adds noise to token"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused_by_both(options, says):
+    if options.get("task"):
+        assert says in problems(options)[0]
+        return
+    for said in refusals(**options):
+        assert says in said
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "do not fit lr_scheduler_type: cosine_with_min_lr"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "do not fit lr_scheduler_type: warmup_stable_decay"),
+        ({"lr_scheduler_kwargs": {"colour": 1}}, "do not fit lr_scheduler_type: cosine"),
+        ({"optim": "sgd", "optim_args": "nesterov=true"}, "optim_args do not fit optim: sgd"),
+        ({"optim_target_modules": ["attn"]}, "optim_target_modules names the layers of optim"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "reduce_lr_on_plateau requires an eval strategy"),
+        ({"accelerator_config": {"colour": 1}}, "do not fit together"),
+        ({"debug": "everything"}, "do not fit together"),
+        ({"divergence": STAGES, "load_best_model_at_end": True}, "the loss changes over this run"),
+        ({"divergence": STAGES, "metric_for_best_model": "loss"}, "the loss changes over this run"),
+    ],
+    ids=str,
+)
+def test_what_is_seen_when_the_arguments_are_made_is_one_sentence(options, says):
+    with pytest.raises(ConfigError) as refused:
+        config(**options)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+# ---- what follows from what
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ({}, ("epoch", None, "no", None)),
+        ({"save_steps": 50}, ("steps", 50, "no", None)),
+        ({"save_steps": 0.25}, ("steps", 0.25, "no", None)),
+        ({"eval_steps": 50}, ("epoch", None, "steps", 50)),
+        ({"save_strategy": "steps"}, ("steps", 500, "no", None)),
+        ({"load_best_model_at_end": True}, ("epoch", None, "epoch", None)),
+        ({"load_best_model_at_end": True, "save_steps": 50}, ("steps", 50, "steps", 50)),
+        ({"load_best_model_at_end": True, "eval_steps": 50}, ("steps", 50, "steps", 50)),
+        ({"load_best_model_at_end": True, "eval_steps": 5, "save_steps": 10}, ("steps", 10, "steps", 5)),
+        ({"load_best_model_at_end": True, "eval_strategy": "epoch"}, ("epoch", None, "epoch", None)),
+        ({"save_strategy": "best"}, ("best", None, "epoch", None)),
+    ],
+    ids=str,
+)
+def test_a_number_of_steps_means_its_strategy(given, means):
+    made = config(**given)
+    again = dataclasses.replace(made, seed=1)
+    for one in (made, again):
+        assert (one.save_strategy, one.save_steps, one.eval_strategy, one.eval_steps) == means
+    recipe = Recipe.from_dict({**BASE, **given})
+    assert Recipe.from_dict(recipe.resolved()).resolved() == recipe.resolved()
+    assert Recipe.from_dict(recipe.resolved()).distill_config().save_strategy == made.save_strategy
+
+
+@pytest.mark.parametrize(
+    ("name", "higher"),
+    [("loss", False), ("eval_perplexity", False), ("forward_kl", False), ("reverse_kl", False), ("r_cvg", False),
+     ("top1_agreement", True)],
+)  # fmt: skip
+def test_it_is_known_which_way_a_metric_is_better(name, higher):
+    assert config(metric_for_best_model=name, eval_samples=1).greater_is_better is higher
+    assert (
+        config(metric_for_best_model=name, eval_samples=1, greater_is_better=not higher).greater_is_better is not higher
+    )
+
+
+def test_accuracies_are_better_when_high():
+    for name in ("accuracy", "new_accuracy", "harmonic_mean"):
+        made = config(task="zero-shot-image-classification", metric_for_best_model=name)
+        assert made.greater_is_better
+    assert not config(task="image-classification", metric_for_best_model="cross_entropy").greater_is_better
+
+
+def test_a_loss_that_changes_tells_no_best_checkpoint():
+    assert config(divergence=STAGES).metric_for_best_model is None
+    assert (
+        config(divergence=STAGES, load_best_model_at_end=True, metric_for_best_model="perplexity").greater_is_better
+        is False
+    )
+
+
+def test_without_a_gpu_bf16_runs_on_the_cpu_and_fp16_is_left_out(caplog):
+    made = DistillConfig(output_dir="run", bf16=True)
+    assert made.use_cpu
+    made = DistillConfig(output_dir="run", fp16=True)
+    assert not made.fp16
+    assert "fp16 needs a GPU, so this run computes in float32" in caplog.text
+
+
+# ---- packages
+
+
+def test_every_tracker_and_every_optimizer_of_this_version_is_known():
+    assert set(integration_utils.INTEGRATION_TO_CALLBACK) <= TRACKERS.keys()
+    torchs = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "lomo", "adalomo"}
+    unknown = {each.value for each in OptimizerNames} - torchs
+    assert {name for name in unknown if not any(re.fullmatch(pattern, name) for pattern, _ in OPTIMIZERS)} == set()
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch):
+    monkeypatch.setattr(Package, "installed", property(lambda self: False))
+
+
+@pytest.mark.usefixtures("nothing_installed")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"report_to": "wandb"}, "report_to: wandb needs the package wandb: pip install wandb"),
+        ({"report_to": ["comet_ml"]}, "report_to: comet_ml needs the package comet_ml: pip install comet-ml"),
+        ({"report_to": "tensorbord"}, "report_to must be none, all or some of azure_ml, clearml"),
+        ({"optim": "paged_adamw_8bit"}, "needs the package bitsandbytes: pip install 'abkd[quantized]'"),
+        ({"optim": "galore_adamw"}, "needs the package galore_torch: pip install galore-torch"),
+        ({"optim": "stable_adamw"}, "needs the package optimi: pip install torch-optimi"),
+        ({"deepspeed": "ds.json"}, "deepspeed needs the package deepspeed: pip install deepspeed"),
+        (
+            {"model_init_kwargs": {"load_in_4bit": True}},
+            "load_in_4bit needs the package bitsandbytes",
+        ),
+        (
+            {"teacher_model_init_kwargs": {"quantization_config": {"quant_method": "gptq"}}},
+            "teacher_model_init_kwargs: quantization_config (gptq) needs the package gptqmodel",
+        ),
+        (
+            {"teacher_model_init_kwargs": {"attn_implementation": "flash_attention_2"}},
+            "attn_implementation flash_attention_2 needs the package flash_attn: pip install flash-attn",
+        ),
+    ],
+    ids=str,
+)
+def test_a_missing_package_is_named_with_its_pip_command(options, says):
+    with pytest.raises(ConfigError) as refused:
+        config(**options)
+    assert says in str(refused.value)
+
+
+@pytest.mark.usefixtures("nothing_installed")
+def test_models_that_need_a_package_are_seen_before_they_are_loaded(tmp_path):
+    (tmp_path / "quantised").mkdir()
+    (tmp_path / "quantised" / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    names = ["timm:resnet18", "torchvision:resnet18", str(tmp_path / "quantised"), str(tmp_path / "adapter"), "a/b"]
+    said = needed_by_models([("model_name_or_path", name) for name in names])
+    assert [sentence.rpartition("package ")[2] for sentence in said] == [
+        "timm: pip install 'abkd[vision]'", "torchvision: pip install 'abkd[vision]'",
+        "bitsandbytes: pip install 'abkd[quantized]'", "peft: pip install 'abkd[lora]'",
+    ]  # fmt: skip
+
+
+def test_what_is_installed_is_taken(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    monkeypatch.setattr(sys.modules["wandb"], "__spec__", types.SimpleNamespace(), raising=False)
+    assert needed_by_settings({"report_to": "wandb"}) == []
+    assert needed_by_settings({"report_to": ["none"], "optim": "adamw_torch"}) == []
