@@ -354,9 +354,9 @@ def test_shrink_keeps_the_layers_that_do_something(abkd: Abkd, teacher: Path, tm
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["TEACHER", "--layers=3", "--text_file=TEXT"], "--layers must be below 3"),
+        (["TEACHER", "--layers=3", "--text_file=not-even-read.jsonl"], "--layers must be below 3"),
         (["TEACHER", "--layers=2", "--text_file=nowhere.jsonl"], "nowhere.jsonl"),
-        (["./nowhere", "--layers=2", "--text_file=TEXT"], "TEACHER: no tokenizer in './nowhere'"),
+        (["./nowhere", "--layers=2", "--text_file=TEXT"], "TEACHER: there is no model directory './nowhere'"),
     ],
 )
 def test_shrink_refuses(abkd: Abkd, teacher: Path, tmp_path: Path, words: list[str], says: str) -> None:

@@ -15,6 +15,7 @@ from abkd.data.augment import Augmentation
 from abkd.divergences import AlphaBeta, Divergence
 from abkd.errors import ConfigError
 from abkd.generation import Sampling, settle
+from abkd.models.saving import DTYPES
 from abkd.objective import Objective
 from abkd.ops import plan_for
 from abkd.schedules import Schedule, at, is_number
@@ -146,6 +147,10 @@ class DistillConfig(TrainingArguments):
     unlabelled_classes: Literal["all", "base"] = field(
         default="all", metadata={"help": "CLIP: whose images are trained on; with all the new classes are seen too"}
     )
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "number type of the saved student; else that of the directory it began from"}
+    )
+    merge_adapter: bool = field(default=False, metadata={"help": "save adapters merged into the student's weights"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "empty a used output_dir first"})
 
     def __post_init__(self) -> None:
@@ -159,6 +164,8 @@ class DistillConfig(TrainingArguments):
             )
         self._take_short_forms()
         check_task(self.task, vars(self))
+        if self.save_dtype not in (None, *DTYPES):
+            raise ConfigError(f"save_dtype must be one of {', '.join(DTYPES)}, got {self.save_dtype!r}")
         check_sequences(self.source, self.teacher, packing=self.packing, eval_samples=self.eval_samples)
         check_written_for(self.objective(), self.source)
         settle(Sampling(), self.generation_kwargs)  # type: ignore[arg-type]  # a text was parsed
@@ -271,6 +278,7 @@ def check_task(task: str, values: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{name} is about images: set task: {IMAGES}, or leave it out")
         return
     of_text = {"packing": False, "group_by_length": False, "lm_coef": 0.0, "eval_samples": 0, "source": Dataset()}
+    of_text |= {"save_dtype": None, "merge_adapter": False}
     for name, unused in of_text.items():
         if values.get(name, unused) != unused:
             raise ConfigError(f"{name} is about text, and the task is {task}: leave it out")

@@ -16,6 +16,7 @@ from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
 from abkd.errors import ConfigError, DataError, OutputDirError
 from abkd.models.adapters import check_peft, has_adapters
 from abkd.models.loading import load_student, load_tokenizer
+from abkd.models.saving import stored_dtype
 from abkd.recipe import Recipe
 from abkd.storage import write_sealed, write_whole
 from abkd.trainer import RUN_FILE, DistillTrainer
@@ -146,6 +147,8 @@ def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[st
     """The student, and what belongs to it: its tokenizer, plain text."""
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
     options: Any = config.model_init_kwargs or {}
+    if config.save_dtype is None and (config.merge_adapter or not recipe.use_peft):
+        config.save_dtype = stored_dtype(recipe.model_name_or_path, **_revision(recipe))  # type: ignore[assignment]
     student = load_student(
         recipe.model_name_or_path,
         use_peft=recipe.use_peft,
@@ -157,6 +160,10 @@ def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[st
         "processing_class": tokenizer,
         "pretrain_chunks": _plain_text(recipe, config, tokenizer),
     }
+
+
+def _revision(recipe: Recipe) -> dict[str, str]:
+    return {"revision": recipe.model_revision} if recipe.model_revision else {}
 
 
 def _only_prompts(rows: Rows) -> bool:

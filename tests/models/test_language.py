@@ -13,7 +13,9 @@ from torch import nn
 
 import abkd
 from abkd.data import Collator, prepare_dataset
+from abkd.errors import ConfigError
 from abkd.models.language import CausalRows
+from abkd.models.positions import Positions, positions_of
 from abkd.objective import Objective
 from abkd.ops import Dense, Projected, plan_for
 from abkd.teachers import LiveReader
@@ -215,3 +217,111 @@ def test_under_autocast_the_own_logits_are_met_to_bfloat16():
         expected, found = dense_loss(model, teach, batch).item(), our_loss(rows, teach, batch).item()
     assert abs(found - exact) <= abs(expected - exact) + 2e-3 * exact
     assert found == pytest.approx(expected, rel=1e-2)
+
+
+# -- models that are not what they are taken for -----------------------------------------------------------------
+
+
+def bert(**options: Any) -> Any:
+    config = transformers.BertConfig(**{**SIZE, "max_position_embeddings": 64, **options})
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def test_a_model_that_sees_later_tokens_is_refused():
+    with pytest.raises(ConfigError, match="BertLMHeadModel is no causal language model: what it predicts at"):
+        CausalRows(bert()).check()
+    CausalRows(bert(is_decoder=True)).check()
+
+
+class Opening(transformers.LlamaForCausalLM):
+    """A prefix language model: the first two tokens see each other."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.logits[:, 0] += 0.1 * out.logits[:, 1]
+        return out
+
+
+class LookAhead(transformers.LlamaForCausalLM):
+    """As a window that reaches to the right would: each output knows the next token but one."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.logits[:, :-2] += 0.1 * out.logits[:, 2:]
+        return out
+
+
+@pytest.mark.parametrize("kind", [Opening, LookAhead])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_part_of_the_future_is_too_much(kind, dtype):
+    with pytest.raises(ConfigError, match="is no causal language model"):
+        CausalRows(kind(llama(0).config).to(dtype)).check()
+
+
+def test_proofs_leave_the_model_as_it_was():
+    model = make_model("gpt2").train()
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    CausalRows(model).check()
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Tuples(transformers.LlamaForCausalLM):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs).to_tuple()
+
+
+class FixedLength(transformers.LlamaForCausalLM):
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
+        if input_ids.shape[1] != 16:
+            raise RuntimeError("16 tokens,\nno less")
+        return super().forward(input_ids=input_ids, **kwargs)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Tuples, "no attribute 'logits'"), (FixedLength, "16 tokens, no less")])
+def test_a_model_that_cannot_be_tried_out_is_refused_in_a_sentence(kind, said):
+    model = kind(llama(0).config).train()
+    with pytest.raises(ConfigError, match=rf"{kind.__name__} cannot be run on a few tokens .*{said}"):
+        CausalRows(model).check()
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (lambda: nn.Linear(3, 4), "must be a causal language model of transformers, got Linear"),
+        (lambda: llama(0).model, "LlamaModel has no head over the vocabulary"),
+    ],
+)
+def test_another_module_is_no_language_model(module, said):
+    with pytest.raises(ConfigError, match=said):
+        CausalRows(module())
+
+
+POSITIONS = {
+    "gpt2": (lambda: make_model("gpt2"), Positions(128, table=True)),
+    "opt": (
+        made("OPT", **SIZE, ffn_dim=64, max_position_embeddings=24, word_embed_proj_dim=32),
+        Positions(24, table=True),
+    ),
+    "gptj": (
+        made("GPTJ", n_embd=32, n_layer=1, n_head=4, rotary_dim=4, vocab_size=V, n_positions=24),
+        Positions(24, table=True),
+    ),
+    "bert": (lambda: bert(is_decoder=True), Positions(64, table=True)),
+    "llama": (made("Llama", **LLAMA_LIKE, max_position_embeddings=24), Positions(24, table=False)),
+    "bloom": (made("Bloom", vocab_size=V, hidden_size=32, n_layer=1, n_head=4), None),
+}
+
+
+@pytest.mark.parametrize("family", POSITIONS)
+def test_how_many_positions_a_model_has(family):
+    make, expected = POSITIONS[family]
+    model = make().eval()
+    assert positions_of(model) == expected
+    if expected is not None and expected.table:
+        ids, last = torch.tensor([[1, 2]]), torch.tensor([[0, expected.count - 1]])
+        model(input_ids=ids, position_ids=last)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids, position_ids=last + torch.tensor([[0, 1]]))

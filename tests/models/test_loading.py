@@ -15,8 +15,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from abkd.errors import ConfigError
+from abkd.models.clip import load_clip
 from abkd.models.folders import broken_model, stored_tensors
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer
+from abkd.models.vision import load_classifier
+from abkd.models.vision._processor import preparation_of
 from training_parts import llama, tokenizer
 
 TEACHER = "teacher_model_name_or_path"
@@ -227,3 +230,23 @@ def test_a_broken_tokenizer(fault: str, sound: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^model_name_or_path: .*tokenizer in .* with all of its files") as caught:
         load_tokenizer(folder, what="model_name_or_path")
     assert "\n" not in str(caught.value)
+
+
+OWN_CODE = {
+    "config.json": {"auto_map": {"AutoConfig": "a.B", "AutoModel": "a.C", "AutoModelForImageClassification": "a.D"}},
+    "preprocessor_config.json": {"auto_map": {"AutoImageProcessor": "a.E"}},
+    "a.py": {},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nobody_is_asked_whether_to_run_code_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, values in OWN_CODE.items():
+        (tmp_path / name).write_text(json.dumps({"model_type": "own", **values}))
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    for load in (load_causal_lm, load_classifier, load_clip):
+        with pytest.raises(ConfigError, match=r"custom code|does not run"):
+            load(str(tmp_path), what=TEACHER)
+    with pytest.raises(ConfigError):
+        preparation_of(str(tmp_path))

@@ -52,6 +52,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("per_device_train_batch_size", "8", "sequences at once"),
         Option("bf16", "false", "compute in bfloat16 (weights stay float32)"),
         Option("use_peft", "false", "train LoRA adapters: lora_r, lora_alpha, lora_dropout, ..."),
+        Option("merge_adapter", "false", "save them merged into the student, as an ordinary model"),
+        Option("save_dtype", "", "of the saved student: bfloat16, float32, ...; else as its directory"),
         Option("overwrite_output_dir", "false", "replace what is in output_dir"),
     ),
 }

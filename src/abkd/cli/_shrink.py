@@ -10,6 +10,7 @@ from rich.table import Table
 
 from abkd.cli._console import console
 from abkd.errors import ConfigError, OutputDirError
+from abkd.models.folders import check_model_folder, stored_layers
 
 
 def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *, rows: int, max_length: int) -> None:
@@ -21,8 +22,11 @@ def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *,
         ConfigError: no model there, or it has not that many layers to choose from.
     """
     _check_free(output_dir)
+    check_model_folder(teacher, "TEACHER")
+    _check_layers(teacher, layers, stored_layers(teacher))
 
     from abkd.data import load_rows, prepare_dataset
+    from abkd.models.adapters import has_adapters
     from abkd.models.loading import load_causal_lm, load_tokenizer
     from abkd.models.shrink import decoder_layers, layer_influence, shrink
 
@@ -30,9 +34,10 @@ def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *,
     tokenizer = load_tokenizer(teacher, what="TEACHER")
     examples = prepare_dataset(texts, tokenizer, max_length=max_length, on_bad_row="drop", name=text_file)
     model = load_causal_lm(teacher, what="TEACHER", dtype="auto")
+    if has_adapters(model):
+        model = model.merge_and_unload()
     there = len(decoder_layers(model)[1])
-    if layers >= there:
-        raise ConfigError(f"--layers must be below {there}, the layers of {teacher!r}, but is {layers}")
+    _check_layers(teacher, layers, there)
     with Progress(console=console(), transient=True) as progress:
         bar = progress.add_task(f"measuring {there} layers on {len(examples)} rows", total=len(examples))
         influence = layer_influence(
@@ -63,6 +68,12 @@ def influence_table(influence: Sequence[float], kept: Collection[int]) -> Table:
         stays = layer in kept
         table.add_row(str(layer), f"{value:.4f}", bar, "yes" if stays else "", style="" if stays else "dim")
     return table
+
+
+def _check_layers(teacher: str, layers: int, there: int | None) -> None:
+    """Raise ConfigError where the teacher has no more layers than are to be kept; ``there`` is None while unknown."""
+    if there is not None and layers >= there:
+        raise ConfigError(f"--layers must be below {there}, the layers of {teacher!r}, but is {layers}")
 
 
 def _check_free(output_dir: Path) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from abkd.errors import ConfigError
 from abkd.models.folders import ADAPTER, is_adapter, is_local, read_json
 from abkd.models.remarks import logger, some
+from abkd.storage import write_whole
 
 _INSTALL = "needs the package peft: pip install 'abkd[lora]'"
 
@@ -87,6 +88,7 @@ def read_adapter(model: nn.Module, name: str, base: str, what: str, *, trainable
         with _quiet():
             warnings.filterwarnings("error", "Found missing adapter keys")
             adapted = PeftModel.from_pretrained(model, name, is_trainable=trainable)
+            adapted.peft_config["default"].base_model_name_or_path = base
             unused = sorted(
                 key for key in load_peft_weights(name, "cpu") if key not in get_peft_model_state_dict(adapted)
             )
@@ -98,7 +100,6 @@ def read_adapter(model: nn.Module, name: str, base: str, what: str, *, trainable
             f"{what}: the adapter in {name!r} holds weights that its base model {base!r} has no place for, such as "
             f"{some(unused)}: it was made for another model"
         )
-    adapted.peft_config["default"].base_model_name_or_path = base
     return adapted
 
 
@@ -135,4 +136,44 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
         warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it, and says so
+        warnings.filterwarnings("ignore", "Could not find a config file")  # of a base model on the hub
         yield
+
+
+_CARD = """---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [abkd, distillation, {kind}]
+---
+
+# An adapter distilled with abkd
+
+Only what was trained is here (rank {rank}, on {layers}); it belongs to the base model `{base}`.
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained(".")  # this directory; loads the base model too
+tokenizer = AutoTokenizer.from_pretrained(".")
+model = model.merge_and_unload()  # optional: an ordinary model without adapters
+```
+
+To save the merged model at once, distil with `merge_adapter: true`. To train on, give this directory as
+`model_name_or_path` with `use_peft: true`.
+"""
+
+
+def write_adapter_card(directory: Path) -> None:
+    """``README.md`` beside a saved adapter, instead of the blank form that PEFT writes; nothing where there is none."""
+    if not (directory / ADAPTER).is_file():
+        return
+    values = read_json(directory / ADAPTER)
+    card = _CARD.format(
+        base=values.get("base_model_name_or_path") or "unknown",
+        kind=str(values.get("peft_type", "adapter")).lower(),
+        rank=values.get("r", "unknown"),
+        layers=", ".join(sorted(map(str, values.get("target_modules") or ()))) or "no named layers",
+    )
+    write_whole(directory / "README.md", card.encode())

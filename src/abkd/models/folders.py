@@ -91,6 +91,13 @@ def read_json(file: Path) -> dict[str, Any]:
     return values
 
 
+def stored_layers(name: str) -> int | None:
+    """How many layers the ``config.json`` of a sound directory tells of; None for hub names, and where it does not."""
+    file = Path(name).expanduser() / "config.json"
+    values = _of_text(read_json(file)) if file.is_file() else {}
+    return next((count for key in _LAYERS if isinstance(count := values.get(key), int)), None)
+
+
 def stored_tensors(name: str) -> dict[str, Stored]:
     """Every tensor in the safetensors files of a sound directory, by name; none for other formats and hub names."""
     found: dict[str, Stored] = {}
@@ -157,8 +164,7 @@ def _faults_of_sizes(name: str, config: Mapping[str, Any], tensors: Mapping[str,
     """Sizes that the weights cannot have: building such a model could take all memory, or forever."""
     if not tensors:
         return
-    text = config.get("text_config")
-    values = text if isinstance(text, dict) else config
+    values = _of_text(config)
     for key in _LAYERS:
         layers = values.get(key)
         if isinstance(layers, int) and not 1 <= layers <= len(tensors):
@@ -167,6 +173,12 @@ def _faults_of_sizes(name: str, config: Mapping[str, Any], tensors: Mapping[str,
     held = sum(tensor.elements for tensor in tensors.values())
     if isinstance(rows, int) and isinstance(width, int) and rows * width > 16 * held:  # 16: in 2 bits or more
         yield f"config.json of {name!r} has an embedding of {rows} x {width}, but the weights are only {held} numbers"
+
+
+def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of the language model within that of a model that also sees or hears."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else config
 
 
 def _walk(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:

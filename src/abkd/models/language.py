@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from abkd.data import View
+from abkd.errors import AbkdError, ConfigError
+from abkd.models.loading import in_short
+from abkd.models.positions import learned_positions
 from abkd.models.rows import ModelRows
 from abkd.ops import Dense, Head, Projected
 from abkd.ops._types import Rows
 
 logger = logging.getLogger("abkd")
 
-_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of the largest logit; 3e-2 in 16 bits
+_PROBE_TOKENS = 8
+_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of what they are compared with; 3e-2 in 16 bits
 
 
 class CausalRows(ModelRows):
@@ -32,6 +37,7 @@ class CausalRows(ModelRows):
         self.forward: Callable[..., Any] = model.forward  # before anything wraps it
         self.classes = classes
         self.language_model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        _check_kind(self.language_model)
         self.dense_because = _not_a_matrix(self.language_model)
 
     @property
@@ -54,22 +60,61 @@ class CausalRows(ModelRows):
         if self.dense_because is None and _in_shards(self.head.weight):
             self.dense_because = "its head is sharded on its own; leave it to the root of the model to mend that"
             self._say_dense()
+        self.auxiliary_loss = None
         if self.dense_because is not None:
             rows: Rows = Dense(self._logits(inputs).flatten(0, 1)[view.rows])
         else:
-            hidden = _backbone(self.language_model)(**inputs, use_cache=False).last_hidden_state
-            rows = Projected(hidden.flatten(0, 1)[view.rows], self.head)
+            rows = Projected(self._hidden(inputs).flatten(0, 1)[view.rows], self.head)
         return rows if self.classes is None else rows.first(self.classes)
 
     def of(self, model: Any) -> CausalRows:
         return CausalRows(model)
 
     def check(self) -> None:
-        """Compare ``head(hidden)`` with the model's own logits on a probe; fall back to logits where they differ."""
-        if self.dense_because is None:
-            self.dense_because = self._probe()
+        """Run the model on a few tokens: it must not see later ones, and its logits should be those of its head.
+
+        Where they differ from ``head(hidden)``, the logits are used as they are.
+
+        Raises:
+            ConfigError: it cannot be run like this, or its output at a position depends on later tokens.
+        """
+        with probing(self.model):
+            ids = self._probe_ids()
+            logits = self._logits(_inputs(ids))
+            self._check_causal(ids, logits)
+            if self.dense_because is None:
+                self.dense_because = self._compare(ids, logits)
         if self.dense_because is not None:
             self._say_dense()
+
+    def _probe_ids(self) -> Tensor:
+        """``[1, T]``, T at most 8 and at most the positions that the model has learned."""
+        count = min(_PROBE_TOKENS, learned_positions(self.language_model) or _PROBE_TOKENS)
+        device = self.language_model.get_input_embeddings().weight.device
+        return torch.arange(1, count + 1, device=device)[None] % self.head_rows
+
+    def _check_causal(self, ids: Tensor, logits: Tensor) -> None:
+        """Other tokens from a place on must leave every output before it as it was.
+
+        Judged by how much the outputs from there on change. Places near both ends find what looks ahead a little, a
+        whole row, and an opening that is read in both directions.
+        """
+        length = ids.shape[1]
+        for place in sorted({1, length // 2, length - 1} - {0}):
+            other = ids.clone()
+            other[:, place:] = (other[:, place:] + length) % self.head_rows
+            change = (self._logits(_inputs(other)) - logits).float().abs()
+            leak, effect = change[:, :place].max(), change[:, place:].max()
+            if leak > self._tolerance * effect:
+                raise ConfigError(
+                    f"{_name(self.language_model)} is no causal language model: what it predicts at a position depends "
+                    "on later tokens, so it would see the answers that it is asked for (masked language models such as "
+                    "BERT do); choose a decoder-only model"
+                )
+
+    @property
+    def _tolerance(self) -> float:
+        return _PROBE_TOLERANCE.get(self.language_model.dtype, 3e-2)
 
     def _say_dense(self) -> None:
         logger.warning(
@@ -78,28 +123,101 @@ class CausalRows(ModelRows):
             self.dense_because,
         )
 
-    @torch.no_grad()
-    def _probe(self) -> str | None:
-        training = self.model.training
-        self.model.eval()
-        device = self.language_model.get_input_embeddings().weight.device
-        ids = torch.arange(1, 9, device=device)[None] % self.head_rows
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "position_ids": torch.arange(8, device=device)[None],
-        }
-        theirs = self._logits(inputs).float()
-        ours = self(View(inputs=inputs, rows=torch.arange(8, device=device))).logits(slice(None)).float()
-        self.model.train(training)
-        theirs = theirs[0, :, : ours.shape[-1]]
+    def _compare(self, ids: Tensor, logits: Tensor) -> str | None:
+        """Why the head is no matrix that explains these logits."""
+        view = View(inputs=_inputs(ids), rows=torch.arange(ids.shape[1], device=ids.device))
+        try:
+            ours = self(view).logits(slice(None)).float()
+        except Exception as error:  # noqa: BLE001  # the model as a whole has run, so its parts cannot be used alone
+            return f"its backbone cannot be run by itself ({in_short(error)})"
+        theirs = logits.float()[0, :, : ours.shape[-1]]
         gap = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
-        if gap <= _PROBE_TOLERANCE.get(self.language_model.dtype, 3e-2):
+        if gap <= self._tolerance:
             return None
         return f"its logits differ from those of its head by {gap:.1%}"
 
+    def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """``[B, T, H]``, what the head reads."""
+        backbone = _backbone(self.language_model)
+        if not self._balances():
+            return backbone(**inputs, use_cache=False).last_hidden_state
+        kept: list[Tensor] = []  # the whole forward, with one row of logits, knows the router's loss
+        hook = backbone.register_forward_hook(lambda _, __, output: kept.append(output.last_hidden_state))
+        try:
+            self._run(inputs, logits_to_keep=1)
+        finally:
+            hook.remove()
+        return kept[0]
+
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return self.forward(**inputs, use_cache=False).logits
+        return self._run(inputs).logits
+
+    def _run(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+        output = self.forward(**inputs, use_cache=False, **options)
+        if self._balances():
+            self.auxiliary_loss = self.router_loss_weight * output.aux_loss
+        return output
+
+    def _balances(self) -> bool:
+        """Whether this forward is one whose router loss is trained on."""
+        return self.router_loss_weight > 0 and self.model.training and torch.is_grad_enabled()
+
+    @property
+    def router_loss_weight(self) -> float:
+        """The weight of the load-balancing loss of a mixture of experts, where its configuration asks for that loss."""
+        config = _text_config(self.language_model)
+        if not getattr(config, "output_router_logits", False):
+            return 0.0
+        own = getattr(self.language_model, "router_aux_loss_coef", None)
+        return float((getattr(config, "router_aux_loss_coef", None) if own is None else own) or 0.0)
+
+
+@contextmanager
+def probing(model: Any) -> Iterator[None]:
+    """While a model is tried out: in eval mode, without gradient; whatever it raises says that it cannot be used.
+
+    Raises:
+        ConfigError: instead of any other error.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    except AbkdError:
+        raise
+    except Exception as error:  # of code that is not ours; every one means that the model cannot be used
+        raise ConfigError(
+            f"{_name(model)} cannot be run on a few tokens as a causal language model of transformers "
+            f"({in_short(error)}): choose a model that takes input_ids of any length and gives an output with logits"
+        ) from error
+    finally:
+        model.train(training)
+
+
+def _inputs(ids: Tensor) -> dict[str, Tensor]:
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
+
+
+def _name(model: Any) -> str:
+    """The kind of a model, and where it is from if that is known."""
+    kind, origin = type(model).__name__, getattr(model, "name_or_path", "")
+    return f"{kind} ({origin})" if origin else kind
+
+
+def _check_kind(model: Any) -> None:
+    """Raise ConfigError where a module is no language model of transformers with a head."""
+    needed = ("config", "dtype", "get_input_embeddings", "get_output_embeddings")
+    if not all(hasattr(model, name) for name in needed):
+        raise ConfigError(
+            f"a language model must be a causal language model of transformers, got {type(model).__name__}: load one "
+            "with AutoModelForCausalLM, or set task='image-classification' for a classifier"
+        )
+    if not hasattr(model.get_output_embeddings(), "weight"):
+        raise ConfigError(
+            f"{_name(model)} has no head over the vocabulary: load it with AutoModelForCausalLM, not as a bare backbone"
+        )
 
 
 def _backbone(model: Any) -> Any:

@@ -77,7 +77,7 @@ def load_student(name_or_path: str, *, use_peft: bool, **kwargs: Any) -> Any:
         " the adapter alone)",
         name_or_path,
     )
-    return model.merge_and_unload()
+    return model.merge_and_unload().requires_grad_(True)
 
 
 def teacher_options(given: Any, device: torch.device, revision: str | None = None) -> dict[str, Any]:

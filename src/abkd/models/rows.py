@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from abkd.data import View
 from abkd.ops._types import Rows
 
@@ -15,12 +17,14 @@ class ModelRows(ABC):
 
     ``model``: the module. ``forward``: its own forward, from before anything wraps it. ``classes``: how many of its
     classes are used (None: all). ``dense_because``: why it is read through its logits, where it could be otherwise.
+    ``auxiliary_loss``: what the model wants to be added to the loss of the rows that were read last, if anything.
     """
 
     model: Any
     forward: Callable[..., Any]
     classes: int | None = None
     dense_because: str | None = None
+    auxiliary_loss: Tensor | None = None
 
     @property
     @abstractmethod

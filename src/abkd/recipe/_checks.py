@@ -17,14 +17,14 @@ from abkd.recipe._fields import samples
 if TYPE_CHECKING:
     from abkd.recipe._recipe import Recipe
 
-LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"}
+LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
 WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 HELD_OUT = ("eval_file", "eval_dir", "dataset_test_split", "split_file")
 OF_IMAGES = {"augmentation", "image_size", "allow_code"}
 OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
 OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
-OF_TEXT |= {"source", "lmbda", "seq_kd", "generation_kwargs"}
+OF_TEXT |= {"source", "lmbda", "seq_kd", "generation_kwargs", "save_dtype", "merge_adapter"}
 _ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that was refused before its first step: nothing to lose
 _MODELS = ("model_name_or_path", "teacher_model_name_or_path")
 _WEIGHTS = ("ce_weight", "kd_weight")

@@ -78,9 +78,16 @@ class Task:
         columns = {name: getattr(rows, name) for name in names}
         sums = {name: (column * batch.weight).sum() for name, column in columns.items() if column is not None}
         loss = rows.loss
+        if self.student.auxiliary_loss is not None:
+            loss = loss + self.student.auxiliary_loss * self._share(batch, progress, totals)
         if batch.pretrain is not None:
             loss = loss + self.objective.lm_coef * self._plain_text(batch, totals.plain)
         return {"loss": loss, "rows": batch.weight.sum(), **sums}
+
+    def _share(self, batch: Batch, progress: float, totals: Totals) -> Tensor:
+        """The part of a step that is this batch: however a step is split, a mean over its batches counts once."""
+        own = self.objective.totals(batch.origin, batch.weight, progress).sum()
+        return (own / totals.rows.sum().clamp(min=1e-12)).to(batch.weight.device)
 
     def _history(self, student: Rows, teacher: TeacherRows | None, batch: Batch, progress: float) -> History | None:
         if teacher is None or not any(term.posterior for term in self.objective.at(progress)):

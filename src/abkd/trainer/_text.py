@@ -22,11 +22,14 @@ from abkd.data import (
     shared_vocabulary_size,
 )
 from abkd.errors import ConfigError
-from abkd.models.adapters import has_adapters, with_adapters
+from abkd.models.adapters import has_adapters, with_adapters, write_adapter_card
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
+from abkd.models.positions import learned_positions
+from abkd.models.saving import check_trainable, stored_dtype
 from abkd.sources import is_privileged, needs_completions, privileged_context
 from abkd.teachers import Reader, Setting, identity
+from abkd.trainer._lengths import check_lengths
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
 from abkd.trainer._start import check_start
 
@@ -49,7 +52,10 @@ class Text(Modality):
     def data(
         self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
     ) -> TokenizedDataset | None:
-        return prepare_data(dataset, models.tokenizer, args, name, chunks)
+        prepared = prepare_data(dataset, models.tokenizer, args, name, chunks)
+        if prepared is not None:
+            check_lengths(prepared, models, args)
+        return prepared
 
     def collator(self, models: Models) -> Collator:
         return Collator(models.padding)
@@ -72,7 +78,8 @@ class Text(Modality):
         check_start(trainer)
 
     def finish(self, models: Models, directory: Path, train: Any) -> None:
-        """Nothing is missing: transformers has saved configuration and tokenizer."""
+        """transformers has saved configuration and tokenizer; an adapter gets a card that says what it belongs to."""
+        write_adapter_card(directory)
 
     def describe(self, models: Models, train: Any) -> dict[str, Any]:
         return {"train_tokens": train.trained_tokens}
@@ -88,11 +95,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
         tokenizer = _own_tokenizer(model)
     teachers, names = _load_teachers(teacher, args, tokenizer)
     spec: Any = args.teacher
-    if isinstance(model, str):
-        model = load_student(model, use_peft=peft_config is not None, dtype=torch.float32)
-        peft_config = None if has_adapters(model) else peft_config
-    if peft_config is not None:
-        model = with_adapters(model, peft_config)
+    model = _load_student(model, args, peft_config)
     for each in teachers:
         check_apart(model, each)
     student = CausalRows(model)
@@ -102,18 +105,42 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     classes = _shared_classes(student, reader, tokenizer)
     student.classes = classes
     student.check()
+    _say_router_loss(student)
     if reader is not None:
         reader.classes = classes
         reader.check()
     if args.packing:
         for each in (model, *teachers):
-            check_packing(each, args.max_length)
+            check_packing(each, args.max_length, learned_positions(each))
     check_known(reader, args)
     if args.eval_samples and (reader is None or len(reader.models) != 1):
         raise ConfigError(
             f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0"
         )
     return Models(student, reader, tokenizer, classes, names, _teacher_options(args).get("revision"))
+
+
+def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
+    """The student with what is to be trained: all of it, fresh adapters, or those that it has."""
+    if isinstance(model, str):
+        use_peft = peft_config is not None
+        if args.save_dtype is None and (args.merge_adapter or not use_peft):
+            args.save_dtype = stored_dtype(model)  # type: ignore[assignment]
+        model = load_student(model, use_peft=use_peft, dtype=torch.float32)
+        peft_config = None if has_adapters(model) else peft_config
+    if peft_config is not None:
+        model = with_adapters(model, peft_config)
+    check_trainable(model)
+    return model
+
+
+def _say_router_loss(student: CausalRows) -> None:
+    if student.router_loss_weight:
+        logger.info(
+            "abkd: the student's load-balancing loss is added, as its config asks (output_router_logits; "
+            "router_aux_loss_coef %g)",
+            student.router_loss_weight,
+        )
 
 
 def _own_tokenizer(model: Any) -> Any:

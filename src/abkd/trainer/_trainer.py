@@ -21,6 +21,7 @@ from abkd.models.loading import placed
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics
+from abkd.trainer._final import final_form
 from abkd.trainer._finite import FiniteRun, check_loss
 from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
 from abkd.trainer._optimizer import Optimizing, check_batches
@@ -83,6 +84,7 @@ class DistillTrainer(Optimizing):
             model, teacher_model, args, processing_class, peft_config, train_dataset
         )
         ours = self._assemble(args)
+        caching = getattr(getattr(self.models.student.model, "config", None), "use_cache", None)
         super().__init__(
             model=self.models.student.model,
             args=args,
@@ -93,6 +95,8 @@ class DistillTrainer(Optimizing):
             callbacks=[*callbacks, *ours],
             **kwargs,
         )
+        if caching is not None and not getattr(args, "use_cache", False):
+            self.models.student.model.config.use_cache = caching  # the saved student is for generating too
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers < 5.19
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -316,7 +320,8 @@ class DistillTrainer(Optimizing):
             _checkpoints.drop_pickle(output_dir or self.args.output_dir)
             return
         self.finite.check_weights("the student was not saved; lower the learning rate")
-        with _checkpoints.refusals(f"the student in {output_dir or self.args.output_dir}", "Make room and try again"):
+        place = f"the student in {output_dir or self.args.output_dir}"
+        with final_form(self), _checkpoints.refusals(place, "Make room and try again"):
             if self.is_fsdp_enabled:
                 self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
             else:

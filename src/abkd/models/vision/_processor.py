@@ -37,7 +37,7 @@ def preparation_of(name_or_path: str, **hub: Any) -> Preparation | None:
 
     hub = {"trust_remote_code": False, **hub}
     try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path, **hub)
+        processor = AutoImageProcessor.from_pretrained(name_or_path, **{"trust_remote_code": False, **hub})
     except (ImportError, OSError, ValueError):
         values = _settings(name_or_path, **hub)
         return None if values is None else _read(values, name_or_path)

@@ -1,0 +1,87 @@
+"""Whether both models have positions for the longest row of a run, told before the first step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from abkd.config import DistillConfig
+from abkd.data import TokenizedDataset
+from abkd.errors import ConfigError
+from abkd.models.positions import positions_of
+from abkd.sources import needs_generation, needs_teacher_text
+from abkd.trainer._modality import Models
+
+logger = logging.getLogger("abkd")
+
+
+def check_lengths(dataset: TokenizedDataset, models: Models, args: DistillConfig) -> None:
+    """Compare the rows that are really there with the positions of the models that read them.
+
+    Beyond the positions that a rotary model was trained for it may be worse, which is said in one line.
+
+    Raises:
+        ConfigError: a row, or what may be written to its prompt, is longer than a model's table of positions.
+    """
+    beyond = []
+    for who, model in _models(models):
+        positions = positions_of(model)
+        if positions is None or _upper_bound(dataset, args) <= positions.count:
+            continue
+        longest = _longest(dataset, args, who)
+        if longest <= positions.count:
+            continue
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        if positions.table:
+            raise ConfigError(
+                f"the {who} ({name}) has {positions.count} positions, and the longest row of {dataset.name} would have "
+                f"{longest} tokens: set max_length: {positions.count}, or choose a {who} with more positions"
+            )
+        beyond.append((longest, f"the {who} ({positions.count})"))
+    if beyond and dataset.name != "eval":
+        logger.info(
+            "abkd: the longest row has %d tokens, more than %s saw in pre-training (max_position_embeddings); what is "
+            "said beyond may be worse, and max_length cuts rows",
+            max(longest for longest, _ in beyond),
+            " and ".join(dict.fromkeys(each for _, each in beyond)),
+        )
+
+
+def _models(models: Models) -> Iterator[tuple[str, Any]]:
+    yield "student", models.student.model
+    for teacher in models.teacher.models if models.teacher is not None else ():
+        yield "teacher", teacher
+
+
+def _writes(args: DistillConfig) -> bool:
+    source: Any = args.source
+    return needs_generation(source) or needs_teacher_text(source) or args.eval_samples > 0
+
+
+def _upper_bound(dataset: TokenizedDataset, args: DistillConfig) -> float:
+    """Of the tokens of any row, without looking at each."""
+    if "teacher_input_ids" in dataset.columns:
+        return math.inf  # a context comes before the row
+    longest = max(dataset.lengths)
+    return max(longest, args.max_length) if _writes(args) or "pretrain_ids" in dataset.columns else longest
+
+
+def _longest(dataset: TokenizedDataset, args: DistillConfig, who: str) -> int:
+    """The most tokens that ``who`` reads at once."""
+    writes = _writes(args)
+    return max(max(_lengths(dict(row), args, who, writes)) for row in dataset)
+
+
+def _lengths(row: dict[str, Any], args: DistillConfig, who: str, writes: bool) -> Iterator[int]:
+    own, trained = row["input_ids"], row["trained"]
+    if who == "teacher" and "teacher_input_ids" in row:
+        own, trained = row["teacher_input_ids"], row["teacher_trained"]
+    yield max(Counter(row["segments"]).values()) if "segments" in row else len(own)
+    if who == "student":
+        yield len(row.get("pretrain_ids", ()))
+    if writes:
+        prompt = trained.index(True) if True in trained else len(own)
+        yield min(prompt + args.max_completion_length, max(args.max_length, len(own)))
