@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from op_parts import EVERY, FORMS, OPTIONS, SHAPES, Problem, assert_same, gradients, problem
+from exact import assert_same
+from op_parts import EVERY, FORMS, OPTIONS, SHAPES, Problem, gradients, problem
 
 import abkd
 from abkd.errors import ConfigError, VocabularyError

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from op_parts import EVERY, WEIGHT, assert_same, bucketed, gap, gradients, problem
+from exact import assert_same
+from op_parts import EVERY, WEIGHT, bucketed, gap, gradients, problem
 from torch import Tensor
 
 import abkd
@@ -31,7 +32,7 @@ def test_all_rows_are_seen_together_whatever_the_plan(divergence: abkd.Divergenc
             assert result.plan == Plan(rows, compiled)
             torch.testing.assert_close(result.divergence, wanted, check_dtype=False)
     large = problem(40, 4000, dtype=torch.float64)  # more than the processor's cache is meant to take
-    assert_same(large, divergence, tolerance=1e-12)
+    assert_same(large, divergence)
 
 
 @pytest.mark.parametrize("divergence", TOGETHER, ids=repr)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from op_parts import EVERY, NUMBERS, Problem, gradients, problem
+from exact import NUMBERS
+from op_parts import EVERY, Problem, gradients, problem
 from torch import Tensor
 
 import abkd

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from op_parts import FORMS, SHAPES, WEIGHT, Counting, assert_same, gradients, problem
+from exact import assert_same
+from op_parts import FORMS, SHAPES, WEIGHT, Counting, gradients, problem
 from torch import Tensor
 
 import abkd

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_parts import EVERY, NUMBERS, Counting, gradients, problem
+from exact import NUMBERS, assert_same
+from op_parts import EVERY, Counting, gradients, problem
 
 import abkd
 from abkd.ops import Plan
@@ -70,7 +71,6 @@ def test_a_row_whose_function_weighs_it_zero_may_be_infinite(impl: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"row_weight": WEIGHT}], ids=str)
 def test_a_divergence_of_one_s_own_in_plain_torch_runs_through_the_op(options: dict[str, object]) -> None:
-    from op_parts import assert_same
 
     one = problem(7, bias=True, **options)
     assert_same(one, Counting(), plan=Plan(3, False))

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from op_parts import FORMS, Problem, assert_same, bucketed, gap, gradients, problem
+from exact import assert_same
+from op_parts import FORMS, Problem, bucketed, gap, gradients, problem
 from torch import Tensor
 
 import abkd

@@ -1,0 +1,140 @@
+"""A problem for the op solved in float64, with the size of what is added up for every number: the judge of rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from op_parts import Problem, gradients
+from torch import Tensor
+
+import abkd
+from abkd.ops import Averaged, Dense, Plan, RowLosses, TeacherRows, TopK
+from rounding import assert_rounded
+
+NUMBERS = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement", "weight")
+Sizes = dict[str, Tensor]
+
+
+@dataclass
+class Exact:
+    """The reference in float64: ``result`` and ``gradients``, each with its ``Σ|parts|`` under the same name."""
+
+    result: RowLosses
+    gradients: dict[str, Tensor | None]
+    sizes: Sizes
+    gradient_sizes: Sizes
+
+
+def exactly(one: Problem, divergence: abkd.Divergence, **options: Any) -> Exact:
+    """Logits first, so that their gradient ``[N, V]``, of which all other gradients are sums, is known."""
+    wide = one.fresh(torch.float64, teacher=True)
+    logits = wide.student.logits(slice(None))
+    flat = replace(wide, leaves={"values": logits.detach().requires_grad_()})
+    options = {**one.options, **options}
+    result = flat.solve(divergence, impl="reference", **options)
+    (pull,) = torch.autograd.grad(result.loss, flat.leaves["values"])
+    learning = {name: leaf for name, leaf in wide.leaves.items() if leaf.requires_grad}
+    found = torch.autograd.grad(logits, learning.values(), pull)
+    with torch.no_grad():
+        temperature = options.get("temperature", 1.0)
+        of_row = 1.0 + (_largest(wide.student) + _largest(wide.teacher)) / min(temperature, 1.0)
+        parts = _parts(logits, pull, temperature) * of_row[:, None]
+        sizes = _sizes(result, parts, of_row)
+    gradients = {**dict.fromkeys(one.leaves), **dict(zip(learning, found, strict=True))}
+    return Exact(result, gradients, sizes, _carried(wide, parts))
+
+
+def _largest(rows: TeacherRows | None) -> Tensor:
+    """The largest logit of each row by the parts that it is the sum of: what an exponential of it is off by, in ε."""
+    if rows is None:
+        return torch.zeros(1, dtype=torch.float64)
+    if isinstance(rows, Averaged):
+        return torch.stack([_largest(part) for part in rows.parts]).amax(0)
+    if isinstance(rows, Dense | TopK):
+        return (rows.values if isinstance(rows, Dense) else rows.log_p).abs().nan_to_num(posinf=0.0).amax(-1)
+    head = rows.head
+    size = rows.hidden.abs() @ head.weight.abs().T * abs(head.scale)
+    return (size if head.bias is None else size + head.bias.abs()).amax(-1)
+
+
+def _parts(logits: Tensor, pull: Tensor, temperature: float) -> Tensor:
+    """Every class's own pull, and its share of all the others', through the normalisation."""
+    share = torch.maximum(torch.softmax(logits, -1), torch.softmax(logits / temperature, -1))
+    return pull.abs() + share * pull.abs().sum(-1, keepdim=True)
+
+
+def _sizes(result: RowLosses, parts: Tensor, of_row: Tensor) -> Sizes:
+    """A loss is off by what its logits' errors do to it, and a row's number by as much in its own measure."""
+    divergence = result.divergence.nan_to_num(posinf=0.0)
+    pulled = parts.sum(-1) * result.weight.sum() / result.weight.clamp(min=1e-3)
+    sizes = {
+        "loss": result.loss.abs() * of_row.max() + parts.sum(),
+        "divergence": divergence * of_row + pulled,
+        "student_entropy": result.student_entropy + of_row,
+        "teacher_entropy": result.teacher_entropy + of_row,
+        "agreement": torch.ones_like(divergence),
+        "weight": result.weight * of_row,
+    }
+    if result.cross_entropy is not None:
+        sizes["cross_entropy"] = result.cross_entropy.nan_to_num(posinf=0.0) + of_row
+    return sizes
+
+
+def _carried(wide: Problem, parts: Tensor) -> Sizes:
+    """What the parts of the logits' gradient add up to on their way to the student's tensors."""
+    if "values" in wide.leaves:
+        return {"values": parts}
+    rows, head = wide.leaves["hidden"].abs(), wide.leaves["weight"].abs()
+    scale = abs(wide.student.head.scale)  # type: ignore[union-attr]
+    return {
+        "hidden": scale * parts @ head,
+        "weight": scale * parts.T @ rows,
+        "bias": parts.sum(0),
+        "scale": (parts * (rows @ head.T)).sum(),
+    }
+
+
+def sizes_of_rows(
+    divergence: abkd.Divergence, z: Tensor, y: Tensor, targets: Tensor, temperature: float, ce_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``Σ|parts|`` of a row's divergence ``[N]``, of its logits' gradient ``[N, V]``, and of a log-probability ``[N]``.
+
+    By the slopes themselves, before the normalisation cancels them: for rows of which a single class takes all.
+    """
+    z, y = z.double(), y.double()
+    log_p, log_q = (torch.log_softmax(logits / temperature, -1).requires_grad_() for logits in (y, z))
+    row = divergence(log_p, log_q, targets, teacher_grad=True)
+    of_p, of_q = (slope.abs() for slope in torch.autograd.grad(row.sum(), (log_p, log_q)))
+    with torch.no_grad():
+        of_row = 1.0 + (z.abs().amax(-1) + y.abs().amax(-1)) / min(temperature, 1.0)
+        share = torch.maximum(log_q.exp(), torch.softmax(z, -1))
+        soft = (of_q + share * of_q.sum(-1, keepdim=True)) / temperature
+        hard = ce_weight * (share + torch.nn.functional.one_hot(targets, z.shape[-1]))
+        return row.detach() + (of_p + of_q).sum(-1) * of_row, (soft + hard) * of_row[:, None], of_row
+
+
+def assert_same(one: Problem, divergence: abkd.Divergence, **options: Any) -> RowLosses:
+    """The chunked op and the reference give the loss, the numbers and the gradients of the reference in float64."""
+    plan = options.pop("plan", Plan(5, False))
+    exact = exactly(one, divergence, **options)
+    want, wanted = gradients(one, divergence, impl="reference", **options)
+    got, given = gradients(one, divergence, plan=plan, **options)
+    assert got.loss.dtype == want.loss.dtype
+    dtype = next(iter(one.leaves.values())).dtype
+    for who, result, found in (("the reference", want, wanted), ("the op", got, given)):
+        for name in ("loss", *NUMBERS):
+            number, true = getattr(result, name), getattr(exact.result, name)
+            assert (number is None) == (true is None), name
+            if number is not None:
+                assert_rounded(number, true, exact.sizes[name].max(), dtype, name=f"{who}'s {name}")
+                assert name == "loss" or not number.requires_grad
+        for name, true in exact.gradients.items():
+            gradient = found[name]
+            assert (gradient is None) == (true is None), name
+            if gradient is not None and true is not None:
+                assert gradient.dtype == one.leaves[name].dtype
+                assert gradient.shape == one.leaves[name].shape
+                assert_rounded(gradient, true, exact.gradient_sizes[name].max(), name=f"{who}'s gradient of {name}")
+    return got
