@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -13,6 +15,11 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from abkd.data import prepare_dataset
+
+prepare_plain = functools.partial(prepare_dataset, apply_chat_template=False)
+"""Prompts and completions as they are written, also for tokenizers that have a chat template."""
 
 SENTENCES = [
     "What does the function do? It returns the number of items in a list.",

@@ -17,7 +17,10 @@ WORDS = "the list returns items of a capital function and bye".split()
 
 @functools.cache
 def tokenizer() -> Any:
-    return make_chatml()
+    """Without a chat template, so that plain rows stay as they are written here."""
+    made = make_chatml()
+    made.chat_template = None
+    return made
 
 
 def rows(count: int = 12) -> list[dict[str, str]]:
@@ -106,7 +109,7 @@ def trainer(path: Path | str, student: Any = None, *, data: Any = None, teach: A
         teacher() if teach is None else teach,
         config(path, **options),
         train_dataset=rows() if data is None else data,
-        processing_class=tokenizer(),
+        processing_class=make_chatml() if options.get("apply_chat_template") else tokenizer(),
         **own,
     )
 

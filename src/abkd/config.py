@@ -113,8 +113,11 @@ class DistillConfig(TrainingArguments):
     packing: bool = field(default=False, metadata={"help": "put several rows into one sequence (exact)"})
     group_by_length: bool = field(default=False, metadata={"help": "put rows of similar length into one batch"})
     on_bad_row: Literal["error", "drop"] = field(default="error", metadata={"help": "what to do with an unusable row"})
-    apply_chat_template: bool = field(
-        default=False, metadata={"help": "wrap plain prompt and completion as user and assistant turns"}
+    apply_chat_template: bool | None = field(
+        default=None,
+        metadata={
+            "help": "plain prompt and completion as user and assistant turns; null: where both models have a template"
+        },
     )
     memory_budget_mb: float = field(default=256.0, metadata={"help": "memory for the logits of one chunk of rows"})
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(

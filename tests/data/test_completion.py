@@ -10,7 +10,6 @@ from abkd.data import (
     Example,
     TokenizedDataset,
     pack,
-    prepare_dataset,
     prompt_of,
     stand_in,
     teacher_prompt_of,
@@ -18,7 +17,7 @@ from abkd.data import (
 )
 from abkd.errors import DataError
 from abkd.term import ORIGINS
-from tiny_parts import make_model
+from tiny_parts import make_model, prepare_plain
 
 ANY = st.lists(st.tuples(st.integers(2, 99), st.booleans()), min_size=1, max_size=12)
 STUDENT = ORIGINS.index("student")
@@ -101,7 +100,7 @@ def test_the_official_off_by_one(chatml):
     Judge: the chain rule. The rows' cross-entropies must sum to what the model says of the completion after the prompt.
     """
     prompt, completion = chatml("What? ")["input_ids"], [*chatml("Paris.")["input_ids"], chatml.eos_token_id]
-    (row,) = prepare_dataset([{"prompt": "What? "}], chatml, completions=False)
+    (row,) = prepare_plain([{"prompt": "What? "}], chatml, completions=False)
     batch = Collator(pad_token_id=chatml.pad_token_id)(
         [
             with_completion(row, completion, STUDENT, privileged=False),

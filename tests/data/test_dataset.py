@@ -16,7 +16,7 @@ from abkd.data import (
     teacher_prompt_of,
 )
 from abkd.errors import ConfigError, DataError
-from tiny_parts import CHATML, SENTENCES, make_chatml
+from tiny_parts import CHATML, SENTENCES, make_chatml, prepare_plain
 
 ROWS = [{"prompt": f"What is {i}? ", "completion": f"It is {i}. " * (i + 1)} for i in range(12)]
 BAD = {3: ("completion", None), 5: ("completion", " "), 9: ("prompt", "What is it? " * 200)}
@@ -31,7 +31,7 @@ def bad_rows():
 
 
 def test_a_dataset_is_a_sequence_of_examples(chatml):
-    dataset = prepare_dataset(ROWS, chatml, max_length=256)
+    dataset = prepare_plain(ROWS, chatml, max_length=256)
     assert len(dataset) == 12
     assert dataset.lengths == [len(example["input_ids"]) for example in dataset]
     assert dataset.trained_tokens == sum(sum(example["trained"]) for example in dataset)
@@ -57,13 +57,13 @@ def test_not_every_example_needs_every_column():
 
 
 def test_prepared_data_is_left_alone(chatml):
-    dataset = prepare_dataset(ROWS, chatml, max_length=256)
-    assert prepare_dataset(dataset, chatml, max_length=8) is dataset
+    dataset = prepare_plain(ROWS, chatml, max_length=256)
+    assert prepare_plain(dataset, chatml, max_length=8) is dataset
 
 
 def test_fingerprint_is_of_what_is_trained_on(chatml, llama):
     def digest(tokenizer=chatml, rows=ROWS, **kwargs):
-        return prepare_dataset(rows, tokenizer, **{"max_length": 256, **kwargs}).fingerprint
+        return prepare_plain(rows, tokenizer, **{"max_length": 256, **kwargs}).fingerprint
 
     assert digest() == digest()
     assert digest() == digest(rows=load_rows(ROWS))
@@ -81,7 +81,7 @@ def test_the_fingerprint_is_that_of_runs_and_caches_begun_before():
 
 
 def test_truncated_rows_are_counted(chatml):
-    dataset = prepare_dataset(ROWS, chatml, max_length=20)
+    dataset = prepare_plain(ROWS, chatml, max_length=20)
     assert 0 < dataset.truncated < 12
     assert max(dataset.lengths) == 20
 
@@ -89,7 +89,7 @@ def test_truncated_rows_are_counted(chatml):
 class TestBadRows:
     def test_error_names_rows_and_reasons(self, chatml, bad_rows):
         with pytest.raises(DataError) as caught:
-            prepare_dataset(bad_rows, chatml, max_length=256)
+            prepare_plain(bad_rows, chatml, max_length=256)
         message = str(caught.value)
         assert "train: 3 of 12 rows cannot be used" in message
         assert "row 4: completion is null; row 6: completion is empty; row 10: prompt has" in message
@@ -104,12 +104,12 @@ class TestBadRows:
         train, held = split_held_out(load_rows(path), 0.25)
         part, line = (train, 6) if 6 in train.numbers else (held, 6)
         with pytest.raises(DataError, match=rf"mine\.jsonl: .*line {line}: completion is null"):
-            prepare_dataset(part, chatml, max_length=256)
+            prepare_plain(part, chatml, max_length=256)
 
     def test_drop_counts_by_reason(self, chatml, bad_rows):
-        dataset = prepare_dataset(bad_rows, chatml, max_length=256, on_bad_row="drop")
+        dataset = prepare_plain(bad_rows, chatml, max_length=256, on_bad_row="drop")
         good = [row for index, row in enumerate(bad_rows) if index not in BAD]
-        assert list(dataset) == list(prepare_dataset(good, chatml, max_length=256))
+        assert list(dataset) == list(prepare_plain(good, chatml, max_length=256))
         assert dataset.dropped == {
             "completion is null": 1,
             "completion is empty": 1,
@@ -118,42 +118,44 @@ class TestBadRows:
 
     def test_nothing_left(self, chatml):
         with pytest.raises(DataError, match=r"all 2 rows were dropped \(2 × completion is null\)"):
-            prepare_dataset([{"prompt": "a", "completion": None}] * 2, chatml, on_bad_row="drop")
+            prepare_plain([{"prompt": "a", "completion": None}] * 2, chatml, on_bad_row="drop")
 
     def test_long_lists_are_cut_short(self, chatml):
         with pytest.raises(DataError, match="row 10: completion is null; and 20 more"):
-            prepare_dataset([{"prompt": "a", "completion": None}] * 30, chatml)
+            prepare_plain([{"prompt": "a", "completion": None}] * 30, chatml)
 
     def test_text_that_is_no_text(self, chatml):
         with pytest.raises(DataError, match=r"row 1: .*half of a surrogate pair"):
-            prepare_dataset([{"prompt": "a\ud800", "completion": "b"}], chatml)
+            prepare_plain([{"prompt": "a\ud800", "completion": "b"}], chatml)
 
 
 class TestChatTemplates:
     def test_plain_strings_become_turns_when_asked(self, chatml):
         turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-        plain = prepare_dataset([{"prompt": "hi", "completion": "hello"}], chatml, apply_chat_template=True)
+        plain = prepare_plain([{"prompt": "hi", "completion": "hello"}], chatml, apply_chat_template=True)
         for row in ({"messages": turns}, {"prompt": turns[:1], "completion": turns[1:]}):
-            assert prepare_dataset([row], chatml)[0] == plain[0]
+            assert prepare_plain([row], chatml)[0] == plain[0]
 
     def test_no_template(self):
         tokenizer = make_chatml()
         tokenizer.chat_template = None
-        with pytest.raises(DataError, match="no chat template"):
+        with pytest.raises(ConfigError, match="apply_chat_template is true, and the tokenizer has no chat template"):
             prepare_dataset(ROWS, tokenizer, apply_chat_template=True)
+        with pytest.raises(DataError, match="the data is a conversation and the tokenizer has no chat template"):
+            prepare_dataset([{"messages": [USER, ASSISTANT]}], tokenizer)
 
     def test_text_cannot_be_a_turn(self, chatml):
         with pytest.raises(DataError, match="the data has text"):
-            prepare_dataset([{"text": "hello"}], chatml, apply_chat_template=True)
+            prepare_plain([{"text": "hello"}], chatml, apply_chat_template=True)
 
 
 def test_wrong_settings(chatml):
     with pytest.raises(ConfigError, match="'error' or 'drop', got 'skip'"):
-        prepare_dataset(ROWS, chatml, on_bad_row="skip")
+        prepare_plain(ROWS, chatml, on_bad_row="skip")
     with pytest.raises(ConfigError, match="max_length must be at least 2"):
-        prepare_dataset(ROWS, chatml, max_length=1)
+        prepare_plain(ROWS, chatml, max_length=1)
     with pytest.raises(DataError, match="the data has 'question'"):
-        prepare_dataset([{"question": "a"}], chatml)
+        prepare_plain([{"question": "a"}], chatml)
     with pytest.raises(DataError, match="no examples"):
         TokenizedDataset([])
 
@@ -161,9 +163,9 @@ def test_wrong_settings(chatml):
 class TestPromptsAlone:
     def test_they_are_the_prompts_of_the_pairs(self, chatml, llama):
         for tokenizer in (chatml, llama):
-            pairs = prepare_dataset(ROWS, tokenizer, max_length=256, completions=False)
-            assert list(pairs) == list(prepare_dataset(ROWS, tokenizer, max_length=256))
-            alone = prepare_dataset(
+            pairs = prepare_plain(ROWS, tokenizer, max_length=256, completions=False)
+            assert list(pairs) == list(prepare_plain(ROWS, tokenizer, max_length=256))
+            alone = prepare_plain(
                 [{"prompt": row["prompt"]} for row in ROWS], tokenizer, max_length=256, completions=False
             )
             assert [row["input_ids"] for row in alone] == [prompt_of(row) for row in pairs] == [*map(prompt_of, alone)]
@@ -171,20 +173,20 @@ class TestPromptsAlone:
 
     def test_a_conversation_ends_with_the_generation_prompt(self, chatml):
         turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-        (row,) = prepare_dataset([{"prompt": turns[:1]}], chatml, completions=False)
-        pair = prepare_dataset([{"prompt": turns[:1], "completion": turns[1:]}], chatml)[0]
+        (row,) = prepare_plain([{"prompt": turns[:1]}], chatml, completions=False)
+        pair = prepare_plain([{"prompt": turns[:1], "completion": turns[1:]}], chatml)[0]
         assert row["input_ids"] == prompt_of(pair)
-        as_turn = prepare_dataset([{"prompt": "hi"}], chatml, apply_chat_template=True, completions=False)
+        as_turn = prepare_plain([{"prompt": "hi"}], chatml, apply_chat_template=True, completions=False)
         assert as_turn[0] == row
 
     def test_room_for_one_token_is_left(self, chatml):
         count = len(chatml("What is 1? ")["input_ids"])
         rows = [{"prompt": "What is 1? "}, {"prompt": "What is it? " * 50}]
-        kept = prepare_dataset(rows, chatml, max_length=count + 1, completions=False, on_bad_row="drop")
+        kept = prepare_plain(rows, chatml, max_length=count + 1, completions=False, on_bad_row="drop")
         assert kept.lengths == [count]
         assert kept.dropped == {"prompt longer than max_length": 1}
         with pytest.raises(DataError, match=f"prompt has {count} tokens, max_length is {count}: raise max_length"):
-            prepare_dataset(rows[:1], chatml, max_length=count, completions=False)
+            prepare_plain(rows[:1], chatml, max_length=count, completions=False)
 
 
 USER, ASSISTANT = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "see you"}
@@ -203,7 +205,7 @@ SHAPES = {
 class TestTeacherSide:
     def prepare(self, row, tokenizer, **options):
         completions = "completion" in row or "messages" in row or "text" in row
-        return prepare_dataset([row], tokenizer, completions=completions, **options)[0]
+        return prepare_plain([row], tokenizer, completions=completions, **options)[0]
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_without_a_context_both_sides_are_the_same(self, chatml, llama, shape):
@@ -253,7 +255,7 @@ class TestTeacherSide:
 
     def test_no_context_anywhere_is_refused(self, chatml):
         with pytest.raises(DataError, match="no column 'context', and the teacher is to read one"):
-            prepare_dataset(ROWS, chatml, privileged=True)
+            prepare_plain(ROWS, chatml, privileged=True)
 
     def test_templates_that_cannot_are_named(self, llama):
         with pytest.raises(DataError, match="only user and assistant"):
@@ -281,7 +283,7 @@ class TestPretraining:
             pretraining_chunks([" "], llama, 512)
 
     def test_every_row_carries_a_chunk(self, chatml):
-        dataset = prepare_dataset(ROWS, chatml, max_length=256)
+        dataset = prepare_plain(ROWS, chatml, max_length=256)
         chunks = [[1, 2, 3], [4, 5]]
         both = dataset.with_pretraining(chunks)
         assert [both[i].get("pretrain_ids") for i in range(3)] == [chunks[0], chunks[1], chunks[0]]

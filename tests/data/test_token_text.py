@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from abkd.data import prepare_dataset, prompt_of
+from abkd.data import prompt_of
 from abkd.data.text import completion_ids, completion_text, prompt_text
-from tiny_parts import make_chatml, make_llama
+from tiny_parts import make_chatml, make_llama, prepare_plain
 
 PLAIN = [
     {"prompt": "Name the capital of France. ", "completion": "The capital is Paris."},
@@ -27,11 +27,11 @@ CHAT = [
 @pytest.mark.parametrize("rows", [PLAIN, CHAT], ids=["plain", "chat"])
 @pytest.mark.parametrize("tokenizer", [make_chatml(), make_llama()], ids=["EOS pads", "BOS opens"])
 def test_a_row_of_decoded_tokens_is_the_row_itself(tokenizer: Any, rows: Any) -> None:
-    for row in prepare_dataset(rows, tokenizer, max_length=128):
+    for row in prepare_plain(rows, tokenizer, max_length=128):
         prompt = prompt_of(row)
         completion = row["input_ids"][len(prompt) :]
         texts = {"prompt": prompt_text(prompt, tokenizer), "completion": completion_text(completion, tokenizer)}
-        (again,) = prepare_dataset([texts], tokenizer, max_length=128)
+        (again,) = prepare_plain([texts], tokenizer, max_length=128)
         assert again == row
         assert completion[-1] == tokenizer.eos_token_id
         assert completion_ids(texts["prompt"], texts["completion"], tokenizer) == completion[:-1]

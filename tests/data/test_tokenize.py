@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abkd.data import describe_sample
+from abkd.data.chat import OWN_EXAMPLES
 from abkd.data.formats import BadRowError, Chat, PlainPair, PlainText
 from abkd.data.tokenize import encode_text, tokenize
 from abkd.errors import DataError
@@ -25,7 +26,7 @@ TALK = (
 
 def runs(record, tokenizer, max_length=512):
     """The row's text, cut where trained and untrained tokens meet: [(trained, text), …]."""
-    example, _ = tokenize(record, tokenizer, max_length)
+    (example,) = tokenize(record, tokenizer, max_length).examples
     pairs = zip(example["trained"], example["input_ids"], strict=True)
     return [(flag, tokenizer.decode([t for _, t in run])) for flag, run in itertools.groupby(pairs, lambda p: p[0])]
 
@@ -35,7 +36,7 @@ class TestPlain:
         assert runs(PlainPair("What? ", "Paris."), chatml) == [(False, "What? "), (True, "Paris.<|im_end|>")]
 
     def test_eos_is_kept_although_it_is_the_pad_token(self, chatml):
-        example, _ = tokenize(PlainPair("a", "b"), chatml, 64)
+        (example,) = tokenize(PlainPair("a", "b"), chatml, 64).examples
         assert example["input_ids"][-1] == chatml.pad_token_id == chatml.eos_token_id
         assert example["trained"][-1]
 
@@ -49,12 +50,12 @@ class TestPlain:
         whole = chatml(" capital")["input_ids"]
         prompt = chatml(" cap")["input_ids"]
         assert whole[: len(prompt)] != prompt, "the probe must be a word that merges across the border"
-        example, _ = tokenize(PlainPair(" cap", "ital"), chatml, 64)
+        (example,) = tokenize(PlainPair(" cap", "ital"), chatml, 64).examples
         assert example["input_ids"][: len(prompt)] == prompt
         assert example["trained"] == [False] * len(prompt) + [True] * (len(example["input_ids"]) - len(prompt))
 
     def test_text_trains_all_but_the_first_token(self, chatml, llama):
-        example, _ = tokenize(PlainText("hello again"), chatml, 64)
+        (example,) = tokenize(PlainText("hello again"), chatml, 64).examples
         assert example["trained"] == [False] + [True] * (len(example["input_ids"]) - 1)
         assert example["input_ids"][-1] == chatml.eos_token_id
         assert runs(PlainText("hello"), llama) == [(False, "<s>"), (True, "hello</s>")]
@@ -88,11 +89,11 @@ class TestChat:
         assert runs(chat, llama) == [(False, "<s>[INST] hello [/INST]"), (True, " bye</s>")]
 
     def test_prompt_tokens_are_those_of_generation(self, chatml):
-        example, _ = tokenize(Chat(TALK), chatml, 512)
+        (example,) = tokenize(Chat(TALK), chatml, 512).examples
         prompt = chatml.apply_chat_template(list(TALK[:4]), add_generation_prompt=True, return_dict=False)
         assert example["input_ids"][: len(prompt)] == prompt
 
-    def test_a_template_that_drops_earlier_thinking_is_refused(self):
+    def test_a_template_that_drops_earlier_thinking_makes_an_example_of_each_answer(self):
         tokenizer = make_chatml()
         tokenizer.chat_template = CHATML.replace(
             "m['content']", "(m['content'] if loop.last else m['content'].split('</think>')[-1])"
@@ -100,13 +101,18 @@ class TestChat:
         think = {"role": "assistant", "content": "<think>so</think>yes"}
         one = Chat((TALK[1], think))
         assert runs(one, tokenizer)[-1] == (True, "<think>so</think>yes<|im_end|>")
-        with pytest.raises(BadRowError, match="before message 4") as caught:
-            tokenize(Chat((TALK[1], think, TALK[3], think)), tokenizer, 512)
-        assert caught.value.reason == "chat template is not prefix-stable"
+        turns = (TALK[1], think, TALK[3], think)
+        row = tokenize(Chat(turns), tokenizer, 512)
+        assert row.remarks == (OWN_EXAMPLES,)
+        for example, turn in zip(row.examples, (1, 3), strict=True):
+            prompt = tokenizer.apply_chat_template(list(turns[:turn]), add_generation_prompt=True, return_dict=False)
+            assert example["input_ids"][: len(prompt)] == prompt, "what the model reads in use"
+            answer = list(itertools.compress(example["input_ids"], example["trained"]))
+            assert tokenizer.decode(answer) == "<think>so</think>yes<|im_end|>"
 
     def test_a_generation_prompt_that_the_answer_does_not_begin_with_is_refused(self):
         tokenizer = make_chatml()
-        tokenizer.chat_template = CHATML.replace("assistant\n'", "assistant\n<think>'")
+        tokenizer.chat_template = CHATML.replace("assistant\n'", "assistant\nSure: '")
         with pytest.raises(BadRowError, match="with message 2"):
             tokenize(PlainPair("a", "b").as_chat(), tokenizer, 64)
 
@@ -117,13 +123,13 @@ class TestChat:
 
 class TestTruncation:
     def test_completion_is_cut_on_the_right_and_loses_its_eos(self, chatml):
-        whole, cut = tokenize(PlainPair("What?", " Paris is nice again"), chatml, 512)
+        (whole,), cut, *_ = tokenize(PlainPair("What?", " Paris is nice again"), chatml, 512)
         assert not cut
         length = len(whole["input_ids"])
         for max_length in (length, length - 1, whole["trained"].index(True) + 1):
-            example, cut = tokenize(PlainPair("What?", " Paris is nice again"), chatml, max_length)
+            (example,), cut, *_ = tokenize(PlainPair("What?", " Paris is nice again"), chatml, max_length)
             assert example["input_ids"] == whole["input_ids"][:max_length]
-            assert cut == (max_length < length)
+            assert cut == length - max_length
             assert any(example["trained"])
 
     def test_no_room_for_a_completion_token(self, chatml):
@@ -135,7 +141,7 @@ class TestTruncation:
         tokenize(PlainPair(prompt, "Paris."), chatml, count + 1)
 
     def test_tail_that_only_follows_is_not_a_loss(self, chatml):
-        example, cut = tokenize(Chat(TALK[:4]), chatml, 512)
+        (example,), cut, *_ = tokenize(Chat(TALK[:4]), chatml, 512)
         assert not cut
         assert example["trained"][-1]
 
@@ -144,7 +150,7 @@ class TestTruncation:
 @given(prompt=st.text(min_size=1), completion=st.text(min_size=1))
 def test_the_text_of_a_pair_is_what_was_given(prompt, completion):
     """Over any text: decoding gives it back, and the trained part is the completion, byte for byte."""
-    example, _ = tokenize(PlainPair(prompt, completion), CHATML_TOKENIZER, 10_000)
+    (example,) = tokenize(PlainPair(prompt, completion), CHATML_TOKENIZER, 10_000).examples
     trained = [t for t, flag in zip(example["input_ids"], example["trained"], strict=True) if flag]
     first = example["trained"].index(True)
     assert example["input_ids"][first:] == trained
@@ -154,7 +160,7 @@ def test_the_text_of_a_pair_is_what_was_given(prompt, completion):
 
 
 def test_describe_sample_marks_what_is_trained(chatml):
-    example, _ = tokenize(PlainPair("What? ", "Paris."), chatml, 64)
+    (example,) = tokenize(PlainPair("What? ", "Paris."), chatml, 64).examples
     shown = describe_sample(example, chatml)
     assert shown.plain.startswith("What? ⟦Paris.<|im_end|>⟧\n")
     assert f"{len(example['input_ids'])} tokens, {sum(example['trained'])} trained" in shown.plain

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from source_parts import writers
 
-from abkd.data import Collator, prepare_dataset, prompt_of
+from abkd.data import Collator, prompt_of
 from abkd.errors import ConfigError
 from abkd.generation import write_completions
 from abkd.schedules import anneal, stages
@@ -30,7 +30,7 @@ from abkd.sources import (
     tree,
     walk,
 )
-from tiny_parts import make_chatml, make_model
+from tiny_parts import make_chatml, make_model, prepare_plain
 
 STUDENT, DATA = StudentSamples(), Dataset()
 
@@ -132,7 +132,7 @@ def test_numbers_that_are_equal_have_one_fingerprint():
 def test_a_student_really_writes():
     """A tiny model behind it all: greedy text does not depend on the seed, sampled text does, and both are trained."""
     student, words = make_model("llama"), make_chatml()
-    data = list(prepare_dataset([{"prompt": "What? " * n, "completion": "It."} for n in (1, 2, 3)], words))
+    data = list(prepare_plain([{"prompt": "What? " * n, "completion": "It."} for n in (1, 2, 3)], words))
 
     def write(prompts, sampling, *, seed):
         return write_completions(student, words, prompts, sampling, max_new_tokens=6, seed=seed)

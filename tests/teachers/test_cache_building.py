@@ -18,6 +18,7 @@ from abkd.teachers import HiddenCache, TopKCache, identity
 from abkd.teachers.caches import _build, _lock
 from abkd.teachers.caches._manifest import owner
 from abkd.teachers.caches._store import open_store
+from tiny_parts import make_chatml
 from training_parts import gpt2, teacher, tokenizer
 
 
@@ -352,11 +353,9 @@ def test_identity_is_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
 
 
 def test_identity_of_a_hub_name_tokenizer_and_template() -> None:
-    one = identity("owner/model", "abc", tokenizer())
+    one = identity("owner/model", "abc", make_chatml())
     assert one["teacher"] == "owner/model@abc"
     assert identity("owner/model", None, tokenizer())["teacher"] == "owner/model@main"
-    from tiny_parts import make_chatml
-
     assert identity("owner/model", "abc", make_chatml()) == one
     changed = make_chatml()
     changed.chat_template = changed.chat_template.replace("assistant", "model")

@@ -71,7 +71,7 @@ def _text(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
     theirs = load_tokenizer(name, what="teacher_model_name_or_path", revision=revision)
     check_same_tokenizer(tokenizer, theirs)
-    datasets = _datasets(recipe, config, tokenizer)
+    datasets = _datasets(recipe, config, tokenizer, {name: theirs})
     return {
         "examples": _sequences(recipe, config, tokenizer, datasets),
         "load": lambda: _load(name, options, config),
@@ -118,11 +118,14 @@ def _teacher(recipe: Recipe, config: DistillConfig) -> tuple[CachedTeacher, str]
     return config.teacher, given[0]
 
 
-def _datasets(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[TokenizedDataset]:
+def _datasets(
+    recipe: Recipe, config: DistillConfig, tokenizer: Any, teachers: dict[str, Any]
+) -> list[TokenizedDataset]:
     """What a run of this recipe would read, tokenised as it would."""
     config.lm_coef, config.packing = 0.0, False  # neither changes what the teacher reads
     train, held_out = load_data(recipe, config)
-    prepared = [prepare_data(rows, tokenizer, config, what) for what, rows in (("train", train), ("eval", held_out))]
+    both = (("train", train), ("eval", held_out))
+    prepared = [prepare_data(rows, tokenizer, config, what, teachers=teachers) for what, rows in both]
     return [dataset for dataset in prepared if dataset is not None]
 
 

@@ -132,9 +132,18 @@ def _loading(name: str, options: dict[str, Any], device: torch.device) -> Callab
 def _prompts(recipe: Recipe, settings: Any, tokenizer: Any) -> TokenizedDataset:
     """The rows that a run of this recipe would train on."""
     train, _ = load_data(recipe, settings)
-    dataset = prepare_data(train, tokenizer, settings, "train")
+    dataset = prepare_data(train, tokenizer, settings, "train", teachers=_teachers(recipe, settings))
     assert dataset is not None
     return dataset
+
+
+def _teachers(recipe: Recipe, settings: Any) -> dict[str, Any]:
+    """The tokenizers that a run of this recipe loads beside the student's."""
+    if settings.teacher_model_server_url and not recipe.objective().asks_teacher_ever():
+        return {}
+    options, found = settings.teacher_model_init_kwargs or {}, names(recipe.teacher_model_name_or_path)
+    revision = recipe.teacher_model_revision or options.get("revision")
+    return {name: load_tokenizer(name, what="teacher_model_name_or_path", revision=revision) for name in found}
 
 
 def _sum_up(store: Store, tokens: int, seconds: float, *, complete: bool) -> None:

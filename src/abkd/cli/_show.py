@@ -50,7 +50,7 @@ def print_sample(recipe: Recipe, console: Console) -> None:
         DataError: the row cannot be used.
     """
     from abkd import notation
-    from abkd.data import describe_sample, load_rows, prepare_dataset
+    from abkd.data import choose_template, describe_sample, load_rows, prepare_dataset
     from abkd.models.loading import load_tokenizer
     from abkd.sources import is_privileged, needs_completions, privileged_context
 
@@ -67,13 +67,22 @@ def print_sample(recipe: Recipe, console: Console) -> None:
         rows[:1],
         tokenizer,
         max_length=values["max_length"],
-        apply_chat_template=values["apply_chat_template"],
+        apply_chat_template=choose_template(values.get("apply_chat_template"), tokenizer, _teachers(recipe)),
         completions=needs_completions(source),
         context=privileged_context(source),
         privileged=is_privileged(source),
     )
     console.print()
     console.print(describe_sample(dataset[0], tokenizer))
+
+
+def _teachers(recipe: Recipe) -> dict[str, Any]:
+    """The tokenizers of the teachers that are named."""
+    from abkd.models.language import load_tokenizer
+    from abkd.recipe._checks import names
+
+    found, revision = names(recipe.teacher_model_name_or_path), recipe.teacher_model_revision
+    return {name: load_tokenizer(name, what="teacher_model_name_or_path", revision=revision) for name in found}
 
 
 def _is_text(recipe: Recipe) -> bool:

@@ -9,6 +9,7 @@ from abkd.data.rows import Rows, fingerprint
 from abkd.data.sampler import LengthGroupedSampler
 from abkd.data.show import describe_sample
 from abkd.data.split import split_held_out
+from abkd.data.template_choice import choose_template, say_of_templates
 from abkd.data.tokenize import Example
 from abkd.data.vocabulary import check_same_tokenizer, shared_vocabulary_size
 
@@ -22,6 +23,7 @@ __all__ = [
     "View",
     "check_packing",
     "check_same_tokenizer",
+    "choose_template",
     "describe_sample",
     "fingerprint",
     "load_rows",
@@ -29,6 +31,7 @@ __all__ = [
     "prepare_dataset",
     "pretraining_chunks",
     "prompt_of",
+    "say_of_templates",
     "shared_vocabulary_size",
     "split_held_out",
     "stand_in",

@@ -6,29 +6,24 @@ import copy
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from abkd.data.account import Account
+from abkd.data.bad_rows import BadRowError
 from abkd.data.columns import Column, Groups, Joined, Lists, Repeated, Segments
 from abkd.data.completion import stand_in
-from abkd.data.formats import (
-    BadRowError,
-    Chat,
-    Parser,
-    PlainPair,
-    PlainPrompt,
-    PlainText,
-    Record,
-    context_of,
-    recognise,
-)
+from abkd.data.formats import recognise
 from abkd.data.load import load_rows
 from abkd.data.prepared import Prepared
 from abkd.data.progress import progress
+from abkd.data.remarks import Remark, say
 from abkd.data.rows import Row, Rows
-from abkd.data.tokenize import Example, encode_text, tokenize
+from abkd.data.steps import Steps
+from abkd.data.template import check_template
+from abkd.data.tokenize import Example, TokenizedRow, encode_text
 from abkd.errors import ConfigError, DataError
 
 OnBadRow = Literal["error", "drop"]
@@ -40,25 +35,19 @@ _OF_EVERY_ROW = ("input_ids", "trained")
 class TokenizedDataset(Prepared):
     """Examples in order; a torch map-style dataset. Not every example needs every column.
 
-    ``lengths``: tokens of each example. ``dropped``: rows left out, by reason. ``truncated``: rows cut to max_length.
-    ``name``: for messages.
+    ``lengths``: tokens of each example. ``account``: what became of the rows; of it ``dropped`` (rows left out, by
+    reason) and ``truncated`` (rows cut to max_length). ``name``: for messages.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        *,
-        name: str = "train",
-        dropped: Mapping[str, int] | None = None,
-        truncated: int = 0,
-    ) -> None:
+    def __init__(self, examples: Sequence[Example], *, name: str = "train", account: Account | None = None) -> None:
         if not examples:
             raise DataError(f"{name} has no examples: expected at least one")
         rows = cast("Sequence[Mapping[str, Any]]", examples)
         names = dict.fromkeys(itertools.chain(_OF_EVERY_ROW, *rows))
         self._single = {name for name in names if any(isinstance(row.get(name), int) for row in rows)}
         self._columns: dict[str, Column] = {name: Lists.of([self._listed(row, name) for row in rows]) for name in names}
-        self.name, self.dropped, self.truncated = name, dict(dropped or {}), truncated
+        self.name, self.account = name, account or Account(rows=len(examples))
+        self.dropped, self.truncated = dict(self.account.dropped), self.account.truncated
         self.lengths: list[int] = self._columns["input_ids"].lengths.tolist()
 
     def __len__(self) -> int:
@@ -127,7 +116,7 @@ def prepare_dataset(
     tokenizer: Any,
     *,
     max_length: int = 1024,
-    apply_chat_template: bool = False,
+    apply_chat_template: bool | None = None,
     on_bad_row: OnBadRow = "error",
     name: str = "train",
     completions: bool = True,
@@ -138,8 +127,9 @@ def prepare_dataset(
 
     Args:
         max_length: tokens of a row; a prompt without completion leaves room for one.
-        apply_chat_template: turn plain prompt and completion into a user and an assistant turn; lists of messages are
-            always rendered.
+        apply_chat_template: whether plain prompts and completions become a user's and an assistant's turn. None: where
+            the tokenizer has a chat template, except rows whose prompt holds tokens of it already. Lists of messages
+            are always rendered, text never.
         on_bad_row: "drop" leaves out, counted, what "error" refuses.
         name: for messages.
         completions: whether the data's own are learnt from; if not, prompts are enough.
@@ -147,8 +137,9 @@ def prepare_dataset(
         privileged: give every row a teacher's side.
 
     Raises:
-        DataError: no rows, unknown columns, no chat template, no context, and, unless ``on_bad_row="drop"``, rows that
-            cannot be used, with their numbers and reasons.
+        DataError: no rows, unknown columns, a conversation and no chat template, no context, and, unless
+            ``on_bad_row="drop"``, rows that cannot be used, with their numbers and reasons.
+        ConfigError: values out of range, a broken chat template, or none although it is to be applied.
     """
     if isinstance(rows, TokenizedDataset):
         return rows
@@ -163,69 +154,58 @@ def prepare_dataset(
             f"{loaded.name or name} has no column 'context', and the teacher is to read one: add it (some rows may "
             "have none), or name a text for all, as in Privileged(StudentSamples(), context='...')"
         )
-    steps = _Steps(
-        parser=recognise(columns, completions),
-        tokenizer=tokenizer,
-        max_length=max_length,
-        chat=apply_chat_template,
-        context=(lambda row: context_of(row, context)) if privileged else (lambda row: None),
+    steps = Steps(
+        recognise(columns, completions), tokenizer, max_length, apply_chat_template, context, privileged=privileged
     )
-    examples, bad = _tokenize_rows(loaded, steps, name)
-    if bad and on_bad_row == "error":
-        raise DataError(_describe(bad, loaded, name) + ". Repair them, or set on_bad_row: drop to train without them")
-    return _kept(examples, Counter(error.reason for _, error in bad), loaded, name)
+    if steps.renders(loaded):
+        check_template(tokenizer)
+    result = _tokenize_rows(loaded, steps, name)
+    if result.bad and on_bad_row == "error":
+        described = _describe(result.bad, loaded, name)
+        raise DataError(described + ". Repair them, or set on_bad_row: drop to train without them")
+    account = result.account(len(loaded))
+    if not result.examples:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in account.dropped.items())
+        raise DataError(f"{loaded.name or name}: all {len(loaded)} rows were dropped ({reasons})")
+    say(result.remarks, name, len(loaded))
+    return TokenizedDataset(result.examples, name=name, account=account)
 
 
-def _kept(examples: Sequence[tuple[Example, bool]], dropped: Counter[str], rows: Rows, name: str) -> TokenizedDataset:
-    if not examples:
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in dropped.most_common())
-        raise DataError(f"{rows.name or name}: all {len(rows)} rows were dropped ({reasons})")
-    truncated = sum(cut for _, cut in examples)
-    return TokenizedDataset([example for example, _ in examples], name=name, dropped=dropped, truncated=truncated)
+@dataclass
+class _Result:
+    """What became of rows: examples, ``(row number, why)`` of bad ones, and counts."""
+
+    examples: list[Example] = field(default_factory=list)
+    bad: list[tuple[int, BadRowError]] = field(default_factory=list)
+    remarks: Counter[Remark] = field(default_factory=Counter)
+    truncated: int = 0
+    cut_tokens: int = 0
+    rendered: int = 0
+    plain: int = 0
+
+    def add(self, row: TokenizedRow) -> None:
+        """Count a row that was tokenised."""
+        self.examples += row.examples
+        self.remarks.update(row.remarks)
+        self.truncated += row.cut > 0
+        self.cut_tokens += row.cut
+        self.rendered += row.form == "chat"
+        self.plain += row.form == "plain"
+
+    def account(self, rows: int) -> Account:
+        """The counts that stay with a data set."""
+        dropped = dict(Counter(error.reason for _, error in self.bad).most_common())
+        return Account(rows, dropped, self.truncated, self.cut_tokens, self.rendered, self.plain)
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """From a row to its tokens."""
-
-    parser: Parser
-    tokenizer: Any
-    max_length: int
-    chat: bool
-    context: Callable[[Row], str | None]
-
-    def __call__(self, row: Row) -> tuple[Example, bool]:
-        record = _as_chat(self.parser(row)) if self.chat else self.parser(row)
-        _check_template(record, self.tokenizer)
-        return tokenize(record, self.tokenizer, self.max_length, context=self.context(row))
-
-
-def _tokenize_rows(
-    rows: Rows, steps: _Steps, name: str
-) -> tuple[list[tuple[Example, bool]], list[tuple[int, BadRowError]]]:
-    """``(example, was it cut)`` for each good row; ``(row number, why)`` for the others."""
-    good: list[tuple[Example, bool]] = []
-    bad: list[tuple[int, BadRowError]] = []
+def _tokenize_rows(rows: Rows, steps: Steps, name: str) -> _Result:
+    result = _Result()
     for number, row in progress(zip(rows.numbers, rows, strict=True), len(rows), f"tokenising {name}"):
         try:
-            good.append(steps(row))
+            result.add(steps(row))
         except BadRowError as error:
-            bad.append((number, error))
-    return good, bad
-
-
-def _as_chat(record: Record) -> Record:
-    if isinstance(record, PlainText):
-        raise DataError("apply_chat_template needs prompt and completion, and the data has text: set it to false")
-    return record.as_chat() if isinstance(record, PlainPair | PlainPrompt) else record
-
-
-def _check_template(record: Record, tokenizer: Any) -> None:
-    if isinstance(record, Chat) and not tokenizer.chat_template:
-        raise DataError(
-            "the data is a conversation and the tokenizer has no chat template: "
-            "set tokenizer.chat_template, or give prompt and completion as plain strings"
-        )
+            result.bad.append((number, error))
+    return result
 
 
 def _describe(bad: Sequence[tuple[int, BadRowError]], rows: Rows, name: str) -> str:

@@ -2,67 +2,80 @@
 
 prompt + completion     two strings, or two lists of messages      loss on the completion
 messages                a conversation                             loss on every assistant turn
+conversations           the same, also in ShareGPT's keys          loss on every assistant turn
+instruction + output    Alpaca's, with ``input`` where there is    loss on the output
 text                    one string                                 loss on everything
-prompt                  a string, or a list of messages            nothing to learn from until a model has written to it
+prompt, instruction     a string, or a list of messages            nothing to learn from until a model has written to it
 
-A row may also have a ``context``, a text that a privileged teacher reads first.
+A conversation may have ``tools`` (JSON schemas) and a ``system`` message beside it, an Alpaca row also a ``history`` of
+earlier questions and answers. A row may also have a ``context``, a text that a privileged teacher reads first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from abkd.data.bad_rows import BadRowError
+from abkd.data.messages import Message, Turns, known_arguments, read_tools, read_turns
 from abkd.data.rows import Row
 from abkd.errors import DataError
 
-Message = dict[str, Any]
-
-
-class BadRowError(Exception):
-    """A row that cannot be trained on. ``reason`` is the same for all rows of a kind; ``detail`` is about this one."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(detail or reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class PlainPair:
-    """Two strings, used as they are."""
-
-    prompt: str
-    completion: str
-
-    def as_chat(self) -> Chat:
-        """The same pair as one user turn and one assistant turn."""
-        user = {"role": "user", "content": self.prompt}
-        return Chat((user, {"role": "assistant", "content": self.completion}), first_trained=1)
+ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+)
+"""What Alpaca's prompts begin with, where no chat template is applied."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlainPrompt:
-    """One string that is to be completed."""
+    """One string that is to be completed.
+
+    ``question``: what a user's turn holds, where it is not the prompt itself. ``before``: turns before that one, which
+    only a conversation can hold.
+    """
 
     prompt: str
+    question: str | None = None
+    before: tuple[Message, ...] = ()
 
     def as_chat(self) -> Chat:
         """The same as one user turn."""
-        return Chat(({"role": "user", "content": self.prompt},), first_trained=1)
+        user = {"role": "user", "content": self.prompt if self.question is None else self.question}
+        return Chat((*self.before, user), first_trained=len(self.before) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainPair:
+    """Two strings, used as they are; the rest as in ``PlainPrompt``."""
+
+    prompt: str
+    completion: str
+    question: str | None = None
+    before: tuple[Message, ...] = ()
+
+    def as_chat(self) -> Chat:
+        """The same pair as one user turn and one assistant turn."""
+        asked = PlainPrompt(self.prompt, self.question, self.before).as_chat()
+        return replace(asked, messages=(*asked.messages, {"role": "assistant", "content": self.completion}))
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation; assistant turns from index ``first_trained`` on are trained."""
+    """A conversation; assistant turns from index ``first_trained`` on are trained, except those in ``untrained``."""
 
     messages: tuple[Message, ...]
     first_trained: int = 0
     tools: list[Any] | None = None
+    untrained: frozenset[int] = frozenset()
 
     def trained_turns(self) -> list[int]:
         """Indices of the trained turns."""
-        turns = range(self.first_trained, len(self.messages))
+        turns = (i for i in range(self.first_trained, len(self.messages)) if i not in self.untrained)
         return [i for i in turns if self.messages[i]["role"] == "assistant"]
 
     def with_context(self, context: str) -> Chat:
@@ -71,10 +84,11 @@ class Chat:
             return self
         first = self.messages[0]
         if first["role"] != "system":
-            system = {"role": "system", "content": context}
-            return replace(self, messages=(system, *self.messages), first_trained=self.first_trained + 1)
+            turns = Turns(self.messages, self.untrained).behind(({"role": "system", "content": context},))
+            first_trained = self.first_trained + 1
+            return replace(self, messages=turns.messages, first_trained=first_trained, untrained=turns.untrained)
         own = first.get("content", "")
-        joined = f"{context}\n\n{own}" if isinstance(own, str) else [{"type": "text", "text": context}, *own]
+        joined = f"{context}\n\n{own}".rstrip() if isinstance(own, str) else [{"type": "text", "text": context}, *own]
         return replace(self, messages=({**first, "content": joined}, *self.messages[1:]))
 
 
@@ -101,15 +115,18 @@ def recognise(columns: Iterable[str], completions: bool = True) -> Parser:
         if wanted <= present:
             return parser
     came = ", ".join(repr(name) for name in sorted(present)) or "none"
-    if completions and "prompt" in present:
+    if completions and present & {"prompt", "instruction"}:
         raise DataError(
             f"the data has prompts and no completions (columns {came}): let a model write them, with "
             "source: StudentSamples() or source: TeacherSamples() (what abkd generate writes beforehand), "
-            "or give a column 'completion'"
+            "or give a column 'completion' (beside 'instruction': 'output')"
         )
     wanted = "'prompt' and 'completion', or 'messages', or 'text'" if completions else "'prompt', or 'messages'"
     plain = " (a text has no prompt to write to)" if not completions and "text" in present else ""
-    raise DataError(f"expected columns {wanted}; the data has {came}{plain}: rename them")
+    raise DataError(
+        f"expected columns {wanted}; the data has {came}{plain}: rename them (ShareGPT's 'conversations' and Alpaca's "
+        "'instruction', 'input', 'output' are read too)"
+    )
 
 
 def _parse_pair(row: Row) -> Record:
@@ -117,10 +134,11 @@ def _parse_pair(row: Row) -> Record:
     if isinstance(prompt, str) and isinstance(completion, str):
         _check_not_blank(prompt, "prompt")
         _check_not_blank(completion, "completion")
-        return PlainPair(prompt, completion)
+        return PlainPair(prompt, completion, before=_system(row))
     if isinstance(prompt, list) and isinstance(completion, list):
-        before, after = _messages(prompt, "prompt"), _messages(completion, "completion")
-        return _checked(Chat(before + after, first_trained=len(before), tools=row.get("tools") or None))
+        before, after = read_turns(prompt, "prompt"), read_turns(completion, "completion")
+        turns = after.behind(before.messages)
+        return _checked(_chat(turns, row, first_trained=len(before.messages)))
     raise BadRowError(
         "prompt and completion are not both strings or both lists of messages",
         f"prompt is {type(prompt).__name__} and completion is {type(completion).__name__}: "
@@ -132,15 +150,59 @@ def _parse_prompt(row: Row) -> Record:
     prompt = _present(row, "prompt")
     if isinstance(prompt, str):
         _check_not_blank(prompt, "prompt")
-        return PlainPrompt(prompt)
-    messages = _messages(prompt, "prompt")
-    if messages[-1]["role"] == "assistant":
+        return PlainPrompt(prompt, before=_system(row))
+    turns = read_turns(prompt, "prompt")
+    if turns.messages[-1]["role"] == "assistant":
         raise BadRowError("prompt ends with the assistant", "the last turn of a prompt must not be the assistant's")
-    return Chat(messages, first_trained=len(messages), tools=row.get("tools") or None)
+    return _chat(turns, row, first_trained=len(turns.messages))
 
 
-def _parse_messages(row: Row) -> Record:
-    return _checked(Chat(_messages(_present(row, "messages"), "messages"), tools=row.get("tools") or None))
+def _parse_conversation(row: Row, column: str, completions: bool = True) -> Record:
+    turns = read_turns(_present(row, column), column)
+    answered = any(message["role"] == "assistant" for message in turns.messages)
+    if not completions and not answered:
+        return _chat(turns, row, first_trained=len(turns.messages))
+    return _checked(_chat(turns, row))
+
+
+def _chat(turns: Turns, row: Row, first_trained: int = 0) -> Chat:
+    """The conversation with the tools and the system message that stand beside it."""
+    tools, before = read_tools(row.get("tools")), _system(row)
+    if before and any(message["role"] == "system" for message in turns.messages):
+        raise BadRowError(
+            "two system messages", "there is a column 'system' and a system message in the conversation: keep one"
+        )
+    turns = turns.behind(before)
+    return Chat(known_arguments(turns.messages, tools), first_trained + len(before), tools, turns.untrained)
+
+
+def _parse_alpaca(row: Row, completions: bool = True) -> Record:
+    instruction, given = _string(row, "instruction"), _string(row, "input", "")
+    _check_not_blank(instruction, "instruction")
+    request = f"### Instruction:\n{instruction}\n\n" + (f"### Input:\n{given}\n\n" if given.strip() else "")
+    prompt = f"{ALPACA_WITH_INPUT if given.strip() else ALPACA}{request}### Response:\n"
+    question = f"{instruction}\n\n{given}" if given.strip() else instruction
+    before = (*_system(row), *_history(row.get("history")))
+    if not completions and not row.get("output"):
+        return PlainPrompt(prompt, question, before)
+    output = _string(row, "output")
+    _check_not_blank(output, "output")
+    return PlainPair(prompt, output, question, before)
+
+
+def _history(value: Any) -> Iterable[Message]:
+    """Earlier questions and answers, which are read and not trained."""
+    for pair in value or ():
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(each, str) for each in pair):
+            raise BadRowError("history is not a list of pairs", "history: expected a list of [question, answer]")
+        yield {"role": "user", "content": pair[0]}
+        yield {"role": "assistant", "content": pair[1]}
+
+
+def _system(row: Row) -> tuple[Message, ...]:
+    """The system message that a row has in a column of its own."""
+    system = _string(row, "system", "")
+    return ({"role": "system", "content": system},) if system.strip() else ()
 
 
 def _parse_text(row: Row) -> Record:
@@ -151,20 +213,36 @@ def _parse_text(row: Row) -> Record:
     return PlainText(text)
 
 
+_CONVERSATIONS = ("messages", "conversations", "conversation")
 _FORMATS: tuple[tuple[frozenset[str], Parser], ...] = (
     (frozenset({"prompt", "completion"}), _parse_pair),
-    (frozenset({"messages"}), _parse_messages),
+    *((frozenset({column}), partial(_parse_conversation, column=column)) for column in _CONVERSATIONS),
+    (frozenset({"instruction", "output"}), _parse_alpaca),
     (frozenset({"text"}), _parse_text),
 )
-_PROMPTED = (*_FORMATS[:2], (frozenset({"prompt"}), _parse_prompt))
+_PROMPTED: tuple[tuple[frozenset[str], Parser], ...] = (
+    _FORMATS[0],
+    *(
+        (frozenset({column}), partial(_parse_conversation, column=column, completions=False))
+        for column in _CONVERSATIONS
+    ),
+    (frozenset({"prompt"}), _parse_prompt),
+    (frozenset({"instruction"}), partial(_parse_alpaca, completions=False)),
+)
 
 
 def context_of(row: Row, fixed: str | None) -> str:
     """What a privileged teacher reads first: the fixed text, else the row's own, "" where it has none."""
-    own = row.get("context") or "" if fixed is None else fixed
-    if not isinstance(own, str):
-        raise BadRowError("context is not a string", f"context is {type(own).__name__}, expected a string")
-    return own
+    return _string(row, "context", "") if fixed is None else fixed
+
+
+def _string(row: Row, column: str, otherwise: str | None = None) -> str:
+    value = _present(row, column) if otherwise is None else row.get(column)
+    if value is None and otherwise is not None:
+        return otherwise
+    if not isinstance(value, str):
+        raise BadRowError(f"{column} is not a string", f"{column} is {type(value).__name__}, expected a string")
+    return value
 
 
 def _present(row: Row, column: str) -> Any:
@@ -179,33 +257,17 @@ def _check_not_blank(value: str, column: str) -> None:
         raise BadRowError(f"{column} is empty")
 
 
-def _messages(value: Any, column: str) -> tuple[Message, ...]:
-    """Messages as plain dicts without null fields (tables fill those in where rows differ)."""
-    if not isinstance(value, list):
-        raise BadRowError(f"{column} is not a list", f"{column} is {type(value).__name__}, expected a list of messages")
-    if not value:
-        raise BadRowError(f"{column} is empty")
-    return tuple(_message(message, column, number) for number, message in enumerate(value, 1))
-
-
-def _message(message: Any, column: str, number: int) -> Message:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise BadRowError(f"{column} has a message without a role", f"{column}: message {number} has no 'role'")
-    kept = {key: value for key, value in message.items() if value is not None}
-    if "content" not in kept and "tool_calls" not in kept:
-        raise BadRowError(f"{column} has a message without content", f"{column}: message {number} has no 'content'")
-    return kept
-
-
 def _checked(chat: Chat) -> Chat:
     turns = chat.trained_turns()
+    if not turns and chat.untrained:
+        raise BadRowError("no turn is trained", "every assistant turn is marked as not to be trained")
     if not turns:
-        raise BadRowError("no assistant turn", "no assistant turn: nothing to train on")
+        spoken = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
+        raise BadRowError("no assistant turn", f"no assistant turn (roles: {spoken}): nothing to train on")
     if turns[0] == 0:
         raise BadRowError("conversation starts with the assistant", "an assistant turn needs a turn before it")
     for turn in turns:
         message = chat.messages[turn]
-        content = message.get("content", "")
-        if not message.get("tool_calls") and not (content.strip() if isinstance(content, str) else content):
+        if not message.get("tool_calls") and not message.get("content", "").strip():
             raise BadRowError("assistant turn is empty", f"the assistant turn in message {turn + 1} is empty")
     return chat

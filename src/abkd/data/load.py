@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from abkd.data.files import READABLE, DataFile, find_files
+from abkd.data.messages import row_of_table
 from abkd.data.readers import read_rows, unit_of
 from abkd.data.rows import Part, Row, Rows
 from abkd.errors import DataError
@@ -34,7 +35,8 @@ def load_rows(
     elif isinstance(source, (str, Path)):
         rows = _number(_load_dataset(str(source), config, split), str(source))
     else:
-        rows = _number(_checked_rows(source, "the data set"))
+        checked = _checked_rows(source, "the data set")
+        rows = _number([*map(row_of_table, checked)] if hasattr(source, "features") else checked)
     if not len(rows):
         raise DataError(f"{rows.name or 'the data set'} has no rows: expected at least one")
     return rows
@@ -90,7 +92,7 @@ def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
 
 def _load_dataset(name: str, config: str | None, split: str) -> list[Row]:
     way_out = f"Files are read that end in {READABLE}"
-    return _checked_rows(open_table(name, config, split, way_out), name)
+    return [*map(row_of_table, _checked_rows(open_table(name, config, split, way_out), name))]
 
 
 def open_table(name: str, config: str | None, split: str, way_out: str) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from abkd.data.files import LONGEST, DataFile
+from abkd.data.messages import row_of_table
 from abkd.data.rows import Row
 from abkd.errors import DataError
 
@@ -213,7 +214,7 @@ def _read_parquet(file: DataFile) -> Iterator[Numbered]:
             for batch in table.iter_batches(_BATCH):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, _checked(row, f"{file.path}, row {number}")
+                    yield number, _checked(row_of_table(row), f"{file.path}, row {number}")
     # pyarrow raises them all: a table that claims more than there is, text that is no UTF-8, dates beyond the calendar
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError, TypeError) as error:
         if isinstance(error, DataError):

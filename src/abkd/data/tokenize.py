@@ -8,12 +8,22 @@ encoded on its own. So the model is trained on exactly the prompt tokens that it
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
-import jinja2
-
-from abkd.data.formats import BadRowError, Chat, PlainPair, PlainPrompt, PlainText, Record
+from abkd.data.bad_rows import BadRowError
+from abkd.data.chat import ChatText, Piece, chat_text
+from abkd.data.formats import Chat, PlainPair, PlainPrompt, PlainText, Record
+from abkd.data.remarks import Remark
 from abkd.errors import DataError
+
+MOVED = Remark(
+    "the border between prompt and answer lies inside a token, which is trained as a part of the answer (a prompt that "
+    "ends in a space: leave that space out)"
+)
+
+
+Form = Literal["chat", "plain", "text"]
+"""A chat template, nobody but a prompt and a completion side by side, or a text."""
 
 
 class Example(TypedDict):
@@ -34,11 +44,20 @@ class Example(TypedDict):
     """A stand-in without anything trained, so that every process has as many batches; sources never see it."""
 
 
-Piece = tuple[str, bool]
+class TokenizedRow(NamedTuple):
+    """The examples of one row (several where a chat template rewrites earlier answers), and what is to be said of it.
+
+    ``cut``: trained tokens that did not fit into ``max_length``. ``form``: who has written the text.
+    """
+
+    examples: list[Example]
+    cut: int = 0
+    remarks: tuple[Remark, ...] = ()
+    form: Form = "text"
 
 
-def tokenize(record: Record, tokenizer: Any, max_length: int, *, context: str | None = None) -> tuple[Example, bool]:
-    """Tokens of one row, cut on the right to ``max_length``, and whether something trained was cut off.
+def tokenize(record: Record, tokenizer: Any, max_length: int, *, context: str | None = None) -> TokenizedRow:
+    """Tokens of one row, cut on the right to ``max_length``.
 
     EOS, or the end of the turn, is kept and trained unless it was cut off. A prompt without completion has nothing
     trained, and leaves room for one token.
@@ -48,44 +67,63 @@ def tokenize(record: Record, tokenizer: Any, max_length: int, *, context: str | 
     ``max_length``. An empty one makes both sides alike.
 
     Raises BadRowError where no trained token fits, or where the chat template does not allow to say which tokens the
-    assistant wrote. Raises DataError where the tokenizer lacks an EOS token or a chat template.
+    assistant wrote. Raises DataError where the tokenizer lacks an EOS token, ConfigError where its template is broken.
     """
-    pieces = _pieces(record, tokenizer)
-    ids, trained = _encode(pieces, tokenizer)
-    if not isinstance(record, Chat):  # a template writes the special tokens itself
-        ids, trained = _with_specials(ids, trained, tokenizer, ends=not isinstance(record, PlainPrompt))
+    text = _text(record, tokenizer)
+    others = None if context is None else _text_after(context, record, text, tokenizer)
+    examples: list[Example] = []
+    cut, moved, too_long = 0, False, None
+    for index, pieces in enumerate(text.examples):
+        ids, trained, has_moved = _encode_row(pieces, record, tokenizer)
+        try:
+            example = _fitted(ids, trained, record, max_length)
+        except BadRowError as error:  # answers before it may fit
+            too_long, cut = too_long or error, cut + sum(trained)
+            continue
+        cut += sum(trained[len(example["input_ids"]) :])
+        moved = moved or has_moved
+        examples.append(example if others is None else _for_both(example, pieces, others[index], record, tokenizer))
+    if too_long is not None and not examples:
+        raise too_long
+    return TokenizedRow(examples, cut, (*text.remarks, *([MOVED] if moved else [])))
+
+
+def _fitted(ids: list[int], trained: list[bool], record: Record, max_length: int) -> Example:
     if isinstance(record, PlainPrompt) or (isinstance(record, Chat) and not record.trained_turns()):
-        example, cut = _fitting(ids, max_length), False
-    else:
-        example, cut = _cut(ids, trained, max_length, isinstance(record, PlainText))
-    if context is not None:
-        mine = _prompt_ids(record, pieces, tokenizer)
-        theirs = _prompt_ids(record, _pieces_after(context, record, pieces, tokenizer), tokenizer)
-        rest = slice(len(mine), None)
-        example["teacher_input_ids"] = theirs + example["input_ids"][rest]
-        example["teacher_trained"] = [False] * len(theirs) + example["trained"][rest]
-    return example, cut
+        return _fitting(ids, max_length)
+    return _cut(ids, trained, max_length, isinstance(record, PlainText))
 
 
-def _pieces(record: Record, tokenizer: Any) -> list[Piece]:
+def _for_both(example: Example, pieces: list[Piece], others: list[Piece], record: Record, tokenizer: Any) -> Example:
+    """The example with the side of a teacher that reads ``others`` where the student reads ``pieces``."""
+    mine, theirs = (_prompt_ids(record, each, tokenizer) for each in (pieces, others))
+    rest = slice(len(mine), None)
+    return Example(
+        **example,
+        teacher_input_ids=theirs + example["input_ids"][rest],
+        teacher_trained=[False] * len(theirs) + example["trained"][rest],
+    )
+
+
+def _text(record: Record, tokenizer: Any) -> ChatText:
     """The row's text in pieces; the first is not trained (and is empty where all of the text is)."""
     match record:
         case Chat():
-            return _chat_pieces(record, tokenizer)
+            return chat_text(record, tokenizer)
         case PlainPair(prompt, completion):
-            return [(prompt, False), (completion, True)]
+            return ChatText([[(prompt, False), (completion, True)]])
         case PlainPrompt(prompt):
-            return [(prompt, False)]
+            return ChatText([[(prompt, False)]])
         case PlainText(text):
-            return [("", False), (text, True)]
+            return ChatText([[("", False), (text, True)]])
 
 
-def _pieces_after(context: str, record: Record, pieces: list[Piece], tokenizer: Any) -> list[Piece]:
-    """The same pieces with ``context`` in, or before, the first."""
+def _text_after(context: str, record: Record, text: ChatText, tokenizer: Any) -> list[list[Piece]]:
+    """The same pieces with ``context`` in, or before, the first of each example."""
     if not isinstance(record, Chat):
-        return [(context + pieces[0][0], False), *pieces[1:]]
-    theirs = _chat_pieces(record.with_context(context), tokenizer)
-    if theirs[1:] != pieces[1:]:
+        return [[(context + pieces[0][0], False), *pieces[1:]] for pieces in text.examples]
+    theirs = chat_text(record.with_context(context), tokenizer).examples
+    if [pieces[1:] for pieces in theirs] != [pieces[1:] for pieces in text.examples]:
         raise BadRowError(
             "chat template rewrites the conversation for a system message",
             "the chat template writes what follows the prompt in another way when there is a system message, so the "
@@ -96,30 +134,68 @@ def _pieces_after(context: str, record: Record, pieces: list[Piece], tokenizer: 
 
 def _prompt_ids(record: Record, pieces: list[Piece], tokenizer: Any) -> list[int]:
     """Ids of the first piece, with the tokenizer's opening tokens as the whole row has them."""
-    ids, _ = _encode(pieces[:1], tokenizer)
+    ids, _, _ = encode(pieces[:1], tokenizer)
     return ids if isinstance(record, Chat) else _opened(ids, tokenizer)
 
 
 def encode_text(text: str, tokenizer: Any) -> list[int]:
     """Token ids of a whole document: the tokenizer's opening tokens (BOS), the text, EOS. Raises as ``tokenize``."""
-    return _with_specials(*_encode([(text, True)], tokenizer), tokenizer)[0]
+    ids, trained, _ = encode([(text, True)], tokenizer)
+    return _with_specials(ids, trained, tokenizer)[0]
+
+
+def _encode_row(pieces: list[Piece], record: Record, tokenizer: Any) -> tuple[list[int], list[bool], bool]:
+    """As ``encode``, with the special tokens around it; a template writes those itself."""
+    ids, trained, moved = encode(pieces, tokenizer)
+    if not isinstance(record, Chat):
+        ids, trained = _with_specials(ids, trained, tokenizer, ends=not isinstance(record, PlainPrompt))
+    return ids, trained, moved
 
 
 def _ids(text: str, tokenizer: Any) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def _encode(pieces: list[Piece], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Ids of all pieces in order; a piece's ids depend only on the text up to its end."""
+def encode(pieces: list[Piece], tokenizer: Any) -> tuple[list[int], list[bool], bool]:
+    """Ids of all pieces in order and whether each is trained; and whether a border had to move.
+
+    A piece's ids depend only on the text up to its end, and all of them decode to the text.
+    """
     _check_unicode("".join(piece for piece, _ in pieces))
-    text, ids, trained = "", [], []
+    text, moved = "", False
+    ids: list[int] = []
+    trained: list[bool] = []
     for piece, is_trained in pieces:
         text += piece
         joint = _ids(text, tokenizer)
-        new = joint[len(ids) :] if joint[: len(ids)] == ids else _ids(piece, tokenizer)
+        new = joint[len(ids) :] if joint[: len(ids)] == ids else _continuation(ids, joint, piece, tokenizer)
+        if new is None:
+            kept = next(
+                i for i, (one, other) in enumerate(zip([*ids, None], [*joint, None], strict=False)) if one != other
+            )
+            ids, trained, new, moved = ids[:kept], trained[:kept], joint[kept:], True
         ids += new
         trained += [is_trained] * len(new)
-    return ids, trained
+    return ids, trained, moved
+
+
+def _continuation(ids: list[int], joint: list[int], piece: str, tokenizer: Any) -> list[int] | None:
+    """Ids of ``piece`` behind ``ids`` that decode as ``joint`` does: its own, or those it has inside a line.
+
+    Encoded on its own, a text gets a space in front by tokenizers of the SentencePiece kind; behind a line break it
+    does not. None where neither fits.
+    """
+    whole, line = decode(joint, tokenizer), _ids("\n", tokenizer)
+    behind = _ids("\n" + piece, tokenizer)
+    for found in (_ids(piece, tokenizer), behind[len(line) :] if behind[: len(line)] == line else None):
+        if found is not None and decode(ids + found, tokenizer) == whole:
+            return found
+    return None
+
+
+def decode(ids: list[int], tokenizer: Any) -> str:
+    """The text of ``ids``, special tokens and spaces as they are."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _check_unicode(text: str) -> None:
@@ -143,12 +219,12 @@ def _with_specials(
 
 
 def _opened(ids: list[int], tokenizer: Any) -> list[int]:
-    opening = list(_opening_ids(tokenizer))
+    opening = list(opening_ids(tokenizer))
     return ids if ids[: len(opening)] == opening else opening + ids
 
 
 @lru_cache(maxsize=8)
-def _opening_ids(tokenizer: Any) -> tuple[int, ...]:
+def opening_ids(tokenizer: Any) -> tuple[int, ...]:
     """What the tokenizer puts in front of a text. Tokens that it adds behind are left out: EOS is ours to add."""
     plain, full = _ids("a", tokenizer), tokenizer("a")["input_ids"]
     for start in range(len(full) - len(plain) + 1):
@@ -157,61 +233,13 @@ def _opening_ids(tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
-def _chat_pieces(chat: Chat, tokenizer: Any) -> list[Piece]:
-    """The conversation up to its last trained turn; what the template writes for a trained turn is a trained piece.
-
-    A turn is what rendering up to and including it adds to rendering what comes before it with the generation prompt.
-    This needs no markers in the template, only that each of these texts begins with the one before it. Where no turn
-    is trained, the conversation is a prompt.
-    """
-    pieces: list[Piece] = []
-    text = ""
-    if not chat.trained_turns():
-        return [(_render(chat, len(chat.messages), tokenizer, generation_prompt=True), False)]
-    for turn in chat.trained_turns():
-        prompt = _render(chat, turn, tokenizer, generation_prompt=True)
-        pieces.append((_rest(prompt, text, turn, "before"), False))
-        text = _render(chat, turn + 1, tokenizer, generation_prompt=False)
-        answer, after = _split_turn_end(_rest(text, prompt, turn, "with"), tokenizer)
-        pieces += [(answer, True), (after, False)]
-    return pieces
-
-
-def _rest(text: str, start: str, turn: int, which: str) -> str:
-    if not text.startswith(start):
-        raise BadRowError(
-            "chat template is not prefix-stable",
-            f"the chat template rewrites earlier text (the conversation {which} message {turn + 1} does not begin with "
-            "what was rendered for the turns before), so the assistant's tokens cannot be told from the prompt's: "
-            "use a template that keeps earlier turns as they are",
-        )
-    return text[len(start) :]
-
-
-def _split_turn_end(answer: str, tokenizer: Any) -> tuple[str, str]:
-    """The answer up to its end-of-turn token, and the white space that a template puts behind that token."""
-    body = answer.rstrip()
-    ends_in_special = any(body.endswith(token) for token in tokenizer.get_added_vocab())
-    return (body, answer[len(body) :]) if ends_in_special else (answer, "")
-
-
-def _render(chat: Chat, turns: int, tokenizer: Any, *, generation_prompt: bool) -> str:
-    messages = [dict(message) for message in chat.messages[:turns]]
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tools=chat.tools, tokenize=False, add_generation_prompt=generation_prompt
-        )
-    except jinja2.TemplateError as error:
-        raise BadRowError("chat template refuses the conversation", f"the chat template refuses it: {error}") from error
-
-
 def _fitting(ids: list[int], max_length: int) -> Example:
     if len(ids) >= max_length:
         raise _too_long("prompt has", len(ids), max_length)
     return Example(input_ids=ids, trained=[False] * len(ids))
 
 
-def _cut(ids: list[int], trained: list[bool], max_length: int, is_text: bool) -> tuple[Example, bool]:
+def _cut(ids: list[int], trained: list[bool], max_length: int, is_text: bool) -> Example:
     trained = [False, *trained[1:]]  # nothing predicts the first token
     last = max((t for t, flag in enumerate(trained) if flag), default=-1)
     if last < 0:
@@ -220,7 +248,7 @@ def _cut(ids: list[int], trained: list[bool], max_length: int, is_text: bool) ->
         what = "text needs" if is_text else "prompt has"
         raise _too_long(what, trained.index(True) + (1 if is_text else 0), max_length)
     end = min(max_length, last + 1)  # what follows the last trained token changes nothing
-    return Example(input_ids=ids[:end], trained=trained[:end]), end <= last
+    return Example(input_ids=ids[:end], trained=trained[:end])
 
 
 def _too_long(what: str, count: int, max_length: int) -> BadRowError:

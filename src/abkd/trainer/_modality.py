@@ -6,7 +6,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,6 +44,7 @@ class Models:
     classes: int
     teacher_names: Sequence[str] = ()
     teacher_revision: str | None = None
+    teacher_tokenizers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def padding(self) -> int:

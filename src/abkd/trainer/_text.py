@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +18,10 @@ from abkd.data import (
     TokenizedDataset,
     check_packing,
     check_same_tokenizer,
+    choose_template,
     pack,
     prepare_dataset,
+    say_of_templates,
     shared_vocabulary_size,
 )
 from abkd.errors import ConfigError
@@ -52,7 +55,7 @@ class Text(Modality):
     def data(
         self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
     ) -> TokenizedDataset | None:
-        prepared = prepare_data(dataset, models.tokenizer, args, name, chunks)
+        prepared = prepare_data(dataset, models.tokenizer, args, name, chunks, teachers=models.teacher_tokenizers)
         if prepared is not None:
             check_lengths(prepared, models, args)
         return prepared
@@ -82,7 +85,11 @@ class Text(Modality):
         write_adapter_card(directory)
 
     def describe(self, models: Models, train: Any) -> dict[str, Any]:
-        return {"train_tokens": train.trained_tokens}
+        return {
+            "train_tokens": train.trained_tokens,
+            "truncated_tokens": train.account.cut_tokens,
+            "apply_chat_template": train.account.rendered > 0,
+        }
 
 
 def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any, peft_config: Any) -> Models:
@@ -93,7 +100,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     """
     if tokenizer is None:
         tokenizer = _own_tokenizer(model)
-    teachers, names = _load_teachers(teacher, args, tokenizer)
+    teachers, names, tokenizers = _load_teachers(teacher, args, tokenizer)
     spec: Any = args.teacher
     model = _load_student(model, args, peft_config)
     for each in teachers:
@@ -117,7 +124,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
         raise ConfigError(
             f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0"
         )
-    return Models(student, reader, tokenizer, classes, names, _teacher_options(args).get("revision"))
+    return Models(student, reader, tokenizer, classes, names, _teacher_options(args).get("revision"), tokenizers)
 
 
 def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
@@ -153,19 +160,28 @@ def _own_tokenizer(model: Any) -> Any:
     return load_tokenizer(name, what="processing_class")
 
 
-def _load_teachers(teacher: Any, args: DistillConfig, tokenizer: Any) -> tuple[list[nn.Module], list[str]]:
-    """The teacher's models, loaded where the kind of teacher runs them; and their names, where they have some."""
+def _load_teachers(
+    teacher: Any, args: DistillConfig, tokenizer: Any
+) -> tuple[list[nn.Module], list[str], dict[str, Any]]:
+    """The teacher's models, loaded where the kind of teacher runs them; their names and tokenizers, if they have some.
+
+    Raises:
+        ConfigError, VocabularyError: the tokenizers do not fit the student's, or a model cannot be loaded.
+    """
     given = wanted_teachers(teacher, args)
     spec: Any = args.teacher
     names = [each for each in given if isinstance(each, str)]
     if args.teacher_model_server_url and not args.objective().asks_teacher_ever():
-        return [], names
+        return [], names, {}
     what, options = "teacher_model_name_or_path", _teacher_options(args)
-    for name in names:
-        check_same_tokenizer(tokenizer, load_tokenizer(name, what=what, revision=options.get("revision")))
+    theirs = {name: load_tokenizer(name, what=what, revision=options.get("revision")) for name in names}
+    for each in theirs.values():
+        check_same_tokenizer(tokenizer, each)
+    choose_template(args.apply_chat_template, tokenizer, theirs)
     if spec.cached:
-        return [], names
-    return [load_causal_lm(each, what=what, **options) if isinstance(each, str) else each for each in given], names
+        return [], names, theirs
+    models = [load_causal_lm(each, what=what, **options) if isinstance(each, str) else each for each in given]
+    return models, names, theirs
 
 
 def _open_teacher(
@@ -202,9 +218,17 @@ def _teacher_options(args: DistillConfig) -> dict[str, Any]:
 
 
 def prepare_data(
-    dataset: Any, tokenizer: Any, args: DistillConfig, name: str, pretrain_chunks: Sequence[list[int]] | None = None
+    dataset: Any,
+    tokenizer: Any,
+    args: DistillConfig,
+    name: str,
+    pretrain_chunks: Sequence[list[int]] | None = None,
+    *,
+    teachers: Mapping[str, Any] = MappingProxyType({}),
 ) -> TokenizedDataset | None:
     """Tokenised rows, packed if asked for, each with a chunk of plain text where ``lm_coef`` wants it.
+
+    ``teachers``: the tokenizers of the teachers whose names are known, by name.
 
     Raises:
         DataError, ConfigError: rows that cannot be used, or no plain text.
@@ -216,13 +240,15 @@ def prepare_data(
         dataset,
         tokenizer,
         max_length=args.max_length,
-        apply_chat_template=args.apply_chat_template,
+        apply_chat_template=choose_template(args.apply_chat_template, tokenizer, teachers),
         on_bad_row=args.on_bad_row,
         name=name,
         completions=name == "train" and needs_completions(source),
         context=privileged_context(source),
         privileged=is_privileged(source),
     )
+    if name == "train":
+        say_of_templates(tokenized.account, tokenizer, teachers)
     if args.packing:
         tokenized = pack(tokenized, args.max_length)
     if name == "train" and args.lm_coef:

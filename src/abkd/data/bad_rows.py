@@ -1,0 +1,14 @@
+"""Rows that are left out, and why."""
+
+from __future__ import annotations
+
+
+class BadRowError(Exception):
+    """A row that cannot be trained on. ``reason`` is the same for all rows of a kind; ``detail`` is about this one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(detail or reason)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[BadRowError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))  # exceptions travel between processes

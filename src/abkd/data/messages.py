@@ -1,0 +1,244 @@
+"""Messages as data sets write them, brought to one form: a role, content as one string, tool calls as dicts.
+
+Read are OpenAI's ``role``/``content``, ShareGPT's ``from``/``value``, content as a list of text parts, arguments of
+tool calls as a JSON string, and the keys by which a turn says that it is not to be learnt (``weight: 0``,
+``train: false``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from abkd.data.bad_rows import BadRowError
+
+Message = dict[str, Any]
+
+ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "bot", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
+    **{name: name for name in ("system", "developer")},
+}
+"""ShareGPT's names of those who speak (and OpenAI's), in lower case."""
+
+_OPENAI_ROLES = {"human": "user", "gpt": "assistant"}  # names that no template has a role for
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields in which the reasoning before an answer comes."""
+
+_TRAIN_KEYS = ("weight", "train", "training", "train_on_turn", "loss")
+_NULL_IN_A_SCHEMA = frozenset({"default", "const"})  # where null is a value of JSON Schema
+
+
+class Turns(NamedTuple):
+    """Messages, and the indices of those that say they are not to be learnt."""
+
+    messages: tuple[Message, ...]
+    untrained: frozenset[int]
+
+    def behind(self, before: tuple[Message, ...]) -> Turns:
+        """The same turns after other ones."""
+        return Turns((*before, *self.messages), frozenset(index + len(before) for index in self.untrained))
+
+
+def read_turns(value: Any, column: str) -> Turns:
+    """The messages of a row.
+
+    Raises BadRowError with the number of the message that cannot be read.
+    """
+    if not isinstance(value, list):
+        raise BadRowError(f"{column} is not a list", f"{column} is {type(value).__name__}, expected a list of messages")
+    if not value:
+        raise BadRowError(f"{column} is empty")
+    read = [_message(message, f"{column}: message {number}", column) for number, message in enumerate(value, 1)]
+    return Turns(
+        tuple(message for message, _ in read), frozenset(i for i, (_, trained) in enumerate(read) if not trained)
+    )
+
+
+def read_tools(value: Any) -> list[Any] | None:
+    """Schemas of tools, also out of a JSON string; None where there are none."""
+    if isinstance(value, str) and value.strip():
+        value = _from_json(value, "tools")
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise BadRowError("tools is not a list of objects", f"tools is {_kind(value)}, expected a list of JSON schemas")
+    return [_schema(tool) for tool in value]
+
+
+def row_of_table(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table as it was before: without the nulls that the keys of other rows have left inside it."""
+    return {column: _without_nulls(value) for column, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def reasoning_of(message: Message) -> str:
+    """The reasoning that belongs to an answer, "" where it has none."""
+    for field in REASONING:
+        if isinstance(message.get(field), str) and message[field].strip():
+            return message[field].strip()
+    content = message.get("content", "")
+    inside, closed, _ = content.rpartition("</think>") if isinstance(content, str) else ("", "", "")
+    return inside.rpartition("<think>")[2].strip() if closed else ""
+
+
+def known_arguments(messages: tuple[Message, ...], tools: list[Any] | None) -> tuple[Message, ...]:
+    """The same messages without arguments that are null and that the called tool does not have.
+
+    They come from tables too, by way of a JSONL file. A null for an argument that the tool has was written by somebody.
+    """
+    parameters = dict(_parameters(tools or []))
+    if not parameters:
+        return messages
+    return tuple(
+        {**each, "tool_calls": [_known(call, parameters) for call in each["tool_calls"]]}
+        if "tool_calls" in each
+        else each
+        for each in messages
+    )
+
+
+def _parameters(tools: list[Any]) -> Iterator[tuple[str, set[str]]]:
+    """The name of each tool, and of what it takes."""
+    for tool in tools:
+        function = tool.get("function", tool)
+        schema = function.get("parameters") if isinstance(function, Mapping) else None
+        properties = schema.get("properties") if isinstance(schema, Mapping) else None
+        if isinstance(properties, Mapping) and isinstance(function.get("name"), str):
+            yield function["name"], set(properties)
+
+
+def _known(call: Message, parameters: Mapping[str, set[str]]) -> Message:
+    function = call.get("function", call)
+    arguments = function.get("arguments")
+    takes = parameters.get(str(function.get("name")))
+    if takes is None or not isinstance(arguments, dict):
+        return call
+    kept = {key: value for key, value in arguments.items() if value is not None or key in takes}
+    function = {**function, "arguments": kept}
+    return {**call, "function": function} if "function" in call else function
+
+
+def _message(message: Any, where: str, column: str) -> tuple[Message, bool]:
+    """One message in the form of this module, and whether it may be trained."""
+    if not isinstance(message, Mapping):
+        raise BadRowError(f"{column} has a message without a role", f"{where} has no 'role'")
+    given = {key: value for key, value in message.items() if value is not None}
+    made = _of_sharegpt(given, where) if "from" in given and "role" not in given else given
+    if not isinstance(made.get("role"), str):
+        raise BadRowError(f"{column} has a message without a role", f"{where} has no 'role'")
+    if "content" not in made and "tool_calls" not in made:
+        raise BadRowError(f"{column} has a message without content", f"{where} has no 'content'")
+    marks = [_trains(made[key], key, where) for key in _TRAIN_KEYS if key in made]
+    kept = {key: value for key, value in made.items() if key not in _TRAIN_KEYS}
+    kept["role"] = _OPENAI_ROLES.get(kept["role"], kept["role"])
+    if "content" in kept:
+        kept["content"] = _text(kept["content"], where)
+    if "tool_calls" in kept:
+        kept["tool_calls"] = _calls(kept["tool_calls"], where)
+    if not kept.get("tool_calls", True):
+        del kept["tool_calls"]
+        kept.setdefault("content", "")
+    return kept, all(marks)
+
+
+def _of_sharegpt(given: Message, where: str) -> Message:
+    speaker = given["from"]
+    role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
+    if role is None:
+        known = ", ".join(ROLES)
+        raise BadRowError("unknown speaker", f"{where} is from {speaker!r}, expected one of {known}")
+    if "value" not in given:
+        raise BadRowError("message without value", f"{where} has 'from' and no 'value'")
+    rest = {key: value for key, value in given.items() if key not in ("from", "value")}
+    if str(speaker).lower() != "function_call":
+        return {"role": role, "content": given["value"], **rest}
+    calls = _from_json(given["value"], f"{where} (function_call)")
+    return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls], **rest}
+
+
+def _trains(value: Any, key: str, where: str) -> bool:
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return bool(value)
+    raise BadRowError(
+        f"{key} of a message is not 0 or 1",
+        f"{where} has {key} {value!r}: expected 1 (trained) or 0 (context only), there is no weight between",
+    )
+
+
+def _text(content: Any, where: str) -> str:
+    """Content as one string; parts of text are put together."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise BadRowError("content is not text", f"{where} has content of type {_kind(content)}, expected a string")
+    return "".join(_part(part, where) for part in content)
+
+
+def _part(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, Mapping) else _kind(part)
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
+        raise BadRowError(
+            f"content has a part that is not text ({kind})",
+            f"{where} has a part of type {kind!r}: a language model reads text parts only, {{type: text, text: ...}}",
+        )
+    return text
+
+
+def _calls(value: Any, where: str) -> list[Message]:
+    calls = _from_json(value, f"{where} (tool_calls)") if isinstance(value, str) else value
+    if not isinstance(calls, list):
+        raise BadRowError("tool_calls is not a list", f"{where} has tool_calls of type {_kind(calls)}, expected a list")
+    return [_call(call, where) for call in calls]
+
+
+def _call(call: Any, where: str) -> Message:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise BadRowError("tool call without a name", f"{where} has a tool call that names no function")
+    read = {key: value for key, value in function.items() if value is not None}
+    if isinstance(read.get("arguments"), str):
+        read["arguments"] = _arguments(read["arguments"])
+    if "function" not in call:
+        return {"type": "function", "function": read}
+    return {**{key: value for key, value in call.items() if value is not None}, "function": read}
+
+
+def _arguments(text: str) -> Any:
+    """The object in a JSON string, which templates take; another text stays as it is."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return found if isinstance(found, dict) else text
+
+
+def _schema(value: Any, key: str = "") -> Any:
+    """A JSON schema without the keys that are null, except where null is a value of the schema."""
+    if isinstance(value, Mapping):
+        kept = {name: each for name, each in value.items() if each is not None or name in _NULL_IN_A_SCHEMA}
+        return {name: each if name in _NULL_IN_A_SCHEMA else _schema(each, name) for name, each in kept.items()}
+    return [_schema(each, key) for each in value] if isinstance(value, list) and key != "enum" else value
+
+
+def _from_json(text: Any, what: str) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRowError("a string that is not valid JSON", f"{what} is not valid JSON ({error})") from error
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__

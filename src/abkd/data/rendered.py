@@ -1,0 +1,93 @@
+"""Whether a chat template has written everything that a conversation holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from abkd.data.bad_rows import BadRowError
+from abkd.data.formats import Chat
+from abkd.data.messages import REASONING, Message, reasoning_of
+from abkd.data.remarks import Remark
+from abkd.data.template import render
+
+_PROBE = "\N{SECTION SIGN}"
+
+
+def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: Any) -> Iterator[Remark]:
+    """What of a trained answer is not in its text.
+
+    Raises BadRowError where that is the answer itself.
+    """
+    chat = replace(chat, messages=chat.messages[: turn + 1])
+    message = chat.messages[turn]
+    calls = message.get("tool_calls", ())
+    if not all(call["function"]["name"] in answer for call in calls) and _are_lost(chat, full, tokenizer):
+        raise BadRowError(
+            "chat template does not render tool_calls",
+            f"the chat template does not render the tool_calls of message {turn + 1}, so the answer would be lost: use "
+            "a tokenizer whose template knows tools",
+        )
+    if not _is_rendered(chat, turn, answer, full, tokenizer):
+        if not calls:
+            raise BadRowError(
+                "chat template does not render the answer", f"the chat template leaves message {turn + 1} out"
+            )
+        yield Remark("the chat template does not render the content of an answer that calls tools", warning=True)
+    reasoning = reasoning_of(message)
+    if reasoning and reasoning not in answer:
+        field = next((name for name in REASONING if message.get(name)), "<think> in the content")
+        yield Remark(
+            f"the chat template does not render {field} of a trained answer, so it is not learnt", warning=True
+        )
+
+
+def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
+    """What of all other messages and of the tools is not in ``full``, the text of the conversation."""
+    trained = set(chat.trained_turns())
+    for index, message in enumerate(chat.messages):
+        if index not in trained and not _is_rendered(chat, index, full, full, tokenizer):
+            yield Remark(f"the chat template does not render a turn of role {message['role']!r}", warning=True)
+    fields = {key for message in chat.messages for key in message} - {"role", "content", "tool_calls", *REASONING}
+    for field in sorted(fields):
+        values = [message[field] for message in chat.messages if field in message]
+        if not all(isinstance(value, str) and value in full for value in values):
+            bare = tuple({key: each for key, each in message.items() if key != field} for message in chat.messages)
+            if _changes_nothing(chat, bare, full, tokenizer):
+                yield Remark(f"the chat template does not render {field!r} of a message")
+    names = [tool.get("function", tool).get("name") for tool in chat.tools or ()]
+    if any(isinstance(name, str) and name not in full for name in names):
+        yield Remark("the chat template does not render tools", warning=True)
+
+
+def _are_lost(chat: Chat, full: str, tokenizer: Any) -> bool:
+    """Whether the tool calls of the last message change nothing."""
+    *earlier, last = chat.messages
+    bare = {"content": "", **{key: each for key, each in last.items() if key != "tool_calls"}}
+    return _changes_nothing(chat, (*earlier, bare), full, tokenizer)
+
+
+def _is_rendered(chat: Chat, index: int, text: str, full: str, tokenizer: Any) -> bool:
+    """Whether the content of a message is in ``text``, perhaps written in another way."""
+    message = chat.messages[index]
+    content = message.get("content", "")
+    if not isinstance(content, str) or not content.strip() or content.strip() in text:
+        return True
+    visible = content.rpartition("</think>")[2].strip()
+    if visible and visible in text:
+        return True
+    other: Message = {**message, "content": content + _PROBE}
+    messages = (*chat.messages[:index], other, *chat.messages[index + 1 :])
+    return not _changes_nothing(chat, messages, full, tokenizer)
+
+
+def _changes_nothing(chat: Chat, messages: tuple[Message, ...], full: str, tokenizer: Any) -> bool:
+    """Whether the template writes ``full`` for these messages too, with or without a generation prompt."""
+    try:
+        return full in (
+            render(messages, chat.tools, tokenizer, generation_prompt=True),
+            render(messages, chat.tools, tokenizer, generation_prompt=False),
+        )
+    except BadRowError:
+        return False

@@ -1,0 +1,168 @@
+"""What a tokenizer's chat template makes of messages, and what is said where it fails.
+
+A template is a program that came with the model: it may refuse a conversation, or fail in any way.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jinja2
+
+from abkd.data.bad_rows import BadRowError
+from abkd.data.messages import Message
+from abkd.errors import ConfigError
+
+_PATIENCE, _MUCH_TEXT = 60.0, 10_000_000  # seconds and characters that a template may take for two short turns
+_ASKED: Message = {"role": "user", "content": "a"}
+_ANSWERED: Message = {"role": "assistant", "content": "b"}
+_CONVERSATIONS = (
+    (_ASKED,),
+    (_ASKED, _ANSWERED),
+    ({"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED),
+    (_ASKED, {**_ANSWERED, "reasoning_content": "d"}, _ASKED, _ANSWERED),
+)
+"""What templates that differ write in different ways."""
+
+_OF_THE_MESSAGES = (jinja2.UndefinedError, KeyError, IndexError, AttributeError)
+"""What a template raises that was written for other messages."""
+
+
+def check_template(tokenizer: Any) -> None:
+    """Refuse a chat template that cannot render a question and its answer at all.
+
+    Raises:
+        ConfigError: it is broken, or has not ended after a minute.
+    """
+    if not tokenizer.chat_template:
+        return
+    turns = (_ASKED, _ANSWERED)
+    outcome: list[Exception | str] = []
+    worker = threading.Thread(target=_try, args=(turns, tokenizer, outcome), daemon=True)
+    worker.start()
+    worker.join(_PATIENCE)
+    (result,) = outcome or [TimeoutError(f"it has not ended after {_PATIENCE:.0f} s")]
+    if isinstance(result, str) and len(result) > _MUCH_TEXT:
+        result = OverflowError(f"it makes {len(result):,} characters of two letters")
+    if isinstance(result, Exception) and not _is_refusal(result):
+        raise ConfigError(
+            f"the tokenizer's chat template is broken ({_named(result)}), so no conversation can be rendered: repair "
+            "chat_template.jinja (or chat_template in tokenizer_config.json)"
+        ) from result
+
+
+def same_template(one: Any, other: Any) -> bool:
+    """Whether two tokenizers with chat templates write short conversations alike."""
+    if one.chat_template == other.chat_template:
+        return True
+    return all(_written(each, one) == _written(each, other) for each in _CONVERSATIONS)
+
+
+def _written(messages: Sequence[Message], tokenizer: Any) -> str | None:
+    """What the template makes of them as a prompt; None where it refuses."""
+    try:
+        return render(messages, None, tokenizer, generation_prompt=messages[-1]["role"] == "user")
+    except BadRowError:
+        return None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether an error says that these messages do not fit the template; ``raise_exception`` gives the first kind."""
+    return type(error) is jinja2.TemplateError or isinstance(error, _OF_THE_MESSAGES)
+
+
+def _try(turns: Sequence[Message], tokenizer: Any, outcome: list[Exception | str]) -> None:
+    """The text of the first form that can be rendered, or what went wrong with the first."""
+    errors: list[Exception] = []
+    for messages in forms(tuple(turns)):
+        try:
+            outcome.append(_apply(messages, None, tokenizer, generation_prompt=False))
+            return
+        except Exception as error:  # noqa: BLE001  # a template may fail in any way
+            errors.append(error)
+    outcome.append(errors[0])
+
+
+def render(messages: Sequence[Message], tools: list[Any] | None, tokenizer: Any, *, generation_prompt: bool) -> str:
+    """The template's text; whatever the template raises is a BadRowError with its words."""
+    try:
+        text = _apply(messages, tools, tokenizer, generation_prompt=generation_prompt)
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(f"the tokenizer's chat template is broken ({_named(error)}): repair it") from error
+    except Exception as error:  # a template is a program, and may fail in any way
+        roles = ", ".join(str(message["role"]) for message in messages)
+        if type(error) is jinja2.TemplateError:
+            reason, said = "chat template refuses the conversation", f"refuses it: {error}"
+        else:
+            reason, said = "chat template fails on the conversation", f"fails on it: {_named(error)}"
+        raise BadRowError(reason, f"the chat template {said} (roles: {roles})") from error
+    leaked = next((value for value in _objects(messages) if str(value) in text), None)
+    if leaked is not None:
+        raise BadRowError(
+            "chat template writes an object as Python does",
+            f"the chat template writes {str(leaked)[:80]} as Python does, and not as text or JSON",
+        )
+    return text
+
+
+def _apply(messages: Sequence[Message], tools: list[Any] | None, tokenizer: Any, *, generation_prompt: bool) -> str:
+    given = [dict(message) for message in messages]
+    return tokenizer.apply_chat_template(given, tools=tools, tokenize=False, add_generation_prompt=generation_prompt)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+# -- the forms that templates are written for -------------------------------------------------------------------------
+
+
+def forms(messages: tuple[Message, ...]) -> Iterator[tuple[Message, ...]]:
+    """The messages, then with empty content where it is missing, arguments as JSON text, content as parts."""
+    seen: list[tuple[Message, ...]] = []
+    for arguments in (_as_it_is, _arguments_as_text):
+        for content in (_as_it_is, _with_content, _content_as_parts):
+            form = tuple(content(arguments(message)) for message in messages)
+            if form not in seen:
+                seen.append(form)
+                yield form
+
+
+def _as_it_is(message: Message) -> Message:
+    return message
+
+
+def _with_content(message: Message) -> Message:
+    return message if "content" in message else {**message, "content": ""}
+
+
+def _content_as_parts(message: Message) -> Message:
+    content = message.get("content", "")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _arguments_as_text(message: Message) -> Message:
+    if "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": [_call_as_text(call) for call in message["tool_calls"]]}
+
+
+def _call_as_text(call: Message) -> Message:
+    arguments = call["function"].get("arguments")
+    if not isinstance(arguments, dict):
+        return call
+    return {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
+
+
+def _objects(messages: Sequence[Message]) -> Iterator[Any]:
+    """What looks other in Python than in JSON."""
+    for message in messages:
+        if isinstance(message.get("content"), list):
+            yield message["content"]
+        for call in message.get("tool_calls", ()):
+            arguments = call["function"].get("arguments")
+            if arguments and isinstance(arguments, dict) and str(arguments) != json.dumps(arguments):
+                yield arguments
