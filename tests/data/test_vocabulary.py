@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import AddedToken
 
 from abkd.data import check_same_tokenizer, shared_vocabulary_size
 from abkd.errors import VocabularyError
@@ -36,6 +37,38 @@ def test_other_special_tokens_are_found(chatml):
 def test_other_ids_are_found(chatml):
     with pytest.raises(VocabularyError, match=r"special token|token 0"):
         check_same_tokenizer(chatml, make_llama())
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_added_tokens_in_another_order_are_found(special):
+    def fine_tuned(*tokens):
+        made = make_chatml()
+        made.add_tokens(list(tokens), special_tokens=special)
+        return made
+
+    student = fine_tuned("<a>", "<call>", "</call>")
+    check_same_tokenizer(student, fine_tuned("<a>", "<call>", "</call>", "<more>"))
+    with pytest.raises(VocabularyError, match=r"token '</?call>' is 34\d for the student and 34\d for the teacher"):
+        check_same_tokenizer(student, fine_tuned("<a>", "</call>", "<call>"))
+    with pytest.raises(VocabularyError, match="token 341 is '<call>' for the student and '<tool>' for the teacher"):
+        check_same_tokenizer(student, fine_tuned("<a>", "<tool>"))
+
+
+def test_added_tokens_that_swallow_spaces_on_one_side_are_found():
+    student, teacher = make_chatml(), make_chatml()
+    student.add_tokens(AddedToken("<call>", lstrip=True))
+    teacher.add_tokens("<call>")
+    student.add_tokens("<b>")
+    teacher.add_tokens("<b>")
+    with pytest.raises(VocabularyError, match="a text of all added tokens"):
+        check_same_tokenizer(student, teacher)
+
+
+def test_tokens_that_only_pad_may_clash(chatml):
+    student, teacher = make_chatml(), make_chatml()
+    student.add_special_tokens({"pad_token": "<pad>"})
+    teacher.add_special_tokens({"pad_token": "[PAD]"})
+    check_same_tokenizer(student, teacher)
 
 
 def test_heads_are_cut_to_the_tokens_that_exist(chatml):

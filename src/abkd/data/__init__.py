@@ -7,7 +7,7 @@ from abkd.data.load import load_rows
 from abkd.data.pack import check_packing, pack
 from abkd.data.rows import Rows, fingerprint
 from abkd.data.sampler import LengthGroupedSampler
-from abkd.data.show import describe_sample
+from abkd.data.show import describe_sample, describe_start
 from abkd.data.split import split_held_out
 from abkd.data.template_choice import choose_template, say_of_templates
 from abkd.data.tokenize import Example
@@ -25,6 +25,7 @@ __all__ = [
     "check_same_tokenizer",
     "choose_template",
     "describe_sample",
+    "describe_start",
     "fingerprint",
     "load_rows",
     "pack",

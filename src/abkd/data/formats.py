@@ -213,10 +213,10 @@ def _parse_text(row: Row) -> Record:
     return PlainText(text)
 
 
-_CONVERSATIONS = ("messages", "conversations", "conversation")
+CONVERSATIONS = ("messages", "conversations", "conversation")
 _FORMATS: tuple[tuple[frozenset[str], Parser], ...] = (
     (frozenset({"prompt", "completion"}), _parse_pair),
-    *((frozenset({column}), partial(_parse_conversation, column=column)) for column in _CONVERSATIONS),
+    *((frozenset({column}), partial(_parse_conversation, column=column)) for column in CONVERSATIONS),
     (frozenset({"instruction", "output"}), _parse_alpaca),
     (frozenset({"text"}), _parse_text),
 )
@@ -224,7 +224,7 @@ _PROMPTED: tuple[tuple[frozenset[str], Parser], ...] = (
     _FORMATS[0],
     *(
         (frozenset({column}), partial(_parse_conversation, column=column, completions=False))
-        for column in _CONVERSATIONS
+        for column in CONVERSATIONS
     ),
     (frozenset({"prompt"}), _parse_prompt),
     (frozenset({"instruction"}), partial(_parse_alpaca, completions=False)),

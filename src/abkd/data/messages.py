@@ -57,6 +57,16 @@ def read_turns(value: Any, column: str) -> Turns:
     )
 
 
+def role_of(message: Any) -> str | None:
+    """Who speaks in a message that nobody has checked; None where it does not say so."""
+    if not isinstance(message, Mapping):
+        return None
+    role, speaker = message.get("role"), message.get("from")
+    if isinstance(role, str):
+        return _OPENAI_ROLES.get(role, role)
+    return ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
+
+
 def read_tools(value: Any) -> list[Any] | None:
     """Schemas of tools, also out of a JSON string; None where there are none."""
     if isinstance(value, str) and value.strip():

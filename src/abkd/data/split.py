@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from abkd.data.formats import CONVERSATIONS
 from abkd.data.load import load_rows
+from abkd.data.messages import role_of
 from abkd.data.rows import Row, Rows, canonical
 from abkd.errors import DataError
 
@@ -45,11 +47,13 @@ def _choose(groups: Mapping[str, list[int]], wanted: int, seed: int) -> set[int]
 
 def _prompt_of(row: Row) -> str:
     """What two rows must not share across the split: the text that the first trained token is predicted from."""
-    messages = row.get("messages")
+    conversations = [row[name] for name in CONVERSATIONS if isinstance(row.get(name), list)]
     if row.get("prompt") is not None:
         prompt = row["prompt"]
-    elif isinstance(messages, list):
-        prompt = _opening(messages)
+    elif conversations:
+        prompt = _opening(conversations[0])
+    elif row.get("instruction") is not None:
+        prompt = [row["instruction"], row.get("input") or ""]
     else:
         prompt = row.get("text", row)
     return canonical(prompt.strip() if isinstance(prompt, str) else prompt)
@@ -57,5 +61,5 @@ def _prompt_of(row: Row) -> str:
 
 def _opening(messages: list[Any]) -> list[Any]:
     """The turns before the first assistant turn."""
-    roles = [message.get("role") if isinstance(message, Mapping) else None for message in messages]
+    roles = [role_of(message) for message in messages]
     return messages[: roles.index("assistant")] if "assistant" in roles else messages

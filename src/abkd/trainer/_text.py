@@ -19,6 +19,7 @@ from abkd.data import (
     check_packing,
     check_same_tokenizer,
     choose_template,
+    describe_start,
     pack,
     prepare_dataset,
     say_of_templates,
@@ -78,6 +79,8 @@ class Text(Modality):
             warn_of_weak_teacher(metrics["perplexity"], metrics["teacher_perplexity"])
 
     def begin(self, trainer: DistillTrainer) -> None:
+        if trainer.train_dataset is not None:
+            _say_rows(trainer.train_dataset, trainer.models.tokenizer, trainer.distill_args.max_length)
         check_start(trainer)
 
     def finish(self, models: Models, directory: Path, train: Any) -> None:
@@ -148,6 +151,12 @@ def _say_router_loss(student: CausalRows) -> None:
             "router_aux_loss_coef %g)",
             student.router_loss_weight,
         )
+
+
+def _say_rows(dataset: Any, tokenizer: Any, max_length: int) -> None:
+    if isinstance(dataset, TokenizedDataset):
+        for sentence, warning in describe_start(dataset, tokenizer, max_length):
+            logger.log(logging.WARNING if warning else logging.INFO, "%s", sentence)
 
 
 def _own_tokenizer(model: Any) -> Any:
