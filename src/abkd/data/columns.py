@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class Lists(Column):
 
     def pieces(self) -> Iterator[Numbers]:
         """See :class:`Column`."""
-        return (chunk.flatten().to_numpy(zero_copy_only=False) for chunk in self._chunks)
+        chunks = self._chunks if self._place is None else _read_once(*self._place)
+        return (chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks)
 
     def __reduce__(self) -> Any:  # to a worker goes where it is, not what is in it
         return (Lists, (self._chunks,)) if self._place is None else (mapped, self._place)
@@ -73,6 +75,26 @@ def read_arrow(file: Path) -> pyarrow.Table:
     """A memory-mapped table."""
     with pyarrow.memory_map(str(file)) as source:
         return pyarrow.ipc.open_file(source).read_all()
+
+
+def _read_once(file: Path, name: str) -> Iterator[pyarrow.ListArray]:
+    """The arrays of a column one after the other, not mapped: what is mapped and read counts as memory."""
+    with pyarrow.memory_map(str(file)) as source:
+        field = pyarrow.ipc.open_file(source).schema.get_field_index(name)
+    options = pyarrow.ipc.IpcReadOptions(included_fields=[field])
+    with pyarrow.OSFile(str(file)) as source, pyarrow.ipc.open_file(source, options=options) as reader:
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index).column(0)
+
+
+def fingerprint_of(columns: Mapping[str, Column]) -> str:
+    """16 hexadecimal digits of all lengths and values; equal on every machine."""
+    digest = hashlib.sha256()
+    for key, column in sorted(columns.items()):
+        digest.update(key.encode() + column.lengths.tobytes())
+        for piece in column.pieces():
+            digest.update(piece.tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Repeated(Column):

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from abkd.data.account import Account
 from abkd.data.bad_rows import BadRowError
-from abkd.data.columns import Column, Groups, Joined, Lists, Repeated, Segments
+from abkd.data.columns import Column, Groups, Joined, Lists, Repeated, Segments, fingerprint_of
 from abkd.data.completion import stand_in
 from abkd.data.formats import recognise
 from abkd.data.load import load_rows
 from abkd.data.prepared import Prepared
-from abkd.data.progress import progress
-from abkd.data.remarks import Remark, say
+from abkd.data.remarks import say
 from abkd.data.rows import Row, Rows
 from abkd.data.steps import Steps
+from abkd.data.tally import Tally
 from abkd.data.template import check_template
-from abkd.data.tokenize import Example, TokenizedRow, encode_text
+from abkd.data.tokenize import Example, encode_text
+from abkd.data.tokens import Tokens, tokens_of
 from abkd.errors import ConfigError, DataError
 
 OnBadRow = Literal["error", "drop"]
 
-_NAMED_ROWS = 10  # bad rows that an error message spells out
 _OF_EVERY_ROW = ("input_ids", "trained")
 
 
@@ -39,15 +36,28 @@ class TokenizedDataset(Prepared):
     reason) and ``truncated`` (rows cut to max_length). ``name``: for messages.
     """
 
+    _single: frozenset[str] = frozenset()  # columns of one value for each example
+
     def __init__(self, examples: Sequence[Example], *, name: str = "train", account: Account | None = None) -> None:
         if not examples:
             raise DataError(f"{name} has no examples: expected at least one")
         rows = cast("Sequence[Mapping[str, Any]]", examples)
         names = dict.fromkeys(itertools.chain(_OF_EVERY_ROW, *rows))
-        self._single = {name for name in names if any(isinstance(row.get(name), int) for row in rows)}
-        self._columns: dict[str, Column] = {name: Lists.of([self._listed(row, name) for row in rows]) for name in names}
-        self.name, self.account = name, account or Account(rows=len(examples))
-        self.dropped, self.truncated = dict(self.account.dropped), self.account.truncated
+        self._single = frozenset(each for each in names if any(isinstance(row.get(each), int) for row in rows))
+        columns = {name: Lists.of([self._listed(row, name) for row in rows]) for name in names}
+        self._fill(columns, name, account or Account(rows=len(examples)))
+
+    @classmethod
+    def of(cls, tokens: Tokens, name: str) -> TokenizedDataset:
+        """The data set of rows that were tokenised."""
+        made = cls.__new__(cls)
+        made._fill(tokens.columns, name, tokens.tally.account(), tokens.fingerprint)
+        return made
+
+    def _fill(self, columns: Mapping[str, Column], name: str, account: Account, fingerprint: str | None = None) -> None:
+        self._columns, self._fingerprint = dict(columns), fingerprint
+        self.name, self.account = name, account
+        self.dropped, self.truncated = dict(account.dropped), account.truncated
         self.lengths: list[int] = self._columns["input_ids"].lengths.tolist()
 
     def __len__(self) -> int:
@@ -81,12 +91,7 @@ class TokenizedDataset(Prepared):
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of all token ids and masks in order; equal on every machine."""
-        digest = hashlib.sha256()
-        for key, column in sorted(self._columns.items()):
-            digest.update(key.encode() + column.lengths.tobytes())
-            for piece in column.pieces():
-                digest.update(piece.tobytes())
-        return digest.hexdigest()[:16]
+        return self._fingerprint or fingerprint_of(self._columns)
 
     def stand_in(self) -> Example:
         """The first token of the first row: nothing predicts it."""
@@ -106,7 +111,7 @@ class TokenizedDataset(Prepared):
 
     def _of(self, columns: Mapping[str, Column]) -> TokenizedDataset:
         made = copy.copy(self)
-        made._columns = dict(columns)
+        made._columns, made._fingerprint = dict(columns), None
         made.lengths = made._columns["input_ids"].lengths.tolist()
         return made
 
@@ -148,7 +153,7 @@ def prepare_dataset(
     if max_length < 2:
         raise ConfigError(f"max_length must be at least 2 (a prompt token and a completion token), got {max_length}")
     loaded = load_rows(rows)
-    columns = set(itertools.chain.from_iterable(loaded))
+    columns = loaded.columns
     if privileged and context is None and "context" not in columns:
         raise DataError(
             f"{loaded.name or name} has no column 'context', and the teacher is to read one: add it (some rows may "
@@ -159,59 +164,24 @@ def prepare_dataset(
     )
     if steps.renders(loaded):
         check_template(tokenizer)
-    result = _tokenize_rows(loaded, steps, name)
-    if result.bad and on_bad_row == "error":
-        described = _describe(result.bad, loaded, name)
-        raise DataError(described + ". Repair them, or set on_bad_row: drop to train without them")
-    account = result.account(len(loaded))
-    if not result.examples:
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in account.dropped.items())
-        raise DataError(f"{loaded.name or name}: all {len(loaded)} rows were dropped ({reasons})")
-    say(result.remarks, name, len(loaded))
-    return TokenizedDataset(result.examples, name=name, account=account)
+
+    def check(tally: Tally) -> None:
+        if tally.dropped and on_bad_row == "error":
+            described = _describe(tally, loaded, name)
+            raise DataError(described + ". Repair them, or set on_bad_row: drop to train without them")
+        if tally.dropped.total() == len(loaded):
+            reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.dropped.most_common())
+            raise DataError(f"{loaded.name or name}: all {len(loaded)} rows were dropped ({reasons})")
+
+    tokens = tokens_of(loaded, steps, name, check)
+    say(tokens.tally.remarks, name, len(loaded))
+    return TokenizedDataset.of(tokens, name)
 
 
-@dataclass
-class _Result:
-    """What became of rows: examples, ``(row number, why)`` of bad ones, and counts."""
-
-    examples: list[Example] = field(default_factory=list)
-    bad: list[tuple[int, BadRowError]] = field(default_factory=list)
-    remarks: Counter[Remark] = field(default_factory=Counter)
-    truncated: int = 0
-    cut_tokens: int = 0
-    rendered: int = 0
-    plain: int = 0
-
-    def add(self, row: TokenizedRow) -> None:
-        """Count a row that was tokenised."""
-        self.examples += row.examples
-        self.remarks.update(row.remarks)
-        self.truncated += row.cut > 0
-        self.cut_tokens += row.cut
-        self.rendered += row.form == "chat"
-        self.plain += row.form == "plain"
-
-    def account(self, rows: int) -> Account:
-        """The counts that stay with a data set."""
-        dropped = dict(Counter(error.reason for _, error in self.bad).most_common())
-        return Account(rows, dropped, self.truncated, self.cut_tokens, self.rendered, self.plain)
-
-
-def _tokenize_rows(rows: Rows, steps: Steps, name: str) -> _Result:
-    result = _Result()
-    for number, row in progress(zip(rows.numbers, rows, strict=True), len(rows), f"tokenising {name}"):
-        try:
-            result.add(steps(row))
-        except BadRowError as error:
-            result.bad.append((number, error))
-    return result
-
-
-def _describe(bad: Sequence[tuple[int, BadRowError]], rows: Rows, name: str) -> str:
-    named = "; ".join(f"{rows.place(number)}: {error}" for number, error in bad[:_NAMED_ROWS])
-    more = f"; and {len(bad) - _NAMED_ROWS} more" if len(bad) > _NAMED_ROWS else ""
-    return f"{rows.name or name}: {len(bad)} of {len(rows)} rows cannot be used: {named}{more}"
+def _describe(tally: Tally, rows: Rows, name: str) -> str:
+    count = tally.dropped.total()
+    more = f"; and {count - len(tally.bad)} more" if count > len(tally.bad) else ""
+    return f"{rows.name or name}: {count} of {len(rows)} rows cannot be used: {'; '.join(tally.bad)}{more}"
 
 
 def pretraining_chunks(texts: Iterable[str], tokenizer: Any, length: int) -> list[list[int]]:

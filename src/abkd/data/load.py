@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from abkd.data.files import READABLE, DataFile, find_files
 from abkd.data.messages import row_of_table
-from abkd.data.readers import read_rows, unit_of
+from abkd.data.progress import progress
+from abkd.data.readers import Numbered, read_rows, unit_of
 from abkd.data.rows import Part, Row, Rows
+from abkd.data.stored import StoredRows, hash_of, keep, key, write_rows
 from abkd.errors import DataError
 
 logger = logging.getLogger("abkd")
 
+FEW = 5_000
+"""Rows that stay in memory, and are tokenised by this process alone: that takes some seconds."""
+
+_LARGE = 1 << 26  # bytes of files that are read row by row although the rows may be few
+_AT_ONCE = 1_000  # rows of a table
 _NAMED_FILES = 3
 
 
@@ -33,10 +42,12 @@ def load_rows(
     elif _names_files(source) and (files := find_files(source)):
         rows = _read_files(files)
     elif isinstance(source, (str, Path)):
-        rows = _number(_load_dataset(str(source), config, split), str(source))
+        table = open_table(str(source), config, split, f"Files are read that end in {READABLE}")
+        rows = _of_dataset(table, str(source))
+    elif hasattr(source, "features") and hasattr(source, "with_format"):
+        rows = _of_dataset(source, "")
     else:
-        checked = _checked_rows(source, "the data set")
-        rows = _number([*map(row_of_table, checked)] if hasattr(source, "features") else checked)
+        rows = _number(_checked_rows(source, "the data set"))
     if not len(rows):
         raise DataError(f"{rows.name or 'the data set'} has no rows: expected at least one")
     return rows
@@ -49,18 +60,73 @@ def _names_files(source: Any) -> TypeGuard[str | Path | Sequence[str | Path]]:
 
 
 def _read_files(files: Sequence[DataFile]) -> Rows:
-    rows: list[Row] = []
-    numbers: list[int] = []
+    """The rows in memory where they are few; else a copy of them in the cache, which is made once."""
     parts: list[Part] = []
-    for file in files:
-        before, known = numbers[-1] if numbers else 0, len(rows)
-        for number, row in read_rows(file):
-            rows.append(row)
-            numbers.append(before + number)
-        parts.append(Part(before, printable(file.path.name), unit_of(file)))
-        if len(rows) == known and len(files) > 1:
-            logger.warning("abkd: %s has no rows", printable(file.path))
+    stream = _numbered(files, parts)
+    large = sum(file.path.stat().st_size for file in files) > _LARGE
+    first = [] if large else list(itertools.islice(stream, FEW + 1))
+    if not large and len(first) <= FEW:
+        return _rows([row for _, row in first], [number for number, _ in first], parts)
+
+    def build(file: Path) -> dict[str, Any]:
+        about = write_rows(file, progress(itertools.chain(first, stream), None, "reading the data"))
+        return {**about, "before": [part.before for part in parts]}
+
+    kept = keep(f"rows-{key([[file.kind, file.packing, hash_of(file.path)] for file in files])}", build)
+    parts = [_part(before, file) for before, file in zip(kept.about["before"], files, strict=True)]
+    stored = StoredRows(kept.folder)
+    return _rows(stored, stored.numbers, parts)
+
+
+def _rows(rows: Sequence[Row], numbers: Any, parts: Sequence[Part]) -> Rows:
     return Rows(rows, numbers, _name(parts), parts[0].unit, tuple(parts) if len(parts) > 1 else ())
+
+
+def _numbered(files: Sequence[DataFile], parts: list[Part]) -> Iterator[Numbered]:
+    """The rows of all files; ``parts`` gets those that were begun."""
+    last = 0
+    for file in files:
+        part, empty = _part(last, file), True
+        parts.append(part)
+        for number, row in read_rows(file):
+            last, empty = part.before + number, False
+            yield last, row
+        if empty and len(files) > 1:
+            logger.warning("abkd: %s has no rows", printable(file.path))
+
+
+def _part(before: int, file: DataFile) -> Part:
+    return Part(before, printable(file.path.name), unit_of(file))
+
+
+def _of_dataset(table: Any, name: str) -> Rows:
+    """The rows of a ``datasets.Dataset``, as those of files."""
+    if not hasattr(table, "__len__") or len(table) <= FEW:
+        return _number([*map(row_of_table, _checked_rows(table, name or "the data set"))], name)
+
+    def build(file: Path) -> dict[str, Any]:
+        return write_rows(file, progress(enumerate(_by_batches(table), 1), len(table), "reading the data"))
+
+    content = hashlib.blake2b(digest_size=16)
+    for batch in table.with_format("arrow").iter(_AT_ONCE):
+        content.update(_bytes_of(batch))
+    stored = StoredRows(keep(f"rows-{key(content.hexdigest())}", build).folder)
+    return Rows(stored, stored.numbers, name)
+
+
+def _by_batches(table: Any) -> Iterator[Row]:
+    for batch in table.iter(_AT_ONCE):
+        for values in zip(*batch.values(), strict=True):
+            yield row_of_table(dict(zip(batch, values, strict=True)))
+
+
+def _bytes_of(table: Any) -> Any:
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def _name(parts: Sequence[Part]) -> str:
@@ -88,11 +154,6 @@ def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
         if not isinstance(row, Mapping):
             raise DataError(f"{name}, row {number}: expected an object with columns, got {type(row).__name__}")
     return checked
-
-
-def _load_dataset(name: str, config: str | None, split: str) -> list[Row]:
-    way_out = f"Files are read that end in {READABLE}"
-    return [*map(row_of_table, _checked_rows(open_table(name, config, split, way_out), name))]
 
 
 def open_table(name: str, config: str | None, split: str, way_out: str) -> Any:

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
+import numpy as np
+import numpy.typing as npt
+
 Row = Mapping[str, Any]
+
+
+class Table(Sequence[Row]):
+    """Rows that are elsewhere than in memory."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> set[str]:
+        """The names that any of the rows has."""
+
+    @abstractmethod
+    def take(self, indices: npt.NDArray[np.int64]) -> Table:
+        """Those at ``indices``, still elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +66,16 @@ class Rows(Sequence[Row]):
 
     def take(self, indices: Iterable[int]) -> Rows:
         """The rows at ``indices``, which keep their numbers."""
-        chosen = list(indices)
-        return replace(self, rows=[self.rows[i] for i in chosen], numbers=[self.numbers[i] for i in chosen])
+        chosen = np.fromiter(indices, dtype=np.int64)
+        if isinstance(self.rows, Table):
+            return replace(self, rows=self.rows.take(chosen), numbers=np.asarray(self.numbers)[chosen])
+        rows, numbers = ([values[i] for i in chosen.tolist()] for values in (self.rows, self.numbers))
+        return replace(self, rows=rows, numbers=numbers)
+
+    @property
+    def columns(self) -> set[str]:
+        """The names that any of the rows has."""
+        return self.rows.columns if isinstance(self.rows, Table) else set(itertools.chain.from_iterable(self.rows))
 
     def place(self, number: int) -> str:
         """Where the row with this number is: its line or row, and in which of several files."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from abkd.data.formats import CONVERSATIONS
 from abkd.data.load import load_rows
 from abkd.data.messages import role_of
+from abkd.data.progress import progress
 from abkd.data.rows import Row, Rows, canonical
+from abkd.data.stored import StoredRows
 from abkd.errors import DataError
+
+Indices = npt.NDArray[np.int64]
 
 
 def split_held_out(rows: Iterable[Row], fraction: float, seed: int = 0) -> tuple[Rows, Rows]:
@@ -23,26 +30,50 @@ def split_held_out(rows: Iterable[Row], fraction: float, seed: int = 0) -> tuple
     if not 0 < fraction < 1:
         raise DataError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
     rows = load_rows(rows)
-    groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        groups.setdefault(_prompt_of(row), []).append(index)
-    if len(groups) < 2:
+    held = _known(rows, fraction, seed)
+    return rows.take(np.setdiff1d(np.arange(len(rows)), held)), rows.take(held)
+
+
+def _known(rows: Rows, fraction: float, seed: int) -> Indices:
+    """The indices of the rows held out; of stored rows they are looked for once."""
+    if isinstance(rows.rows, StoredRows):
+        return rows.rows.remember(f"held-out {fraction!r} {seed}", lambda: _held_out(rows, fraction, seed))
+    return _held_out(rows, fraction, seed)
+
+
+def _held_out(rows: Rows, fraction: float, seed: int) -> Indices:
+    order, sizes = _groups(rows, seed)
+    if len(sizes) < 2:
         raise DataError(
             f"{rows.name or 'the data set'} has one distinct prompt in {len(rows)} rows, "
             "so nothing can be held out without leaking: give a separate evaluation file"
         )
-    held = _choose(groups, max(1, round(fraction * len(rows))), seed)
-    return rows.take(i for i in range(len(rows)) if i not in held), rows.take(sorted(held))
+    chosen = _choose(sizes.tolist(), max(1, round(fraction * len(rows))))
+    return np.sort(order[np.repeat(chosen, sizes)])
 
 
-def _choose(groups: Mapping[str, list[int]], wanted: int, seed: int) -> set[int]:
-    """Whole groups, in the order of their hashes, as long as they fit into ``wanted`` rows; never none."""
-    by_hash = sorted(groups, key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt}".encode()).digest())
-    held: set[int] = set()
-    for prompt in by_hash:
-        if len(held) + len(groups[prompt]) <= wanted:
-            held.update(groups[prompt])
-    return held or set(groups[min(by_hash, key=lambda prompt: len(groups[prompt]))])
+def _groups(rows: Rows, seed: int) -> tuple[Indices, Indices]:
+    """The rows in the order of their prompts' hashes, and how many of them in turn have the same."""
+    digests = bytearray()
+    for row in progress(rows, len(rows), "looking for equal prompts"):
+        digests += hashlib.sha256(f"{seed}\n{_prompt_of(row)}".encode()).digest()
+    words = np.frombuffer(digests, dtype=">u8").reshape(len(rows), 4)
+    order = np.lexsort(words.T[::-1])
+    first = np.ones(len(rows), dtype=bool)
+    first[1:] = (words[order[1:]] != words[order[:-1]]).any(axis=1)
+    return order, np.diff(np.flatnonzero(first), append=len(rows))
+
+
+def _choose(sizes: list[int], wanted: int) -> npt.NDArray[np.bool_]:
+    """Whole groups in turn, as long as they fit into ``wanted`` rows; never none."""
+    chosen = np.zeros(len(sizes), dtype=bool)
+    held = 0
+    for group, size in enumerate(sizes):
+        if held + size <= wanted:
+            chosen[group], held = True, held + size
+    if not held:
+        chosen[np.argmin(sizes)] = True
+    return chosen
 
 
 def _prompt_of(row: Row) -> str:

@@ -48,10 +48,9 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
     kwargs = {"trust_remote_code": False, **kwargs}
     config = _config(name_or_path, what, kwargs)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        model, report = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     except Exception as error:  # of many libraries; every one means that this model cannot be had
         raise ConfigError(_why_not(error, name_or_path, what, config)) from error
-    model, report = loaded
     _judge_weights(model, report, name_or_path, what, student=student)
     check_finite(model.named_parameters(), f"{what}: {name_or_path!r}")
     return model

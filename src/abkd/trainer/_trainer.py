@@ -226,9 +226,8 @@ class DistillTrainer(Optimizing):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Distances to the teacher and what the modality measures, by the op, without gathering a logit."""
-        optimizer: Any = self.optimizer
-        if hasattr(optimizer, "eval"):  # schedule-free optimizers train other weights than they give
-            optimizer.eval()
+        if hasattr(self.optimizer, "eval"):  # schedule-free optimizers train other weights than they give
+            self.optimizer.eval()
         values = held_out_metrics(self, dataloader)
         self._check_evaluation(values)
         check_metric(self.distill_args, values)

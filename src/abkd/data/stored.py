@@ -1,0 +1,251 @@
+"""What is kept of a large data set in the cache directory: its rows and their tokens, read where they are used.
+
+It is a copy of private data, so only its owner may read it; ``abkd clean`` deletes it. A folder is whole or not there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow
+import pyarrow.ipc
+
+from abkd.cache import cache_directory
+from abkd.data.columns import read_arrow
+from abkd.data.rows import Row, Table
+from abkd.storage import read_sealed, refusals, write_sealed
+
+logger = logging.getLogger("abkd")
+
+_MANIFEST = "manifest.json"
+_ARROW = "data.arrow"
+_BLOCK = 1 << 23  # bytes read at once, or of rows that are written at once
+_BATCH = 10_000  # rows that are written at once
+_SCHEMA = pyarrow.schema({"row": pyarrow.string(), "number": pyarrow.int64(), "columns": pyarrow.int32()})
+
+
+def data_cache() -> Path:
+    """The folder that holds them all."""
+    return cache_directory() / "data"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder of the cache, and what its manifest says."""
+
+    folder: Path
+    about: Mapping[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """Its Arrow file."""
+        return self.folder / _ARROW
+
+
+def keep(name: str, build: Callable[[Path], Mapping[str, Any]], *, verify: bool = False) -> Kept:
+    """The folder ``name`` of the cache; if it is not there, ``build`` writes its Arrow file and says what it is.
+
+    Several processes may ask at once: one builds, the others wait. ``verify`` reads the file and looks at its hash.
+    Raises StorageError where the disk refuses.
+    """
+    place = data_cache()
+    found = _whole(place / name, verify)
+    if found is not None:
+        return found
+    way_out = "Make room, or let ABKD_CACHE name a folder that has it"
+    with refusals(f"the copy of the data in {place}", way_out):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(place / f".{name}.lock"):
+            return _whole(place / name, verify) or _built(place / name, build)
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    file.touch(mode=0o600)
+    with file.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("abkd: another process prepares the same data; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Kept:
+    for left in (folder, *folder.parent.glob(f".{folder.name}.*.draft")):  # damaged, or of a process that died
+        shutil.rmtree(left, ignore_errors=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".draft", dir=folder.parent))  # 0700
+    try:
+        about = build(draft / _ARROW)
+        size = (draft / _ARROW).stat().st_size
+        write_sealed(draft / _MANIFEST, {**about, "size": size, "hash": hash_of(draft / _ARROW)})
+        for file in draft.iterdir():
+            file.chmod(0o600)
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    logger.info("abkd: a copy of the data, %s, is kept in %s (abkd clean deletes it)", readable(size), folder)
+    return Kept(folder, about)
+
+
+def _whole(folder: Path, verify: bool) -> Kept | None:
+    about, file = read_sealed(folder / _MANIFEST), folder / _ARROW
+    if about is None or not file.is_file() or file.stat().st_size != about.get("size"):
+        return None
+    if verify and hash_of(file) != about["hash"]:
+        logger.warning("abkd: %s was damaged, so it is made again", folder)
+        return None
+    os.utime(folder)  # used now
+    return Kept(folder, about)
+
+
+def hash_of(file: Path) -> str:
+    """32 hexadecimal digits of its content (read, not mapped: it would count as memory)."""
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb", buffering=0) as handle:
+        while block := handle.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def readable(size: float) -> str:
+    """Bytes for the eye."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB"
+
+
+@cache
+def code() -> str:
+    """What has made it: a hash of this package's source, and the version of Arrow."""
+    digest = hashlib.blake2b(pyarrow.__version__.encode(), digest_size=8)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def key(*facts: Any) -> str:
+    """24 hexadecimal digits of plain values and of the code."""
+    return hashlib.blake2b(json.dumps([code(), *facts]).encode(), digest_size=12).hexdigest()
+
+
+class StoredRows(Table):
+    """Rows in an Arrow file, each as the text of its own JSON: a table's columns would fill in what a row has not.
+
+    ``chosen``: int64, the indices of those that are meant; None means all.
+    """
+
+    def __init__(self, folder: Path, chosen: npt.NDArray[np.int64] | None = None) -> None:
+        self.folder, self._chosen = folder, chosen
+        self._table = read_arrow(folder / _ARROW)
+
+    def __len__(self) -> int:
+        return self._table.num_rows if self._chosen is None else len(self._chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        place = range(len(self))[index]
+        return json.loads(self._table["row"][place if self._chosen is None else int(self._chosen[place])].as_py())
+
+    def __reduce__(self) -> Any:  # to a worker goes where they are, not what is in them
+        return StoredRows, (self.folder, self._chosen)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> StoredRows:
+        """See :class:`abkd.data.rows.Table`."""
+        return StoredRows(self.folder, indices if self._chosen is None else self._chosen[indices])
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Under which number its owner knows each."""
+        return self._of("number")
+
+    @property
+    def columns(self) -> set[str]:
+        """The names that any of these rows has."""
+        shapes = self._about["shapes"]
+        return {name for shape in np.unique(self._of("columns")) for name in shapes[shape]}
+
+    @property
+    def key(self) -> str:
+        """The same for the same rows, wherever they come from."""
+        chosen = b"" if self._chosen is None else self._chosen.tobytes()
+        return f"{self.folder.name} {hashlib.blake2b(chosen, digest_size=16).hexdigest()}"
+
+    def remember(self, question: str, answer: Callable[[], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+        """Indices that take long to find, looked for once and kept beside the rows."""
+        if self._chosen is not None:
+            return answer()
+        file = self.folder / f"{key(question)}.json"
+        known = read_sealed(file)
+        if known is None:
+            known = {"question": question, "indices": answer().tolist()}
+            with refusals(f"the copy of the data in {self.folder}", "Make room"):
+                write_sealed(file, known)
+                file.chmod(0o600)
+        return np.array(known["indices"], dtype=np.int64)
+
+    @cached_property
+    def _about(self) -> Mapping[str, Any]:
+        return read_sealed(self.folder / _MANIFEST) or {}
+
+    def _of(self, name: str) -> npt.NDArray[np.int64]:
+        values = self._table[name].to_numpy()
+        return values if self._chosen is None else values[self._chosen]
+
+
+def write_rows(file: Path, rows: Iterable[tuple[int, Row]]) -> dict[str, Any]:
+    """Numbered rows into an Arrow file; returns what the manifest must say of them."""
+    shapes: dict[tuple[str, ...], int] = {}
+
+    def arrow(batch: Sequence[tuple[int, bytes, tuple[str, ...]]]) -> pyarrow.RecordBatch:
+        numbers = [number for number, _, _ in batch]
+        kinds = [shapes.setdefault(names, len(shapes)) for _, _, names in batch]
+        values = zip(([text for _, text, _ in batch], numbers, kinds), _SCHEMA, strict=True)
+        return pyarrow.record_batch([pyarrow.array(each, type=field.type) for each, field in values], schema=_SCHEMA)
+
+    write_batches(file, _SCHEMA, map(arrow, _batches(rows)))
+    return {"shapes": [list(names) for names in shapes]}
+
+
+def _batches(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, bytes, tuple[str, ...]]]]:
+    batch: list[tuple[int, bytes, tuple[str, ...]]] = []
+    size = 0
+    for number, row in rows:
+        text = _json(row)
+        batch.append((number, text, tuple(row)))
+        size += len(text)
+        if size > _BLOCK or len(batch) == _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _json(row: Row) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return json.dumps(row, default=str).encode()
+
+
+def write_batches(file: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> None:
+    """Batches into an Arrow file."""
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)

@@ -1,0 +1,68 @@
+"""What becomes of rows on their way to examples, counted as they go: what is bad, cut, and worth a remark."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from abkd.data.account import Account
+from abkd.data.bad_rows import BadRowError
+from abkd.data.remarks import Remark
+from abkd.data.rows import Row
+from abkd.data.tokenize import Example, TokenizedRow
+
+NAMED_ROWS = 10
+"""Bad rows that an error message spells out."""
+
+_COUNTS = ("rows", "truncated", "cut_tokens", "rendered", "plain")
+
+
+@dataclass
+class Tally:
+    """``counts``: as in :class:`Account`. ``bad``: the first bad rows, each with its place, in a sentence."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[Remark] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+
+    def examples_of(self, row: Row, place: str, steps: Callable[[Row], TokenizedRow]) -> list[Example]:
+        """The examples that ``steps`` make of a row, which is counted; of a bad one there are none."""
+        self.counts["rows"] += 1
+        try:
+            made = steps(row)
+        except BadRowError as error:
+            self.dropped[error.reason] += 1
+            self._name_bad([f"{place}: {error}"])
+            return []
+        self.remarks.update(made.remarks)
+        form = {"chat": "rendered", "plain": "plain"}.get(made.form)
+        self.counts.update({"truncated": int(made.cut > 0), "cut_tokens": made.cut} | ({form: 1} if form else {}))
+        return made.examples
+
+    def add(self, later: Tally) -> None:
+        """Count what was counted of later rows."""
+        self.counts.update(later.counts)
+        self.dropped.update(later.dropped)
+        self.remarks.update(later.remarks)
+        self._name_bad(later.bad)
+
+    def account(self) -> Account:
+        """What stays with a data set; the reasons in the order of how often they came."""
+        return Account(dropped=dict(self.dropped.most_common()), **{name: self.counts[name] for name in _COUNTS})
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        remarks = [[*remark, count] for remark, count in self.remarks.items()]
+        return {"counts": dict(self.counts), "dropped": dict(self.dropped), "remarks": remarks, "bad": self.bad}
+
+    @classmethod
+    def of_plain(cls, values: Mapping[str, Any]) -> Tally:
+        """What :meth:`plain` gave."""
+        remarks = Counter({Remark(*remark): count for *remark, count in values["remarks"]})
+        return cls(Counter(values["counts"]), Counter(values["dropped"]), remarks, list(values["bad"]))
+
+    def _name_bad(self, more: list[str]) -> None:
+        self.bad += more[: NAMED_ROWS - len(self.bad)]

@@ -1,0 +1,179 @@
+"""From rows to tokens: by this process where they are few, else by several, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+from torch.utils.data import DataLoader, Dataset
+
+from abkd.data.columns import Column, Lists, fingerprint_of, mapped
+from abkd.data.load import FEW
+from abkd.data.progress import progress
+from abkd.data.rows import Rows
+from abkd.data.steps import Steps
+from abkd.data.stored import StoredRows, keep, key, write_batches
+from abkd.data.tally import Tally
+from abkd.data.tokenize import Example
+from abkd.data.vocabulary import PROBES
+from abkd.errors import AbkdError, DataError
+
+_AT_ONCE = 1_000  # rows that a process takes at once
+_PROCESSES = 16  # at most: then the one that writes is the slowest
+_ALWAYS = ("input_ids", "trained")
+_SCHEMA = pyarrow.schema(
+    {
+        name: pyarrow.list_(pyarrow.bool_() if name.endswith("trained") else pyarrow.int32())
+        for name in (*_ALWAYS, "teacher_input_ids", "teacher_trained")
+    }
+)
+
+
+class Tokens(NamedTuple):
+    """The columns of all examples, what became of the rows, and the fingerprint where it is known."""
+
+    columns: dict[str, Column]
+    tally: Tally
+    fingerprint: str | None = None
+
+
+class _Piece(NamedTuple):
+    tokens: pyarrow.RecordBatch
+    tally: Tally
+    error: AbkdError | None
+
+
+def tokens_of(rows: Rows, steps: Steps, name: str, check: Callable[[Tally], None]) -> Tokens:
+    """All rows through ``steps``; of stored rows the result is kept, and found again.
+
+    ``check`` raises where what became of the rows is not acceptable; then nothing is kept.
+    """
+    if not isinstance(rows.rows, StoredRows):
+        tally, batches = Tally(), list[pyarrow.RecordBatch]()
+        batches += _counted(_pieces(rows, steps, name), tally)
+        check(tally)
+        return Tokens(_columns(lambda column: Lists([batch.column(column) for batch in batches])), tally)
+
+    def build(file: Path) -> dict[str, Any]:
+        tally = Tally()
+        write_batches(file, _SCHEMA, _counted(_pieces(rows, steps, name), tally))
+        check(tally)
+        return {"tally": tally.plain(), "fingerprint": fingerprint_of(_columns(lambda column: mapped(file, column)))}
+
+    kept = keep(f"tokens-{key(rows.rows.key, _described(steps))}", build, verify=True)
+    tally = Tally.of_plain(kept.about["tally"])
+    check(tally)
+    return Tokens(_columns(lambda column: mapped(kept.file, column)), tally, kept.about["fingerprint"])
+
+
+def _columns(read: Callable[[str], Column]) -> dict[str, Column]:
+    columns = {name: read(name) for name in _SCHEMA.names}
+    return {name: column for name, column in columns.items() if name in _ALWAYS or column.lengths.any()}
+
+
+def _counted(pieces: Iterable[_Piece], tally: Tally) -> Iterator[pyarrow.RecordBatch]:
+    for piece in pieces:
+        if piece.error is not None:
+            raise piece.error
+        tally.add(piece.tally)
+        yield piece.tokens
+
+
+class _Pieces(Dataset[_Piece]):
+    """So many rows at once, by their place."""
+
+    def __init__(self, rows: Rows, steps: Steps) -> None:
+        self.rows, self.steps = rows, steps
+
+    def __len__(self) -> int:
+        return (len(self.rows) + _AT_ONCE - 1) // _AT_ONCE
+
+    def __getitem__(self, index: int) -> _Piece:
+        tally, error = Tally(), None
+        places = range(len(self.rows))[index * _AT_ONCE : (index + 1) * _AT_ONCE]
+        examples: list[Example] = []
+        try:
+            for place in places:
+                where = self.rows.place(int(self.rows.numbers[place]))
+                examples += tally.examples_of(self.rows[place], where, self.steps)
+        except AbkdError as raised:  # sent as it is: a worker would put its traceback into the message
+            error = raised
+        return _Piece(_batch(examples), tally, error)
+
+
+def _batch(examples: Sequence[Example]) -> pyarrow.RecordBatch:
+    lists = ([example.get(field.name, ()) for example in examples] for field in _SCHEMA)
+    arrays = [pyarrow.array(each, type=field.type) for each, field in zip(lists, _SCHEMA, strict=True)]
+    return pyarrow.record_batch(arrays, schema=_SCHEMA)
+
+
+def _pieces(rows: Rows, steps: Steps, name: str) -> Iterator[_Piece]:
+    pieces = _Pieces(rows, steps)
+    workers = min(len(os.sched_getaffinity(0)), _PROCESSES, len(pieces)) if len(rows) > FEW else 1
+    here = (pieces[index] for index in range(len(pieces)))
+    done = here if workers == 1 else _by_workers(pieces, workers, name)
+    yield from progress(done, len(pieces), f"tokenising {name}", each=_AT_ONCE)
+
+
+def _by_workers(pieces: _Pieces, workers: int, name: str) -> Iterator[_Piece]:
+    with _single_threaded():
+        try:
+            yield from DataLoader(pieces, batch_size=None, num_workers=workers, collate_fn=_same)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(f"{name}: a process that tokenised it died ({error}): is there enough memory?") from error
+
+
+def _same(piece: _Piece) -> _Piece:
+    return piece
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Tokenizers' own threads do not survive a fork, and there are processes enough."""
+    known = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        del os.environ["TOKENIZERS_PARALLELISM"]
+        if known is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = known
+
+
+def _described(steps: Steps) -> list[Any]:
+    """All that the tokens of a row depend on besides the row and the code."""
+    fields = {field.name: getattr(steps, field.name) for field in dataclasses.fields(steps)}
+    tokenizer = fields.pop("tokenizer")
+    values = {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
+    return [values, _identity(tokenizer)]
+
+
+def _identity(tokenizer: Any) -> str:
+    """Which tokenizer: everything that it writes down of itself, and what it makes of texts where others differ."""
+    import tokenizers
+    import transformers
+
+    digest = hashlib.blake2b(digest_size=16)
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    facts = [
+        tokenizers.__version__,
+        transformers.__version__,
+        type(tokenizer).__qualname__,
+        core.to_str() if core is not None else repr(tokenizer.added_tokens_decoder),
+        sorted(tokenizer.get_vocab().items()),
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        tokenizer.chat_template,
+        [tokenizer(probe, add_special_tokens=special)["input_ids"] for probe in PROBES for special in (True, False)],
+    ]
+    for fact in facts:
+        digest.update(json.dumps(fact, sort_keys=True).encode())
+    return digest.hexdigest()
