@@ -113,6 +113,12 @@ BROKEN_FILES: dict[str, tuple[Spoil, str]] = {
     "absurd width": (configured(hidden_size=10**9), "has an embedding of 340 x 1000000000, but the weights are only"),
     "absurd depth": (configured(num_hidden_layers=10**9), "has num_hidden_layers: 1000000000, and its weights are 12"),
     "no layers": (configured(num_hidden_layers=-1), "has num_hidden_layers: -1"),
+    "code on the hub": (configured(attn_implementation="some/kernel"), "names code on the hub .*, which abkd does not"),
+    "nested": (written("config.json", '{"model_type": "llama", "a": ' + "[" * 10**5), "config.json is no JSON"),
+    "a header of nonsense": (
+        lambda folder: (folder / "model.safetensors").write_bytes((9).to_bytes(8, "little") + b'{"a": {}}'),
+        "its header cannot be read",
+    ),
     "also an adapter": (written("adapter_config.json", "{}"), "holds both a model and an adapter"),
 }
 

@@ -167,6 +167,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "lost base": ({"base_model_name_or_path": "./gone"}, r"the base model of the adapter .*, './gone', is not there"),
     "another task": ({"task_type": "SEQ_CLS"}, "is for the task SEQ_CLS, and not for CAUSAL_LM"),
     "prompts": ({"num_virtual_tokens": 4}, "holds learned prompts"),
+    "code to import": ({"megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "names code to import"),
     "another rank": ({"r": 8}, "does not fit its base model"),
     "more layers": ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "does not fit its base model"),
     "fewer layers": ({"target_modules": ["q_proj"]}, r"has no place for, such as .*v_proj"),

@@ -46,6 +46,10 @@ def adapter_config(name: str, what: str) -> dict[str, Any]:
             f"{what}: {name!r} holds learned prompts ({values.get('peft_type')}), which put tokens in front of every "
             "row; only adapters on layers, such as LoRA, can be read"
         )
+    if values.get("megatron_config"):
+        raise ConfigError(
+            f"{what}: the adapter in {name!r} names code to import (megatron_core), which abkd does not run"
+        )
     check_peft(f"{what}: the adapter in {name!r}")
     return values
 

@@ -103,7 +103,7 @@ def stored_tensors(name: str) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for file in _weight_files(Path(name).expanduser()):
         if file.suffix == ".safetensors":
-            found |= _tensors(_header(file))
+            found |= _header(file)
     return found
 
 
@@ -122,6 +122,8 @@ def _faults(name: str, folder: Path) -> Iterator[str]:
         yield from _faults_of_sizes(name, config, stored_tensors(name))
     except ConfigError as error:
         yield str(error)
+    except RecursionError:
+        yield f"config.json of {name!r} is nested too deeply: {_AGAIN}"
 
 
 def _faults_of_adapter(name: str, folder: Path) -> Iterator[str]:
@@ -158,6 +160,8 @@ def _faults_of_config(name: str, config: Mapping[str, Any]) -> Iterator[str]:
     for key, value in _walk(config):
         if isinstance(value, float) and math.isnan(value):
             yield f"config.json of {name!r} has {key}: NaN: {_AGAIN}"
+        if key.endswith("implementation") and isinstance(value, str) and "/" in value:
+            yield f"config.json of {name!r} names code on the hub ({key}: {value}), which abkd does not run: remove it"
 
 
 def _faults_of_sizes(name: str, config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[str]:
@@ -217,7 +221,7 @@ def _fault_of_file(file: Path) -> str | None:
     """What is wrong with a file of weights."""
     begin = _first(file, 256)
     if not begin:
-        return f"{file} is empty: {_AGAIN}"
+        return f"{file} is empty: {_AGAIN}" if file.stat().st_size == 0 else f"{file} cannot be read: see who may"
     if begin.startswith("version https://git-lfs"):
         return f"{file} is a Git LFS pointer, not the weights: run git lfs pull in {str(file.parent)!r}"
     if begin.lstrip().lower().startswith(("<!doctype", "<html", "<?xml")):
@@ -232,8 +236,8 @@ def _fault_of_file(file: Path) -> str | None:
     return None
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file, whose size must be what the header says.
+def _header(file: Path) -> dict[str, Stored]:
+    """The tensors that a safetensors file says it has; its size must be what that makes.
 
     Raises:
         ConfigError: it cannot be read, or the file is cut short.
@@ -245,17 +249,16 @@ def _header(file: Path) -> dict[str, Any]:
             raise ConfigError(f"{file} is cut short or no safetensors file: {_AGAIN}")
         try:
             header = json.loads(weights.read(length))
-            end = max((each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"), default=0)
+            header.pop("__metadata__", None)
+            end = max((int(each["data_offsets"][1]) for each in header.values()), default=0)
+            tensors = {
+                name: Stored(str(each["dtype"]), tuple(map(int, each["shape"]))) for name, each in header.items()
+            }
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise ConfigError(f"{file} is no safetensors file, its header cannot be read: {_AGAIN}") from error
     if size != 8 + length + end:
         raise ConfigError(f"{file} has {size} bytes, but its header speaks of {8 + length + end}: {_AGAIN}")
-    return header
-
-
-def _tensors(header: Mapping[str, Any]) -> dict[str, Stored]:
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    return {name: Stored(str(entry["dtype"]), tuple(entry["shape"])) for name, entry in entries.items()}
+    return tensors
 
 
 def _first(file: Path, count: int = 40) -> str:

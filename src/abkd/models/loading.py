@@ -200,7 +200,7 @@ def _reshaped(name: str, config: Any) -> str:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        expected = AutoModelForCausalLM.from_config(config).state_dict()
+        expected = AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict()
     for key, tensor in stored_tensors(name).items():
         if key in expected and tensor.shape != tuple(expected[key].shape):
             return f"{key} is {list(tensor.shape)}, and should be {list(expected[key].shape)}"
