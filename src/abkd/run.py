@@ -147,8 +147,6 @@ def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[st
     """The student, and what belongs to it: its tokenizer, plain text."""
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
     options: Any = config.model_init_kwargs or {}
-    if config.save_dtype is None and (config.merge_adapter or not recipe.use_peft):
-        config.save_dtype = stored_dtype(recipe.model_name_or_path, **_revision(recipe))  # type: ignore[assignment]
     student = load_student(
         recipe.model_name_or_path,
         use_peft=recipe.use_peft,
@@ -156,6 +154,8 @@ def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[st
         # master weights are float32; bf16: true trains under autocast
         **{"dtype": "float32", **options},
     )
+    if config.save_dtype is None and (config.merge_adapter or not recipe.use_peft):
+        config.save_dtype = stored_dtype(recipe.model_name_or_path, **_revision(recipe))  # type: ignore[assignment]
     return student, {
         "processing_class": tokenizer,
         "pretrain_chunks": _plain_text(recipe, config, tokenizer),

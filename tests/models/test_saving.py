@@ -213,6 +213,11 @@ def test_a_saved_adapter_says_what_it_belongs_to(base: str, tmp_path: Path, monk
     torch.testing.assert_close(logits(load_causal_lm(str(tmp_path / "out"), what="out")), logits(trained.model))
 
 
+def test_without_adapters_there_is_nothing_to_merge(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="merge_adapter is about adapters of PEFT, and the student has none"):
+        run(llama(0), tmp_path, merge_adapter=True)
+
+
 def test_merged_adapters_are_an_ordinary_model(tmp_path: Path) -> None:
     folder = saved(llama(0).bfloat16(), tmp_path / "student")
     out = tmp_path / "out"

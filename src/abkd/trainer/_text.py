@@ -30,7 +30,7 @@ from abkd.models.adapters import has_adapters, with_adapters, write_adapter_card
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
 from abkd.models.positions import learned_positions
-from abkd.models.saving import check_trainable, stored_dtype
+from abkd.models.saving import stored_dtype
 from abkd.sources import is_privileged, needs_completions, privileged_context
 from abkd.teachers import Reader, Setting, identity
 from abkd.trainer._lengths import check_lengths
@@ -134,13 +134,17 @@ def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
     """The student with what is to be trained: all of it, fresh adapters, or those that it has."""
     if isinstance(model, str):
         use_peft = peft_config is not None
+        name, model = model, load_student(model, use_peft=use_peft, dtype=torch.float32)
         if args.save_dtype is None and (args.merge_adapter or not use_peft):
-            args.save_dtype = stored_dtype(model)  # type: ignore[assignment]
-        model = load_student(model, use_peft=use_peft, dtype=torch.float32)
+            args.save_dtype = stored_dtype(name)  # type: ignore[assignment]
         peft_config = None if has_adapters(model) else peft_config
     if peft_config is not None:
         model = with_adapters(model, peft_config)
-    check_trainable(model)
+    if args.merge_adapter and not hasattr(model, "merge_and_unload"):
+        raise ConfigError(
+            "merge_adapter is about adapters of PEFT, and the student has none: set use_peft: true (in Python, give "
+            "peft_config), or leave it out"
+        )
     return model
 
 

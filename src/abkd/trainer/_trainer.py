@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from abkd.config import DistillConfig
 from abkd.data.prepared import Prepared
 from abkd.models.loading import placed
+from abkd.models.saving import check_trainable
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics
@@ -83,6 +84,7 @@ class DistillTrainer(Optimizing):
         self.models: Models = self.modality.models(
             model, teacher_model, args, processing_class, peft_config, train_dataset
         )
+        check_trainable(self.models.student.model)
         ours = self._assemble(args)
         caching = getattr(getattr(self.models.student.model, "config", None), "use_cache", None)
         super().__init__(
