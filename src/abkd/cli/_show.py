@@ -78,7 +78,7 @@ def print_sample(recipe: Recipe, console: Console) -> None:
 
 def _teachers(recipe: Recipe) -> dict[str, Any]:
     """The tokenizers of the teachers that are named."""
-    from abkd.models.language import load_tokenizer
+    from abkd.models.loading import load_tokenizer
     from abkd.recipe._checks import names
 
     found, revision = names(recipe.teacher_model_name_or_path), recipe.teacher_model_revision

@@ -16,7 +16,7 @@ from abkd.data.formats import Chat
 from abkd.data.messages import Message, reasoning_of
 from abkd.data.remarks import Remark
 from abkd.data.rendered import check_answer, lost
-from abkd.data.template import forms, render
+from abkd.data.template import FAILS, forms, render
 
 Piece = tuple[str, bool]
 
@@ -40,14 +40,13 @@ def chat_text(chat: Chat, tokenizer: Any) -> ChatText:
 
     Raises BadRowError where no form can be rendered, or where the template leaves out what is to be trained.
     """
-    first: BadRowError | None = None
+    errors: list[BadRowError] = []
     for messages in forms(chat.messages):
         try:
             return _chat_text(replace(chat, messages=messages), tokenizer)
         except BadRowError as error:
-            first = first or error
-    assert first is not None
-    raise first
+            errors.append(error)
+    raise min(errors, key=lambda error: error.reason == FAILS)  # what is left out says more than a missing key
 
 
 def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:

@@ -16,6 +16,9 @@ from abkd.data.bad_rows import BadRowError
 from abkd.data.messages import Message
 from abkd.errors import ConfigError
 
+FAILS = "chat template fails on the conversation"
+"""The reason of rows on which a template stumbles, without a word of its own."""
+
 _PATIENCE, _MUCH_TEXT = 60.0, 10_000_000  # seconds and characters that a template may take for two short turns
 _ASKED: Message = {"role": "user", "content": "a"}
 _ANSWERED: Message = {"role": "assistant", "content": "b"}
@@ -97,7 +100,7 @@ def render(messages: Sequence[Message], tools: list[Any] | None, tokenizer: Any,
         if type(error) is jinja2.TemplateError:
             reason, said = "chat template refuses the conversation", f"refuses it: {error}"
         else:
-            reason, said = "chat template fails on the conversation", f"fails on it: {_named(error)}"
+            reason, said = FAILS, f"fails on it: {_named(error)}"
         raise BadRowError(reason, f"the chat template {said} (roles: {roles})") from error
     leaked = next((value for value in _objects(messages) if str(value) in text), None)
     if leaked is not None:
