@@ -5,7 +5,11 @@ from __future__ import annotations
 HIGHER = ("accuracy", "agreement", "harmonic_mean")
 """How the names end of what should be high; everything else is a distance or a surprise, and should be low."""
 
-_OF_TEACHER = ("forward_kl", "reverse_kl", "top1_agreement")
+TOP_K = "_top_k"
+"""How a distance ends that is taken over the teacher's k likeliest classes and one bucket for the rest."""
+
+DISTANCES = ("forward_kl", "reverse_kl", f"forward_kl{TOP_K}", f"reverse_kl{TOP_K}")
+_OF_TEACHER = (*DISTANCES, "top1_agreement")
 _BY_TASK = {
     "text-generation": ("loss", *_OF_TEACHER, "perplexity", "r_llh", "r_cvg"),
     "image-classification": ("loss", *_OF_TEACHER, "accuracy", "cross_entropy"),

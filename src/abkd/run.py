@@ -264,7 +264,7 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
         "student_parameters": _size(models.student.model),
         "source": repr(trainer.distill_args.source),
         "teacher": _teacher_name(trainer),
-        "teacher_parameters": sum(map(_size, models.teacher.models)) if models.teacher is not None else 0,
+        "teacher_parameters": sum(map(_size, models.teacher.models if models.teacher is not None else ())) or None,
         "data_fingerprint": train.fingerprint,
         "train_rows": len(train),
         "dropped": train.dropped,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from abkd import terminal
 from abkd.cli._console import is_main_process
 from abkd.cli._generate import author_of
 from abkd.config import IMAGES, TEXT, DistillConfig
@@ -176,15 +177,16 @@ class _Speed(ProgressColumn):
 def _progress(word: str) -> Iterator[Callable[[int, int], None]]:
     """A line on standard error, in the first process, that is gone when all is done."""
     columns = (TextColumn("asking the teacher"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"))
+    console = terminal.console()
     line = Progress(
         *columns,
         _Speed(word),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
         disable=not is_main_process(),
     )
-    with line:
+    with line, terminal.taken(console):
         task = line.add_task("", total=None, visible=False)
 
         def advance(done: int, total: int) -> None:

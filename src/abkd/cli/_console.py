@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
+from abkd import terminal
 from abkd.errors import AbkdError, ConfigError, StorageError
 from abkd.storage import disk_refused
 
@@ -37,7 +38,7 @@ class _Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else ""
-        Console(stderr=True).print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+        terminal.console().print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def speak() -> None:
@@ -95,5 +96,5 @@ def _out_of_memory(error: Exception) -> bool:
 def _ended(message: str, exit_code: int) -> typer.Exit:
     # One process per machine speaks: each may see other files, but all of one machine fail for the same reason.
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        Console(stderr=True).print(f"abkd: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        terminal.console().print(f"abkd: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     return typer.Exit(exit_code)

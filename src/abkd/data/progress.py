@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+from abkd import terminal
 
 T = TypeVar("T")
 
@@ -15,7 +17,12 @@ def progress(items: Iterable[T], total: int | None, doing: str, *, each: int = 1
     """The same items (of ``each`` rows), counted on a terminal where there are many, or nobody knows how many."""
     if not sys.stderr.isatty() or (total is not None and total * each < _FROM):
         return items
-    from rich.console import Console
+    return _shown(items, total, doing)
+
+
+def _shown(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
     from rich.progress import track
 
-    return track(items, doing, total=total, console=Console(stderr=True), transient=True)
+    console = terminal.console()
+    with terminal.taken(console):
+        yield from track(items, doing, total=total, console=console, transient=True)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from abkd.metrics import TOP_K
 from abkd.plots.records import Record, having, is_number, series
 from abkd.plots.style import ACCENT, BLUE, GREEN, GREY, INK, End, label_ends, number, panel, plain_ticks, styled
 
@@ -32,9 +33,14 @@ def loss_figure(records: Sequence[Record]) -> Figure | None:
 
 @styled
 def divergence_figure(records: Sequence[Record]) -> Figure | None:
-    """Forward and reverse KL to the teacher on held-out text (nats per token), by step."""
-    lines = {"forward KL": ("eval_forward_kl", BLUE), "reverse KL": ("eval_reverse_kl", GREEN)}
-    return _lines_figure("Distance to the teacher, held out (nats)", records, lines)
+    """Forward and reverse KL to the teacher on held-out text (nats per token), by step.
+
+    Of a teacher that is known by its k likeliest classes they are those over k+1 buckets, and the title says so.
+    """
+    end = TOP_K if having(records, f"eval_forward_kl{TOP_K}") else ""
+    lines = {"forward KL": (f"eval_forward_kl{end}", BLUE), "reverse KL": (f"eval_reverse_kl{end}", GREEN)}
+    over = ", over k+1 buckets" if end else ""
+    return _lines_figure(f"Distance to the teacher, held out (nats{over})", records, lines)
 
 
 @styled

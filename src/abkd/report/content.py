@@ -98,7 +98,7 @@ def rows_of(files: RunFiles) -> list[Record]:
         )
     teacher = _evaluation_row(last, "eval_teacher_")
     if any(map(is_number, teacher.values())):
-        rows.append({"name": "teacher", **teacher, "parameters": files.run.get("teacher_parameters")})
+        rows.append({"name": "teacher", **teacher, "parameters": files.run.get("teacher_parameters") or None})
     return rows
 
 

@@ -16,8 +16,9 @@ _HEADLINES = (
     ("base_accuracy", "new_accuracy", "harmonic_mean"),
     ("new_accuracy",),  # where no image of a base class is held out
     ("accuracy",),
-    ("perplexity", "forward_kl"),
+    ("perplexity", "forward_kl", "forward_kl_top_k"),
     ("forward_kl", "top1_agreement"),
+    ("forward_kl_top_k", "top1_agreement"),
 )
 
 
@@ -91,7 +92,7 @@ def with_unit(measure: Measure, value: float | None) -> str:
     """A number as text, with its unit where it is one that stands behind numbers; None is one that is not finite."""
     if value is None:
         return "not finite"
-    return measure.write(value) + (f" {measure.unit}" if measure.unit in ("%", "nats") else "")
+    return measure.write(value) + (f" {measure.unit}" if measure.unit.startswith(("%", "nats")) else "")
 
 
 def _when(point: Record) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from abkd.metrics import DISTANCES
 from abkd.plots.records import having, is_number
 from abkd.plots.style import number
 from abkd.report.files import Record
@@ -45,6 +46,8 @@ MEASURES = (
     Measure("perplexity", "Perplexity", "held out", "lower"),
     Measure("forward_kl", "Forward KL", "nats", "lower"),
     Measure("reverse_kl", "Reverse KL", "nats", "lower"),
+    Measure("forward_kl_top_k", "Forward KL", "nats, k+1 buckets", "lower"),
+    Measure("reverse_kl_top_k", "Reverse KL", "nats, k+1 buckets", "lower"),
     Measure("top1_agreement", "Top-1 agreement", "%", "higher", _percent),
     Measure("rouge_l_greedy", "ROUGE-L", "greedy", "higher"),
     Measure("rouge_l_sampled", "ROUGE-L", "sampled, T=1", "higher"),
@@ -52,8 +55,11 @@ MEASURES = (
     Measure("tokens_per_second", "Speed", "tokens/s", "", lambda value: f"{value:,.0f}"),
     Measure("train_seconds", "Training", "s", "", lambda value: f"{value:,.0f}", rows=2),
 )
-CARDS = ("harmonic_mean", "accuracy", "rouge_l_sampled", "perplexity", "forward_kl", "top1_agreement", "reverse_kl")
-IDEAL = {"forward_kl": 0.0, "reverse_kl": 0.0, "top1_agreement": 1.0}  # of a perfect copy, whatever the teacher
+CARDS = (
+    "harmonic_mean", "accuracy", "rouge_l_sampled", "perplexity", "forward_kl", "forward_kl_top_k", "top1_agreement",
+    "reverse_kl", "reverse_kl_top_k",
+)  # fmt: skip
+IDEAL = {**dict.fromkeys(DISTANCES, 0.0), "top1_agreement": 1.0}  # of a perfect copy, whatever the teacher
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from abkd import terminal
 from abkd.sources._teacher_text import Progress
 
 
@@ -16,19 +17,19 @@ def writing_bar() -> Iterator[Progress]:
     Each process has as many prompts as the others, so the first one's are a measure of all.
     """
     from rich import progress
-    from rich.console import Console
 
+    console = terminal.console()
     line = progress.Progress(
         progress.TextColumn("the teacher writes"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[speed]:,.0f} tokens/s"),
         progress.TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
         disable=os.environ.get("RANK", "0") != "0",
     )
-    with line:
+    with line, terminal.taken(console):
         task = line.add_task("", total=None, visible=False, speed=0.0)
 
         def advance(done: int, total: int, tokens: int) -> None:

@@ -10,10 +10,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from abkd import terminal
 from abkd.errors import Interrupted
 from abkd.storage import refusals, strict_json, write_whole
 from abkd.trainer._order import TrainOrder
@@ -53,10 +53,15 @@ class ProgressBar(TrainerCallback):
     """One line: how far, how long still, the newest loss. Without a terminal, a line per log instead.
 
     Where the logger ``abkd`` is set to be quiet, neither.
+
+    Args:
+        one_loss: whether the loss is the same function during the whole run. Else two of its held-out values do not
+            compare, and they are not shown one after the other.
     """
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, *, one_loss: bool = True) -> None:
+        self.noted = tuple(name for name in _NOTED if one_loss or name != "eval_loss")
+        self.console = terminal.console()
         self.bar: Progress | None = None
         self.task: Any = None
 
@@ -75,6 +80,7 @@ class ProgressBar(TrainerCallback):
         )
         self.task = self.bar.add_task("train", total=state.max_steps, completed=state.global_step, note="")
         self.bar.start()
+        terminal.take(self.console)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:
@@ -82,7 +88,7 @@ class ProgressBar(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         logs = event["logs"]
-        note = "  ".join(f"{name} {logs[name]:.4g}" for name in _NOTED if name in logs)
+        note = "  ".join(f"{name} {logs[name]:.4g}" for name in self.noted if name in logs)
         if self.bar is not None and note:
             self.bar.update(self.task, note=note)
         elif note and state.is_world_process_zero and not _quiet():
@@ -95,6 +101,7 @@ class ProgressBar(TrainerCallback):
         """Leave the terminal as it was, also after an error."""
         if self.bar is not None:
             self.bar.stop()
+            terminal.give_back(self.console)
             self.bar = None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from abkd.data import Batch, Example, prompt_of, stand_in, teacher_prompt_of, with_completion
 from abkd.generation import Sampling
+from abkd.metrics import DISTANCES
 from abkd.objective import History
 from abkd.trainer._order import Evened
 from abkd.trainer._sources import write
@@ -54,7 +55,7 @@ def _wrapped(trainer: DistillTrainer) -> nn.Module:
 def metrics(totals: Mapping[str, float]) -> dict[str, float]:
     """Means over the rows that all modalities have; the names are a contract (``eval_`` goes before them)."""
     rows = max(totals["rows"], 1.0)
-    found = {name: totals[name] / rows for name in ("loss", "forward_kl", "reverse_kl") if name in totals}
+    found = {name: totals[name] / rows for name in ("loss", *DISTANCES) if name in totals}
     if "agreement" in totals:
         found["top1_agreement"] = totals["agreement"] / rows
     return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from abkd.data import Batch
 from abkd.divergences import ForwardKL, ReverseKL
+from abkd.metrics import TOP_K
 from abkd.models.rows import ModelRows
 from abkd.objective import History, Objective
 from abkd.ops import Plan, linear_divergence, row_metrics
@@ -118,12 +119,16 @@ class Task:
         return {**sums, "rows": batch.weight.count_nonzero().double()}
 
     def _at_the_teachers(self, distances: Mapping[str, Terms]) -> dict[str, Terms]:
-        """At temperature 1; a cache of the likeliest classes knows them at the objective's alone."""
+        """At temperature 1; a cache of the likeliest classes knows them at the objective's alone, and by another name.
+
+        Its distances are those of k classes and one bucket for the rest, which are smaller than those of all classes.
+        """
         if self.teacher is None:
             return {}
         if self.teacher.exact:
             return dict(distances)
-        return {name: replace(terms, temperature=self.objective.temperature) for name, terms in distances.items()}
+        temperature = self.objective.temperature
+        return {f"{name}{TOP_K}": replace(terms, temperature=temperature) for name, terms in distances.items()}
 
     def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:
         """Sum of the cross-entropies of the plain text, over ``total``."""

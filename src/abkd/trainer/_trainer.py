@@ -119,7 +119,8 @@ class DistillTrainer(Optimizing):
         self._saved_step, self._teacher_judged = -1, False
         self._not_finite: set[str] = set()
         self._most_kept = args.save_total_limit
-        self.stop_signals, self.progress_bar, self.epoch_order = StopSignals(), ProgressBar(), EpochOrder()
+        self.stop_signals, self.epoch_order = StopSignals(), EpochOrder()
+        self.progress_bar = ProgressBar(one_loss=not self.task.objective.changes)
         self.finite = FiniteRun(self)
         watching = MetricsFile(), self.finite, Followers(self), self.stop_signals, self.progress_bar
         return self.epoch_order, *watching
