@@ -203,6 +203,97 @@ def test_a_flag_without_its_value_is_a_wrong_type() -> None:
         from_flags("--learning_rate", "--bf16")
 
 
+@pytest.mark.parametrize("path", ["run #2", "null", "1", "a: b", "~", "[x]", "{x}", "true", "'q'", " x "])
+def test_a_path_is_taken_as_it_is_typed(path: str) -> None:
+    recipe = from_flags("--output_dir", path)
+    assert recipe.output_dir == path
+    assert recipe.distill_config().output_dir == path
+    assert from_flags("--run_name", path).config["run_name"] == path
+
+
+def test_an_empty_flag_unsets_a_text_and_null_everything_else() -> None:
+    recipe = from_flags("--train_file", "", "--dataset_name", "x", "--max_steps", "null")
+    assert (recipe.train_file, recipe.dataset_name, recipe.config) == (None, "x", {})
+
+
+def test_a_dash_in_a_flag_is_an_underscore() -> None:
+    assert from_flags("--learning-rate", "1e-3").config == {"learning_rate": 1e-3}
+    with pytest.raises(ConfigError, match="--learning_rate is there twice"):
+        parse_flags(["--learning-rate", "1", "--learning_rate", "2"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--learning_rte", "1"], "unknown option --learning_rte; did you mean --learning_rate?"),
+        (["--alpha", "1"], "--alpha is not a name here; it is part of the divergence"),
+        (["--learning_rate", "fast"], "--learning_rate must be a number, got 'fast' (a text)"),
+    ],
+)
+def test_a_flag_is_blamed_and_not_the_file(words: list[str], says: str, tmp_path: Path) -> None:
+    dump(make(), tmp_path / "recipe.yaml")
+    with pytest.raises(ConfigError) as refused:
+        Recipe.from_yaml(tmp_path / "recipe.yaml", parse_flags(words))
+    assert str(refused.value).startswith(says)
+
+
+@pytest.mark.parametrize("text", ["[ForwardKL(), AlphaBeta(0.2, 0.7)]", "{a: Mixup(0.2, 3)}"])
+def test_a_component_that_yaml_cuts_at_its_comma_is_explained(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"divergence: {text}\n")
+    with pytest.raises(ConfigError, match=r"line 1: '\w+\(0.2' is cut at a comma; .*needs quotes, as 'AlphaBeta"):
+        load(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ("seed: 1".encode("utf-16"), "is not UTF-8 (byte 1 is none of it): save it as UTF-8"),
+        (b"output_dir: caf\xe9", "is not UTF-8 (byte 16 is none of it): save it as UTF-8"),
+        (b"? [a, b]\n: 1\n", "line 1: a name must stand before the colon"),
+        (b"seed: " + b"9" * 5000, "not YAML (Exceeds the limit"),
+        (b"seed: " + b"9" * 4000, "seed must be from 0 to 4294967295, but is 9999"),
+        (b"seed: " + b"[" * 1000, "nested too deep"),
+        (b"output_dir: !!binary aGk=", "could not determine a constructor"),
+        (b"seed: !!int ''", "not YAML"),
+        (b"a: 1\n---\na: 2\n", "line 2: not YAML (but found another document)"),
+        (b"seed:\t1\n\tx: 2", "line 1: not YAML"),
+        (b"seed: \x00", "not YAML"),
+        (b"x" * 300_000, "it has more than 200,000 bytes"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_bytes_that_are_no_recipe(raw: bytes, says: str, tmp_path: Path) -> None:
+    base = b"model_name_or_path: a\nteacher_model_name_or_path: b\ntrain_file: c\n" if b"seed: 9" in raw else b""
+    (tmp_path / "recipe.yaml").write_bytes(base + raw)
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path / "recipe.yaml")
+    assert says in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"\xef\xbb\xbf" + dump(make(seed=3)).encode())
+    assert load(tmp_path / "recipe.yaml").config == {"seed": 3}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_no_recipe(name: str) -> None:
+    with pytest.raises(ConfigError, match="there is no recipe file"):
+        load(name)
+
+
+def test_only_a_file_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(ConfigError, match=r"is no file \(a directory, a pipe or a device\)"):
+            load(path)
+
+
+def test_a_token_is_not_written_into_the_record_of_a_run() -> None:
+    recipe = make(push_to_hub=True, hub_token="secret")
+    assert "secret" not in recipe.to_yaml(resolved=True)
+
+
 # ---- refusals
 
 

@@ -179,10 +179,12 @@ class DistillConfig(TrainingArguments):
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
         _raise_first(training_arguments.needed_by_settings(vars(self)))
         self._settle_inherited()
+        output_dir = self.output_dir
         try:
             super().__post_init__()
         except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError) as error:
             raise ConfigError(f"the training arguments do not fit together: {error}") from error
+        self.output_dir = output_dir  # as it was written: a shell has replaced the ~ that stands for a home
         _raise_first([*training_arguments.problems(vars(self)), *step_problems(self)])
 
     def _settle_inherited(self) -> None:

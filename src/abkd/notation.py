@@ -30,6 +30,7 @@ _HOUSES = (
     "abkd.weights",
 )
 _MAX_CHARACTERS = 10_000  # far beyond any objective; keeps the recursive reading shallow
+_LARGEST = 2**63 - 1  # of whole numbers; what is larger has no place in a tensor or a JSON file
 _NUMBERS = {"inf": float("inf"), "nan": float("nan")}  # readable, so that the constructor can refuse them by name
 _NICKNAMES = {
     "kl": "ForwardKL() or ReverseKL()",
@@ -69,16 +70,17 @@ def parse(text: str) -> object:
     AlphaBeta(alpha=0.2, beta=0.7)
     """
     if len(text) > _MAX_CHARACTERS:
-        raise ConfigError(f"a component of at most {_MAX_CHARACTERS} characters was wanted, {len(text)} came")
+        raise ConfigError(f"expected a component of at most {_MAX_CHARACTERS} characters, got {len(text)}")
     try:
         tree = ast.parse(text.strip(), mode="eval")
         return _value(tree.body)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(
-            f"cannot read {_shortened(text)}: write a constructor call such as AlphaBeta(alpha=0.2, beta=0.7)"
-        ) from error
+        way_out = "write a constructor call such as AlphaBeta(alpha=0.2, beta=0.7)"
+        if text.count("(") != text.count(")"):
+            way_out += "; in a YAML list or mapping put it in quotes, or its comma ends the value"
+        raise ConfigError(f"cannot read {_shortened(text)}: {way_out}") from error
 
 
 def render(value: object) -> str:
@@ -101,7 +103,7 @@ def _is_component(thing: object) -> bool:
 def _value(node: ast.expr) -> object:
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
-            return value
+            return _of_some_size(value)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
             return _signed(sign, _value(operand), node)
         case ast.Tuple(elts=items):
@@ -120,6 +122,14 @@ def _value(node: ast.expr) -> object:
         f"{_shortened(ast.unparse(node))} is neither a number, a text, a list nor a constructor call; "
         "nothing else is computed here"
     )
+
+
+def _of_some_size(value: object) -> object:
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ConfigError(
+            f"a whole number has at most {len(str(_LARGEST))} digits here, got one of {value.bit_length()} bits"
+        )
+    return value
 
 
 def _signed(sign: ast.unaryop, value: object, node: ast.expr) -> float:
@@ -145,7 +155,7 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword]) -> objec
         return component(*positional, **named)
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{name}: {error}") from error
 
 

@@ -19,6 +19,9 @@ from abkd.schedules import Schedule, at, is_number, stages
 from abkd.term import ORIGINS, Term, check_weight
 from abkd.weights import RowWeights
 
+COLDEST, HOTTEST = 1e-4, 1e6
+"""Of the temperature: between them losses and gradients of random logits are far from the ends of float32."""
+
 _PROGRESS = (0.0, 0.5, 1.0)  # where a schedule is looked at before a run
 
 
@@ -54,6 +57,11 @@ class Objective:
     def __post_init__(self) -> None:
         if not (is_number(self.temperature) and self.temperature > 0):
             raise ConfigError(f"kd_temperature must be a finite number above 0, but it is {self.temperature!r}")
+        if not COLDEST <= self.temperature <= HOTTEST:
+            raise ConfigError(
+                f"kd_temperature must be from {COLDEST:g} to {HOTTEST:g}, got {self.temperature!r}: beyond, losses are "
+                "infinite or gradients 0 in float32"
+            )
         check_weight("lm_coef", self.lm_coef)
         if self.terms is not None and self.divergence is not None:
             raise ConfigError("terms bring their own divergences: give terms, or divergence with its weights, not both")

@@ -12,6 +12,9 @@ from abkd.weights import RowWeights
 
 __all__ = ["Term"]
 
+LARGEST_WEIGHT = 1e30
+"""Of a cross-entropy or a divergence; float32 ends at 3e38."""
+
 Origin = Literal["dataset", "teacher", "student"]
 ORIGINS: tuple[str, ...] = get_args(Origin)
 
@@ -64,3 +67,5 @@ def check_weight(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is a finite number of at least 0 all along a run."""
     if not all(is_number(at(value, progress)) and at(value, progress) >= 0 for progress in (0.0, 0.5, 1.0)):
         raise ConfigError(f"{name} must be a finite number of at least 0, but it is {value!r}")
+    if any(at(value, progress) > LARGEST_WEIGHT for progress in (0.0, 0.5, 1.0)):
+        raise ConfigError(f"{name} must be at most {LARGEST_WEIGHT:g}, got {value!r}: a float32 loss would overflow")

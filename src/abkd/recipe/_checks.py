@@ -39,13 +39,14 @@ _NO_DATA = {
 
 _ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "above 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
+_WEIGHT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x <= 1e30, "0 or more, and at most 1e30")
 _AT_LEAST_ONE: tuple[Callable[[float], bool], str] = (lambda x: x >= 1, "1 or more")
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "kd_ratio": (lambda x: 0 <= x <= 1, "between 0 and 1 (the loss is (1 - kd_ratio)·CE + kd_ratio·D)"),
-    "kd_temperature": _ABOVE_ZERO,
-    "ce_weight": _NOT_NEGATIVE,
-    "kd_weight": _NOT_NEGATIVE,
-    "lm_coef": _NOT_NEGATIVE,
+    "kd_temperature": (lambda x: 1e-4 <= x <= 1e6, "above 0, from 0.0001 to 1000000"),
+    "ce_weight": _WEIGHT,
+    "kd_weight": _WEIGHT,
+    "lm_coef": _WEIGHT,
     "max_length": (lambda x: x >= 2, "2 or more (a row predicts a token from the ones before it)"),
     "memory_budget_mb": _ABOVE_ZERO,
     "eval_fraction": (lambda x: 0 <= x < 1, "from 0 (hold nothing out) to below 1"),

@@ -33,6 +33,17 @@ class _Loader(yaml.SafeLoader):
     Tags (``!!binary``) other than those of plain values are not known, nor are merge keys.
     """
 
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As in yaml, down to a depth that a recipe has at most."""
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -115,16 +126,14 @@ def read_yaml(text: str, where: str) -> Any:
             loader.dispose()
 
 
-def _values_in(node: yaml.Node, known: dict[yaml.Node, float], depth: int = 0) -> float:
+def _values_in(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
     """How many values a node stands for; infinitely many where it contains itself."""
-    if depth > _DEEPEST:
-        raise RecursionError
     if node not in known:
         known[node] = float("inf")
         parts = _parts(node)
         for part in parts:
             _check_uncut(node, part)
-        known[node] = 1 + sum(_values_in(part, known, depth + 1) for part in parts)
+        known[node] = 1 + sum(_values_in(part, known) for part in parts)
     return known[node]
 
 

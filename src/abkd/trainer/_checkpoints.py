@@ -84,6 +84,15 @@ def choose(run_dir: Path, asked: str | bool | None) -> Path | None:
     return Path(asked)
 
 
+def check_optimizer(checkpoint: Path) -> None:
+    """Raise OutputDirError where only the model was saved."""
+    if not (checkpoint / "scheduler.pt").is_file():
+        raise OutputDirError(
+            f"cannot resume from {checkpoint}, saved with save_only_model: it has no optimizer to go on with. Start a "
+            "new run, with it as the student"
+        )
+
+
 def newest_whole(run_dir: Path) -> tuple[Path, list[str]]:
     """The newest whole checkpoint, and a sentence for each newer one that was passed over.
 

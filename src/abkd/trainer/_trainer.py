@@ -27,7 +27,7 @@ from abkd.trainer._finite import FiniteRun, check_loss
 from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
 from abkd.trainer._optimizer import Optimizing, check_batches
 from abkd.trainer._order import Evened, train_order
-from abkd.trainer._settings import check_metric, check_settings
+from abkd.trainer._settings import NothingLearned, check_metric, check_settings, say_what_is_extreme
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 from abkd.trainer._window import Prompts, Window, known
@@ -122,7 +122,7 @@ class DistillTrainer(Optimizing):
         self.stop_signals, self.epoch_order = StopSignals(), EpochOrder()
         self.progress_bar = ProgressBar(one_loss=not self.task.objective.changes)
         self.finite = FiniteRun(self)
-        watching = MetricsFile(), self.finite, Followers(self), self.stop_signals, self.progress_bar
+        watching = MetricsFile(), NothingLearned(), self.finite, Followers(self), self.stop_signals, self.progress_bar
         return self.epoch_order, *watching
 
     # -- the loss ------------------------------------------------------------------------------------------------
@@ -277,7 +277,10 @@ class DistillTrainer(Optimizing):
         """
         check_batches(self.args, self.train_dataset)
         start = _checkpoints.choose(Path(str(self.args.output_dir)), resume_from_checkpoint)
+        if start is not None and not self.is_deepspeed_enabled:
+            _checkpoints.check_optimizer(start)
         logger.info("abkd: %s", self.task.objective.formula(self.modality.rows_are))
+        say_what_is_extreme(self.distill_args)
         self._sums, self._saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
         self.supply = open_supply(self)
         if start is not None:

@@ -1,0 +1,167 @@
+"""Settings of transformers that are said to work here do something, and what would do nothing is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from abkd import DistillTrainer
+from abkd.errors import ConfigError, OutputDirError
+from abkd.trainer import _trainer
+from abkd.trainer._checkpoints import checkpoints
+from training_parts import config, gap, rows, trainer, weights
+
+SHORT = {"max_steps": 2, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
+
+
+def trained(path: Any, **options: Any) -> dict[str, torch.Tensor]:
+    made = trainer(path, **{**SHORT, **options})
+    made.train()
+    return weights(made.model)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"neftune_noise_alpha": 50.0},
+        {"bf16": True},
+        {"optim": "adafactor"},
+        {"optim": "adagrad", "optim_args": "eps=0.1"},
+        {"optim": "rmsprop", "optim_args": "momentum=0.9"},
+        {"adam_beta1": 0.1},
+        {"adam_epsilon": 1.0},
+        {"weight_decay": 0.5},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 3.0}},
+        {"warmup_steps": 2},
+    ],
+    ids=str,
+)
+def test_it_changes_what_is_trained(options, plain, tmp_path):
+    assert gap(trained(tmp_path, **options), plain) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"torch_empty_cache_steps": 1},
+        {"debug": "underflow_overflow"},
+        {"skip_memory_metrics": False},
+        {"prediction_loss_only": True, "eval_accumulation_steps": 1, "eval_do_concat_batches": False},
+        {"fp16": True},
+    ],
+    ids=str,
+)
+def test_it_leaves_the_training_as_it_is(options, plain, tmp_path):
+    assert gap(trained(tmp_path, **options), plain) == 0
+
+
+def measuring(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
+    """The evaluations give these numbers, one after the other."""
+    left = iter(values)
+    monkeypatch.setattr(
+        _trainer, "held_out_metrics", lambda *_: dict.fromkeys(("loss", "perplexity", "top1_agreement"), next(left))
+    )
+
+
+EACH = {"save_steps": 1, "eval_steps": 1, "eval_dataset": rows(2), "save_strategy": "steps"}
+
+
+@pytest.mark.parametrize(
+    ("options", "measured", "best"),
+    [
+        ({"metric_for_best_model": "perplexity"}, (3.0, 1.0, 2.0, 4.0), 2),
+        ({"metric_for_best_model": "top1_agreement"}, (3.0, 1.0, 2.0, 4.0), 4),
+        ({"metric_for_best_model": "perplexity", "greater_is_better": True}, (3.0, 1.0, 2.0, 4.0), 4),
+        ({"save_steps": 2}, (5.0, 4.0, 1.0, 2.0), 4),  # after step 3 nothing is saved that could be gone back to
+        ({"eval_on_start": True}, (0.1, 3.0, 1.0, 2.0, 4.0), 2),  # the untrained student is no checkpoint
+    ],
+    ids=str,
+)
+def test_the_best_of_the_checkpoints_is_loaded(options, measured, best, tmp_path, monkeypatch):
+    measuring(monkeypatch, *measured)
+    made = trainer(tmp_path, **{**EACH, "max_steps": 4, "load_best_model_at_end": True, **options})
+    made.train()
+    assert made.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [({}, [1, 4, 5]), ({"save_total_limit": 0}, [1, 2, 3, 4, 5]), ({"save_total_limit": 1}, [1, 5])]
+)
+def test_the_newest_checkpoints_are_kept_and_the_best(limit, left, tmp_path, monkeypatch):
+    measuring(monkeypatch, 1.0, 2.0, 3.0, 4.0, 5.0)
+    trainer(tmp_path, **{**EACH, "max_steps": 5, **limit}).train()
+    assert [int(path.name.rpartition("-")[2]) for path in checkpoints(tmp_path)] == left
+
+
+def test_a_checkpoint_of_the_model_alone_is_nothing_to_resume_from(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "save_only_model": True}
+    trainer(tmp_path, **options).train()
+    with pytest.raises(OutputDirError, match="save_only_model: it has no optimizer to go on with"):
+        trainer(tmp_path, **{**options, "max_steps": 2}).train(resume_from_checkpoint=True)
+
+
+def test_a_batch_that_does_not_fit_is_tried_at_half_the_size(tmp_path, monkeypatch):
+    seen: list[int] = []
+    original = DistillTrainer.training_step
+
+    def step(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
+        seen.append(self._train_batch_size)
+        if self._train_batch_size > 2:
+            raise RuntimeError("CUDA out of memory.")
+        return original(self, model, inputs, *more)
+
+    monkeypatch.setattr(DistillTrainer, "training_step", step)
+    trainer(tmp_path, max_steps=2, per_device_train_batch_size=4, auto_find_batch_size=True).train()
+    assert seen[0] == 4
+    assert seen[-2:] == [2, 2]
+
+
+def test_an_optimizer_that_trains_other_weights_gives_its_own_to_the_evaluation(tmp_path):
+    made, asked = trainer(tmp_path, eval_dataset=rows(2)), []
+    made.optimizer = SimpleNamespace(eval=lambda: asked.append("eval"))
+    made.evaluate()
+    assert asked == ["eval"]
+
+
+@pytest.mark.parametrize(
+    "name", ["compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func", "model_init"]
+)
+def test_an_argument_of_transformers_that_would_never_be_called_is_refused(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"{name} has no effect here"):
+        DistillTrainer("no such model", "nor this", config(tmp_path), train_dataset=rows(2), **{name: print})
+
+
+def said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    return any(words in message for message in caplog.messages)
+
+
+def test_where_nothing_is_learned_it_is_said(tmp_path, caplog):
+    trainer(tmp_path, max_steps=1, divergence="AlphaBeta(1e6, 1)").train()
+    assert said(caplog, "AlphaBeta(alpha=1000000.0, beta=1.0) takes probabilities to such powers")
+    assert said(caplog, "the gradient of step 1 is all but zero")
+
+
+def test_of_an_ordinary_run_nothing_is_said(tmp_path, caplog):
+    trainer(tmp_path, max_steps=1).train()
+    assert not said(caplog, "all but zero")
+    assert not said(caplog, "such powers")
+
+
+def test_an_evaluation_needs_rows(tmp_path):
+    with pytest.raises(ConfigError, match="there is no eval_dataset to evaluate on"):
+        DistillTrainer("no such model", "nor this", config(tmp_path, eval_steps=1), train_dataset=rows(2))
+
+
+def test_a_metric_that_is_not_measured_is_named_at_the_first_evaluation(tmp_path, monkeypatch):
+    measuring(monkeypatch, 1.0)
+    made = trainer(tmp_path, eval_dataset=rows(2), metric_for_best_model="forward_kl", eval_steps=1)
+    with pytest.raises(ConfigError, match="'forward_kl', which this run does not measure; it measures loss"):
+        made.evaluate()
