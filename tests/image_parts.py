@@ -107,7 +107,7 @@ def image_trainer(
         "per_device_train_batch_size": 2,
         "max_steps": 6,
         "learning_rate": 3e-3,
-        "lr_scheduler_type": "linear",
+        **({} if "lr_milestones" in options else {"lr_scheduler_type": "linear"}),
         "warmup_steps": 0,
         "logging_steps": 1,
         "save_strategy": "no",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from abkd.errors import DataError
 from abkd.recipe import Recipe
 from abkd.run import distill, load_image_data
 
@@ -46,6 +47,55 @@ def test_the_test_images_of_a_file_are_those_to_measure_on(tmp_path, npz):
     assert counts(recipe(tmp_path, train_file=str(npz))) == (20, 8)
     assert counts(recipe(tmp_path, train_file=str(npz), eval_file=str(npz))) == (20, 8)
     assert counts(recipe(tmp_path, train_file=str(npz), eval_fraction=0.25)) == (15, 5)
+
+
+def album(root: Path, **classes: int) -> Path:
+    """A folder a class, of so many images each."""
+    for name, count in classes.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = arrays(count)["images"][i] ^ np.uint8(ord(name[0]))
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def test_the_folder_beside_the_training_images_is_evaluated_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    album(Path("photos/train"), cat=6, dog=6)
+    album(Path("photos/test"), cat=1, dog=1)
+    with caplog.at_level("INFO", logger="abkd"):
+        assert counts(recipe(tmp_path, train_dir="photos/train")) == (12, 2)
+        album(Path("photos/valid"), cat=2, dog=1)
+        assert counts(recipe(tmp_path, train_dir="photos/train/")) == (12, 3)
+        assert counts(recipe(tmp_path, train_dir="photos/train", eval_fraction=0.25)) == (9, 3)
+        monkeypatch.chdir("photos/train")
+        assert counts(recipe(tmp_path, train_dir=".")) == (12, 3)
+    said = "evaluating on photos/valid (3 images); set eval_fraction to hold out training images instead"
+    assert f"abkd: {said}" in caplog.text
+    assert "abkd: evaluating on 3 of the 12 images of train, which are not trained on" in caplog.text
+
+
+def test_what_no_images_lie_in_is_not_evaluated_on(tmp_path):
+    train = album(tmp_path / "train", cat=10, dog=10)
+    (tmp_path / "val").mkdir()
+    assert counts(recipe(tmp_path, train_dir=str(train))) == (19, 1)
+    album(tmp_path / "cats" / "val", cat=2)
+    other = album(tmp_path / "cats" / "images", cat=10, dog=10)
+    assert counts(recipe(tmp_path, train_dir=str(other))) == (19, 1)
+
+
+def test_both_have_the_same_classes(tmp_path, caplog):
+    album(tmp_path / "train", ant=2, cat=2, dog=2)
+    album(tmp_path / "val", cat=1, dog=2)
+    made = recipe(tmp_path, train_dir=str(tmp_path / "train"))
+    _, held_out = load_image_data(made, made.distill_config())
+    assert held_out is not None
+    assert held_out.labels is not None
+    assert held_out.labels.tolist() == [1, 2, 2]
+    assert "val has no images of these training classes: ant" in caplog.text
+    album(tmp_path / "val", eel=1, fox=1)
+    with pytest.raises(DataError, match=r"val has classes 'eel', 'fox' that the .* not have \(ant, cat, dog\)"):
+        load_image_data(made, made.distill_config())
 
 
 def test_a_validation_folder_goes_before_a_test_folder(tmp_path):

@@ -13,7 +13,8 @@ from typing import Any
 
 from abkd.config import TEXT, DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
-from abkd.errors import ConfigError, DataError, OutputDirError
+from abkd.errors import ConfigError, OutputDirError
+from abkd.image_data import load_image_data
 from abkd.models.adapters import check_peft, has_adapters
 from abkd.models.loading import load_student, load_tokenizer
 from abkd.models.saving import stored_dtype
@@ -70,35 +71,6 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
     if recipe.eval_fraction == 0 or len(train) < 2:
         return train, None
     return split_held_out(train, recipe.eval_fraction, seed=config.data_seed or 0)
-
-
-def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
-    """The same of images; a validation or test split of the source goes before a share of the training images."""
-    from abkd.data.images import held_out_splits, load_images, read_coop_split, split_images
-
-    if recipe.split_file:
-        parts = read_coop_split(recipe.split_file, recipe.train_dir or Path(recipe.split_file).parent)
-        if "train" not in parts:
-            raise DataError(
-                f"{recipe.split_file} has no part 'train', only {', '.join(parts)}: it says what to learn from"
-            )
-        return parts["train"], parts.get("test", parts.get("val"))
-    source = recipe.train_file or recipe.train_dir or recipe.dataset_name
-    train = load_images(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
-    named: Any = recipe.eval_file or recipe.eval_dir  # one: several files are refused for images
-    if named:
-        return train, load_images(named, split=next(iter(held_out_splits(named)[::-1]), "test"))
-    if recipe.dataset_test_split:
-        return train, load_images(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
-    if recipe.eval_fraction == 0 or len(train) < 2:
-        return train, None
-    beside = () if recipe.dataset_name else held_out_splits(str(source))
-    if beside and recipe.eval_fraction == Recipe.eval_fraction:
-        logger.info(
-            "abkd: evaluated on the part %r of %s (eval_fraction holds out training images instead)", beside[0], source
-        )
-        return train, load_images(source, split=beside[0])
-    return split_images(train, recipe.eval_fraction, seed=config.data_seed or 0)
 
 
 def build_trainer(

@@ -7,12 +7,13 @@ import json
 import logging
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
@@ -374,7 +375,7 @@ def test_a_name_that_leads_nowhere_is_explained(name: str, options: dict[str, An
 
 
 def test_broken_directories_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot load an image classifier"):
+    with pytest.raises(ConfigError, match="holds no weights"):
         load_classifier(str(tmp_path), what=STUDENT)
     student = load_classifier("cifar:resnet8", what=STUDENT, num_classes=4, fresh_head=True)
     save_classifier(student, tmp_path)
@@ -392,6 +393,83 @@ def test_broken_directories_are_explained(tmp_path: Path) -> None:
         load_classifier(str(tmp_path), what=STUDENT)
     with pytest.raises(ConfigError, match="but came dict"):
         as_classifier({})  # type: ignore[arg-type]
+
+
+Spoil = Callable[[Path], object]
+
+
+def put(**changed: Any) -> Spoil:
+    def spoil(directory: Path) -> None:
+        file = directory / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+    return spoil
+
+
+def rewrite(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Spoil:
+    def spoil(directory: Path) -> None:
+        file = directory / "model.safetensors"
+        save_file(change(load_file(file)), file, {"format": "pt"})
+
+    return spoil
+
+
+def cut(directory: Path) -> None:
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without(part: str) -> Spoil:
+    return rewrite(lambda weights: {name: weight for name, weight in weights.items() if part not in name})
+
+
+BROKEN: dict[str, tuple[Spoil, str]] = {
+    "cut short": (cut, r"model\.safetensors"),
+    "empty": (lambda path: (path / "model.safetensors").write_bytes(b""), "is empty"),
+    "pointer": (
+        lambda path: (path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "git lfs pull",
+    ),
+    "nan": (rewrite(lambda weights: {name: weight * torch.nan for name, weight in weights.items()}), "not finite"),
+}
+BROKEN_HF: dict[str, tuple[Spoil, str]] = {
+    **BROKEN,
+    "config is a list": (lambda path: (path / "config.json").write_text("[]"), "must hold an object"),
+    "odd activation": (put(hidden_act="nope"), "cannot load an image classifier"),
+    "code": (put(auto_map={"AutoConfig": "own.C"}, model_type="own"), "cannot load an image classifier"),
+    "code on the hub": (put(attn_implementation="owner/kernel"), "names code on the hub"),
+    "layer lost": (without(".1."), "it has no weights for"),
+    "layer not known": (put(num_hidden_layers=1), "holds more layers than its config.json knows"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), BROKEN.values(), ids=BROKEN)
+def test_a_directory_of_ours_with_a_fault_is_one_sentence(spoil: Spoil, said: str, tmp_path: Path) -> None:
+    saved(load_classifier("cifar:resnet8", what=STUDENT, num_classes=4, fresh_head=True), tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(ConfigError, match=f"teacher_model_name_or_path: .*{said}"):
+        load_classifier(str(tmp_path), what=TEACHER)
+
+
+@pytest.mark.parametrize(("spoil", "said"), BROKEN_HF.values(), ids=BROKEN_HF)
+def test_a_directory_of_transformers_with_a_fault_is_one_sentence(spoil: Spoil, said: str, tmp_path: Path) -> None:
+    saved(Classifier(make_hf("vit", classes=4), CROPPED, ANIMALS), tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(ConfigError, match=f"teacher_model_name_or_path: .*{said}"):
+        load_classifier(str(tmp_path), what=TEACHER)
+
+
+def test_batch_statistics_that_are_lost_make_no_teacher(tmp_path: Path) -> None:
+    saved(Classifier(make_hf("resnet", classes=4), CROPPED, ANIMALS), tmp_path)
+    without("running_var")(tmp_path)
+    with pytest.raises(ConfigError, match=r"has no weights for .*running_var"):
+        load_classifier(str(tmp_path), what=TEACHER)
+
+
+def test_a_file_of_weights_is_no_model(tmp_path: Path) -> None:
+    torch.save(cifar.create("resnet8", 4).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ConfigError, match=r"net\.pth is a file, .*teacher_model_init_kwargs: \{checkpoint: "):
+        load_classifier(str(tmp_path / "net.pth"), what=TEACHER)
 
 
 # -- classes -------------------------------------------------------------------------------------------------------

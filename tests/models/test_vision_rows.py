@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from abkd.data import View
 from abkd.errors import ConfigError, VocabularyError
 from abkd.models import cifar
-from abkd.models.vision import Classifier, ImageRows, Preparation, load_classifier
+from abkd.models.vision import Classifier, ImageRows, Preparation, as_classifier, load_classifier
 from vision_parts import make_hf, photos
 
 MEAN, STD = (0.30, 0.45, 0.60), (0.11, 0.22, 0.33)
@@ -177,12 +177,29 @@ class Giving(nn.Module):
         return self.wrap(self.net(x))
 
 
+class Named(NamedTuple):
+    features: Tensor
+    logits: Tensor
+
+
 class Output:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
 
 
-@pytest.mark.parametrize("wrap", [lambda z: z, Output, lambda z: (z, z.sum()), lambda z: [z]])
+WRAPS: dict[str, Any] = {
+    "tensor": lambda z: z,
+    "object": Output,
+    "tuple": lambda z: (z, z.sum()),
+    "list": lambda z: [z],
+    "one of a tuple": lambda z: (z,),
+    "dict": lambda z: {"features": z.sum(), "logits": z},
+    "named tuple": lambda z: Named(z.sum(), z),
+    "map of one place": lambda z: z[:, :, None, None],
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
 def test_logits_are_found_and_rows_are_those_of_the_view(wrap: Any) -> None:
     model, pixels = Giving(wrap), photos(3, 8)
     rows = ImageRows(Classifier(model), side=8)
@@ -234,6 +251,99 @@ def test_a_batch_of_one_is_a_row_of_the_batch() -> None:
         torch.testing.assert_close(rows(view(pixels[1:2])).values, rows(view(pixels)).values[1:2])
 
 
+def test_images_are_grey_for_a_model_of_one_channel(caplog: pytest.LogCaptureFixture) -> None:
+    model, pixels = (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+        photos(2, 9),
+    )
+    rows = ImageRows(Classifier(model))
+    with caplog.at_level("INFO", logger="abkd"):
+        assert rows.head_rows == 3
+    assert "the Sequential reads one channel: it sees images in grey" in caplog.text
+    bright = (pixels.double() / 255 * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    for each in (rows, rows.of(model)):
+        torch.testing.assert_close(each(view(pixels)).values, model(bright.float()))
+    grey = pixels[:, :1].repeat(1, 3, 1, 1)
+    torch.testing.assert_close(rows(view(grey)).values, model(pixels[:, :1] / 255))
+
+
+class Flawed(nn.Module):
+    """Somebody's module with a fault of its own."""
+
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.net, self.own = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4)), forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.own(self.net, x)
+
+
+def raising(error: Exception) -> Any:
+    def forward(net: nn.Module, x: Tensor) -> Tensor:
+        raise error
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (raising(KeyError("x")), r"cannot read images of shape \[2, 3, 32, 32\] \(KeyError: 'x'\)"),
+        (raising(AssertionError("Torch not compiled with CUDA enabled")), "AssertionError: Torch not compiled"),
+        (lambda net, x: {"out": net(x), "aux": 3}, "returns a dict of 'out', 'aux': expected its logits"),
+        (lambda net, x: {}, "a dict of nothing"),
+        (lambda net, x: (), "returns tuple: expected logits"),
+        (lambda net, x: None, "returns NoneType"),
+        (lambda net, x: {"logits": None}, "returns NoneType"),
+        (lambda net, x: (x.mean((1, 2, 3)), net(x)), r"gives \[1, 2\] for 2 images"),
+        (lambda net, x: net(x).argmax(1, keepdim=True), r"gives \[2, 1\] numbers of type torch.int64"),
+        (lambda net, x: net(x)[:, :1], "of at least two classes"),
+        (lambda net, x: net(x).reshape(2, 4), r"cannot read images of shape \[1, 3, 32, 32\]"),
+    ],
+)
+def test_a_fault_of_somebodys_module_is_one_sentence(forward: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"the Flawed .*{said}"):
+        ImageRows(Classifier(Flawed(forward))).check()
+
+
+def test_a_module_that_squeezes_or_writes_into_its_input_is_read() -> None:
+    pixels = photos(3, 8)
+    plain, squeezing = Flawed(lambda net, x: net(x)), Flawed(lambda net, x: net(x.mul_(2)).squeeze())
+    squeezing.net = plain.net
+    rows = ImageRows(Classifier(squeezing))
+    rows.check()
+    assert torch.equal(rows(view(pixels[:1])).values, plain(pixels[:1].float() / 255 * 2))
+    assert torch.equal(pixels, photos(3, 8))
+
+
+def test_lazy_modules_and_wrapped_ones_are_the_modules_themselves() -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
+    assert ImageRows(Classifier(lazy)).head_rows == 3
+    assert all(parameter.requires_grad for parameter in lazy.parameters())
+    assert as_classifier(nn.DataParallel(lazy)).model is lazy
+
+
+@pytest.mark.parametrize(
+    ("body", "learns"),
+    [
+        ([nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)], False),
+        ([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Dropout()], False),
+        ([nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1)], True),
+        ([nn.AdaptiveAvgPool2d(1), nn.GroupNorm(1, 3)], True),
+    ],
+)
+def test_whether_a_batch_of_one_can_be_learned_from_is_tried_without_a_trace(
+    body: list[nn.Module], learns: bool
+) -> None:
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(3, 4)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    assert ImageRows(Classifier(model)).learns_from_one((8, 9)) is learns
+    assert not model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_what_is_no_row_of_logits_is_refused_with_the_way_out() -> None:
     probabilities = Giving(lambda z: z.softmax(-1))
     with pytest.raises(ConfigError, match="leave out its last softmax"):
@@ -241,7 +351,11 @@ def test_what_is_no_row_of_logits_is_refused_with_the_way_out() -> None:
     ImageRows(Classifier(Giving(lambda z: z.log_softmax(-1))), side=8).check()  # these are logits, too
     with pytest.raises(VocabularyError, match="names 3 classes and gives 4 logits"):
         ImageRows(Classifier(Giving(lambda z: z), class_names=("a", "b", "c")), side=8).check()
-    with pytest.raises(ConfigError, match=r"Classifier\(model, Preparation\(size=…\)\)"):
+    with pytest.raises(ConfigError, match=r"It does read \[B, 3, 8, 8\]: set image_size: 8, "):
         _ = ImageRows(Classifier(Giving(lambda z: z))).head_rows
+    odd = nn.Sequential(nn.Flatten(), nn.Linear(3 * 5 * 7, 4))
+    with pytest.raises(ConfigError, match=r"say so: Classifier\(model, Preparation\(size=…\)\)"):
+        _ = ImageRows(Classifier(odd)).head_rows
+    assert ImageRows(Classifier(odd), side=(5, 7)).head_rows == 4
     with pytest.raises(ConfigError, match=r"\[2, 5, 30, 30\] for 2 images"):
         _ = ImageRows(Classifier(nn.Conv2d(3, 5, 3))).head_rows

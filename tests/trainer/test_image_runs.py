@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from abkd import DistillConfig, DistillTrainer
 from abkd.errors import ConfigError, DataError, NonFiniteError, VocabularyError
 from abkd.models.vision import Classifier, ImageRows, check_classes, load_classifier
+from abkd.trainer._image_checks import check_batches_of_one
 from image_parts import (
     CHANCE,
     CLASSES,
@@ -323,7 +326,7 @@ def test_a_student_of_nans_is_named_also_without_a_teacher(tmp_path):
         model.fc.bias[0] = torch.nan
     options = {"ce_weight": 1.0, "kd_weight": 0.0, "max_steps": 2, "use_cpu": True}
     args = DistillConfig(output_dir=str(tmp_path), task="image-classification", **options)
-    with pytest.raises(NonFiniteError, match="the student's logits"):
+    with pytest.raises(NonFiniteError, match=r"the student's fc\.bias"):
         DistillTrainer(model, None, args, train_dataset=pictures()).train()
 
 
@@ -339,3 +342,66 @@ def test_a_run_without_a_whole_batch_is_refused(tmp_path):
     run = image_trainer(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=64)
     with pytest.raises(ConfigError, match="leaves nothing to train on"):
         run.train()
+
+
+def normed_last(seed: int = 0) -> torch.nn.Module:
+    """Batch normalisation of one number a channel: a batch of one image has no variance."""
+    torch.manual_seed(seed)
+    body = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.BatchNorm1d(3))
+    return torch.nn.Sequential(*body, torch.nn.Linear(3, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (13, {"per_device_train_batch_size": 4, "max_steps": 4}),
+        (13, {"per_device_train_batch_size": 4, "max_steps": 1, "gradient_accumulation_steps": 4}),
+        (12, {"per_device_train_batch_size": 1, "dataloader_drop_last": True}),
+    ],
+)
+def test_a_batch_of_one_that_cannot_be_normalised_is_known_before_the_first_step(tmp_path, count, options):
+    with pytest.raises(ConfigError, match=r"cannot be trained on one: set .*another per_device_train_batch_size"):
+        image_trainer(tmp_path, normed_last(), data=pictures(count), **options)
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (13, {"dataloader_drop_last": True}),
+        (13, {"max_steps": 3}),
+        (12, {}),
+        (14, {}),
+    ],
+)
+def test_other_batches_of_a_normalised_student_are_trained_and_evaluated_on(tmp_path, count, options):
+    options = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 1, "max_steps": 5, **options}
+    run = image_trainer(tmp_path, normed_last(), data=pictures(count), eval_dataset=pictures(3), **options)
+    run.train()
+    assert run.evaluate()["eval_accuracy"] >= 0
+
+
+class Counted(list):
+    size = (8, 8)
+
+
+@pytest.mark.parametrize(("count", "refused"), [(16, False), (12, True), (13, True), (14, False)])
+def test_of_two_processes_one_may_be_left_with_one_image_or_with_an_empty_one(count, refused):
+    """Of the eight of a step the first process gets four, the second the rest."""
+    args: Any = SimpleNamespace(train_batch_size=4, world_size=2, max_steps=-1, gradient_accumulation_steps=1)
+    args.dataloader_drop_last, data = False, Counted(range(count))
+    student = ImageRows(Classifier(normed_last()))
+    with pytest.raises(ConfigError, match="in batches of 8") if refused else nullcontext():
+        check_batches_of_one(data, student, args)  # type: ignore[arg-type]
+
+
+def test_a_student_without_anything_to_train_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"the Plain has nothing to train: all its \d+ parameters are frozen"):
+        image_trainer(tmp_path, plain(0).requires_grad_(False))
+    empty = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((1, CLASSES)), torch.nn.Flatten(2), Mean())
+    with pytest.raises(ConfigError, match="has nothing to train: it has no parameters"):
+        image_trainer(tmp_path, empty)
+
+
+class Mean(torch.nn.Module):
+    def forward(self, x):
+        return x.mean(1)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from abkd.errors import ConfigError, VocabularyError
+from abkd.models.folders import check_model_folder
+from abkd.models.loading import check_finite, in_short
 from abkd.models.vision import Classifier, Preparation
 from abkd.models.vision._processor import preparation_of
 
@@ -114,11 +116,12 @@ def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
     """
     from transformers import AutoModel, CLIPModel
 
+    check_model_folder(name_or_path, what)
     kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
     try:
         model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"{what}: cannot load a CLIP from {name_or_path!r}: {error}") from error
+    except Exception as error:  # of many libraries; every one means that this model cannot be had
+        raise ConfigError(f"{what}: cannot load a CLIP from {name_or_path!r}: {in_short(error)}") from error
     if not isinstance(model, CLIPModel):
         raise ConfigError(
             f"{what}: {name_or_path!r} is a {type(model).__name__}, but a CLIPModel of transformers is needed, with "
@@ -130,6 +133,7 @@ def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
             f"{what}: {len(missing)} weights are not in {name_or_path!r} and would be random, among them {missing[0]}; "
             "name a complete checkpoint"
         )
+    check_finite(model.named_parameters(), f"{what}: {name_or_path!r}")
     return model.eval()
 
 

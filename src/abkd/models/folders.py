@@ -117,7 +117,7 @@ def _faults(name: str, folder: Path) -> Iterator[str]:
         config = read_json(folder / "config.json")
         yield from _faults_of_config(name, config)
         for file in _weight_files(folder):
-            if fault := _fault_of_file(file):
+            if fault := fault_of_file(file):
                 yield fault
         yield from _faults_of_sizes(name, config, stored_tensors(name))
     except ConfigError as error:
@@ -139,7 +139,7 @@ def _faults_of_adapter(name: str, folder: Path) -> Iterator[str]:
     weights = next((folder / each for each in _ADAPTER_WEIGHTS if (folder / each).is_file()), None)
     if weights is None:
         yield f"{name!r} has {ADAPTER} but no {_ADAPTER_WEIGHTS[0]}: download or save the adapter again"
-    elif fault := _fault_of_file(weights):
+    elif fault := fault_of_file(weights):
         yield fault
 
 
@@ -217,7 +217,7 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _fault_of_file(file: Path) -> str | None:
+def fault_of_file(file: Path) -> str | None:
     """What is wrong with a file of weights."""
     begin = _first(file, 256)
     if not begin:

@@ -178,7 +178,7 @@ def load_student(directory: Path | str) -> Classifier:
             f"{directory} holds no prompted CLIP student ({DESCRIPTION_FILE} and {WEIGHTS_FILE}): name the output "
             "directory of a run with task: zero-shot-image-classification"
         ) from error
-    except (KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ConfigError(
             f"the prompted CLIP student in {directory} is damaged: {' '.join(str(error).split())}"
         ) from error
@@ -189,7 +189,8 @@ def _rebuilt(told: dict[str, Any]) -> PromptedStudent:
     """A student of the right shapes; its numbers are random still."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    config = CLIPVisionConfig(**{**told["vision"], "projection_dim": told["feature_width"]})
+    plain = {key: value for key, value in told["vision"].items() if "attn_implementation" not in key}  # may name code
+    config = CLIPVisionConfig(**{**plain, "projection_dim": told["feature_width"]})
     empty = torch.zeros(len(told["class_names"]), told["teacher_width"])
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: the caller's random numbers stay his
         clip = CLIPVisionModelWithProjection(config)

@@ -17,6 +17,7 @@ from abkd.models import base_to_new
 from abkd.models.clip import load_clip_pair
 from abkd.models.vision import ImageRows, as_classifier, check_classes
 from abkd.ops._types import Rows, TeacherRows
+from abkd.trainer._image_checks import check_student
 from abkd.trainer._images import ImageClassification, images_of, logits_of
 from abkd.trainer._modality import Models, check_known, wanted_teachers
 
@@ -55,6 +56,7 @@ class BaseToNew(ImageClassification):
         rows = ImageRows(student)
         for each in teachers:
             check_classes(student, each, names)
+        check_student(rows)
         reader = self._reader(rows, [ImageRows(each) for each in teachers], args)
         if reader is not None:
             reader.classes = rows.head_rows

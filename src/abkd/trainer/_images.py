@@ -12,7 +12,6 @@ from torch import Tensor
 
 from abkd.config import DistillConfig
 from abkd.data import Batch
-from abkd.data.augment import Mixup
 from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, prepare_images
 from abkd.errors import ConfigError
 from abkd.models.adapters import with_adapters
@@ -24,6 +23,7 @@ from abkd.teachers import Reader, Setting
 from abkd.teachers.caches._images import Passes
 from abkd.teachers.caches._readers import CacheReader
 from abkd.trainer._image_caches import check_cached_classes, open_cache, training_passes
+from abkd.trainer._image_checks import check_batches_of_one, check_labels, check_mixed, check_student
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class ImageClassification(Modality):
         student, teachers = self._load(model, [] if cache else given, args, data, cache)
         if peft_config is not None:
             student = student._replace(model=with_adapters(student.model, _with_head(student, peft_config)))
-        seen = args.image_size or (data.uniform_size() if data is not None else None)
-        side = seen if isinstance(seen, int) or seen is None else seen[0]
+        side = args.image_size or (data.uniform_size() if data is not None else None)
         rows, of_teachers = ImageRows(student, side=side), [ImageRows(each, side=side) for each in teachers]
         for each in of_teachers:
             check_apart(student.model, each.model)
             check_classes(rows, each, None if data is None else data.class_names)
+        check_student(rows)
         reader = cache or self._reader(rows, of_teachers, args)
         if reader is not None:
             reader.classes = rows.head_rows
@@ -85,9 +85,10 @@ class ImageClassification(Modality):
             side = args.image_size or (None if images.uniform_size() else _wanted_side(models))
             prepared = prepare_data(images, side if beside is None else beside.size, args, name)
         student: Any = models.student
-        _check_labels(prepared.images, student, args)
-        _check_mixed(prepared, args)
+        check_labels(prepared.images, student, args)
+        check_mixed(prepared, args)
         if name == "train":
+            check_batches_of_one(prepared, student, args)
             self.trained_on = prepared
         return prepared
 
@@ -271,32 +272,3 @@ def _with_head(student: Classifier, peft_config: Any) -> Any:
         )
     peft_config.modules_to_save = [heads[-1]]
     return peft_config
-
-
-def _check_mixed(data: ImageDataset, args: DistillConfig) -> None:
-    """Raise ConfigError where a batch axis would see a mixed image twice, once for each of its labels."""
-    if not data.labelled or not any(isinstance(step, Mixup) for step in data.augmentation):
-        return
-    divergences = [cast(Any, term.divergence) for term in args.objective().at_any_time()]
-    if any(each.batch_axis for each in divergences):
-        raise ConfigError(
-            f"{divergences[0]!r} compares the images of a batch, and a mixed image with two labels stands in it twice: "
-            "leave out Mixup or take images without labels"
-        )
-
-
-def _check_labels(data: Images, student: ImageRows, args: DistillConfig) -> None:
-    """Raise ConfigError where labels are asked for that are not there, or are not of the model's classes."""
-    terms = args.objective().at_any_time()
-    if data.labels is None:
-        if any(term.ce_weight for term in terms):
-            raise ConfigError(f"{data.name} has no labels, so there is no cross-entropy: set ce_weight: 0.0")
-        if any(term.divergence.needs_targets for term in terms):  # type: ignore[union-attr]  # no schedule is left
-            raise ConfigError(
-                f"{data.name} has no labels, and {terms[0].divergence!r} looks at them: take another divergence"
-            )
-    elif int(data.labels.max()) >= student.head_rows:
-        raise ConfigError(
-            f"{data.name} has a label {int(data.labels.max())}, but the student knows {student.head_rows} classes, 0 "
-            f"to {student.head_rows - 1}: give it a head for the classes of the data"
-        )

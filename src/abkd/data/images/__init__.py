@@ -4,7 +4,7 @@ from abkd.data.images._collate import ImageCollator
 from abkd.data.images._coop import base_and_new, read_coop_split
 from abkd.data.images._dataset import ImageDataset, ImageExample, prepare_images
 from abkd.data.images._images import Images
-from abkd.data.images._load import held_out_splits, load_images
+from abkd.data.images._load import held_out_beside, held_out_splits, load_images
 from abkd.data.images._split import split_images
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ImageExample",
     "Images",
     "base_and_new",
+    "held_out_beside",
     "held_out_splits",
     "load_images",
     "prepare_images",

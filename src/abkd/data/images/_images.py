@@ -68,12 +68,14 @@ class Images:
         Raises DataError where a class has no place there.
         """
         mine, place = self.class_names or (), {name: number for number, name in enumerate(class_names)}
-        strange = [name for name in mine if name not in place]
-        if strange:
+        name = self.name or "the held-out images"
+        if strange := [each for each in mine if each not in place]:
             raise DataError(
-                f"{self.name or 'the held-out images'} has a class {strange[0]!r} that the training images do not have "
-                f"({', '.join(class_names[:5])}{', …' * (len(class_names) > 5)}): the same classes are needed in both"
+                f"{name} has {'classes' if len(strange) > 1 else 'a class'} {_some(list(map(repr, strange)))} that the "
+                f"training images do not have ({_some(class_names)}): the same classes are needed in both"
             )
+        if missing := [each for each in class_names if each not in mine]:
+            logger.warning("abkd: %s has no images of these training classes: %s", name, _some(missing))
         labels = None if self.labels is None else np.array([place[name] for name in mine], dtype=np.int64)[self.labels]
         return Images(
             self._pixels,
@@ -155,9 +157,9 @@ class Images:
     def say_empty_classes(self) -> None:
         """Warn of classes of which there is no image."""
         if without := empty_classes(self.labels, self.class_names):
-            named = ", ".join(without[:5]) + ", …" * (len(without) > 5)
+            count = self.num_classes
             logger.warning(
-                "abkd: %s: %d of %d classes have no image: %s", self.name, len(without), self.num_classes, named
+                "abkd: %s: %d of %d classes have no image: %s", self.name, len(without), count, _some(without)
             )
 
     def _row(self, index: int) -> int:
@@ -170,3 +172,7 @@ class Images:
             return digest(self.content(index))
         except BadRowError as error:  # as above
             return digest(f"{self.where(index)}: {error.reason}".encode())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from abkd.data.images._arrays import digits, of_arrays, read_npz, splits_of_npz
 from abkd.data.images._folders import has_images, read_folder, splits_of_folder
 from abkd.data.images._images import Images
+from abkd.data.images._pixels import printable
+from abkd.data.images._splits import HELD_OUT, spellings
 from abkd.data.images._tables import of_items, of_table
 from abkd.data.load import is_saved, open_table
 from abkd.errors import DataError
@@ -51,6 +53,34 @@ def held_out_splits(source: str) -> tuple[str, ...]:
     if path.suffix.lower() == ".npz" and path.is_file():
         return splits_of_npz(path)
     return splits_of_folder(path) if source != "digits" and path.is_dir() and not is_saved(path) else ()
+
+
+class Beside(NamedTuple):
+    """Images to evaluate on that lie beside those to train on. ``name``: where."""
+
+    name: str
+    images: Images
+
+
+def held_out_beside(source: str) -> Beside | None:
+    """The validation or test images beside the training images of ``source``; None where there are none.
+
+    They are the better one of its own splits, or, of a folder called train, of the folders that it lies among.
+    """
+    path = Path(source)
+    if splits := held_out_splits(source):
+        inside = path if path.suffix.lower() == ".npz" else _split_folder(path, splits[0])
+        name = f"{path}, {splits[0]}" if inside == path else str(inside)
+        return Beside(printable(name), load_images(source, split=splits[0]))
+    if source == "digits" or path.absolute().name.lower() != "train":
+        return None
+    folders = [_split_folder(path.absolute().parent, split) for split in HELD_OUT]
+    found = next((folder for folder in folders if folder is not None and has_images(folder)), None)
+    return None if found is None else Beside(printable(str(path.parent / found.name)), load_images(found))
+
+
+def _split_folder(parent: Path, split: str) -> Path | None:
+    return next((parent / name for name in spellings(split) if (parent / name).is_dir()), None)
 
 
 def _open(source: Any, config: str | None, split: str) -> Images:

@@ -13,6 +13,8 @@ from torch import nn
 
 from abkd.data.images._labels import MOST_CLASSES
 from abkd.errors import ConfigError
+from abkd.models.folders import fault_of_file
+from abkd.models.loading import check_finite, in_short
 from abkd.models.vision import _zoos
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import write_processor
@@ -148,10 +150,14 @@ def _count(classes: Any) -> int | None:
 
 
 def _fill(model: nn.Module, directory: Path, wanted: Wanted, *, new_head: bool) -> None:
+    weights = directory / _WEIGHTS
     try:
+        if fault := fault_of_file(weights) if weights.is_file() else "the file is not there":
+            raise ConfigError(f"{wanted.what}: the weights in {weights} do not load: {fault}")
         if new_head:
-            wanted.fill(model, load_file(directory / _WEIGHTS), str(directory))
+            wanted.fill(model, load_file(weights), str(directory))
         else:
-            load_model(model, str(directory / _WEIGHTS))
+            load_model(model, str(weights))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"{wanted.what}: the weights in {directory / _WEIGHTS} do not load: {error}") from error
+        raise ConfigError(f"{wanted.what}: the weights in {weights} do not load: {in_short(error)}") from error
+    check_finite(model.state_dict().items(), f"{wanted.what}: {weights}")

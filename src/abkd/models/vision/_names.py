@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from torch import nn
 
 from abkd.errors import ConfigError, VocabularyError
+from abkd.models.folders import check_model_folder
+from abkd.models.loading import check_finite, in_short
+from abkd.models.remarks import some
 from abkd.models.vision import _files, _zoos
 from abkd.models.vision._classes import names_of, same_name
 from abkd.models.vision._preparation import Preparation
@@ -19,6 +23,7 @@ from abkd.models.vision._wanted import Wanted
 
 logger = logging.getLogger("abkd")
 
+_COMPUTED = re.compile(r"num_batches_tracked$|position_ids$|relative_position_index$|relative_coords_table$")
 _HUB = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
 
 
@@ -62,6 +67,11 @@ def load_classifier(
         raise ConfigError(f"{what}: {name!r} begins with none of {', '.join(f'{each}:' for each in _zoos.ZOOS)}")
     elif _files.is_ours(name):
         loaded = _files.load(Path(name), wanted, kwargs)
+    elif Path(name).is_file():
+        raise ConfigError(
+            f"{what}: {name} is a file, and a model is named by its architecture (cifar:resnet20) or its directory; "
+            f"weights of a known architecture are read by {wanted.options}: {{checkpoint: {name}}}"
+        )
     else:
         return _from_transformers(name, wanted, {**kwargs, "dtype": number_type})
     loaded.model.to(number_type)
@@ -79,6 +89,7 @@ def as_classifier(model: nn.Module | Classifier) -> Classifier:
     """
     if isinstance(model, Classifier):
         return model
+    model = _unwrapped(model)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a classifier is a name, a torch module or a Classifier, but came {type(model).__name__}")
     config: Any = getattr(model, "config", None)
@@ -92,9 +103,17 @@ def as_classifier(model: nn.Module | Classifier) -> Classifier:
     return Classifier(model)
 
 
+def _unwrapped(model: Any) -> Any:
+    """The module inside of what runs it faster: its weights are saved under their own names then."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return _unwrapped(model.module)
+    return getattr(model, "_orig_mod", model)  # of torch.compile
+
+
 def _from_transformers(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
     from transformers import AutoConfig, AutoModelForImageClassification
 
+    check_model_folder(name, wanted.what)
     kwargs = {"trust_remote_code": False, **kwargs}  # said, or transformers would ask whoever sits there
     hub = {key: kwargs[key] for key in _HUB if key in kwargs}
     try:
@@ -106,9 +125,10 @@ def _from_transformers(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Cla
         preparation = preparation_of(name, **hub)
     except (ConfigError, VocabularyError):
         raise
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{wanted.what}: cannot load an image classifier from {name!r}: {error}") from error
+    except Exception as error:  # of many libraries; every one means that this model cannot be had
+        raise ConfigError(f"{wanted.what}: cannot load an image classifier from {name!r}: {in_short(error)}") from error
     _judge_weights(model, report, name, wanted)
+    check_finite(model.state_dict().items(), f"{wanted.what}: {name!r}")
     if preparation is None:
         preparation = _by_size(model)
         logger.warning(
@@ -134,20 +154,26 @@ def _fit_classes(config: Any, name: str, wanted: Wanted) -> None:
 
 
 def _judge_weights(model: nn.Module, report: Mapping[str, Any], name: str, wanted: Wanted) -> None:
-    """Say which weights are new; refuse a teacher that has any."""
-    own = dict(model.named_parameters())
+    """Say which weights are new, or left over; refuse a teacher that has new ones, or fewer layers than its file."""
+    own = {key for key in model.state_dict() if not _COMPUTED.search(key)}
     reshaped = [each if isinstance(each, str) else each[0] for each in report["mismatched_keys"]]
-    new = sorted({key for key in [*report["missing_keys"], *reshaped] if key in own})
+    new = sorted(own.intersection([*report["missing_keys"], *reshaped]))
     if new and not wanted.fresh_head:
         raise ConfigError(
-            f"{wanted.what}: {name} is no trained classifier, it has no weights for {_some(new)}: "
+            f"{wanted.what}: {name} is no trained classifier, it has no weights for {some(new)}: "
             "take one that was trained on the classes of the data"
         )
     wanted.say_new(name, new)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    extra = sorted(key for key in report["unexpected_keys"] if not _COMPUTED.search(key))
+    alike = {re.sub(r"\d+", "#", key) for key in own}
+    layers = [key for key in extra if re.sub(r"\d+", "#", key) in alike]
+    if layers and not wanted.fresh_head:
+        raise ConfigError(
+            f"{wanted.what}: {name} holds more layers than its config.json knows, such as {some(layers)}: it would not "
+            "compute what it was trained to; mend its config.json, or download it again"
+        )
+    if extra:
+        logger.warning("abkd: %s: the model has no place for %s, which the file holds", name, some(extra))
 
 
 def _by_size(model: nn.Module) -> Preparation:

@@ -1,0 +1,66 @@
+"""Which images a recipe trains on, and which it is evaluated on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from abkd.config import DistillConfig
+from abkd.data.images import (
+    Images,
+    held_out_beside,
+    held_out_splits,
+    load_images,
+    read_coop_split,
+    split_images,
+)
+from abkd.errors import DataError
+from abkd.recipe import Recipe
+
+logger = logging.getLogger("abkd")
+
+
+def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Images, Images | None]:
+    """The training images and the held-out ones of a recipe (or None); a split of the source goes before a share of it.
+
+    Classes that both know by name stand in the order of the training images.
+    """
+    train, held_out = _image_parts(recipe, config)
+    if held_out is not None and train.class_names is not None and held_out.class_names is not None:
+        held_out = held_out.with_classes(train.class_names)
+    return train, held_out
+
+
+def _image_parts(recipe: Recipe, config: DistillConfig) -> tuple[Images, Images | None]:
+    if recipe.split_file:
+        return _coop_parts(recipe.split_file, recipe.train_dir)
+    source = recipe.train_file or recipe.train_dir or recipe.dataset_name
+    train = load_images(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
+    named: Any = recipe.eval_file or recipe.eval_dir  # one: several files are refused for images
+    if named:
+        return train, load_images(named, split=next(iter(held_out_splits(named)[::-1]), "test"))
+    if recipe.dataset_test_split:
+        return train, load_images(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
+    if recipe.eval_fraction == 0 or len(train) < 2:
+        return train, None
+    beside = None if recipe.dataset_name else held_out_beside(str(source))
+    if beside is not None and recipe.eval_fraction == Recipe.eval_fraction:
+        logger.info(
+            "abkd: evaluating on %s (%d images); set eval_fraction to hold out training images instead",
+            beside.name,
+            len(beside.images),
+        )
+        return train, beside.images
+    rest, held_out = split_images(train, recipe.eval_fraction, seed=config.data_seed or 0)
+    logger.info(
+        "abkd: evaluating on %d of the %d images of %s, which are not trained on", len(held_out), len(train), train.name
+    )
+    return rest, held_out
+
+
+def _coop_parts(split_file: str, image_dir: str | None) -> tuple[Images, Images | None]:
+    parts = read_coop_split(split_file, image_dir or Path(split_file).parent)
+    if "train" not in parts:
+        raise DataError(f"{split_file} has no part 'train', only {', '.join(parts)}: it says what to learn from")
+    return parts["train"], parts.get("test", parts.get("val"))

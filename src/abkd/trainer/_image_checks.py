@@ -1,0 +1,72 @@
+"""Whether a student of images, its data and the settings fit each other, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+from abkd.config import DistillConfig
+from abkd.data.augment import Mixup
+from abkd.data.images import ImageDataset, Images
+from abkd.errors import ConfigError
+from abkd.models.vision import ImageRows
+
+
+def check_student(student: ImageRows) -> None:
+    """Raise ConfigError where the student gives no logits, or none of its parameters is trained."""
+    student.check()
+    if not any(parameter.requires_grad for parameter in student.model.parameters()):
+        count = sum(1 for _ in student.model.parameters())
+        raise ConfigError(
+            f"{student.name} has nothing to train: "
+            + (f"all its {count} parameters are frozen (requires_grad)" if count else "it has no parameters")
+        )
+
+
+def check_batches_of_one(data: ImageDataset, student: ImageRows, args: DistillConfig) -> None:
+    """Raise ConfigError where an epoch has a batch of one image, and the student's batch normalisation takes none."""
+    size, batch = args.train_batch_size, args.train_batch_size * args.world_size
+    left = len(data) % batch  # of the last batch, which the processes share out: full ones first
+    alone = any(left - rank * size <= 1 for rank in range(args.world_size)) if left else False
+    reached = args.max_steps <= 0 or args.max_steps * args.gradient_accumulation_steps >= math.ceil(len(data) / batch)
+    if (size > 1 and (not alone or args.dataloader_drop_last or not reached)) or student.learns_from_one(data.size):
+        return
+    found = (
+        f"the last batch of an epoch is one image ({len(data)} in batches of {batch})"
+        if size > 1
+        else "a batch is one image"
+    )
+    raise ConfigError(
+        f"{found}, and batch normalisation in {student.name} cannot be trained on one: set "
+        + ("dataloader_drop_last: true, or " if size > 1 else "")
+        + "another per_device_train_batch_size"
+    )
+
+
+def check_mixed(data: ImageDataset, args: DistillConfig) -> None:
+    """Raise ConfigError where a batch axis would see a mixed image twice, once for each of its labels."""
+    if not data.labelled or not any(isinstance(step, Mixup) for step in data.augmentation):
+        return
+    divergences = [cast(Any, term.divergence) for term in args.objective().at_any_time()]
+    if any(each.batch_axis for each in divergences):
+        raise ConfigError(
+            f"{divergences[0]!r} compares the images of a batch, and a mixed image with two labels stands in it twice: "
+            "leave out Mixup or take images without labels"
+        )
+
+
+def check_labels(data: Images, student: ImageRows, args: DistillConfig) -> None:
+    """Raise ConfigError where labels are asked for that are not there, or are not of the model's classes."""
+    terms = args.objective().at_any_time()
+    if data.labels is None:
+        if any(term.ce_weight for term in terms):
+            raise ConfigError(f"{data.name} has no labels, so there is no cross-entropy: set ce_weight: 0.0")
+        if any(term.divergence.needs_targets for term in terms):  # type: ignore[union-attr]  # no schedule is left
+            raise ConfigError(
+                f"{data.name} has no labels, and {terms[0].divergence!r} looks at them: take another divergence"
+            )
+    elif int(data.labels.max()) >= student.head_rows:
+        raise ConfigError(
+            f"{data.name} has a label {int(data.labels.max())}, but the student knows {student.head_rows} classes, 0 "
+            f"to {student.head_rows - 1}: give it a head for the classes of the data"
+        )
