@@ -63,10 +63,10 @@ class DistillConfig(TrainingArguments):
     remove_unused_columns: bool = False
     logging_steps: float = 10
     disable_tqdm: bool | None = False
-    save_strategy: str | None = None
-    save_steps: float | None = None
+    save_strategy: str | None = None  # type: ignore[assignment]
+    save_steps: float | None = None  # type: ignore[assignment]
     save_total_limit: int | None = 2
-    eval_strategy: str | None = None
+    eval_strategy: str | None = None  # type: ignore[assignment]
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
     task: Task = field(default="text-generation", metadata={"help": f"what is distilled: {', '.join(TASKS)}"})

@@ -98,11 +98,8 @@ def _for_both(example: Example, pieces: list[Piece], others: list[Piece], record
     """The example with the side of a teacher that reads ``others`` where the student reads ``pieces``."""
     mine, theirs = (_prompt_ids(record, each, tokenizer) for each in (pieces, others))
     rest = slice(len(mine), None)
-    return Example(
-        **example,
-        teacher_input_ids=theirs + example["input_ids"][rest],
-        teacher_trained=[False] * len(theirs) + example["trained"][rest],
-    )
+    ids, trained = theirs + example["input_ids"][rest], [False] * len(theirs) + example["trained"][rest]
+    return Example(**{**example, "teacher_input_ids": ids, "teacher_trained": trained})
 
 
 def _text(record: Record, tokenizer: Any) -> ChatText:

@@ -118,7 +118,7 @@ def _of_folder(folder: Path) -> list[tuple[str, Package]]:
     """What a folder's own files ask for: quantised weights, adapters."""
     found = []
     quantised = _json(folder / "config.json").get("quantization_config")
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    method = str(quantised.get("quant_method")) if isinstance(quantised, dict) else ""
     if method in QUANTIZERS and not QUANTIZERS[method].installed:
         found.append((f"its weights are quantised by {method}", QUANTIZERS[method]))
     if (folder / "adapter_config.json").is_file() and not PEFT.installed:
@@ -172,7 +172,7 @@ def _quantizer(options: Mapping[str, Any]) -> list[tuple[str, Package]]:
     config = options.get("quantization_config")
     if isinstance(config, Mapping):
         bits = [name for name in ("load_in_4bit", "load_in_8bit") if config.get(name)]
-        method = config.get("quant_method") or ("bitsandbytes" if bits else None)
+        method = str(config.get("quant_method") or ("bitsandbytes" if bits else ""))
         found += [(f"quantization_config ({method})", QUANTIZERS[method])] if method in QUANTIZERS else []
     return found
 
