@@ -435,8 +435,23 @@ def test_an_output_directory_in_use_is_left_alone(ready: dict[str, str]) -> None
     Path(ready["output_dir"], "notes.txt").write_text("mine")
     with pytest.raises(OutputDirError, match=r"in use \(it holds notes.txt\).*--resume.*--overwrite_output_dir"):
         make(**ready).check_ready()
-    make(**ready, overwrite_output_dir=True).check_ready()
+    with pytest.raises(OutputDirError, match=r"no run of abkd wrote \(notes.txt\).*nothing was touched"):
+        make(**ready, overwrite_output_dir=True).check_ready()
     make(**ready).check_ready(output=False)
+
+
+def test_an_output_directory_is_no_input(ready: dict[str, str]) -> None:
+    with pytest.raises(OutputDirError, match=r"holds train_file .*must not write to"):
+        make(**{**ready, "output_dir": str(Path(ready["train_file"]).parent)}, overwrite_output_dir=True).check_ready()
+
+
+def test_a_run_that_died_before_its_first_checkpoint_may_be_resumed(ready: dict[str, str]) -> None:
+    for name in ("recipe.yaml", "run.json", "metrics.jsonl"):
+        Path(ready["output_dir"], name).write_text("{}")
+    make(**ready).check_ready(resume=True)
+    Path(ready["output_dir"], "notes.txt").write_text("mine")
+    with pytest.raises(OutputDirError, match=r"wants a checkpoint.*notes\.txt, which no run wrote; move that"):
+        make(**ready).check_ready(resume=True)
 
 
 def test_resume_wants_a_checkpoint(ready: dict[str, str]) -> None:

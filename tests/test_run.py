@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
+import logging
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +21,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from abkd.errors import OutputDirError
+from abkd.errors import AbkdError, DataError, OutputDirError
 from abkd.recipe import Recipe
 from abkd.run import distill
 from training_parts import gap, gpt2, llama, rows, tokenizer
@@ -238,11 +242,10 @@ def test_a_used_directory_is_not_overwritten_unless_told(short, shelf, tmp_path)
     recipe = Recipe.from_dict(values(shelf, output, max_steps=1))
     with pytest.raises(OutputDirError, match="is in use"):
         distill(recipe)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "old.txt").write_text("old")
-    distill(Recipe.from_dict(values(shelf, tmp_path / "run", max_steps=1, overwrite_output_dir=True)))
-    assert not (tmp_path / "run" / "old.txt").exists()
-    assert (tmp_path / "run" / "model.safetensors").exists()
+    old = shutil.copytree(output, tmp_path / "run")
+    distill(Recipe.from_dict(values(shelf, old, max_steps=1, overwrite_output_dir=True)))
+    assert [record["step"] for record in records(old) if "eval_loss" in record] == [0, 1]
+    assert "overwrite_output_dir: true" not in (old / "recipe.yaml").read_text()
 
 
 def test_other_data_is_noticed_on_resume(shelf, tmp_path):
@@ -250,9 +253,142 @@ def test_other_data_is_noticed_on_resume(shelf, tmp_path):
     data.write_text((shelf / "data.jsonl").read_text())
     recipe = Recipe.from_dict(values(shelf, tmp_path / "run", train_file=str(data), max_steps=3))
     distill(recipe)
+    (tmp_path / "run" / "result.json").unlink()  # as if it had died before it was finished
     data.write_text(data.read_text().replace("capital", "list"))
     with pytest.raises(OutputDirError, match="was begun with other training data"):
         distill(recipe, resume=True)
+
+
+# ---- begun, finished, and gone on with
+
+
+@pytest.fixture
+def again(short, tmp_path) -> Path:
+    """A copy of a finished run of four steps, with a checkpoint at its end."""
+    return shutil.copytree(short[1], tmp_path / "run")
+
+
+def test_a_finished_run_that_is_resumed_changes_nothing(again, shelf, caplog):
+    before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
+    with caplog.at_level(logging.INFO, "abkd"):
+        assert distill(Recipe.from_dict(values(shelf, again, ce_weight=0.1, max_steps=4)), resume=True) is None
+    assert "is finished; nothing is left to do" in caplog.text
+    assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_died_at_its_end_is_evaluated_once_and_finished(again, short, shelf, caplog):
+    """Between the last checkpoint and result.json; other settings of what is only seen are taken, said and recorded."""
+    (again / "result.json").unlink()
+    (again / "model.safetensors").unlink()
+    asked = values(shelf, again, ce_weight=0.1, max_steps=4, logging_steps=2)
+    with caplog.at_level(logging.INFO, "abkd"):
+        distill(Recipe.from_dict(asked), resume=True)
+    assert records(again) == records(short[1])
+    assert gap(load_file(again / "model.safetensors"), load_file(short[1] / "model.safetensors")) == 0.0
+    assert "none of which changes its weights: logging_steps was 1, now 2" in caplog.text
+    told = json.loads((again / "run.json").read_text())
+    assert told["resumed"] == [{"from": "checkpoint-4", "changed": {"logging_steps": [1.0, 2.0]}}]
+    assert Recipe.from_yaml(again / "recipe.yaml").config["logging_steps"] == 2
+
+
+def test_another_recipe_is_not_resumed(again, shelf):
+    asked = values(shelf, again, ce_weight=0.1, max_steps=4, learning_rate=0.1, divergence="ReverseKL()")
+    before = (again / "recipe.yaml").read_bytes()
+    with pytest.raises(OutputDirError, match=r"learning_rate was 0.003, now 0.1.*divergence was .* now ReverseKL\(\)"):
+        distill(Recipe.from_dict(asked), resume=True)
+    assert (again / "recipe.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("plain", ["run.json", "recipe.yaml", "metrics.jsonl", "result.json", ".abkd_files.json"])
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe\x00", b"[3]\n"])
+def test_damaged_records_do_not_stop_a_resume(again, shelf, plain, text, monkeypatch):
+    """Everything that is read before a model is loaded."""
+    (again / "result.json").unlink()
+    (again / plain).write_bytes(text)
+    monkeypatch.setattr("abkd.run.load_data", lambda *_: pytest.skip("came as far as the data"))
+    distill(Recipe.from_dict(values(shelf, again, ce_weight=0.1, max_steps=4)), resume=True)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_again(again, shelf, caplog):
+    for path in again.iterdir():
+        if path.name not in ("recipe.yaml", "run.json", "metrics.jsonl"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (again / "checkpoint-4").mkdir()
+    (again / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    with caplog.at_level(logging.INFO, "abkd"):
+        distill(Recipe.from_dict(values(shelf, again, max_steps=1)), resume=True)
+    assert "ended before its first checkpoint; it begins again at step 0" in caplog.text
+    assert [record["step"] for record in records(again) if "eval_loss" in record] == [0, 1]
+    assert not (again / "checkpoint-4").exists()
+
+
+def test_nothing_is_removed_before_everything_is_loaded(again, shelf, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": null}\n')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    before = sorted(again.rglob("*"))
+    for change in ({"train_file": "bad.jsonl"}, {"teacher_model_name_or_path": "broken"}):
+        asked = {name: str(tmp_path / place) for name, place in change.items()}
+        with pytest.raises(AbkdError) as refused:
+            distill(Recipe.from_dict(values(shelf, again, overwrite_output_dir=True, **asked)))
+        assert refused.value.exit_code == 2
+        assert sorted(again.rglob("*")) == before
+
+
+def test_a_refused_run_leaves_no_folder(shelf, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": null}\n')
+    with pytest.raises(DataError):
+        distill(Recipe.from_dict(values(shelf, tmp_path / "deep" / "run", train_file=str(tmp_path / "bad.jsonl"))))
+    assert not (tmp_path / "deep").exists()
+
+
+def test_one_run_at_a_time(again, shelf, tmp_path):
+    """Whoever holds the folder, fresh or resumed, the other is refused before a model is loaded."""
+    code = (
+        "import sys, pathlib, time; from abkd.output_dir import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1])): print('here', flush=True); sys.stdin.read()"
+    )
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    for output, resume in ((again, True), (tmp_path / "new", False)):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(output)],
+            env=paths,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "here\n"
+            with pytest.raises(OutputDirError, match=f"process {other.pid} on .* is at work in"):
+                distill(Recipe.from_dict(values(shelf, output, ce_weight=0.1, max_steps=4)), resume=resume)
+            other.communicate()
+
+
+@pytest.mark.slow
+def test_the_line_in_the_report_repeats_the_run(shelf, tmp_path, monkeypatch):
+    """Pasted into a shell in another directory, with relative paths and a name that a shell would split."""
+    for name in ("student", "teacher"):
+        (tmp_path / name).symlink_to(shelf / name)
+    shutil.copy(shelf / "data.jsonl", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = {"model_name_or_path": "student", "teacher_model_name_or_path": "teacher", "train_file": "data.jsonl"}
+    distill(Recipe.from_dict(values(shelf, Path("run #1; 'a'"), max_steps=2) | names))
+    page = html.unescape((tmp_path / "run #1; 'a'" / "report.html").read_text())
+    (line,) = re.findall(r"<pre>(.*abkd distill.*)</pre>", page)
+    (tmp_path / "abkd").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m abkd "$@"\n')
+    (tmp_path / "abkd").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", line],
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("run #1; 'a'", "run #1; 'a'-again"))
+    assert gap(first, second) == 0.0
 
 
 def test_adapters_plain_text_and_no_held_out_rows(shelf, tmp_path):

@@ -135,9 +135,9 @@ def begun(monkeypatch) -> list[tuple[str, bool]]:
     """The runs that are carried out from here on, and whether they go on."""
     seen: list[tuple[str, bool]] = []
 
-    def watched(one: Recipe, resume: bool = False) -> Any:
+    def watched(one: Recipe, resume: bool = False, **options: Any) -> Any:
         seen.append((str(Path(*Path(one.output_dir).parts[-2:])), resume))
-        return distill(one, resume=resume)
+        return distill(one, resume=resume, **options)
 
     monkeypatch.setattr(_run, "distill", watched)
     return seen
@@ -192,25 +192,23 @@ def test_only_what_is_not_finished_is_done_and_seeds_may_be_added(undisturbed, c
     (emptied / RESULT_FILE).unlink()
     for checkpoint in emptied.glob("checkpoint-*"):
         (checkpoint / "abkd_manifest.json").unlink()
-    (emptied / "stale.txt").write_text("of a run that was never saved")
     found = sweep(asked, [1, 2, 3], {"divergence": GRID["divergence"]}, resume=True)
     assert begun == [
         (f"{PLACES[0]}/seed-1", True),
-        (f"{PLACES[1]}/seed-1", False),
+        (f"{PLACES[1]}/seed-1", True),
         (f"{PLACES[0]}/seed-3", False),
         (f"{PLACES[1]}/seed-3", False),
     ]
-    assert not (emptied / "stale.txt").exists()
     for one, before in zip(found["settings"], undisturbed[0]["settings"], strict=True):
         assert one["runs"][:2] == before["runs"]
         assert len(one["summary"]["perplexity"]["last"]["values"]) == 3
 
 
 def test_ctrl_c_leaves_what_is_finished(shelf, tmp_path, monkeypatch):
-    def interrupted(one: Recipe, resume: bool = False) -> Any:
+    def interrupted(one: Recipe, resume: bool = False, **options: Any) -> Any:
         if one.config["seed"] == 2:
             raise Interrupted("stopped")
-        return distill(one, resume=resume)
+        return distill(one, resume=resume, **options)
 
     monkeypatch.setattr(_run, "distill", interrupted)
     with pytest.raises(Interrupted):
@@ -300,7 +298,9 @@ def test_a_used_directory_is_left_alone(copy, shelf, tmp_path, begun):
 def test_a_used_directory_is_replaced_when_told(copy, shelf, begun):
     output, _ = copy
     found = sweep(recipe(shelf, output, overwrite_output_dir=True, max_steps=1), [4])
-    assert {path.name for path in output.iterdir()} == {"recipe.yaml", "report.html", SWEEP_FILE, "seed-4"}
+    assert {path.name for path in output.iterdir() if not path.name.startswith(".")} == {
+        *("recipe.yaml", "report.html", SWEEP_FILE, "seed-4")
+    }
     assert [one["name"] for one in found["settings"]] == [""]
     assert "overwrite_output_dir" not in (output / "recipe.yaml").read_text()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import platform
-import shutil
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from abkd.config import TEXT, DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
@@ -18,37 +17,134 @@ from abkd.image_data import load_image_data
 from abkd.models.adapters import check_peft, has_adapters
 from abkd.models.loading import load_student, load_tokenizer
 from abkd.models.saving import stored_dtype
+from abkd.output_dir import OF_CHECKPOINT, check_overwrite, claimed, remove_runs
 from abkd.recipe import Recipe
-from abkd.storage import write_sealed, write_whole
-from abkd.trainer import RUN_FILE, DistillTrainer
+from abkd.recipe._changes import check_same_run, written
+from abkd.storage import read_sealed
+from abkd.trainer import DistillTrainer
+from abkd.trainer._checkpoints import checkpoints, newest_whole
+from abkd.trainer._modality import read_record
+from abkd.trainer._record import RECIPE_FILE, RESULT_FILE, describe
 from abkd.training_arguments import word
+
+__all__ = ["RECIPE_FILE", "RESULT_FILE", "build_trainer", "distill", "load_data", "load_image_data"]
 
 logger = logging.getLogger("abkd")
 
-RECIPE_FILE = "recipe.yaml"
-RESULT_FILE = "result.json"
-"""What came out, sealed, and the last file that is written: where it is whole, the run is finished."""
 
-
-def distill(recipe: Recipe, resume: bool = False) -> DistillTrainer:
+@overload
+def distill(recipe: Recipe, *, prepare: Callable[[], object] | None = None) -> DistillTrainer: ...
+@overload
+def distill(recipe: Recipe, resume: bool, *, prepare: Callable[[], object] | None = None) -> DistillTrainer | None: ...
+def distill(
+    recipe: Recipe, resume: bool = False, *, prepare: Callable[[], object] | None = None
+) -> DistillTrainer | None:
     """Run ``recipe`` to the end: its ``output_dir`` then holds the student, the metrics and the report.
 
     Args:
-        resume: go on from the newest whole checkpoint of ``output_dir``.
+        resume: go on from the newest whole checkpoint of ``output_dir``; from the first step where a run ended before
+            it had one. The recipe must be the one that the run began with, but for what leaves its weights as they are.
+        prepare: called when everything is loaded and checked, before the first file is written or removed.
+
+    Returns:
+        The trainer; None where the run was finished before, and nothing was done.
 
     Raises:
         AbkdError: as the trainer and the recipe do, each with its exit code.
     """
     recipe.check_ready(resume=resume, output=_first_process())
+    with claimed(Path(recipe.output_dir)) if _first_process() else nullcontext():
+        if _first_process():  # another run may have come first
+            recipe.check_ready(resume=resume)
+        return _distill(recipe, resume, prepare)
+
+
+def _distill(recipe: Recipe, resume: bool, prepare: Callable[[], object] | None) -> DistillTrainer | None:
+    directory = Path(recipe.output_dir)
+    start = _start_of(recipe, directory, resume)
+    changed = _compare(recipe, directory) if start else {}
+    if resume and is_finished(directory):
+        logger.info("abkd: the run in %s is finished; nothing is left to do", directory)
+        return None
     config = recipe.distill_config()
-    train, held_out = load_data(recipe, config)
-    trainer = build_trainer(recipe, config, train, held_out, resume=resume)
-    _record(trainer, recipe, resume=resume)
-    trainer.train(resume_from_checkpoint=resume or config.resume_from_checkpoint or None)
-    if trainer.eval_dataset is not None and word(config.eval_strategy) == "no":
-        trainer.evaluate()  # or the last number would be that of the untrained student
+    config.overwrite_output_dir = not start  # what an earlier run in its place recorded is not to be taken up
+    trainer = build_trainer(recipe, config, *load_data(recipe, config))
+    if start:
+        _check_data(trainer, directory)
+    if prepare is not None:
+        prepare()
+    _clear(directory, keep=bool(start), processes=config.world_size)
+    trainer.record.recipe, trainer.record.changed = _to_record(recipe), changed
+    trainer.train(resume_from_checkpoint=start)
     finish(trainer)
     return trainer
+
+
+def _start_of(recipe: Recipe, directory: Path, resume: bool) -> bool | str | None:
+    """The checkpoint to go on from, True for the newest whole one, None for the first step."""
+    if not resume:
+        return recipe.config.get("resume_from_checkpoint") or None
+    if _has_checkpoint(directory) or is_finished(directory):
+        return True
+    check_overwrite(directory)
+    logger.info("abkd: the run in %s ended before its first checkpoint; it begins again at step 0", directory)
+    return None
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether the run in a folder has come to its end, and not because its loss was not finite."""
+    result = read_sealed(directory / RESULT_FILE)
+    return result is not None and "failed" not in result
+
+
+def _has_checkpoint(directory: Path) -> bool:
+    """Whether there is a whole checkpoint.
+
+    Raises:
+        OutputDirError: there are only damaged ones.
+    """
+    found = checkpoints(directory)
+    if not any((checkpoint / OF_CHECKPOINT).exists() for checkpoint in found):  # those that were never finished
+        return False
+    newest_whole(directory)
+    return True
+
+
+def _compare(recipe: Recipe, directory: Path) -> dict[str, list[Any]]:
+    """Check that a run goes on as it began; say and return what is otherwise."""
+    changed = check_same_run(recipe, directory, read_record(directory).get("working_directory"))
+    if changed:
+        told = "; ".join(f"{name} was {written(then)}, now {written(now)}" for name, (then, now) in changed.items())
+        logger.info("abkd: the run goes on with other settings, none of which changes its weights: %s", told)
+    return changed
+
+
+def _check_data(trainer: DistillTrainer, directory: Path) -> None:
+    """Raise OutputDirError where a resumed run would read other rows than it began with."""
+    known, now = read_record(directory), describe(trainer)
+    for key, what in (("data_fingerprint", "training"), ("held_out_fingerprint", "held-out")):
+        if known.get(key) and now[key] and known[key] != now[key]:
+            raise OutputDirError(
+                f"{directory} was begun with other {what} data (fingerprint {known[key]}, now {now[key]}): put the "
+                "data back, or start anew in another output_dir"
+            )
+
+
+def _clear(directory: Path, *, keep: bool, processes: int) -> None:
+    """Remove what an earlier run left, now that all of the new one is loaded and checked."""
+    if _first_process() and not keep:
+        remove_runs(directory)
+    if processes > 1:  # the others look into it next
+        import torch
+
+        torch.distributed.barrier()
+
+
+def _to_record(recipe: Recipe) -> str:
+    """What repeats the run: without what is about this start alone."""
+    about_start = ("overwrite_output_dir", "resume_from_checkpoint")
+    kept = {name: value for name, value in recipe.config.items() if name not in about_start}
+    return replace(recipe, config=kept).to_yaml(resolved=True)
 
 
 def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
@@ -73,9 +169,7 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
     return split_held_out(train, recipe.eval_fraction, seed=config.data_seed or 0)
 
 
-def build_trainer(
-    recipe: Recipe, config: DistillConfig, train: Any, held_out: Any, *, resume: bool = False
-) -> DistillTrainer:
+def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: Any) -> DistillTrainer:
     """The trainer of a recipe, with its models loaded.
 
     Raises:
@@ -91,8 +185,6 @@ def build_trainer(
             "eval_strategy and load_best_model_at_end need held-out rows, and there are none: set eval_file or "
             "eval_fraction"
         )
-    config.eval_on_start = held_out is not None and not resume
-    _prepare_output(recipe, config, resume=resume)
     if recipe.teacher_model_revision:
         config.teacher_model_init_kwargs = {
             **(config.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
@@ -145,16 +237,6 @@ def _only_prompts(rows: Rows) -> bool:
 def finish(trainer: DistillTrainer) -> None:
     """Save the student in the form it came in, write the report, and last of all what came out of the run."""
     trainer.save_model()
-    if trainer.is_world_process_zero():
-        from abkd.report import write_report
-        from abkd.report.results import read_result, sentences
-
-        directory = Path(str(trainer.args.output_dir))
-        report, result = write_report(directory), read_result(directory)
-        logger.info("abkd: the student is in %s, the report is %s", directory, report)
-        for sentence in sentences(result):
-            logger.info("abkd: held out, %s", sentence)
-        write_sealed(directory / RESULT_FILE, result)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -184,89 +266,3 @@ def _adapters(recipe: Recipe, task: str) -> Any:
         target_modules=recipe.lora_target_modules,
         task_type="CAUSAL_LM" if task == TEXT else None,
     )
-
-
-def _prepare_output(recipe: Recipe, config: DistillConfig, *, resume: bool) -> None:
-    if _first_process():
-        directory = Path(recipe.output_dir)
-        if config.overwrite_output_dir and directory.exists() and not resume:
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-    if config.world_size > 1:  # the others look into it next
-        import torch
-
-        torch.distributed.barrier()
-
-
-def _record(trainer: DistillTrainer, recipe: Recipe, *, resume: bool) -> None:
-    """Write what is needed to repeat the run; on resume check that the data is still the same.
-
-    Raises:
-        OutputDirError: the data differs from what the run began with.
-    """
-    directory = Path(recipe.output_dir)
-    train: Any = trainer.train_dataset
-    known = json.loads((directory / RUN_FILE).read_text()) if resume and (directory / RUN_FILE).is_file() else {}
-    if known and known["data_fingerprint"] != train.fingerprint:
-        raise OutputDirError(
-            f"{directory} was begun with other training data (fingerprint {known['data_fingerprint']}, now "
-            f"{train.fingerprint}): put the data back, or start anew in another output_dir"
-        )
-    if trainer.is_world_process_zero():
-        (directory / RESULT_FILE).unlink(missing_ok=True)  # from now on the run is not finished
-        write_whole(directory / RECIPE_FILE, recipe.to_yaml(resolved=True).encode())
-        write_whole(directory / RUN_FILE, json.dumps(describe(trainer), indent=1).encode())
-    trainer.accelerator.wait_for_everyone()
-
-
-def describe(trainer: DistillTrainer) -> dict[str, Any]:
-    """Versions, seeds, data, plan and objective of a run."""
-    import torch
-    import transformers
-
-    import abkd
-
-    train: Any = trainer.train_dataset
-    held_out: Any = trainer.eval_dataset
-    models = trainer.models
-    return {
-        "task": trainer.distill_args.task,
-        "objective": trainer.task.objective.formula(trainer.modality.rows_are),
-        "student": _name(models.student.model),
-        "student_parameters": _size(models.student.model),
-        "source": repr(trainer.distill_args.source),
-        "teacher": _teacher_name(trainer),
-        "teacher_parameters": sum(map(_size, models.teacher.models if models.teacher is not None else ())) or None,
-        "data_fingerprint": train.fingerprint,
-        "train_rows": len(train),
-        "dropped": train.dropped,
-        "truncated": train.truncated,
-        **trainer.modality.describe(models, train),
-        "held_out_fingerprint": held_out.fingerprint if held_out is not None else None,
-        "held_out_rows": len(held_out) if held_out is not None else 0,
-        "seed": trainer.args.seed,
-        "processes": trainer.args.world_size,
-        "device": str(trainer.args.device),
-        "plan": asdict(trainer.plan),
-        "versions": {
-            "abkd": abkd.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _teacher_name(trainer: DistillTrainer) -> str:
-    """The teacher's model, and what is made of it where it is not simply run."""
-    kind, reader = repr(trainer.distill_args.teacher), trainer.models.teacher
-    names = ", ".join(map(_name, reader.models)) if reader is not None else ""
-    return names if kind == "Live()" else f"{kind} {names}".strip()
-
-
-def _name(model: Any) -> str:
-    return getattr(model, "name_or_path", "") or type(model).__name__
-
-
-def _size(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from abkd import DistillConfig, DistillTrainer
-from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
+from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._finite import FiniteRun
 from abkd.trainer._optimizer import Optimizing
 from abkd.trainer._sources import Followers
@@ -70,7 +70,9 @@ def test_the_loss_is_not_divided_again():  # loss_is_scaled_for_ga, or model_acc
     assert ("loss_is_scaled_for_ga" in source) or ("model_accepts_loss_kwargs" in source)
 
 
-@pytest.mark.parametrize("callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteRun, Followers])
+@pytest.mark.parametrize(
+    "callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteRun, Followers, AlreadyEvaluated]
+)
 def test_callbacks_answer_to_known_events(callback):
     events = {name for name in vars(callback) if name.startswith("on_")}
     assert events

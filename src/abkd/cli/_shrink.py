@@ -11,6 +11,7 @@ from rich.table import Table
 from abkd.cli._console import console
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.folders import check_model_folder, stored_layers
+from abkd.output_dir import check_place
 
 
 def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *, rows: int, max_length: int) -> None:
@@ -77,5 +78,6 @@ def _check_layers(teacher: str, layers: int, there: int | None) -> None:
 
 
 def _check_free(output_dir: Path) -> None:
-    if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
+    check_place(output_dir)
+    if output_dir.is_dir() and any(output_dir.iterdir()):
         raise OutputDirError(f"--output_dir {str(output_dir)!r} is in use; name an empty or new directory")

@@ -16,6 +16,7 @@ from abkd.demo._measure import Examiner, distances, token_ids, write_rows
 from abkd.demo.teacher import MODEL_NAME, demo_teacher_path
 from abkd.demo.text import build_rows
 from abkd.errors import OutputDirError
+from abkd.output_dir import check_place, contents, note, remove_runs
 from abkd.recipe import Recipe
 
 COMPARED = {
@@ -24,6 +25,11 @@ COMPARED = {
     "α-β (0.2, 0.7)": "AlphaBeta(0.2, 0.7)",
     "forward KL, then α-β": "stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7)))",
 }
+OURS = (
+    *("demo.json", "report.html", "start", "student", "teacher", "students", "forward_kl", "reverse_kl", "alpha_beta"),
+    *(f"data/{part}.{ending}" for part in ("train", "held_out") for ending in ("jsonl", "npz")),
+)
+"""What demos leave in their directory."""
 DEFAULT = "forward KL, then α-β"
 BEFORE, AFTER, TEACHER = "student before", "student after", "teacher"
 TRADE = (
@@ -89,17 +95,23 @@ def main(
 
 
 def claim(output_dir: Path, *, overwrite: bool) -> None:
-    """Take an empty directory, or with ``overwrite`` one that a demo has filled; raise OutputDirError otherwise."""
-    if output_dir.exists() and (output_dir.is_file() or any(output_dir.iterdir())):
-        if not overwrite:
-            raise OutputDirError(
-                f"{output_dir} is in use: choose another --output_dir, or replace it with --overwrite_output_dir"
-            )
-        if not (output_dir / "demo.json").is_file():
-            raise OutputDirError(f"{output_dir} holds something that no demo wrote, and is left alone: choose another")
-        shutil.rmtree(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "demo.json").write_text("{}", encoding="utf-8")  # from now on the directory is known as the demo's
+    """Take an empty directory, or with ``overwrite`` one that holds what demos and runs wrote and nothing else.
+
+    Raises:
+        OutputDirError: it is in use, or can be no directory of a demo.
+    """
+    check_place(output_dir)
+    if contents(output_dir).used and not overwrite:
+        raise OutputDirError(
+            f"{output_dir} is in use: choose another --output_dir, or replace it with --overwrite_output_dir"
+        )
+    remove_runs(output_dir)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputDirError(f"{output_dir} cannot be made ({error.strerror}); choose another --output_dir") from error
+    note(output_dir, *OURS)
+    (output_dir / "demo.json").write_text("{}", encoding="utf-8")
 
 
 def _announce(*, compare: bool) -> None:

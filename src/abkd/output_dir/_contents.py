@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from os import scandir
 from pathlib import Path
 
 from abkd.errors import OutputDirError
-from abkd.output_dir._lock import LOCK
+from abkd.output_dir._lock import LOCK, is_held
 from abkd.storage import DRAFTS, refusals, strict_json, write_whole
 
 MANIFEST = ".abkd_files.json"
@@ -75,7 +75,7 @@ def _sort(
         listed: paths in it that a manifest further up names.
         known: for a folder that is ours altogether, which files in it have the names of ours.
     """
-    entries = sorted(scandir(directory), key=lambda entry: entry.name)
+    entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
     there = {entry.name for entry in entries}
     names = listed | noted(directory) | _sealed(directory)
     if MANIFEST not in there and (there >= _RUN or there >= _SWEEP):  # from before there were manifests
@@ -92,7 +92,7 @@ def _sort(
             inside = known if known is _in_half_written else _known_in(Path(entry.path))
             _sort(Path(entry.path), f"{path}/", below, None if below else inside, found)
             found.ours.append(f"{path}/")
-        else:
+        elif any(name != LOCK for _, _, inside in os.walk(entry.path) for name in inside):  # an empty one is nobody's
             found.foreign.append(f"{path}/")
 
 
@@ -184,7 +184,8 @@ def remove_runs(directory: Path) -> None:
             path.unlink(missing_ok=True)
             continue
         (path / MANIFEST).unlink(missing_ok=True)
-        (path / LOCK).unlink(missing_ok=True)
+        if not is_held(path):
+            (path / LOCK).unlink(missing_ok=True)
         with suppress(OSError):  # something has come into it meanwhile
             path.rmdir()
     (directory / MANIFEST).unlink(missing_ok=True)

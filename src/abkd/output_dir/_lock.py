@@ -29,7 +29,7 @@ def claimed(directory: Path) -> Iterator[None]:
     Raises:
         OutputDirError: another process is at work there, or it cannot be written into.
     """
-    key = f"{os.getpid()}:{os.path.realpath(directory)}"
+    key = os.path.realpath(directory)
     if key in _held:
         yield
         return
@@ -49,6 +49,11 @@ def claimed(directory: Path) -> Iterator[None]:
         for each in made:
             with suppress(OSError):
                 each.rmdir()
+
+
+def is_held(directory: Path) -> bool:
+    """Whether this process has claimed a folder."""
+    return os.path.realpath(directory) in _held
 
 
 def _make(directory: Path) -> list[Path]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abkd import imports, training_arguments
-from abkd.errors import ConfigError, OutputDirError, shown
+from abkd.errors import ConfigError, shown
 from abkd.models.folders import broken_model, missing_folder
 from abkd.recipe._fields import samples
 
@@ -25,9 +24,10 @@ OF_IMAGES = {"augmentation", "image_size", "allow_code"}
 OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
 OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
 OF_TEXT |= {"source", "lmbda", "seq_kd", "generation_kwargs", "save_dtype", "merge_adapter"}
-_ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that was refused before its first step: nothing to lose
-_MODELS = ("model_name_or_path", "teacher_model_name_or_path")
 _WEIGHTS = ("ce_weight", "kd_weight")
+FILES = ("train_file", "eval_file", "split_file", "pretrain_file")
+DIRECTORIES = ("train_dir", "eval_dir")
+MODELS = ("model_name_or_path", "teacher_model_name_or_path")
 _TEXT, _IMAGES, _CLIP = "text-generation", "image-classification", "zero-shot-image-classification"
 _TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 
@@ -104,10 +104,10 @@ def not_asked(values: Mapping[str, Any]) -> set[str]:
 def missing_data(recipe: Recipe) -> list[str]:
     """One sentence for each data file or directory that is not there."""
     problems = []
-    for name in ("train_file", "eval_file", "split_file", "pretrain_file"):
+    for name in FILES:
         found = [no_file(path) for path in names(getattr(recipe, name))]
         problems += [f"{name}: {why}" for why in found if why]
-    for name in ("train_dir", "eval_dir"):
+    for name in DIRECTORIES:
         path = getattr(recipe, name)
         if path is not None and not Path(path).is_dir():
             problems.append(f"{name}: there is no directory {path!r}" + _seen_from(path))
@@ -117,7 +117,7 @@ def missing_data(recipe: Recipe) -> list[str]:
 def missing_models(recipe: Recipe) -> list[str]:
     """One sentence for each local model directory that is not there or not sound, and each package that it needs."""
     of_text = recipe.config.get("task", _TEXT) == _TEXT
-    given = [(name, path) for name in _MODELS for path in names(getattr(recipe, name))]
+    given = [(name, path) for name in MODELS for path in names(getattr(recipe, name))]
     faults = [(name, broken_model(path) if of_text else missing_folder(path)) for name, path in given]
     problems = [f"{name}: {fault}" for name, fault in faults if fault]
     problems += training_arguments.needed_by_models(given)
@@ -129,7 +129,7 @@ def missing_models(recipe: Recipe) -> list[str]:
 def _code(recipe: Recipe) -> list[str]:
     """One sentence for each module that is named and not there, or that a model's directory names without leave."""
     allowed, problems = names(recipe.config.get("allow_code")), []
-    for field in _MODELS:
+    for field in MODELS:
         for name in names(getattr(recipe, field)):
             try:
                 _check_code(name, field, allowed)
@@ -158,29 +158,6 @@ def no_file(path: str) -> str:
         return f"{path!r} is a pipe or a device; write it into a file first"
     what = "no file matches" if glob.has_magic(path) else "there is no file"
     return f"{what} {path!r}" + _seen_from(path)
-
-
-def output_dir(path: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse a directory in use, and a resume from nothing.
-
-    Raises:
-        OutputDirError: with the three ways out.
-    """
-    if path.exists() and not path.is_dir():
-        raise OutputDirError(f"output_dir: {str(path)!r} is a file; name a directory")
-    if resume and overwrite:
-        raise OutputDirError("--resume goes on in output_dir, --overwrite_output_dir begins anew; choose one")
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    if resume:
-        if not any(re.fullmatch(r"checkpoint-\d+", name) for name in names):
-            raise OutputDirError(
-                f"--resume wants a checkpoint in {str(path)!r}, which has none; begin without --resume"
-            )
-    elif set(names) - _ONLY_BEGUN and not overwrite:
-        raise OutputDirError(
-            f"output_dir: {str(path)!r} is in use (it holds {names[0]}{', …' * (len(names) > 1)}); name another "
-            "--output_dir, or continue with --resume, or replace it with --overwrite_output_dir"
-        )
 
 
 def _out_of_range(values: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from abkd import notation
 from abkd.errors import ConfigError
-from abkd.recipe import _checks, _fields, _text
+from abkd.recipe import _checks, _fields, _output, _text
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
@@ -168,7 +168,9 @@ class Recipe:
         if output:
             overwrite = self.config.get("overwrite_output_dir", False)
             resume = resume or self.config.get("resume_from_checkpoint") is not None
-            _checks.output_dir(Path(self.output_dir), overwrite=overwrite, resume=resume)
+            _output.check_output(
+                Path(self.output_dir), overwrite=overwrite, resume=resume, inputs=_output.inputs_of(self)
+            )
 
 
 def load(path: str | Path) -> Recipe:

@@ -55,7 +55,7 @@ class Page:
     facts: list[tuple[str, str]]
     recipe: str
     version: str
-    command: str = "abkd distill recipe.yaml --output_dir ../again"
+    command: str
     compared: str = "Objectives side by side"
 
 
@@ -78,6 +78,7 @@ def page_of(files: RunFiles) -> Page:
         notes=[str(note) for note in files.demo.get("notes") or []],
         facts=facts_of(files.run),
         recipe=files.recipe_text,
+        command=files.command(),
         version=str((files.run.get("versions") or {}).get("abkd", "")),
     )
 

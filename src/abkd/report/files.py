@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ Record = dict[str, Any]
 class RunFiles:
     """The contents of a run directory; what is missing there is empty here."""
 
-    name: str
+    directory: Path
     recipe_text: str = ""
     recipe: Record = field(default_factory=dict)
     run: Record = field(default_factory=dict)
@@ -38,7 +39,7 @@ class RunFiles:
         """
         recipe_text = _text(run_dir / "recipe.yaml")
         found = cls(
-            name=run_dir.resolve().name,
+            directory=run_dir.resolve(),
             recipe_text=recipe_text,
             recipe=_yaml(run_dir / "recipe.yaml", recipe_text),
             run=_json(run_dir / "run.json"),
@@ -52,6 +53,27 @@ class RunFiles:
                 "sweep.json. Give the output_dir of a finished run."
             )
         return found
+
+    @property
+    def name(self) -> str:
+        """What the directory is called."""
+        return self.directory.name
+
+    def command(self, *words: str) -> str:
+        """What repeats it, from whichever directory: paths in the recipe are relative to that where it was begun.
+
+        Nothing where it was begun in Python, with rows or models that no recipe can name.
+        """
+        if self.run.get("begun_in") == "Python" or not self.recipe:
+            return ""
+        processes = self.run.get("processes") or 1
+        launch = ["accelerate", "launch", "--num_processes", str(processes), "-m"] if processes > 1 else []
+        place = str(self.directory)
+        line = shlex.join(
+            [*launch, "abkd", "distill", f"{place}/recipe.yaml", *words, "--output_dir", f"{place}-again"]
+        )
+        begun = self.run.get("working_directory") or self.sweep.get("working_directory")
+        return f"(cd {shlex.quote(str(begun))} && {line})" if begun else line
 
     @property
     def evaluations(self) -> list[Record]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +85,7 @@ def sweep_page(files: RunFiles) -> Page:
         facts=[(run["directory"], _state(run)) for run in runs],
         recipe=files.recipe_text,
         version=str(sweep.get("version", "")),
-        command=_command(sweep),
+        command=_command(files),
         compared="Where the runs ended",
     )
 
@@ -182,12 +181,13 @@ def _figure(sweep: Record, column: Column) -> Figure | None:
     return plots.seeds_figure(rows, title, teacher=teachers.pop() if len(teachers) == 1 else None)
 
 
-def _command(sweep: Record) -> str:
+def _command(files: RunFiles) -> str:
     """What repeats the sweep; nothing where its settings are no grid."""
+    sweep = files.sweep
     if sweep["grid"] is None:
         return ""
     words = ["--seeds", ",".join(map(str, sweep["seeds"]))]
     if sweep["grid"]:
         text = yaml.safe_dump(sweep["grid"], default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
         words += ["--grid", text.strip()]
-    return f"abkd distill recipe.yaml {shlex.join(words)} --output_dir ../again"
+    return files.command(*words)

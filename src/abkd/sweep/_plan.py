@@ -15,6 +15,7 @@ import yaml
 
 from abkd.errors import ConfigError, shown
 from abkd.recipe import Recipe
+from abkd.recipe._changes import written
 
 Settings = Mapping[str, Mapping[str, Any]]
 
@@ -126,11 +127,6 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def _values(recipe: Recipe) -> dict[str, Any]:
     return yaml.safe_load(recipe.to_yaml())
-
-
-def written(value: Any) -> str:
-    """A value as it stands in the name of a setting."""
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _directories(settings: Settings) -> list[str]:

@@ -6,8 +6,9 @@ import gc
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from torch import distributed
 
 from abkd import __version__
 from abkd.errors import NonFiniteError, OutputDirError
+from abkd.output_dir import claimed, contents, note, remove_runs
 from abkd.recipe import Recipe
+from abkd.recipe._changes import check_same_run
 from abkd.report import write_report
 from abkd.report.sweep import summary_of
 from abkd.run import RECIPE_FILE, RESULT_FILE, distill
-from abkd.storage import read_sealed, write_sealed, write_whole
-from abkd.sweep._plan import Run, Settings, changed, plan, settings_of, written
-from abkd.trainer._checkpoints import newest_whole
+from abkd.storage import read_sealed, refusals, strict_json, write_sealed, write_whole
+from abkd.sweep._plan import Run, Settings, changed, plan, settings_of
+from abkd.trainer._modality import read_record
 
 logger = logging.getLogger("abkd")
 
@@ -71,20 +74,77 @@ def sweep_settings(
     """
     runs = plan(recipe, settings, seeds)
     _check_output(recipe, runs, resume=resume)
-    results = {run.directory: found for run in runs if resume and (found := read_sealed(run.directory / RESULT_FILE))}
-    _wait()  # nobody writes before all have looked
-    _claim(recipe, resume=resume)
-    found = _save(recipe, runs, results, grid)
-    for number, run in enumerate(runs, start=1):
-        what = ", ".join(part for part in (run.setting, f"seed {run.seed}") if part)
-        done = run.directory in results
-        logger.info("abkd: run %d of %d: %s%s", number, len(runs), what, ": finished before" * done)
-        if not done:
-            results[run.directory] = _go(run)
-            found = _save(recipe, runs, results, grid)
-        if progress is not None:
-            progress(number, len(runs))
-    return found
+    with claimed(Path(recipe.output_dir)) if _first_process() else nullcontext():
+        _check_output(recipe, runs, resume=resume)  # another sweep may have come first
+        return _Sweep(recipe, runs, grid, resume).run(progress)
+
+
+class _Sweep:
+    """The runs of a sweep, and what is known of them."""
+
+    def __init__(self, recipe: Recipe, runs: Sequence[Run], grid: Mapping[str, Any] | None, resume: bool) -> None:
+        self.recipe, self.runs, self.grid = recipe, runs, grid
+        self.directory = Path(recipe.output_dir)
+        self.results = {
+            run.directory: found for run in runs if resume and (found := read_sealed(run.directory / RESULT_FILE))
+        }
+        self.begun = resume
+        self.found: dict[str, Any] = {}
+
+    def run(self, progress: Callable[[int, int], object] | None) -> dict[str, Any]:
+        """Carry out what is not done; returns what ``sweep.json`` holds."""
+        _wait()  # nobody writes before all have looked
+        if self.begun:
+            self.claim()
+        for number, run in enumerate(self.runs, start=1):
+            what = ", ".join(part for part in (run.setting, f"seed {run.seed}") if part)
+            done = run.directory in self.results
+            logger.info("abkd: run %d of %d: %s%s", number, len(self.runs), what, ": finished before" * done)
+            if not done:
+                self.results[run.directory] = self.go(run)
+                self.save()
+            if progress is not None:
+                progress(number, len(self.runs))
+        return self.found
+
+    def claim(self) -> None:
+        """Replace what an earlier sweep left; from now on the directory is known as that of this one."""
+        if _first_process():
+            if not self.begun:
+                remove_runs(self.directory)
+            places = (run.directory.relative_to(self.directory).as_posix() for run in self.runs)
+            note(self.directory, RECIPE_FILE, SWEEP_FILE, "report.html", *places)
+            write_whole(self.directory / RECIPE_FILE, changed(self.recipe, {}).to_yaml().encode())
+        self.begun = True
+        self.save()
+
+    def go(self, run: Run) -> dict[str, Any]:
+        """Carry out a run, or what is left of it; returns what came out.
+
+        What an earlier sweep left is replaced when everything of the first run is loaded.
+        """
+        left = contents(run.directory).used
+        _wait()
+        fresh = self.begun or not left
+        one = run.recipe if fresh else replace(run.recipe, config={**run.recipe.config, "overwrite_output_dir": True})
+        try:
+            distill(one, resume=bool(left) and self.begun, prepare=None if self.begun else self.claim)
+        except NonFiniteError as error:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the other processes need not have seen it
+                raise
+            if not self.begun:
+                self.claim()
+            logger.warning("abkd: %s", error)
+            note(run.directory, RESULT_FILE)
+            write_sealed(run.directory / RESULT_FILE, {"failed": str(error)})
+        gc.collect()  # a trainer is a knot: its models would stay until they are in the way of the next ones
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return read_sealed(run.directory / RESULT_FILE) or {}
+
+    def save(self) -> None:
+        """Write what is known by now, as JSON and as a page."""
+        self.found = _save(self.recipe, self.runs, self.results, self.grid)
 
 
 def _check_output(recipe: Recipe, runs: Sequence[Run], *, resume: bool) -> None:
@@ -101,58 +161,7 @@ def _check_output(recipe: Recipe, runs: Sequence[Run], *, resume: bool) -> None:
             "has none; begin without --resume"
         )
     for run in runs:
-        if (run.directory / RECIPE_FILE).is_file():
-            _check_same(run)
-
-
-def _check_same(run: Run) -> None:
-    then, now = Recipe.from_yaml(run.directory / RECIPE_FILE).resolved(), run.recipe.resolved()
-    other = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
-    other = [name for name in other if name != "output_dir"]
-    if other:
-        told = "; ".join(f"{name} was {written(then.get(name))}, now {written(now.get(name))}" for name in other)
-        raise OutputDirError(
-            f"{run.directory} was begun with another recipe ({told}): ask for the same again, or begin in another "
-            "--output_dir"
-        )
-
-
-def _claim(recipe: Recipe, *, resume: bool) -> None:
-    """From now on the directory is known as that of a sweep."""
-    if not _first_process():
-        return
-    directory = Path(recipe.output_dir)
-    if not resume and directory.exists():
-        shutil.rmtree(directory)  # it is empty, or is to be replaced
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / RECIPE_FILE, changed(recipe, {}).to_yaml().encode())
-
-
-def _go(run: Run) -> dict[str, Any]:
-    """Carry out a run, or what is left of it; returns what came out."""
-    begun = _has_checkpoint(run.directory)
-    _wait()
-    if not begun and run.directory.exists() and _first_process():
-        shutil.rmtree(run.directory)
-    try:
-        distill(run.recipe, resume=begun)
-    except NonFiniteError as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the other processes need not have seen it
-            raise
-        logger.warning("abkd: %s", error)
-        write_sealed(run.directory / RESULT_FILE, {"failed": str(error)})
-    gc.collect()  # a trainer is a knot: its models would stay until they are in the way of the next ones
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return read_sealed(run.directory / RESULT_FILE) or {}
-
-
-def _has_checkpoint(directory: Path) -> bool:
-    try:
-        newest_whole(directory)
-    except OutputDirError:
-        return False
-    return True
+        check_same_run(run.recipe, run.directory, read_record(run.directory).get("working_directory"))
 
 
 def _save(
@@ -165,13 +174,15 @@ def _save(
         "task": resolved[0]["task"],
         "seeds": list(dict.fromkeys(run.seed for run in runs)),
         "grid": grid,
+        "working_directory": os.getcwd(),
         "unlabelled_classes": list(dict.fromkeys(values.get("unlabelled_classes", "") for values in resolved)),
         "settings": _by_setting(directory, runs, results),
     }
-    text = json.dumps(found, indent=1, ensure_ascii=False, default=repr)
+    text = strict_json(found)
     if _first_process():
-        write_whole(directory / SWEEP_FILE, text.encode())
-        write_report(directory)
+        with refusals(f"the record of the sweep in {directory}", "Make room and go on with --resume"):
+            write_whole(directory / SWEEP_FILE, text.encode())
+            write_report(directory)
     return json.loads(text)
 
 

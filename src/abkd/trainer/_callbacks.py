@@ -7,7 +7,7 @@ import logging
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,6 +17,9 @@ from abkd import terminal
 from abkd.errors import Interrupted
 from abkd.storage import refusals, strict_json, write_whole
 from abkd.trainer._order import TrainOrder
+
+if TYPE_CHECKING:
+    from abkd.trainer._trainer import DistillTrainer
 
 METRICS_FILE = "metrics.jsonl"
 _NOTED = ("loss", "eval_loss", "eval_perplexity", "eval_accuracy", "eval_harmonic_mean")
@@ -38,6 +41,15 @@ class MetricsFile(TrainerCallback):
             path = Path(str(args.output_dir)) / METRICS_FILE
             with refusals(str(path), "Make room, and go on with --resume"), path.open("a", encoding="utf-8") as file:
                 file.write(strict_json(record, indent=None) + "\n")
+
+
+def evaluated(directory: Path, step: int) -> bool:
+    """Whether the metrics file has an evaluation after ``step``."""
+    try:
+        lines = (directory / METRICS_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return False
+    return any('"eval_' in line and _belongs(line, step) and json.loads(line)["step"] == step for line in lines)
 
 
 def _belongs(line: str, step: int) -> bool:
@@ -176,6 +188,19 @@ def _of_any_process(received: signal.Signals | None, args: TrainingArguments) ->
     number = torch.tensor(received or 0, device=args.device)
     torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
     return signal.Signals(int(number)) if int(number) else None
+
+
+class AlreadyEvaluated(TrainerCallback):
+    """A run that had taken its last step and is resumed is not evaluated once more."""
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self.trainer, self.done = trainer, False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.done = state.global_step >= state.max_steps and self.trainer.is_evaluated()
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_evaluate = control.should_evaluate and not self.done
 
 
 class EpochOrder(TrainerCallback):

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from abkd.errors import OutputDirError
+from abkd.output_dir import OF_CHECKPOINT
 from abkd.storage import refusals, write_whole
 
 logger = logging.getLogger("abkd")
 
-MANIFEST = "abkd_manifest.json"
+MANIFEST = OF_CHECKPOINT
 _PREFIX = "checkpoint-"
 
 

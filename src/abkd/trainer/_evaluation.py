@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from abkd.trainer._sources import write
 
 if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
+
+logger = logging.getLogger("abkd")
 
 
 def held_out_metrics(trainer: DistillTrainer, dataloader: Any) -> dict[str, float]:
@@ -38,6 +42,27 @@ def held_out_metrics(trainer: DistillTrainer, dataloader: Any) -> dict[str, floa
             values |= coverage(trainer, model, dataloader.dataset)
     model.train(training)
     return values
+
+
+def say_not_finite(trainer: DistillTrainer, values: Mapping[str, float], said: set[str]) -> None:
+    """Say which held-out numbers are not finite, once each (``said``); stop where the weights are the reason.
+
+    Raises:
+        NonFiniteError: weights are NaN or infinite.
+    """
+    sick = sorted(name for name, value in values.items() if not math.isfinite(value))
+    if sick:
+        trainer.finite.check_weights(
+            "the evaluation stopped the run, and nothing of it was saved; lower the learning rate"
+        )
+    if trainer.is_world_process_zero() and not said.issuperset(sick):
+        logger.warning(
+            "abkd: the evaluation after step %d is not finite: %s (recorded as null). The weights are finite; look for "
+            "NaN or infinite logits of the teacher, and for tokens that one of the models rules out",
+            trainer.state.global_step,
+            ", ".join(sick),
+        )
+    said.update(sick)
 
 
 def _wrapped(trainer: DistillTrainer) -> nn.Module:

@@ -175,7 +175,7 @@ def check_apart(student: nn.Module, teacher: nn.Module) -> None:
 
 def resolve_plan(args: DistillConfig, rows: int, classes: int) -> Plan:
     """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
-    known = read_record(Path(str(args.output_dir))).get("plan")
+    known = None if args.overwrite_output_dir else read_record(Path(str(args.output_dir))).get("plan")
     if known:
         try:
             return Plan(**known)

@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from abkd import output_dir
 from abkd.config import DistillConfig
-from abkd.data.prepared import Prepared
 from abkd.models.loading import placed
 from abkd.models.saving import check_trainable
 from abkd.trainer import _checkpoints
-from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
-from abkd.trainer._evaluation import held_out_metrics
+from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals, evaluated
+from abkd.trainer._evaluation import held_out_metrics, say_not_finite
 from abkd.trainer._final import final_form
 from abkd.trainer._finite import FiniteRun, check_loss
+from abkd.trainer._loading import DataLoading
 from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
-from abkd.trainer._optimizer import Optimizing, check_batches
-from abkd.trainer._order import Evened, train_order
+from abkd.trainer._optimizer import check_batches
+from abkd.trainer._record import Record
+from abkd.trainer._save import save_student
 from abkd.trainer._settings import NothingLearned, check_metric, check_settings, say_what_is_extreme
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
-from abkd.trainer._window import Prompts, Window, known
+from abkd.trainer._window import Window, known
 from abkd.training_arguments import word
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("abkd")
 
 
-class DistillTrainer(Optimizing):
+class DistillTrainer(DataLoading):
     """Trains a student to match a teacher, with everything else as in ``transformers.Trainer``.
 
     Args:
@@ -114,16 +115,17 @@ class DistillTrainer(Optimizing):
         self.task = Task(self.models.student, self.models.teacher, args.objective(), self.plan, columns)
         self.collator = self.modality.collator(self.models)
         self.supply: Supply | None = None
+        self.record = Record(self)
         run_inside(self.models.student.model)
         self._sums: dict[str, Tensor] = {}
-        self._saved_step, self._teacher_judged = -1, False
+        self.saved_step, self._teacher_judged = -1, False
         self._not_finite: set[str] = set()
         self._most_kept = args.save_total_limit
         self.stop_signals, self.epoch_order = StopSignals(), EpochOrder()
         self.progress_bar = ProgressBar(one_loss=not self.task.objective.changes)
         self.finite = FiniteRun(self)
-        watching = MetricsFile(), NothingLearned(), self.finite, Followers(self), self.stop_signals, self.progress_bar
-        return self.epoch_order, *watching
+        watching = MetricsFile(), NothingLearned(), self.finite, Followers(self), AlreadyEvaluated(self)
+        return self.epoch_order, *watching, self.stop_signals, self.progress_bar
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
@@ -159,16 +161,6 @@ class DistillTrainer(Optimizing):
         loss = out["loss"] * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
-    def over_processes(self, value: Tensor) -> Tensor:
-        """The sum of all processes' values."""
-        total: Any = self.accelerator.reduce(value, reduction="sum")
-        return total
-
-    def most(self, count: int) -> int:
-        """The largest ``count`` of any process."""
-        counts: Any = self.accelerator.gather(torch.tensor([count], device=self.args.device))
-        return int(counts.max())
-
     @property
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]: what schedules are functions of."""
@@ -185,39 +177,6 @@ class DistillTrainer(Optimizing):
                 logs |= {} if part is None else part.logs()
         super().log(logs, *args, **kwargs)
 
-    # -- data ----------------------------------------------------------------------------------------------------
-
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        training = kwargs.get("is_training", False)
-        drop_last = training and self.args.dataloader_drop_last
-        if self.args.world_size > 1 and isinstance(dataset, Prepared) and not drop_last:
-            dataset = Evened(dataset, kwargs["batch_size"] * self.args.world_size)
-        self.data_collator = Prompts() if training and self.supply is not None else self.collator
-        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, drop_last  # of training only
-        try:
-            return super()._get_dataloader(dataset, *args, **kwargs)
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = self.collator, asked
-
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
-        dataset: Any = train_dataset or self.train_dataset
-        if not isinstance(dataset, Prepared | Evened):
-            return super()._get_train_sampler(dataset)
-        self.epoch_order.order = train_order(
-            dataset,
-            batch_size=self.args.train_batch_size * self.args.world_size,
-            by_length=self.distill_args.group_by_length,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
-        return self.epoch_order.order
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
-        return torch.utils.data.SequentialSampler(eval_dataset)
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: the estimate of transformers knows neither teacher nor rows."""
-        return 0
-
     # -- evaluation ----------------------------------------------------------------------------------------------
 
     def evaluation_loop(
@@ -232,7 +191,7 @@ class DistillTrainer(Optimizing):
         if hasattr(self.optimizer, "eval"):  # schedule-free optimizers train other weights than they give
             self.optimizer.eval()
         values = held_out_metrics(self, dataloader)
-        self._check_evaluation(values)
+        say_not_finite(self, values, self._not_finite)
         check_metric(self.distill_args, values)
         if not self._teacher_judged and self.is_world_process_zero():
             self.modality.judge(values)
@@ -241,22 +200,6 @@ class DistillTrainer(Optimizing):
         count = self.num_examples(dataloader)
         nothing: Any = ()  # a logit is never kept
         return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=values, num_samples=count)
-
-    def _check_evaluation(self, values: Mapping[str, float]) -> None:
-        """Stop where the weights are why a held-out number is not finite; else say so, once for each number."""
-        sick = sorted(name for name, value in values.items() if not math.isfinite(value))
-        if sick:
-            self.finite.check_weights(
-                "the evaluation stopped the run, and nothing of it was saved; lower the learning rate"
-            )
-        if self.is_world_process_zero() and not self._not_finite.issuperset(sick):
-            logger.warning(
-                "abkd: the evaluation after step %d is not finite: %s (recorded as null). The weights are finite; look "
-                "for NaN or infinite logits of the teacher, and for tokens that one of the models rules out",
-                self.state.global_step,
-                ", ".join(sick),
-            )
-        self._not_finite.update(sick)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As in transformers, of the evaluations that a checkpoint is saved of: only those can be gone back to."""
@@ -275,19 +218,25 @@ class DistillTrainer(Optimizing):
             StorageError: a checkpoint could not be written; the one before it, if any, is whole.
             OutputDirError: there is no whole checkpoint to resume from.
         """
+        with output_dir.claimed(Path(str(self.args.output_dir))) if self.is_world_process_zero() else nullcontext():
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
         check_batches(self.args, self.train_dataset)
         start = _checkpoints.choose(Path(str(self.args.output_dir)), resume_from_checkpoint)
         if start is not None and not self.is_deepspeed_enabled:
             _checkpoints.check_optimizer(start)
         logger.info("abkd: %s", self.task.objective.formula(self.modality.rows_are))
         say_what_is_extreme(self.distill_args)
-        self._sums, self._saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
+        self._sums, self.saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
         self.supply = open_supply(self)
         if start is not None:
             load_state(self, start)
+        self.record.begin(start)
         if start is None and self.is_world_process_zero():
             self.modality.begin(self)
         self._most_kept, self.args.save_total_limit = self.args.save_total_limit, None  # removing them is ours
+        self.args.eval_on_start = self.eval_dataset is not None and start is None
         try:
             output = super().train(None if start is None else str(start), *args, **kwargs)
         finally:
@@ -296,14 +245,23 @@ class DistillTrainer(Optimizing):
             self.stop_signals.restore()
         if self.stop_signals.stopped:
             raise self.stop_signals.error(self.state.global_step, self.args.output_dir)
+        if self.eval_dataset is not None and not self.is_evaluated():
+            self.evaluate()  # or the last number would not be that of the trained student
         return output
 
+    def is_evaluated(self) -> bool:
+        """Whether the record has an evaluation after the last step (of this run, or of one that it goes on from)."""
+        done = self.is_world_process_zero() and evaluated(Path(str(self.args.output_dir)), self.state.global_step)
+        return bool(self.over_processes(torch.tensor(float(done), device=self.args.device)))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self._saved_step == self.state.global_step:  # rewriting it would leave a moment without a whole one
+        if self.saved_step == self.state.global_step:  # rewriting it would leave a moment without a whole one
             return
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         self.finite.check_weights("no checkpoint was written of them; lower the learning rate")
-        with _checkpoints.writing(checkpoint, clear=self.args.should_save, before=self._saved_step > 0):
+        with _checkpoints.writing(checkpoint, clear=self.args.should_save, before=self.saved_step > 0):
+            if self.args.should_save:
+                output_dir.note(checkpoint.parent, checkpoint.name)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             save_state(self, checkpoint)
@@ -312,13 +270,16 @@ class DistillTrainer(Optimizing):
                 record_plan(Path(str(self.args.output_dir)), self.task.plan)
                 _checkpoints.seal(checkpoint)
                 _checkpoints.rotate(checkpoint, self._most_kept, self.state.best_model_checkpoint)
-        self._saved_step = self.state.global_step
+        self.saved_step = self.state.global_step
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The student in the form it came, with its tokenizer; also from shards.
+        """The student in the form it came, with its tokenizer, whole or not at all; also from shards.
+
+        In the run's own ``output_dir`` it ends the run: ``report.html`` and ``result.json`` are written after it.
 
         Raises:
-            StorageError: the disk refused.
+            NonFiniteError: a weight is not finite.
+            StorageError: the disk refused; the sentence says where the trained weights are.
         """
         if _internal_call:
             with _checkpoints.names_kept(self.accelerator.unwrap_model(self.model)):
@@ -326,12 +287,19 @@ class DistillTrainer(Optimizing):
             _checkpoints.drop_pickle(output_dir or self.args.output_dir)
             return
         self.finite.check_weights("the student was not saved; lower the learning rate")
-        place = f"the student in {output_dir or self.args.output_dir}"
-        with final_form(self), _checkpoints.refusals(place, "Make room and try again"):
-            if self.is_fsdp_enabled:
-                self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
-            else:
-                super().save_model(output_dir)
-            _checkpoints.drop_pickle(output_dir or self.args.output_dir)
-            if self.args.should_save:
-                self.modality.finish(self.models, Path(str(output_dir or self.args.output_dir)), self.train_dataset)
+        own = Path(str(self.args.output_dir))
+        with final_form(self):
+            save_student(self, Path(output_dir or own), self._write_student)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        if Path(output_dir or own) == own:
+            self.record.finish()
+
+    def _write_student(self, directory: Path) -> None:
+        if self.is_fsdp_enabled:
+            self._save(str(directory), state_dict=self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(str(directory), _internal_call=True)  # without a push: not all is there yet
+        _checkpoints.drop_pickle(directory)
+        if self.args.should_save:
+            self.modality.finish(self.models, directory, self.train_dataset)

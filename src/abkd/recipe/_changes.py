@@ -1,0 +1,94 @@
+"""What a resumed run may do otherwise than it began, and what would make it another run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from abkd.errors import OutputDirError
+from abkd.recipe._recipe import Recipe
+
+Changes = dict[str, list[Any]]
+"""``{name: [then, now]}``"""
+
+_ONLY_SEEN = ("logging_", "log_", "eval_", "save_", "hub_", "push_to_hub", "dataloader_", "include_", "ddp_", "report_")
+_FREE = {
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "disable_tqdm", "project"),
+    *("per_device_eval_batch_size", "memory_budget_mb", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "merge_adapter", "skip_memory_metrics"),
+    *("torch_empty_cache_steps", "dataset_test_split"),
+}
+_JUDGED_BY_FINGERPRINT = {
+    "train_file",
+    "train_dir",
+    "split_file",
+    "dataset_name",
+    "dataset_config",
+    "dataset_train_split",
+}
+_MODELS = ("model_name_or_path", "teacher_model_name_or_path", "pretrain_file")
+
+
+def check_same_run(recipe: Recipe, directory: Path, begun_in: str | None = None) -> Changes:
+    """Compare a recipe with the one that the run in ``directory`` began with; returns what may change and did.
+
+    Args:
+        begun_in: the working directory of that time, which its paths are relative to.
+
+    Raises:
+        OutputDirError: a setting was changed that the weights depend on.
+    """
+    then = recorded(directory / "recipe.yaml")
+    if then is None:
+        return {}
+    changes = _changes(then, yaml.safe_load(recipe.to_yaml(resolved=True)), begun_in)
+    other = {name: values for name, values in changes.items() if not _may_change(name)}
+    if other:
+        told = "; ".join(f"{name} was {written(then)}, now {written(now)}" for name, (then, now) in other.items())
+        raise OutputDirError(
+            f"{directory} was begun with another recipe ({told}): ask for the same again, or begin in another "
+            "--output_dir"
+        )
+    return changes
+
+
+def recorded(file: Path) -> dict[str, Any] | None:
+    """The settings in the recipe of a run; None where it is not there or cannot be read."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def written(value: Any) -> str:
+    """A value as it stands in the name of a setting."""
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any], begun_in: str | None) -> Changes:
+    names = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
+    found = {name: [then.get(name), now.get(name)] for name in names if name not in ("output_dir", *_UNRECORDED)}
+    return {
+        name: values
+        for name, values in found.items()
+        if name not in _MODELS or _places(values[0], begun_in) != _places(values[1], None)
+    }
+
+
+_UNRECORDED = ("overwrite_output_dir", "resume_from_checkpoint")
+
+
+def _may_change(name: str) -> bool:
+    return name in _FREE | _JUDGED_BY_FINGERPRINT or (name.startswith(_ONLY_SEEN))
+
+
+def _places(value: Any, begun_in: str | None) -> Any:
+    """Names of models, those of folders as absolute paths."""
+    texts = value if isinstance(value, list) else [value]
+    folders = [os.path.realpath(os.path.join(begun_in or os.getcwd(), str(text))) for text in texts]
+    return [folder if os.path.exists(folder) else text for folder, text in zip(folders, texts, strict=True)]

@@ -1,0 +1,51 @@
+"""Whether a recipe's output directory is free for its run, or can be gone on in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abkd.errors import OutputDirError
+from abkd.output_dir import check_inputs, check_overwrite, check_place, contents
+from abkd.recipe._checks import DIRECTORIES, FILES, MODELS, names
+
+if TYPE_CHECKING:
+    from abkd.recipe._recipe import Recipe
+
+_ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that was refused before its first step: nothing to lose
+
+
+def check_output(path: Path, *, overwrite: bool, resume: bool, inputs: Mapping[str, list[str]] | None = None) -> None:
+    """Refuse what can be no output directory, one in use, one that is an input, and a resume from nothing.
+
+    Raises:
+        OutputDirError: with the ways out.
+    """
+    check_place(path, resume=resume)
+    check_inputs(path, inputs or {})
+    if resume and overwrite:
+        raise OutputDirError("--resume goes on in output_dir, --overwrite_output_dir begins anew; choose one")
+    found = contents(path)
+    if overwrite:
+        check_overwrite(path)
+    elif resume:
+        checkpoint = any(re.fullmatch(r"checkpoint-\d+/?", name) for name in found.used)
+        if not (checkpoint or found.begun):
+            strange = f" and holds {found.foreign[0]}, which no run wrote; move that" if found.foreign else ""
+            raise OutputDirError(
+                f"--resume wants a checkpoint in {str(path)!r}, which has none{strange}; begin without --resume"
+            )
+    elif set(found.used) - _ONLY_BEGUN:
+        first = sorted({name.partition("/")[0] for name in found.used})
+        raise OutputDirError(
+            f"output_dir: {str(path)!r} is in use (it holds {first[0]}{', …' * (len(first) > 1)}); name another "
+            "--output_dir, or continue with --resume, or replace it with --overwrite_output_dir"
+        )
+
+
+def inputs_of(recipe: Recipe) -> dict[str, list[str]]:
+    """The files and folders that a recipe reads, by the name of their setting."""
+    given = {name: getattr(recipe, name, None) for name in (*FILES, *DIRECTORIES, *MODELS)}
+    return {name: names(value) for name, value in given.items()}

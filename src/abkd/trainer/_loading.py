@@ -1,0 +1,69 @@
+"""Which rows a run reads, in which order, in as many batches for each process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from abkd.data.prepared import Prepared
+from abkd.trainer._optimizer import Optimizing
+from abkd.trainer._order import Evened, train_order
+from abkd.trainer._window import Prompts
+
+if TYPE_CHECKING:
+    from abkd.config import DistillConfig
+    from abkd.trainer._callbacks import EpochOrder
+    from abkd.trainer._sources import Supply
+
+
+class DataLoading(Optimizing):
+    """The part of the trainer that makes data loaders."""
+
+    distill_args: DistillConfig
+    collator: Callable[..., Any]
+    supply: Supply | None
+    epoch_order: EpochOrder
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        training = kwargs.get("is_training", False)
+        drop_last = training and self.args.dataloader_drop_last
+        if self.args.world_size > 1 and isinstance(dataset, Prepared) and not drop_last:
+            dataset = Evened(dataset, kwargs["batch_size"] * self.args.world_size)
+        self.data_collator = Prompts() if training and self.supply is not None else self.collator
+        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, drop_last  # of training only
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = self.collator, asked
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        dataset: Any = train_dataset or self.train_dataset
+        if not isinstance(dataset, Prepared | Evened):
+            return super()._get_train_sampler(dataset)
+        self.epoch_order.order = train_order(
+            dataset,
+            batch_size=self.args.train_batch_size * self.args.world_size,
+            by_length=self.distill_args.group_by_length,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+        return self.epoch_order.order
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the estimate of transformers knows neither teacher nor rows."""
+        return 0
+
+    def over_processes(self, value: Tensor) -> Tensor:
+        """The sum of all processes' values."""
+        total: Any = self.accelerator.reduce(value, reduction="sum")
+        return total
+
+    def most(self, count: int) -> int:
+        """The largest ``count`` of any process."""
+        counts: Any = self.accelerator.gather(torch.tensor([count], device=self.args.device))
+        return int(counts.max())

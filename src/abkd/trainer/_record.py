@@ -1,0 +1,185 @@
+"""What a run leaves beside its checkpoints: recipe, record, report and result; the same from the shell and Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+import yaml
+
+import abkd
+from abkd import output_dir
+from abkd.storage import refusals, strict_json, write_sealed, write_whole
+from abkd.trainer._modality import RUN_FILE, read_record
+
+if TYPE_CHECKING:
+    from abkd.trainer._trainer import DistillTrainer
+
+logger = logging.getLogger("abkd")
+
+RECIPE_FILE = "recipe.yaml"
+RESULT_FILE = "result.json"
+"""What came out, sealed, and the last file that is written: where it is whole, the run is finished."""
+OURS = (RECIPE_FILE, RUN_FILE, "metrics.jsonl", "report.html", RESULT_FILE)
+
+_UNSAID = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_dir", "run_name", "hub_token"}
+_UNSAID |= {"push_to_hub_token", "accelerator_config", "log_level"}
+
+
+class Record:
+    """The files of a run that are about it.
+
+    Attributes:
+        recipe: the text of ``recipe.yaml``; made of the trainer's arguments where nobody sets it.
+        changed: settings that a resumed run has changed, as ``{name: [then, now]}``.
+    """
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self.trainer = trainer
+        self.recipe: str | None = None
+        self.changed: Mapping[str, Any] = {}
+        self._begun = False
+
+    @property
+    def directory(self) -> Path:
+        """The run's output_dir."""
+        return Path(str(self.trainer.args.output_dir))
+
+    def begin(self, start: Path | None) -> None:
+        """Write what is needed to repeat the run; from now on it is not finished.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._begun = True
+        if not self.trainer.is_world_process_zero():
+            return
+        resumed = list(read_record(self.directory).get("resumed", [])) if start is not None else []
+        resumed += [] if start is None else [{"from": start.name, "changed": dict(self.changed)}]
+        with refusals(f"the record of the run in {self.directory}", "Make room and begin again"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            output_dir.note(self.directory, *OURS, *_tracked(self.trainer, self.directory))
+            (self.directory / RESULT_FILE).unlink(missing_ok=True)
+            text = self.recipe if self.recipe is not None else recipe_of(self.trainer)
+            write_whole(self.directory / RECIPE_FILE, text.encode())
+            told = describe(self.trainer) | ({"resumed": resumed} if resumed else {})
+            told |= {"begun_in": "Python"} if self.recipe is None else {}
+            write_whole(self.directory / RUN_FILE, strict_json(told).encode())
+
+    def finish(self) -> None:
+        """Write the report, and last of all what came out; say where both are."""
+        if not (self._begun and self.trainer.is_world_process_zero()):
+            return
+        from abkd.report import write_report
+        from abkd.report.results import read_result, sentences
+
+        with refusals(f"the report of the run in {self.directory}", "The student is saved; make room, then --resume"):
+            report, result = write_report(self.directory), read_result(self.directory)
+            logger.info("abkd: the student is in %s, the report is %s", self.directory, report)
+            for sentence in sentences(result):
+                logger.info("abkd: held out, %s", sentence)
+            write_sealed(self.directory / RESULT_FILE, result)
+
+
+def _tracked(trainer: DistillTrainer, directory: Path) -> list[str]:
+    """The folder of TensorBoard's events, where it lies in the run's own."""
+    place = Path(str(getattr(trainer.args, "logging_dir", None) or os.environ.get("TENSORBOARD_LOGGING_DIR", "")))
+    if "tensorboard" not in (trainer.args.report_to or []) or not place.is_relative_to(directory):
+        return []
+    return [place.relative_to(directory).as_posix()]
+
+
+def recipe_of(trainer: DistillTrainer) -> str:
+    """What a recipe can say of a run that was begun in Python: names of models, and the arguments that were changed."""
+    args, models = trainer.distill_args, trainer.models
+    changed = _changed(args)
+    teachers = [model_name(model) for model in models.teacher.models] if models.teacher is not None else []
+    named = {
+        "model_name_or_path": model_name(models.student.model),
+        "teacher_model_name_or_path": teachers[0] if len(teachers) == 1 else teachers or None,
+        **changed,
+        "output_dir": str(args.output_dir),
+    }
+    rows = len(trainer.train_dataset) if trainer.train_dataset is not None else 0  # type: ignore[arg-type]
+    said = (
+        f"# Written by DistillTrainer in Python: the {rows} training rows were given as objects, so train_file (or the "
+        "like) is missing here.\n# A model that was given without a name stands here as its class.\n"
+    )
+    values = yaml.safe_load(strict_json({name: value for name, value in named.items() if value is not None}))
+    return said + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _changed(args: Any) -> dict[str, Any]:
+    """The arguments that are not at their default."""
+    found, plain = args.to_dict(), {}
+    for field in dataclasses.fields(args):
+        made = field.default_factory() if callable(field.default_factory) else field.default
+        plain[field.name] = getattr(made, "value", made)
+    kinds = (bool, int, float, str, list, dict)
+    return {
+        name: value
+        for name, value in found.items()
+        if name in plain and name not in _UNSAID and isinstance(value, kinds) and not _same(value, plain[name])
+    }
+
+
+def _same(value: Any, plain: Any) -> bool:
+    return value == plain or value == repr(plain) or (not value and not plain)
+
+
+def describe(trainer: DistillTrainer) -> dict[str, Any]:
+    """Versions, seeds, data, plan and objective of a run."""
+    train: Any = trainer.train_dataset
+    held_out: Any = trainer.eval_dataset
+    models = trainer.models
+    return {
+        "task": trainer.distill_args.task,
+        "objective": trainer.task.objective.formula(trainer.modality.rows_are),
+        "student": model_name(models.student.model),
+        "student_parameters": _size(models.student.model),
+        "source": repr(trainer.distill_args.source),
+        "teacher": _teacher_name(trainer),
+        "teacher_parameters": sum(map(_size, models.teacher.models if models.teacher is not None else ())) or None,
+        "data_fingerprint": getattr(train, "fingerprint", None),
+        "train_rows": len(train) if train is not None else 0,
+        "dropped": getattr(train, "dropped", 0),
+        "truncated": getattr(train, "truncated", 0),
+        **(trainer.modality.describe(models, train) if train is not None else {}),
+        "held_out_fingerprint": getattr(held_out, "fingerprint", None),
+        "held_out_rows": len(held_out) if held_out is not None else 0,
+        "seed": trainer.args.seed,
+        "processes": trainer.args.world_size,
+        "device": str(trainer.args.device),
+        "working_directory": os.getcwd(),
+        "plan": asdict(trainer.plan),
+        "versions": {
+            "abkd": abkd.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _teacher_name(trainer: DistillTrainer) -> str:
+    """The teacher's model, and what is made of it where it is not simply run."""
+    kind, reader = repr(trainer.distill_args.teacher), trainer.models.teacher
+    names = ", ".join(map(model_name, reader.models)) if reader is not None else ""
+    return names if kind == "Live()" else f"{kind} {names}".strip()
+
+
+def model_name(model: Any) -> str:
+    """The name or path that a model was loaded from, else its class."""
+    return getattr(model, "name_or_path", "") or type(model).__name__
+
+
+def _size(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
