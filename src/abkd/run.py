@@ -55,7 +55,7 @@ def distill(
     recipe.check_ready(resume=resume, output=_first_process())
     with claimed(Path(recipe.output_dir)) if _first_process() else nullcontext():
         if _first_process():  # another run may have come first
-            recipe.check_ready(resume=resume)
+            recipe.check_ready(resume=resume, models=False)
         return _distill(recipe, resume, prepare)
 
 

@@ -132,7 +132,7 @@ def _changed(args: Any) -> dict[str, Any]:
 
 
 def _same(value: Any, plain: Any) -> bool:
-    return value == plain or value == repr(plain) or (not value and not plain)
+    return value == plain or value == repr(plain) or (not value and plain in (None, "none", "no"))
 
 
 def describe(trainer: DistillTrainer) -> dict[str, Any]:

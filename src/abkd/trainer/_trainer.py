@@ -197,9 +197,8 @@ class DistillTrainer(DataLoading):
             self.modality.judge(values)
         self._teacher_judged = True
         values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
-        count = self.num_examples(dataloader)
         nothing: Any = ()  # a logit is never kept
-        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=values, num_samples=count)
+        return EvalLoopOutput(nothing, label_ids=None, metrics=values, num_samples=self.num_examples(dataloader))
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As in transformers, of the evaluations that a checkpoint is saved of: only those can be gone back to."""
