@@ -197,7 +197,7 @@ class AlreadyEvaluated(TrainerCallback):
         self.trainer, self.done = trainer, False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.done = state.global_step >= state.max_steps and self.trainer.is_evaluated()
+        self.done = state.global_step >= state.max_steps and self.trainer.record.is_evaluated()
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_evaluate = control.should_evaluate and not self.done

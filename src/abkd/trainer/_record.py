@@ -18,6 +18,7 @@ import yaml
 import abkd
 from abkd import output_dir
 from abkd.storage import refusals, strict_json, write_sealed, write_whole
+from abkd.trainer._callbacks import evaluated
 from abkd.trainer._modality import RUN_FILE, read_record
 
 if TYPE_CHECKING:
@@ -73,6 +74,12 @@ class Record:
             told = describe(self.trainer) | ({"resumed": resumed} if resumed else {})
             told |= {"begun_in": "Python"} if self.recipe is None else {}
             write_whole(self.directory / RUN_FILE, strict_json(told).encode())
+
+    def is_evaluated(self) -> bool:
+        """Whether there is an evaluation after the last step (of this run, or of one that it goes on from)."""
+        trainer = self.trainer
+        done = trainer.is_world_process_zero() and evaluated(self.directory, trainer.state.global_step)
+        return bool(trainer.over_processes(torch.tensor(float(done), device=trainer.args.device)))
 
     def finish(self) -> None:
         """Write the report, and last of all what came out; say where both are."""

@@ -19,7 +19,7 @@ from abkd.config import DistillConfig
 from abkd.models.loading import placed
 from abkd.models.saving import check_trainable
 from abkd.trainer import _checkpoints
-from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals, evaluated
+from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics, say_not_finite
 from abkd.trainer._final import final_form
 from abkd.trainer._finite import FiniteRun, check_loss
@@ -244,14 +244,9 @@ class DistillTrainer(DataLoading):
             self.stop_signals.restore()
         if self.stop_signals.stopped:
             raise self.stop_signals.error(self.state.global_step, self.args.output_dir)
-        if self.eval_dataset is not None and not self.is_evaluated():
+        if self.eval_dataset is not None and not self.record.is_evaluated():
             self.evaluate()  # or the last number would not be that of the trained student
         return output
-
-    def is_evaluated(self) -> bool:
-        """Whether the record has an evaluation after the last step (of this run, or of one that it goes on from)."""
-        done = self.is_world_process_zero() and evaluated(Path(str(self.args.output_dir)), self.state.global_step)
-        return bool(self.over_processes(torch.tensor(float(done), device=self.args.device)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.saved_step == self.state.global_step:  # rewriting it would leave a moment without a whole one
