@@ -44,6 +44,7 @@ test: lint
 
 test-long: $(VENV)/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) -m long
+	$(BIN)/python tools/machines.py $(WORKERS)
 
 check: lint
 	$(BIN)/pytest -n $(WORKERS) -m "not demo and not slow and not long"

@@ -1,10 +1,14 @@
-"""What holds for every test: no network, no tracker, the user's caches untouched, one thread, fixed seeds."""
+"""What holds for every test: no network, no tracker, the user's caches untouched, one thread, fixed seeds.
+
+``ABKD_TEST_SEED`` and ``ABKD_TEST_THREADS`` are other ones, for tests of numbers that must hold on any machine.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import random
+import re
 import shutil
 import tempfile
 
@@ -23,14 +27,32 @@ if os.environ.get("ABKD_TEST_GPU") != "1":
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
+NUMERIC = re.compile(r"/(divergences|laws|ops|sequences)/|/trust/test_t(07|09|1[0-4])_|/recipes/test_.*reductions")
+SEED, THREADS = (int(os.environ.get(f"ABKD_TEST_{name}", usual)) for name, usual in (("SEED", "0"), ("THREADS", "1")))
 ALL_THREADS = torch.get_num_threads()
-torch.set_num_threads(1)  # fixtures of a module run before those of a test
+torch.set_num_threads(THREADS)  # fixtures of a module run before those of a test
 
 
+# The same examples whenever and wherever the gate runs; more and others with another seed (tools/machines.py).
+settings.register_profile(
+    "abkd",
+    deadline=None,
+    derandomize=SEED == 0,
+    max_examples=20 if SEED else 10,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no fault
+)
+settings.load_profile("abkd")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     skip = pytest.mark.skip(reason="needs a CUDA device and ABKD_TEST_GPU=1")
     for item in items:
+        if NUMERIC.search(item.path.as_posix()):
+            item.add_marker("machines")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(skip)
 
@@ -51,14 +73,14 @@ def _own_cache(
 @pytest.fixture(autouse=True)
 def _one_thread(request: pytest.FixtureRequest):
     """Small tensors are faster on one thread, and tests run side by side; the demo runs alone."""
-    torch.set_num_threads(ALL_THREADS if request.node.get_closest_marker("demo") else 1)
+    torch.set_num_threads(ALL_THREADS if request.node.get_closest_marker("demo") else THREADS)
 
 
 @pytest.fixture(autouse=True)
 def _seeds():
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture(autouse=True)

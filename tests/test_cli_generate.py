@@ -81,14 +81,14 @@ def abkd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_goes_on_after_a_kill_and_with_more_processes(abkd: Shell) -> None:
     """One process is killed while it writes, two that know nothing of each other end its work: the file of one run."""
     part = abkd.path / "killed.jsonl.part-0"
@@ -102,7 +102,7 @@ def test_it_goes_on_after_a_kill_and_with_more_processes(abkd: Shell) -> None:
     part.write_bytes(whole + b'{"prompt": "What is li')  # the kill may have come between two rows
 
     both = [abkd.start("--output_file", "killed.jsonl", RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
-    ends = [(process.communicate(timeout=200), process.returncode) for process in both]
+    ends = [(process.communicate(timeout=900), process.returncode) for process in both]
     assert [code for _, code in ends] == [0, 0], ends
     told = "".join(out for (out, _), _ in ends)
     assert "The teacher's text is in killed.jsonl" in told

@@ -327,7 +327,7 @@ def test_named_settings_need_not_be_a_grid(shelf, tmp_path, begun):
     assert "--grid" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_do_one_run_after_the_other(shelf, tmp_path):
     """Both agree on what is to be done, also where a run is passed over and where one is begun anew."""
     output = tmp_path / "two"
@@ -339,7 +339,7 @@ def test_two_processes_do_one_run_after_the_other(shelf, tmp_path):
 
     def launch(*words: str) -> None:
         done = subprocess.run(
-            [sys.executable, *launcher, *flags, *words], env=environment, capture_output=True, text=True, timeout=200
+            [sys.executable, *launcher, *flags, *words], env=environment, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("The report: ") == 1

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long  # whole rounds of a benchmark, in processes of their own
+
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-4
 
@@ -17,7 +19,7 @@ TOLERANCE = 1e-4
 def run(script: str, out: Path) -> str:
     command = [sys.executable, "-m", f"benchmarks.{script}", "--tiny", "--rounds", "2", "--threads", "1"]
     done = subprocess.run(
-        [*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=200
+        [*command, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

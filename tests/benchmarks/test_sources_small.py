@@ -25,6 +25,7 @@ from benchmarks._sources_contestants import (
     TOP_K,
 )
 
+pytestmark = pytest.mark.long  # whole rounds of a benchmark, in processes of their own
 SIZE = sources.Size(steps=3, written=2, replayed=9, epochs=2, held_out=4)
 JOBS = {(job["kind"], job.get("contestant")): job for job in sources.jobs("tiny", 1, SIZE)}
 _ALL = """

@@ -11,6 +11,7 @@ from benchmarks import startup
 from training_parts import llama, rows, teacher, tokenizer
 
 
+@pytest.mark.long
 def test_phases_until_the_first_step(tmp_path: Path):
     for name, model in (("student", llama(0)), ("teacher", teacher())):
         model.save_pretrained(tmp_path / name)

@@ -14,6 +14,8 @@ from benchmarks import _step_report, step
 from benchmarks._step_contestants import CONTESTANTS
 from benchmarks._step_pairs import make_pair
 
+pytestmark = pytest.mark.long  # whole rounds of a benchmark, in processes of their own
+
 PEERS = importlib.util.find_spec("trl") is not None
 OURS = [name for name, each in CONTESTANTS.items() if each.package is None]
 

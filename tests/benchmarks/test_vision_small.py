@@ -12,6 +12,8 @@ from benchmarks import _vision_report, vision
 from benchmarks._vision_contestants import CONTESTANTS
 from benchmarks._vision_pairs import make_pair
 
+pytestmark = pytest.mark.long  # whole rounds of a benchmark, in processes of their own
+
 PRESENT = [name for name, each in CONTESTANTS.items() if each.absent() is None]
 
 

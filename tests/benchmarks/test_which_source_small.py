@@ -21,6 +21,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--student", str(directory / "student"), "--teacher", str(directory / "teacher"), "--quick"]
 
 
+@pytest.mark.long
 def test_everyone_is_taught_and_examined_once(
     pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

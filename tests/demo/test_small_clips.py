@@ -90,7 +90,7 @@ def test_distillation_without_labels_comes_near_the_teacher(tmp_path):
     assert scores["new_accuracy"] > 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_small_clips_of_the_demo(tmp_path):
     drawn = torch.get_rng_state()
     small = build_small(tmp_path)

@@ -28,6 +28,7 @@ def _fresh():
     torch.compiler.reset()
 
 
+@pytest.mark.long
 def test_small_numbers_survive_compilation() -> None:
     def decay_and_power(u: Tensor, parts: Tensor) -> tuple[Tensor, Tensor]:
         return mean(-u), power(-u, parts.unbind())
@@ -77,7 +78,7 @@ def test_the_quadrant_in_one_compiled_function() -> None:
         check(divergence, compiled)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("divergence", [JensenShannon(0.3), TotalVariation()], ids=repr)
 def test_others(divergence: Pointwise) -> None:
     check(divergence, compiled_terms(divergence))
