@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 import abkd
 from abkd.errors import ConfigError
-from abkd.models.loading import load_causal_lm, load_student
+from abkd.models.loading import load_causal_lm, load_student, load_tokenizer
 from abkd.models.saving import stored_dtype
 from training_parts import config, gap, llama, rows, teacher, tokenizer, weights
 
@@ -138,6 +138,14 @@ def test_a_trained_adapter_is_not_lost(
     assert ("training goes on from the adapter" if use_peft else "is merged into its base model") in caplog.text
     assert (tmp_path / "out" / "adapter_config.json").is_file() == use_peft
     torch.testing.assert_close(logits(load_causal_lm(str(tmp_path / "out"), what="out")), expected)
+
+
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: str, tmp_path: Path) -> None:
+    adapter(base, tmp_path / "student")
+    for file in (tmp_path / "student").glob("tokenizer*"):
+        file.unlink()
+    found = load_tokenizer(str(tmp_path / "student"), what="model_name_or_path")
+    assert found.get_vocab() == tokenizer().get_vocab()
 
 
 def test_a_teacher_may_be_an_adapter(base: str, tmp_path: Path) -> None:

@@ -48,9 +48,10 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
     kwargs = {"trust_remote_code": False, **kwargs}
     config = _config(name_or_path, what, kwargs)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
     except Exception as error:  # of many libraries; every one means that this model cannot be had
         raise ConfigError(_why_not(error, name_or_path, what, config)) from error
+    model, report = loaded
     _judge_weights(model, report, name_or_path, what, student=student)
     check_finite(model.named_parameters(), f"{what}: {name_or_path!r}")
     return model
@@ -103,6 +104,9 @@ def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
         raise ConfigError(f"{what}: {missing}")
     folder = Path(name_or_path).expanduser()
     if folder.is_dir() and not any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
+        if is_adapter(name_or_path):  # PEFT saves none with it
+            base = base_of(name_or_path, adapter_config(name_or_path, what), what)
+            return load_tokenizer(base, what=what)
         raise ConfigError(f"{what}: no tokenizer in {name_or_path!r}, {_TOKENIZER_WAY_OUT}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **kwargs})
