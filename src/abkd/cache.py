@@ -13,3 +13,12 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
     if os.environ.get("ABKD_CACHE"):
         return Path(os.environ["ABKD_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "abkd"
+
+
+def readable(size: float) -> str:
+    """Bytes for the eye."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB"

@@ -102,6 +102,19 @@ def cache(ctx: typer.Context) -> None:
     end_processes()
 
 
+@app.command("clean")
+def clean(
+    kinds: Annotated[
+        list[str] | None, typer.Argument(metavar="[data] [teacher] [teacher-text] [native]", help="What to delete.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all of them.")] = False,
+) -> None:
+    """Say what abkd keeps in its cache directory (copies of data among it), or delete it."""
+    from abkd.cli._clean import KINDS, clean_caches
+
+    clean_caches([*KINDS] if everything else kinds or [], console())
+
+
 @app.command("shrink")
 def shrink(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="The model to cut: a directory or a hub name.")],

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow
 import pyarrow.ipc
 
-from abkd.cache import cache_directory
+from abkd.cache import cache_directory, readable
 from abkd.data.columns import read_arrow
 from abkd.data.rows import Row, Table
 from abkd.storage import read_sealed, refusals, write_sealed
@@ -123,15 +123,6 @@ def hash_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-def readable(size: float) -> str:
-    """Bytes for the eye."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} GB"
-
-
 @cache
 def code() -> str:
     """What has made it: a hash of this package's source, and the version of Arrow."""
@@ -179,7 +170,7 @@ class StoredRows(Table):
     def columns(self) -> set[str]:
         """The names that any of these rows has."""
         shapes = self._about["shapes"]
-        return {name for shape in np.unique(self._of("columns")) for name in shapes[shape]}
+        return {name for shape in np.unique(self._of("columns")).tolist() for name in shapes[shape]}
 
     @property
     def key(self) -> str:
