@@ -100,7 +100,7 @@ def test_backward_twice_and_two_calls_add_up() -> None:
 
 
 def test_a_batch_split_in_parts_with_its_total_weight_gives_the_whole() -> None:
-    one = problem(row_weight=WEIGHT)
+    one = problem(row_weight=WEIGHT.double(), dtype=torch.float64)
     whole, wanted = gradients(one, AB)
     parts, loss = one.fresh(), 0.0
     for rows in (slice(0, 4), slice(4, 13)):
@@ -114,9 +114,9 @@ def test_a_batch_split_in_parts_with_its_total_weight_gives_the_whole() -> None:
         ).loss
         part.backward()
         loss += part.item()
-    assert loss == pytest.approx(whole.loss.item(), rel=1e-6)
+    assert loss == pytest.approx(whole.loss.item(), rel=1e-12)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(parts.leaves[name].grad, gradient, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(parts.leaves[name].grad, gradient, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias", "scale"])
