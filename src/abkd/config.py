@@ -91,7 +91,8 @@ class DistillConfig(TrainingArguments):
         default_factory=Dataset, metadata={"help": "who writes the sequences, as Mix(0.5, StudentSamples(), Dataset())"}
     )
     teacher: Teacher | str = field(
-        default_factory=Live, metadata={"help": "where p comes from: Live(), TopKCache(k=64), HiddenCache(), EMA()"}
+        default_factory=Live,
+        metadata={"help": "how its predictions are obtained: Live(), TopKCache(k=64), EMA()"},
     )
     lmbda: float | None = field(
         default=None, metadata={"help": "short form: the share of batches that the student writes"}

@@ -23,6 +23,7 @@ from abkd.recipe._changes import check_same_run, written
 from abkd.storage import read_sealed
 from abkd.trainer import DistillTrainer
 from abkd.trainer._checkpoints import checkpoints, newest_whole
+from abkd.trainer._hub import check_hub
 from abkd.trainer._modality import read_record
 from abkd.trainer._record import RECIPE_FILE, RESULT_FILE, describe
 from abkd.training_arguments import word
@@ -67,6 +68,7 @@ def _distill(recipe: Recipe, resume: bool, prepare: Callable[[], object] | None)
         logger.info("abkd: the run in %s is finished; nothing is left to do", directory)
         return None
     config = recipe.distill_config()
+    check_hub(config)
     config.overwrite_output_dir = not start  # what an earlier run in its place recorded is not to be taken up
     trainer = build_trainer(recipe, config, *load_data(recipe, config))
     if start:

@@ -165,3 +165,28 @@ def test_a_metric_that_is_not_measured_is_named_at_the_first_evaluation(tmp_path
     made = trainer(tmp_path, eval_dataset=rows(2), metric_for_best_model="forward_kl", eval_steps=1)
     with pytest.raises(ConfigError, match="'forward_kl', which this run does not measure; it measures loss"):
         made.evaluate()
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, *, offline: bool, token: str | None) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", unreachable)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"offline": True, "token": "x"}, "push_to_hub needs the hub, and HF_HUB_OFFLINE is set"),
+        ({"offline": False, "token": None}, "push_to_hub needs a token: run 'hf auth login'"),
+        ({"offline": False, "token": "x"}, r"the hub does not answer.*\(ConnectionError: no route\)"),
+    ],
+    ids=str,
+)
+def test_whether_the_hub_takes_a_student_is_seen_before_it_is_loaded(state, says, tmp_path, monkeypatch):
+    hub(monkeypatch, **state)
+    with pytest.raises(ConfigError, match=says):
+        DistillTrainer("no such model", "nor this", config(tmp_path, push_to_hub=True), train_dataset=rows(2))

@@ -45,7 +45,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Knowledge distillation with the α-β-divergence: a large model teaches a small one."""
@@ -89,7 +89,7 @@ def generate(ctx: typer.Context) -> None:
 
 @app.command("cache", cls=CacheHelp, context_settings=_FREE_FLAGS)
 def cache(ctx: typer.Context) -> None:
-    """Work out what the teacher says about a recipe's data, once: for teacher: TopKCache() or HiddenCache()."""
+    """Precompute the teacher's predictions for a recipe's data: for teacher: TopKCache() or HiddenCache()."""
     from abkd.cli._recipe import read_request
 
     recipe, _ = read_request(ctx.args, {})

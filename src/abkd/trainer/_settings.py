@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from abkd.config import DistillConfig
 from abkd.divergences import AlphaBeta
 from abkd.errors import ConfigError
+from abkd.trainer._hub import check_hub
 from abkd.training_arguments import word
 
 logger = logging.getLogger("abkd")
@@ -35,6 +36,7 @@ def check_settings(args: DistillConfig, eval_dataset: Any, options: Mapping[str,
     for name, way_out in _NOT_CALLED.items():
         if options.get(name) is not None:
             raise ConfigError(f"{name} has no effect here: {way_out}")
+    check_hub(args)
     if eval_dataset is None and word(args.eval_strategy) != "no":
         raise ConfigError(
             f"eval_strategy is {word(args.eval_strategy)!r}, but there is no eval_dataset to evaluate on: pass one, or "

@@ -187,8 +187,9 @@ class DistillTrainer(DataLoading):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Distances to the teacher and what the modality measures, by the op, without gathering a logit."""
-        if hasattr(self.optimizer, "eval"):  # schedule-free optimizers train other weights than they give
-            self.optimizer.eval()
+        optimizer: Any = self.optimizer
+        if hasattr(optimizer, "eval"):  # schedule-free optimizers train other weights than they give
+            optimizer.eval()
         values = held_out_metrics(self, dataloader)
         say_not_finite(self, values, self._not_finite)
         check_metric(self.distill_args, values)
