@@ -44,7 +44,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("source", "Dataset()", "whose text: StudentSamples(), Mix(...), ..."),
         Option("lmbda", "", "short: the share of batches that the student writes"),
         Option("max_completion_length", "256", "tokens that a model writes at most"),
-        Option("teacher", "Live()", "how its predictions are obtained: TopKCache(k=64), HiddenCache(), EMA()"),
+        Option("teacher", "Live()", "its predictions: TopKCache(k=64), HiddenCache(), EMA()"),
     ),
     "Training": (
         Option("learning_rate", "0.0001", "peak step size"),
