@@ -149,6 +149,84 @@ class TestChatTemplates:
             prepare_plain([{"text": "hello"}], chatml, apply_chat_template=True)
 
 
+class TestConversationsOfTables:
+    """Arrow gives every call and every schema the keys of all rows."""
+
+    ROWS = tuple(
+        {
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"type": "function", "function": {"name": tool, "arguments": {key: "Oslo"}}}],
+                },
+            ],
+            "tools": [{"type": "function", "function": {"name": tool, "parameters": {key: {"type": "string"}}}}],
+        }
+        for tool, key in (("weather", "city"), ("stock", "ticker"))
+    )
+
+    def test_they_are_what_their_rows_were(self, tmp_path):
+        import datasets
+
+        tokenizer = make_chatml()
+        tokenizer.chat_template = (
+            "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{% for m in messages %}{{ m.role }}"
+            "{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}<|im_end|>{% endfor %}"
+        )
+        table = datasets.Dataset.from_list(list(self.ROWS))
+        assert "'ticker': None" in str(table[0])
+        table.to_parquet(str(tmp_path / "rows.parquet"))
+        plain = [row["input_ids"] for row in prepare_dataset(self.ROWS, tokenizer)]
+        assert "null" not in tokenizer.decode(plain[0])
+        for source in (table, str(tmp_path / "rows.parquet")):
+            assert [row["input_ids"] for row in prepare_dataset(source, tokenizer)] == plain
+
+
+class TestExamplesOfOneRow:
+    """Where a template rewrites earlier answers, a row is several examples."""
+
+    TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 3
+
+    @pytest.fixture
+    def rewriting(self):
+        tokenizer = make_chatml()
+        tokenizer.chat_template = CHATML.replace(
+            "m['content']", "(m['content'] + ('!' if loop.last and m['role'] == 'assistant' else ''))"
+        )
+        return tokenizer
+
+    def test_they_are_counted_and_said_once(self, rewriting, caplog):
+        caplog.set_level("INFO", "abkd")
+        dataset = prepare_dataset([{"messages": self.TALK}] * 2, rewriting)
+        assert (len(dataset), dataset.account.rows, dataset.account.rendered) == (6, 2, 2)
+        (line,) = caplog.messages
+        assert "train, 2 of 2 rows: the chat template writes earlier turns in another way" in line
+
+    def test_those_that_fit_are_kept(self, rewriting):
+        whole = prepare_dataset([{"messages": self.TALK}], rewriting)
+        dataset = prepare_dataset([{"messages": self.TALK}], rewriting, max_length=whole.lengths[1])
+        assert list(dataset) == [whole[0], whole[1]]
+        assert dataset.truncated == 1
+        assert dataset.account.cut_tokens == sum(whole[2]["trained"])
+
+    def test_each_has_a_side_for_the_teacher(self, rewriting):
+        row = {"messages": self.TALK}
+        for example in prepare_dataset([row], rewriting, privileged=True, context="Know this."):
+            theirs = rewriting.decode(example["teacher_input_ids"])
+            assert theirs.startswith("<|im_start|>system\nKnow this.")
+            assert theirs.endswith(rewriting.decode(example["input_ids"]))
+
+
+def test_a_broken_template_is_one_sentence():
+    tokenizer = make_chatml()
+    tokenizer.chat_template = "{% for m in messages %}"
+    with pytest.raises(ConfigError, match="chat template is broken"):
+        prepare_dataset([{"messages": [USER, ASSISTANT]}] * 3, tokenizer)
+    assert len(prepare_dataset([{"text": "hello"}], tokenizer)) == 1
+
+
 def test_wrong_settings(chatml):
     with pytest.raises(ConfigError, match="'error' or 'drop', got 'skip'"):
         prepare_plain(ROWS, chatml, on_bad_row="skip")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from abkd.data.formats import BadRowError, Chat, PlainPair, PlainPrompt, PlainText, context_of, recognise
+from abkd.data.messages import row_of_table
 from abkd.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -35,6 +36,112 @@ def test_nulls_that_a_table_fills_in_are_not_fields():
 def test_tool_calls_need_no_content():
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}], "content": None}
     assert parse({"messages": [USER, call], "tools": [{"name": "f"}]}).tools == [{"name": "f"}]
+
+
+class TestShareGPT:
+    TALK = ({"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"})
+
+    @pytest.mark.parametrize("column", ["conversations", "conversation", "messages"])
+    def test_its_keys_are_read(self, column):
+        assert parse({column: list(self.TALK)}) == Chat((USER, ASSISTANT))
+        assert parse({column: [USER, ASSISTANT]}) == Chat((USER, ASSISTANT))
+
+    def test_its_speakers(self):
+        speakers = ["system", "human", "function_call", "observation", "GPT"]
+        values = ["be nice", "hi", '{"name": "f", "arguments": {"x": 1}}', "3", "hello"]
+        talk = [{"from": who, "value": value} for who, value in zip(speakers, values, strict=True)]
+        messages = parse({"conversations": talk}).messages
+        assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool", "assistant"]
+        assert messages[2]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
+
+    def test_a_system_message_and_tools_beside_it(self):
+        row = {"conversations": list(self.TALK), "system": "be nice", "tools": '[{"name": "f"}]'}
+        chat = parse(row)
+        assert chat.messages[0] == {"role": "system", "content": "be nice"}
+        assert chat.trained_turns() == [2]
+        assert chat.tools == [{"name": "f"}]
+        with pytest.raises(BadRowError, match="a column 'system' and a system message in the conversation"):
+            parse({**row, "conversations": [{"from": "system", "value": "x"}, *self.TALK]})
+
+    def test_an_unknown_speaker_is_named(self):
+        with pytest.raises(BadRowError, match="conversations: message 1 is from 'alien', expected one of human, user"):
+            parse({"conversations": [{"from": "alien", "value": "x"}, self.TALK[1]]})
+
+
+class TestAlpaca:
+    def test_a_question_with_its_input(self):
+        pair = parse({"instruction": "Add.", "input": "1 2", "output": "3"})
+        assert pair.as_chat().messages == (
+            {"role": "user", "content": "Add.\n\n1 2"},
+            {"role": "assistant", "content": "3"},
+        )
+        assert pair.prompt.endswith("### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n")
+        assert pair.completion == "3"
+
+    @pytest.mark.parametrize("given", [{}, {"input": ""}, {"input": None}])
+    def test_and_without(self, given):
+        pair = parse({"instruction": "Add.", "output": "3", **given})
+        assert pair.as_chat().messages[0]["content"] == "Add."
+        assert "Input" not in pair.prompt
+
+    def test_system_and_history_come_before_and_are_not_trained(self):
+        pair = parse({"instruction": "hi", "output": "hello", "system": "be nice", "history": [["a", "b"]]})
+        chat = pair.as_chat()
+        assert [message["content"] for message in chat.messages] == ["be nice", "a", "b", "hi", "hello"]
+        assert chat.trained_turns() == [4]
+        with pytest.raises(BadRowError, match="expected a list of"):
+            parse({"instruction": "hi", "output": "hello", "history": ["a"]})
+
+    def test_prompts_are_enough_where_a_model_writes(self):
+        assert parse({"instruction": "hi"}, completions=False).as_chat() == Chat((USER,), first_trained=1)
+        with pytest.raises(BadRowError, match="output is missing"):
+            recognise(["instruction", "output"])({"instruction": "hi"})
+
+
+class TestMessages:
+    def test_parts_of_text_are_put_together(self):
+        parts = [{"type": "text", "text": "h"}, "i"]
+        assert parse({"messages": [{**USER, "content": parts}, ASSISTANT]}).messages[0] == USER
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            ([{"type": "image", "image": "a.png"}], "message 1 has a part of type 'image'"),
+            ([{"type": "text"}], "a part of type 'text'"),
+            (4, "message 1 has content of type int"),
+            ({"text": "hi"}, "message 1 has content of type dict"),
+        ],
+    )
+    def test_content_that_is_no_text_is_named(self, content, why):
+        with pytest.raises(BadRowError, match=why):
+            parse({"messages": [{**USER, "content": content}, ASSISTANT]})
+
+    @pytest.mark.parametrize(
+        "mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": 0}, {"loss": False}]
+    )
+    def test_turns_that_are_context_only(self, mark):
+        chat = parse({"messages": [USER, {**ASSISTANT, **mark}, USER, {**ASSISTANT, "weight": 1}]})
+        assert chat == Chat((USER, ASSISTANT, USER, ASSISTANT), untrained=frozenset({1}))
+        assert chat.trained_turns() == [3]
+        assert chat.with_context("x").trained_turns() == [4]
+
+    def test_weights_between_are_refused(self):
+        with pytest.raises(BadRowError, match=r"message 2 has weight 0\.5: expected 1 .* or 0"):
+            parse({"messages": [USER, {**ASSISTANT, "weight": 0.5}]})
+
+    def test_a_null_that_was_written_stays_and_one_of_another_tool_does_not(self):
+        call = {"function": {"name": "f", "arguments": {"x": None, "of_another": None}}}
+        schema = {"properties": {"x": {"enum": [1, None], "default": None}, "of_another": None}}
+        tools = [{"type": "function", "function": {"name": "f", "parameters": schema, "strict": None}}]
+        chat = parse({"messages": [USER, {"role": "assistant", "tool_calls": [call]}], "tools": tools})
+        assert chat.messages[1]["tool_calls"][0]["function"]["arguments"] == {"x": None}
+        known = {"properties": {"x": {"enum": [1, None], "default": None}}}
+        assert chat.tools == [{"type": "function", "function": {"name": "f", "parameters": known}}]
+
+
+def test_a_table_has_filled_in_nulls_at_any_depth():
+    inner = {"a": None, "b": [{"c": None, "d": 1}, None]}
+    assert row_of_table({"prompt": None, "messages": inner}) == {"prompt": None, "messages": {"b": [{"d": 1}, None]}}
 
 
 def test_missing_columns_say_what_came():
@@ -114,6 +221,11 @@ class TestContexts:
         ({"messages": "hi"}, "messages is not a list"),
         ({"messages": []}, "messages is empty"),
         ({"messages": [USER]}, "no assistant turn"),
+        ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "no turn is trained"),
+        ({"messages": [USER, ASSISTANT], "tools": "{"}, "not valid JSON"),
+        ({"messages": [USER, ASSISTANT], "tools": ["f"]}, "tools is not a list of objects"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "tool call without a name"),
+        ({"conversations": [{"from": "human"}, ASSISTANT]}, "message without value"),
         ({"messages": [ASSISTANT]}, "starts with the assistant"),
         ({"messages": [USER, {**ASSISTANT, "content": " "}]}, "assistant turn is empty"),
         ({"text": None}, "text is null"),

@@ -5,11 +5,13 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from abkd.data import describe_sample
 from abkd.data.chat import OWN_EXAMPLES
 from abkd.data.formats import BadRowError, Chat, PlainPair, PlainText
-from abkd.data.tokenize import encode_text, tokenize
+from abkd.data.tokenize import MOVED, encode_text, tokenize
 from abkd.errors import DataError
 from tiny_parts import CHATML, make_chatml
 
@@ -119,6 +121,37 @@ class TestChat:
     def test_a_template_that_refuses(self, llama):
         with pytest.raises(BadRowError, match="only user and assistant"):
             tokenize(Chat(TALK), llama, 512)
+
+
+class TestBorders:
+    """Tokenizers of the SentencePiece kind put a space before each word, also where a completion begins."""
+
+    @pytest.fixture
+    def spaced(self):
+        plain = Tokenizer(models.BPE(unk_token="<unk>"))
+        plain.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        plain.decoder = decoders.Metaspace(prepend_scheme="always")
+        trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+        plain.train_from_iterator(["Answer: yes it is", "Answer: no it is not"] * 20, trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="</s>", unk_token="<unk>")
+
+    @pytest.mark.parametrize(
+        ("prompt", "completion"), [("Answer: ", "yes it is"), ("Answer:", " yes it is"), ("Answer: y", "es")]
+    )
+    def test_the_tokens_are_the_text(self, spaced, prompt, completion):
+        (example,), _, remarks, _ = tokenize(PlainPair(prompt, completion), spaced, 64)
+        assert spaced.decode(example["input_ids"], skip_special_tokens=True) == prompt + completion
+        assert remarks == ()
+        first = example["trained"].index(True)
+        assert example["input_ids"][:first] == spaced(prompt)["input_ids"], "what the model reads in use"
+
+    def test_where_no_border_fits_it_moves_and_that_is_said(self):
+        words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "see": 2, "you": 3, "yo": 4, "u": 5}, "<unk>"))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+        (example,), _, remarks, _ = tokenize(PlainPair("see yo", "u"), tokenizer, 64)
+        assert example == {"input_ids": [2, 3, 1], "trained": [False, True, True]}
+        assert remarks == (MOVED,)
 
 
 class TestTruncation:

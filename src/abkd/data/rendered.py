@@ -71,13 +71,15 @@ def _are_lost(chat: Chat, full: str, tokenizer: Any) -> bool:
 def _is_rendered(chat: Chat, index: int, text: str, full: str, tokenizer: Any) -> bool:
     """Whether the content of a message is in ``text``, perhaps written in another way."""
     message = chat.messages[index]
-    content = message.get("content", "")
-    if not isinstance(content, str) or not content.strip() or content.strip() in text:
+    given = message.get("content", "")
+    content = given if isinstance(given, str) else "".join(part["text"] for part in given)
+    if not content.strip() or content.strip() in text:
         return True
     visible = content.rpartition("</think>")[2].strip()
     if visible and visible in text:
         return True
-    other: Message = {**message, "content": content + _PROBE}
+    probe = content + _PROBE if isinstance(given, str) else [*given, {"type": "text", "text": _PROBE}]
+    other: Message = {**message, "content": probe}
     messages = (*chat.messages[:index], other, *chat.messages[index + 1 :])
     return not _changes_nothing(chat, messages, full, tokenizer)
 
