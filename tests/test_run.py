@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -409,3 +410,16 @@ def test_adapters_plain_text_and_no_held_out_rows(shelf, tmp_path):
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
     assert made.eval_dataset is None
     assert "CE(plain text)" in json.loads((tmp_path / "run" / "run.json").read_text())["objective"]
+
+
+def test_a_student_is_saved_in_the_type_of_its_folder(shelf, tmp_path):
+    small, out = tmp_path / "small", tmp_path / "out"
+    llama(0).bfloat16().save_pretrained(small)
+    tokenizer().save_pretrained(small)
+    asked = {"model_name_or_path": str(small), "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    trained = distill(Recipe.from_dict(values(shelf, out, **asked)))
+    types = [load_file(each / "model.safetensors")["lm_head.weight"].dtype for each in (out, out / "checkpoint-2")]
+    assert types == [torch.bfloat16, torch.float32]
+    assert trained.model.dtype == torch.float32
+    rounded = [line for line in records(out) if "eval_forward_kl" in line and line["step"] == 2]
+    assert len({line["eval_forward_kl"] for line in rounded}) == 2  # as it was trained, then as it is saved
