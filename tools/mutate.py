@@ -126,7 +126,7 @@ def drawn(count: int, seed: int) -> list[Mutant]:
 
 
 def _operators() -> Iterator[tuple[str, Any]]:
-    from cosmic_ray.plugins import get_operator, operator_names
+    from cosmic_ray.plugins import get_operator, operator_names  # type: ignore[import-not-found]
 
     for name in operator_names():
         if "Variable" not in name:  # they need to be told the variables
@@ -134,7 +134,7 @@ def _operators() -> Iterator[tuple[str, Any]]:
 
 
 def _mutations(path: Path) -> Iterator[tuple[str, int, object]]:
-    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.ast import ast_nodes, get_ast  # type: ignore[import-not-found]
 
     tree = get_ast(path.read_text(encoding="utf-8"))
     for name, operator in _operators():
@@ -144,8 +144,8 @@ def _mutations(path: Path) -> Iterator[tuple[str, int, object]]:
 
 
 def _mutant(path: str, place: Any, name: str, index: int) -> Mutant | None:
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator
+    from cosmic_ray.mutating import mutate_code  # type: ignore[import-not-found]
+    from cosmic_ray.plugins import get_operator  # type: ignore[import-not-found]
 
     before = (ROOT / path).read_text(encoding="utf-8")
     after = mutate_code(before, get_operator(name)(), index)

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
+from transformers.trainer_utils import IntervalStrategy
+
 from abkd.config import TEXT, DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
 from abkd.errors import ConfigError, OutputDirError
@@ -181,7 +183,7 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
         logger.info("abkd: the held-out rows have no completions, so nothing is evaluated on them")
         held_out = None
     if held_out is not None and "eval_strategy" not in recipe.config and word(config.eval_strategy) == "no":
-        config.eval_strategy = type(config.eval_strategy)("epoch")
+        config.eval_strategy = IntervalStrategy("epoch")
     elif held_out is None and word(config.eval_strategy) != "no":
         raise ConfigError(
             "eval_strategy and load_best_model_at_end need held-out rows, and there are none: set eval_file or "

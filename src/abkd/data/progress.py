@@ -20,7 +20,7 @@ def progress(items: Iterable[T], total: int | None, doing: str, *, each: int = 1
     return _shown(items, total, doing)
 
 
-def _shown(items: Iterable[T], total: int, doing: str) -> Iterator[T]:
+def _shown(items: Iterable[T], total: int | None, doing: str) -> Iterator[T]:
     from rich.progress import track
 
     console = terminal.console()

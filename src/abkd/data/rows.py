@@ -47,7 +47,7 @@ class Rows(Sequence[Row]):
     """
 
     rows: Sequence[Row]
-    numbers: Sequence[int]
+    numbers: Sequence[int] | npt.NDArray[np.int64]
     name: str = ""
     unit: str = "row"
     parts: tuple[Part, ...] = ()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow
 from torch.utils.data import DataLoader, Dataset
@@ -125,7 +125,7 @@ def _pieces(rows: Rows, steps: Steps, name: str) -> Iterator[_Piece]:
 def _by_workers(pieces: _Pieces, workers: int, name: str) -> Iterator[_Piece]:
     with _single_threaded():
         try:
-            yield from DataLoader(pieces, batch_size=None, num_workers=workers, collate_fn=_same)
+            yield from DataLoader(pieces, batch_size=None, num_workers=workers, collate_fn=cast(Any, _same))
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

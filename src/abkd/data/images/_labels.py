@@ -58,7 +58,7 @@ def empty_classes(labels: NDArray[np.int64] | None, class_names: Sequence[str] |
         return []
     count = int(labels.max()) + 1 if class_names is None else len(class_names)
     without = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
-    return [str(number) if class_names is None else class_names[number] for number in without]
+    return [str(number) if class_names is None else class_names[number] for number in without.tolist()]
 
 
 def _flat(labels: Any, name: str) -> list[Any]:
