@@ -39,7 +39,6 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("ce_weight", "0.0", "the general form: ce_weight·CE"),
         Option("kd_weight", "1.0", "  + kd_weight·divergence"),
         Option("max_length", "1024", "tokens of prompt and completion together"),
-        Option("apply_chat_template", "", "plain rows as turns; unset: where both models have a template"),
     ),
     "Who writes, who teaches": (
         Option("source", "Dataset()", "whose text: StudentSamples(), Mix(...), ..."),
