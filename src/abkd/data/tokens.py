@@ -116,10 +116,15 @@ def _batch(examples: Sequence[Example]) -> pyarrow.RecordBatch:
 
 def _pieces(rows: Rows, steps: Steps, name: str) -> Iterator[_Piece]:
     pieces = _Pieces(rows, steps)
-    workers = min(len(os.sched_getaffinity(0)), _PROCESSES, len(pieces)) if len(rows) > FEW else 1
+    workers = min(_processors(), _PROCESSES, len(pieces)) if len(rows) > FEW else 1
     here = (pieces[index] for index in range(len(pieces)))
     done = here if workers == 1 else _by_workers(pieces, workers, name)
     yield from progress(done, len(pieces), f"tokenising {name}", each=_AT_ONCE)
+
+
+def _processors() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _by_workers(pieces: _Pieces, workers: int, name: str) -> Iterator[_Piece]:
