@@ -92,6 +92,8 @@ def test_steps_are_values_in_the_notation(step):
     ("text", "message"),
     [
         ("RandomCrop(0)", "padding of at least 1 pixel, got 0"),
+        ("RandomCrop(1000000000000)", "at most 16384"),
+        ("Mixup(1e308)", "at most 1e6"),
         ("RandomCrop(1.5)", "got 1.5"),
         ("HorizontalFlip(0)", "above 0, at most 1, got 0"),
         ("HorizontalFlip(nan)", "got nan"),

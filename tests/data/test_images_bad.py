@@ -286,7 +286,7 @@ class TestPrepare:
             prepare_images(rows)
         assert prepare_images(rows, size=6)[1]["pixels"].shape == (3, 6, 6)
 
-    @pytest.mark.parametrize("size", [0, -3, (4,), (4, 0), 2.5, True, (1, 2, 3)])
+    @pytest.mark.parametrize("size", [0, -3, (4,), (4, 0), 2.5, True, (1, 2, 3), 10**9])
     def test_sizes_that_cannot_be_meant(self, size):
         with pytest.raises(ConfigError, match="image_size is a side in pixels"):
             prepare_images([PHOTO], size=size)

@@ -193,6 +193,7 @@ class TestFolders:
         assert images.where(0) == rf"{tmp_path.name}/caf\xe9/caf\xe9.png"
         assert np.array_equal(images.image(0), PIXELS[0])
         assert r"1 .caf\xe9" in caplog.text
+        assert load_images([(PIXELS[0], "\ud800")]).class_names == (r"\ud800",)  # JSON can spell it
 
     def test_a_folder_that_cannot_be_read(self, tmp_path, monkeypatch):
         folder(tmp_path / "photos")

@@ -168,6 +168,8 @@ def load_student(directory: Path | str) -> Classifier:
 
     directory = Path(directory)
     try:
+        if not (directory / DESCRIPTION_FILE).is_file():
+            raise FileNotFoundError
         told = json.loads((directory / DESCRIPTION_FILE).read_bytes())
         student = _rebuilt(told)
         student.load_state_dict(load_file(directory / WEIGHTS_FILE))

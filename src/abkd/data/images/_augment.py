@@ -31,14 +31,14 @@ class RandomCrop(Augmentation):
     """A part of the image's own size, after ``padding`` black pixels were added on each side (He et al., 2016).
 
     Raises:
-        ConfigError: ``padding`` is not a whole number of at least 1.
+        ConfigError: ``padding`` is not a whole number from 1 to 16384.
     """
 
     padding: int = 4
 
     def __post_init__(self) -> None:
-        if isinstance(self.padding, bool) or not isinstance(self.padding, int) or self.padding < 1:
-            raise ConfigError(f"RandomCrop needs a padding of at least 1 pixel, got {self.padding!r}")
+        if type(self.padding) is not int or not 1 <= self.padding <= 16_384:
+            raise ConfigError(f"RandomCrop needs a padding of at least 1 pixel, got {self.padding!r} (at most 16384)")
 
     def __call__(self, image: Uint8, rng: np.random.Generator) -> Uint8:
         height, width, channels = image.shape
@@ -122,8 +122,8 @@ class Mixup(Augmentation):
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
-            raise ConfigError(f"Mixup needs an alpha above 0, got {self.alpha!r}")
+        if not (_is_number(self.alpha) and 0 < self.alpha <= 1e6):  # far beyond, numpy's Beta overflows
+            raise ConfigError(f"Mixup needs an alpha above 0, at most 1e6, got {self.alpha!r}")
         if not (_is_number(self.share) and 0 < self.share <= 1):
             raise ConfigError(f"Mixup needs a share above 0, at most 1, got {self.share!r}")
 

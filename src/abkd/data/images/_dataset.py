@@ -19,6 +19,8 @@ from abkd.data.images._resize import fit, stretch
 from abkd.data.prepared import Prepared
 from abkd.errors import ConfigError, DataError
 
+_LARGEST = 16_384
+
 
 class ImageExample(TypedDict):
     """One image, of which a batch is made.
@@ -168,8 +170,8 @@ def _checked(augmentation: Augmentation | Sequence[Augmentation]) -> tuple[Augme
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in pair):
-        raise ConfigError(f"image_size is a side in pixels, or (height, width), of at least 1; got {size!r}")
+    if len(pair) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST for side in pair):
+        raise ConfigError(f"image_size is a side in pixels, or (height, width), from 1 to {_LARGEST}; got {size!r}")
     return pair
 
 

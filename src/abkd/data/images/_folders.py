@@ -40,7 +40,7 @@ def read_folder(root: Path, split: str) -> Images:
     if loose:
         return Images(Files(root, loose), name=name)
     labels = np.repeat(np.arange(len(folders)), [len(group) for group in by_class])
-    return Images(Files(root, paths), labels=labels, class_names=list(map(printable, folders)), name=name)
+    return Images(Files(root, paths), labels=labels, class_names=folders, name=name)
 
 
 def splits_of_folder(root: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from abkd.data.formats import BadRowError
 from abkd.data.images._decode import Uint8, decoded, digest, encoded, quiet, size_of
 from abkd.data.images._labels import empty_classes
-from abkd.data.images._pixels import Array, Pixels
+from abkd.data.images._pixels import Array, Pixels, printable
 from abkd.data.progress import progress
 from abkd.errors import DataError
 
@@ -38,7 +38,7 @@ class Images:
         digests: NDArray[np.uint8] | None = None,
     ) -> None:
         self.labels, self.name = labels, name
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = None if class_names is None else tuple(map(printable, class_names))
         self._pixels, self._digests = pixels, digests
         self._rows = np.arange(len(pixels)) if rows is None else rows
 

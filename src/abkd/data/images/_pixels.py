@@ -11,8 +11,11 @@ from abkd.data.images._decode import Uint8
 
 
 def printable(name: str) -> str:
-    r"""A file's name as text that can be written anywhere: bytes that are no UTF-8 become ``\xff``."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""A name as text that can be written anywhere: bytes of a file's name that are no UTF-8 become ``\xff``."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, as JSON can spell it
+        return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Pixels(Protocol):

@@ -12,6 +12,7 @@ from torch import nn
 from abkd import imports
 from abkd.errors import ConfigError
 from abkd.models import cifar
+from abkd.models.loading import check_finite
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import timm_preparation
 from abkd.models.vision._rows import Classifier
@@ -85,6 +86,7 @@ def _from_cifar(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier
     model = architecture(source, options)
     if checkpoint is not None:
         cifar.load_checkpoint(model, checkpoint)
+        check_finite(model.state_dict().items(), f"{wanted.what}: {checkpoint}")
     return Classifier(model, _CIFAR, wanted.own_names, source, options)
 
 
