@@ -124,9 +124,9 @@ def test_captions_that_cannot_be_meant(clip, tokenizer, names, template, error, 
 
 
 def test_no_clip_there(tmp_path, directory):
-    with pytest.raises(ConfigError, match=r"teacher_model_name_or_path: cannot load a CLIP from .*nowhere"):
+    with pytest.raises(ConfigError, match=r"teacher_model_name_or_path: there is no model directory .*nowhere"):
         load_clip_pair(str(tmp_path / "nowhere"), str(directory), NAMES)
-    with pytest.raises(ConfigError, match=r"^model_name_or_path: cannot load a CLIP from .*nowhere"):
+    with pytest.raises(ConfigError, match=r"^model_name_or_path: there is no model directory .*nowhere"):
         load_clip_pair(str(directory), str(tmp_path / "nowhere"), NAMES)
 
 

@@ -123,7 +123,7 @@ class Mixup(Augmentation):
 
     def __post_init__(self) -> None:
         if not (_is_number(self.alpha) and 0 < self.alpha <= 1e6):  # far beyond, numpy's Beta overflows
-            raise ConfigError(f"Mixup needs an alpha above 0, at most 1e6, got {self.alpha!r}")
+            raise ConfigError(f"Mixup needs an alpha above 0, got {self.alpha!r} (at most 1e6)")
         if not (_is_number(self.share) and 0 < self.share <= 1):
             raise ConfigError(f"Mixup needs a share above 0, at most 1, got {self.share!r}")
 
