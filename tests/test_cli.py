@@ -154,6 +154,7 @@ def test_distill_takes_a_recipe_and_flags_win(abkd: Abkd, flags: list[str], runs
 def test_distill_resumes(abkd: Abkd, flags: list[str], runs: list[Any]) -> None:
     assert abkd("distill", *flags, "--resume").exit_code == 2
     Path(flags[-1], "checkpoint-5").mkdir(parents=True)
+    Path(flags[-1], "checkpoint-5", "trainer_state.json").write_text("{}")
     assert abkd("distill", *flags).exit_code == 2
     assert abkd("distill", *flags, "--resume").exit_code == 0
     assert [resume for _, resume in runs] == [True]
