@@ -22,5 +22,5 @@ DEFAULTS = [
 
 @pytest.mark.parametrize("written", DEFAULTS)
 def test_defaults_are_the_published_ones(written: str) -> None:
-    kind: type[Divergence] = getattr(divergences, written.split("(")[0])
+    kind: type[Divergence] = getattr(divergences, written.partition("(")[0])
     assert repr(kind()) == written
