@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
-from abkd.errors import OutputDirError
-from abkd.trainer import _checkpoints
+from abkd.errors import OutputDirError, StorageError
+from abkd.trainer import _checkpoints, _save
 from training_parts import gap, llama, rows, trainer, weights
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -222,3 +223,33 @@ def child(code: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["room in another place", "room nowhere"])
+def test_without_checkpoints_a_full_disk_at_the_end_does_not_lose_the_student(tmp_path, monkeypatch, elsewhere):
+    """save_strategy: no has nothing else to go back to."""
+    rescue = tmp_path / "rescue"
+    rescue.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(rescue))
+    monkeypatch.setattr(_save, "LAST_RESORTS", ())
+    made = trainer(tmp_path / "run", max_steps=1)
+    made.train()
+    write = made._write_student
+
+    def full(directory: Path) -> None:
+        write(directory)
+        if not (elsewhere and directory.is_relative_to(rescue)):
+            raise Exception("File too large (os error 27)")  # as tokenizers raises it
+
+    monkeypatch.setattr(made, "_write_student", full)
+    with pytest.raises(StorageError) as refused:
+        made.save_model()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not list((tmp_path / "run").glob(".student*"))
+    kept = list(rescue.glob("abkd-student-*/model.safetensors"))
+    if elsewhere:
+        assert f"It is kept in {kept[0].parent} instead" in str(refused.value)
+        assert gap(load_file(kept[0]), made.model) == 0.0
+    else:
+        assert not kept
+        assert "there is no checkpoint (save_strategy)" in str(refused.value)

@@ -38,7 +38,14 @@ class _Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else ""
-        terminal.console().print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+        terminal.console().print(
+            _printable(record.getMessage()), style=style, markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def _printable(text: str) -> str:
+    """Names of files need not be UTF-8: what is not is escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def speak() -> None:
@@ -96,5 +103,7 @@ def _out_of_memory(error: Exception) -> bool:
 def _ended(message: str, exit_code: int) -> typer.Exit:
     # One process per machine speaks: each may see other files, but all of one machine fail for the same reason.
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        terminal.console().print(f"abkd: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        terminal.console().print(
+            _printable(f"abkd: {message}"), style="red", markup=False, highlight=False, soft_wrap=True
+        )
     return typer.Exit(exit_code)

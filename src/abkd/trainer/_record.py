@@ -70,7 +70,7 @@ class Record:
             output_dir.note(self.directory, *OURS, *_tracked(self.trainer, self.directory))
             (self.directory / RESULT_FILE).unlink(missing_ok=True)
             text = self.recipe if self.recipe is not None else recipe_of(self.trainer)
-            write_whole(self.directory / RECIPE_FILE, text.encode())
+            write_whole(self.directory / RECIPE_FILE, text.encode(errors="backslashreplace"))
             told = describe(self.trainer) | ({"resumed": resumed} if resumed else {})
             told |= {"begun_in": "Python"} if self.recipe is None else {}
             write_whole(self.directory / RUN_FILE, strict_json(told).encode())

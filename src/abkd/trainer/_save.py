@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
 
 _DRAFT = ".student.draft"
+LAST_RESORTS = ("/dev/shm", os.path.expanduser("~"))
+"""Where a student is kept that neither its place nor the temporary directory takes."""
 
 
 def save_student(trainer: DistillTrainer, place: Path, write: Callable[[Path], None]) -> None:
@@ -62,7 +64,7 @@ def _move(draft: Path, place: Path, *, own: bool) -> None:
 
 def _keep_elsewhere(write: Callable[[Path], None], saved_step: int) -> str:
     """Write the student to a folder on another disk (or in memory); says where it is, or that nothing takes it."""
-    for parent in dict.fromkeys((tempfile.gettempdir(), "/dev/shm", str(Path.home()))):
+    for parent in dict.fromkeys((tempfile.gettempdir(), *LAST_RESORTS)):
         folder = None
         with suppress(OSError, StorageError), refusals("the student", ""):
             folder = Path(tempfile.mkdtemp(prefix="abkd-student-", dir=parent))
