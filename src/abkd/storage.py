@@ -90,10 +90,25 @@ def _plain_scalar(value: Any) -> Any:
     )
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, wherever it came from.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is no JSON, no UTF-8, nested too deeply, or no regular file (a pipe would never end).
+    """
+    if not path.is_file() and path.exists():
+        raise ValueError(f"{path.name} is no regular file")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+
+
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """What :func:`write_sealed` wrote; None where it was changed, cut short or is not there."""
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
     except (OSError, ValueError):
         return None
     if not isinstance(values, dict) or values.pop(_SEAL, None) != _seal(values):

@@ -55,6 +55,7 @@ class Fault(TrainerCallback):
                 trained[self.room % len(trained)].view(-1)[0] = torch.nan
         elif self.kind == "full disk":
             fill(Path(args.output_dir).parent, self.room)
+            self.kind = "done"
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         if state.global_step >= self.after and self.kind == "NaN gradient":

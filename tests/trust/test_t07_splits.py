@@ -79,6 +79,16 @@ def test_batch_size_and_accumulation_change_nothing(tmp_path, variant, family):
                 assert theirs[name] == pytest.approx(mine[name], rel=1e-6), name
 
 
+def test_the_loss_of_a_step_is_one_number(tmp_path):
+    """In float64, where rounding does not hide anything."""
+    losses = []
+    for batch, n in SPLITS:
+        *_, records = run(tmp_path / str(batch), llama(0).double(), batch, n, teach=teacher().double())
+        losses.append([(record["loss"], record["grad_norm"]) for record in records])
+    for other in losses[1:]:
+        assert other == [pytest.approx(step, rel=1e-7) for step in losses[0]]
+
+
 @pytest.mark.parametrize("source", ["StudentSamples(temperature=0)", "Union(Dataset(), StudentSamples(temperature=0))"])
 def test_given_the_same_text_a_step_is_the_same_however_it_is_split(tmp_path, source):
     """Greedy text is a function of the weights alone, so even what is written is the same."""

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from two_processes import IMAGES, SHARDED, VARIANTS, build
 
-from training_parts import gap, llama, rows, teacher, tokenizer, weights
+from abkd.errors import OutputDirError
+from training_parts import gap, llama, rows, teacher, tokenizer, trainer, weights
 
 # accelerate shards on CPUs, and transformers reads the optimizer of several CPU processes, only since then
 since_5 = pytest.mark.skipif(transformers.__version__.startswith("4."), reason="needs transformers 5")
@@ -109,6 +110,24 @@ def test_two_processes_resume_exactly(tmp_path, sharded):
     assert done.returncode == 0, done.stderr[-4000:]
     assert gap(load_file(directory / "weights.safetensors"), whole) == 0.0
     assert [line["loss"] for line in records(directory)] == [line["loss"] for line in log]
+    alone = tmp_path / "alone"
+    shutil.copytree(directory / "checkpoint-2", alone / "resumed" / "checkpoint-2")
+    one = build(alone, "resumed", 1)
+    if sharded:
+        with pytest.raises(OutputDirError, match="it was saved in shards"):
+            one.train(resume_from_checkpoint=True)
+    else:
+        one.train(resume_from_checkpoint=True)
+        assert gap(one.model, whole) < 2e-6
+
+
+def test_a_checkpoint_in_shards_is_refused_by_one_process(tmp_path):
+    """transformers would begin the optimizer anew, or fail."""
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    trainer(tmp_path, **options).train()
+    (tmp_path / "checkpoint-1" / "pytorch_model_fsdp.bin").touch()
+    with pytest.raises(OutputDirError, match=r"saved in shards \(FSDP\), and this run is not; launch it as before"):
+        trainer(tmp_path, **options).train(resume_from_checkpoint=True)
 
 
 @since_5

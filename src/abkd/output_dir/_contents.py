@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from abkd.errors import OutputDirError
 from abkd.output_dir._lock import LOCK, is_held
-from abkd.storage import DRAFTS, refusals, strict_json, write_whole
+from abkd.storage import DRAFTS, read_json, refusals, strict_json, write_whole
 
 MANIFEST = ".abkd_files.json"
 OF_CHECKPOINT = "abkd_manifest.json"
@@ -135,7 +134,7 @@ def _runs_of_sweep(directory: Path) -> frozenset[str]:
 
 def _json(path: Path) -> object:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path)
     except (OSError, ValueError):
         return None
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from abkd.errors import DataError
+from abkd.storage import read_json
 
 logger = logging.getLogger("abkd")
 
@@ -106,8 +107,10 @@ def _yaml(path: Path, text: str) -> Record:
 
 def _json(path: Path) -> Record:
     try:
-        return _mapping(path, json.loads(_text(path) or "{}"))
-    except json.JSONDecodeError as error:
+        return _mapping(path, read_json(path) if path.exists() else {})
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    except ValueError as error:
         raise DataError(
             f"{path} is not JSON: {error}. Restore it or remove it, then write the report again."
         ) from error

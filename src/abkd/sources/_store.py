@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from abkd.errors import DataError, OutputDirError
 from abkd.generation import Completion
 from abkd.generation._draw import as_bytes
-from abkd.storage import refusals, write_whole
+from abkd.storage import read_json, refusals, write_whole
 
 logger = logging.getLogger("abkd")
 
@@ -220,7 +220,7 @@ class Store:
 
     def _recorded(self, name: str) -> Any:
         try:
-            return json.loads(self.record.read_bytes())[name]
+            return read_json(self.record)[name]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{self.record} is damaged ({error}): remove {self.record.name}* to have the text written anew"

@@ -16,7 +16,7 @@ from typing import Any
 
 from abkd.errors import OutputDirError
 from abkd.output_dir import OF_CHECKPOINT
-from abkd.storage import refusals, write_whole
+from abkd.storage import read_json, refusals, write_whole
 
 logger = logging.getLogger("abkd")
 
@@ -37,7 +37,7 @@ def why_broken(checkpoint: Path) -> str | None:
     if not manifest.is_file():
         return "it was never finished"
     try:
-        entries = dict(json.loads(manifest.read_bytes()))
+        entries = dict(read_json(manifest))
     except (OSError, ValueError, TypeError):
         return f"{MANIFEST} cannot be read"
     for name, entry in entries.items():

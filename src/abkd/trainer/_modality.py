@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
 from abkd.ops import Plan, plan_for
 from abkd.ops._types import Rows, TeacherRows
-from abkd.storage import strict_json, write_whole
+from abkd.storage import read_json, strict_json, write_whole
 from abkd.teachers import Reader
 
 if TYPE_CHECKING:
@@ -197,7 +196,7 @@ def read_record(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        known = json.loads(file.read_bytes())
+        known = read_json(file)
     except (OSError, ValueError):
         known = None
     if not isinstance(known, dict):

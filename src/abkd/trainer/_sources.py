@@ -202,8 +202,10 @@ def load_state(trainer: DistillTrainer, checkpoint: Path) -> None:
     """Go on from a checkpoint.
 
     Raises:
-        OutputDirError: it holds nothing of this source or teacher, or was made by another number of processes.
+        OutputDirError: it holds nothing of this source or teacher, was made by another number of processes, or in
+            shards where this run has none (or the other way round).
     """
+    _check_form(trainer, checkpoint)
     if trainer.supply is not None:
         file = checkpoint / _source_file(trainer)
         if not file.is_file():
@@ -215,6 +217,17 @@ def load_state(trainer: DistillTrainer, checkpoint: Path) -> None:
     file = checkpoint / _TEACHER_FILE
     if trainer.models.teacher is not None:
         trainer.models.teacher.load(load_file(file) if file.is_file() else {})
+
+
+def _check_form(trainer: DistillTrainer, checkpoint: Path) -> None:
+    """Refuse a checkpoint whose optimizer this run could not read: transformers would fail, or begin it anew."""
+    sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
+    if sharded != bool(trainer.is_fsdp_enabled):
+        forms = ("from one process or replicas (DDP)", "in shards (FSDP)")
+        raise OutputDirError(
+            f"cannot resume from {checkpoint}: it was saved {forms[sharded]}, and this run is not; launch it as "
+            "before, or start anew in another output_dir"
+        )
 
 
 def check_unsharded(trainer: DistillTrainer) -> None:

@@ -16,6 +16,7 @@ _OF_IDENTITY = {"teacher": "teacher", "tokenizer": "tokenizer", "chat_template":
 _OWN = {"format": "format", "kind": "kind", "temperature": "kd_temperature", "k": "k", "dtype": "dtype"}
 
 _OF_IMAGES = " of images"
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 Values = Mapping[str, Any]
 
@@ -42,8 +43,20 @@ def owner(values: Values) -> str:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; None where there is none, or it was changed or cut short."""
-    return read_sealed(folder / FILE)
+    """The manifest of a folder; None where there is none, or it was changed or cut short, or says no sense."""
+    values = read_sealed(folder / FILE)
+    return values if values is not None and _is_sound(values) else None
+
+
+def _is_sound(values: Values) -> bool:
+    """Whether everything is there that is read later, in its type: a seal tells of accidents, not of intent."""
+    kind, of_kind = values.get("kind"), {}
+    if isinstance(kind, str) and kind.startswith("TopKCache"):
+        of_kind = {"classes": int, "k": int, "temperature": float}
+    types = {"kind": str, "computed_in": str, "head_rows": int, **of_kind}
+    if any(type(values.get(name)) is not each for name, each in types.items()):
+        return False
+    return values["computed_in"] in _DTYPES and all(values[name] > 0 for name, each in types.items() if each is not str)
 
 
 def write(folder: Path, values: Values) -> None:
@@ -62,6 +75,6 @@ def check(folder: Path, manifest: Values, wanted: Values) -> None:
     ]
     if different:
         raise ConfigError(
-            f"the cache {folder}, made of {manifest['name']}, cannot be used here: {', '.join(different)}. Give "
+            f"the cache {folder}, made of {manifest.get('name')}, cannot be used here: {', '.join(different)}. Give "
             "another path, or none, and build it with abkd cache"
         )

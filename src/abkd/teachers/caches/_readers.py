@@ -137,6 +137,11 @@ class TopKReader(CacheReader):
 
     def __call__(self, view: View) -> TopK | Dense:
         rows = decode(self.columns(view), self.head_rows)
+        if len(rows) and int(rows.ids.amax()) >= self.head_rows:
+            raise DataError(
+                f"the cache {self.store.folder} names classes beyond its {self.head_rows}: abkd did not write it so. "
+                "Remove it and build it with abkd cache"
+            )
         if self.of_images and self.exact:  # logits have no temperature yet, so they serve at any
             logits = rows.log_p * self.manifest["temperature"]
             return Dense(torch.empty_like(logits).scatter_(-1, rows.ids, logits))

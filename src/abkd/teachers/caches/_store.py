@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -87,7 +87,10 @@ def open_store(folder: Path, owner: str, *, check: bool = True) -> Store:
     store = Store(folder)
     for index in sorted(folder.glob("rows-*.json")):
         shard = index.with_suffix(".safetensors")
-        reason = (why_broken(index) if check else None) or _add(store, shard, owner)
+        try:
+            reason = (why_broken(index) if check else None) or _add(store, shard, owner)
+        except (LookupError, OSError, SafetensorError, TypeError, ValueError) as error:  # sealed, but by somebody else
+            reason = f"it holds no rows of a cache ({' '.join(str(error).split())})"
         if reason is None:
             store.bytes += shard.stat().st_size + index.stat().st_size
         else:
@@ -115,9 +118,10 @@ def _add(store: Store, shard: Path, owner: str) -> str | None:
         if (file.metadata() or {}).get(_OWNER) != owner:
             return _FOREIGN
         columns = {name: _indexable(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # no mapping
-    keys, runs = columns.pop(_KEYS).numpy().tobytes(), columns.pop(_RUNS).tolist()
-    start, shared = 0, {}
-    for number, own in _grouped(runs):
+    stored, runs = columns.pop(_KEYS), columns.pop(_RUNS)
+    _check_shapes(stored, runs, columns, store)
+    keys, start, shared = stored.numpy().tobytes(), 0, {}
+    for number, own in _grouped(runs.tolist()):
         found = shared.setdefault(own, own)  # of millions of images it is the same
         key = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES]
         place = Place(len(store.columns), start, found)
@@ -128,6 +132,22 @@ def _add(store: Store, shard: Path, owner: str) -> str | None:
     store.columns.append(columns)
     store.rows += start
     return None
+
+
+def _check_shapes(keys: Tensor, runs: Tensor, columns: Mapping[str, Tensor], store: Store) -> None:
+    """Raise ValueError where a shard's parts do not fit each other, or its columns those of the shards before it."""
+    if keys.dtype != torch.uint8 or keys.ndim != 2 or keys.shape[1] != KEY_BYTES or runs.dtype != torch.int32:
+        raise ValueError("keys or runs of another type")
+    if runs.ndim != 2 or runs.shape[1] != 3 or bool((runs < 0).any()):
+        raise ValueError("runs of another form")
+    numbers, rows = runs[:, 0].unique(), int(runs[:, 2].sum())
+    if not torch.equal(numbers, torch.arange(len(keys), dtype=numbers.dtype)):
+        raise ValueError("other sequences than keys")
+    form = {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+    if any(len(column) != rows for column in columns.values()):
+        raise ValueError("other rows than runs")
+    if store.columns and form != {name: (each.dtype, each.shape[1:]) for name, each in store.columns[0].items()}:
+        raise ValueError("other columns than the shards before it")
 
 
 def _grouped(runs: Iterable[Sequence[int]]) -> Iterator[tuple[int, tuple[Run, ...]]]:
