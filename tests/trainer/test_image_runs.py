@@ -256,7 +256,7 @@ def test_ensembles_teach_images(tmp_path):
 def test_metrics_are_written(tmp_path):
     image_trainer(tmp_path, eval_dataset=pictures(5, seed=1), eval_strategy="steps", eval_steps=3).train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "eval_accuracy" in line] == [3, 6]
+    assert [line["step"] for line in lines if "eval_accuracy" in line] == [0, 3, 6]
 
 
 def test_held_out_images_have_the_classes_of_the_training(tmp_path):
