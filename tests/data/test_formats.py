@@ -144,6 +144,12 @@ def test_a_table_has_filled_in_nulls_at_any_depth():
     assert row_of_table({"prompt": None, "messages": inner}) == {"prompt": None, "messages": {"b": [{"d": 1}, None]}}
 
 
+@pytest.mark.parametrize("columns", [["messages"], ["conversations"], ["instruction", "output"], ["text"]])
+def test_a_parser_has_a_name_for_the_key_of_stored_tokens(columns):
+    named = [recognise([*columns, "prompt"], completions).__qualname__ for completions in (True, False)]
+    assert all(name.startswith("_parse_") for name in named)
+
+
 def test_missing_columns_say_what_came():
     with pytest.raises(
         DataError, match="'prompt' and 'completion', or 'messages', or 'text'; the data has 'a', 'completion'"

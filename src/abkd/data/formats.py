@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from abkd.data.bad_rows import BadRowError
@@ -157,7 +156,8 @@ def _parse_prompt(row: Row) -> Record:
     return _chat(turns, row, first_trained=len(turns.messages))
 
 
-def _parse_conversation(row: Row, column: str, completions: bool = True) -> Record:
+def _parse_conversation(row: Row, completions: bool = True) -> Record:
+    column = next((name for name in CONVERSATIONS if name in row), CONVERSATIONS[0])
     turns = read_turns(_present(row, column), column)
     answered = any(message["role"] == "assistant" for message in turns.messages)
     if not completions and not answered:
@@ -176,6 +176,10 @@ def _chat(turns: Turns, row: Row, first_trained: int = 0) -> Chat:
     return Chat(known_arguments(turns.messages, tools), first_trained + len(before), tools, turns.untrained)
 
 
+def _parse_asked_conversation(row: Row) -> Record:
+    return _parse_conversation(row, completions=False)
+
+
 def _parse_alpaca(row: Row, completions: bool = True) -> Record:
     instruction, given = _string(row, "instruction"), _string(row, "input", "")
     _check_not_blank(instruction, "instruction")
@@ -188,6 +192,10 @@ def _parse_alpaca(row: Row, completions: bool = True) -> Record:
     output = _string(row, "output")
     _check_not_blank(output, "output")
     return PlainPair(prompt, output, question, before)
+
+
+def _parse_instruction(row: Row) -> Record:
+    return _parse_alpaca(row, completions=False)
 
 
 def _history(value: Any) -> Iterable[Message]:
@@ -214,20 +222,18 @@ def _parse_text(row: Row) -> Record:
 
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
+# functions with names, since the key of stored tokens holds the parser's
 _FORMATS: tuple[tuple[frozenset[str], Parser], ...] = (
     (frozenset({"prompt", "completion"}), _parse_pair),
-    *((frozenset({column}), partial(_parse_conversation, column=column)) for column in CONVERSATIONS),
+    *((frozenset({column}), _parse_conversation) for column in CONVERSATIONS),
     (frozenset({"instruction", "output"}), _parse_alpaca),
     (frozenset({"text"}), _parse_text),
 )
 _PROMPTED: tuple[tuple[frozenset[str], Parser], ...] = (
     _FORMATS[0],
-    *(
-        (frozenset({column}), partial(_parse_conversation, column=column, completions=False))
-        for column in CONVERSATIONS
-    ),
+    *((frozenset({column}), _parse_asked_conversation) for column in CONVERSATIONS),
     (frozenset({"prompt"}), _parse_prompt),
-    (frozenset({"instruction"}), partial(_parse_alpaca, completions=False)),
+    (frozenset({"instruction"}), _parse_instruction),
 )
 
 
