@@ -61,10 +61,12 @@ def records(directory: Path) -> list[dict[str, Any]]:
 def test_stopped_after_any_step(tmp_path, undisturbed, step, name):
     before = signal.getsignal(name)
     with pytest.raises(Interrupted, match=f"stopped by {name.name} after step {step}; a checkpoint") as stop:
-        trainer(tmp_path, gpt2(0), **OPTIONS, callbacks=[Raise(step, name)]).train()
+        made = trainer(tmp_path, gpt2(0), **OPTIONS, callbacks=[Raise(step, name)])
+        made.train()
     assert stop.value.exit_code == 128 + name
     assert signal.getsignal(name) is before
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    best = Path(made.state.best_model_checkpoint or "").name  # is kept besides
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} - {best} == {f"checkpoint-{step}"} - {best}
     torch.manual_seed(99)
     resumed = trainer(tmp_path, gpt2(5), **OPTIONS)
     resumed.train(resume_from_checkpoint=True)
