@@ -18,8 +18,9 @@ from abkd.generation import Sampling, settle
 from abkd.models.saving import DTYPES
 from abkd.objective import Objective
 from abkd.ops import plan_for
-from abkd.schedules import Schedule, at, is_number
-from abkd.sources import Dataset, Mix, Source, StudentSamples, TeacherSamples, needs_generation, walk
+from abkd.schedules import Schedule, is_number
+from abkd.sequence_rules import check_sequences, check_written_for, short_form
+from abkd.sources import Dataset, Source
 from abkd.teachers import Live, Teacher
 from abkd.training_arguments._trial import for_this_machine, step_problems
 from abkd.weights import RowWeights
@@ -261,19 +262,6 @@ def _raise_first(problems: list[str]) -> None:
         raise ConfigError(problems[0])
 
 
-def short_form(lmbda: float | None, seq_kd: bool) -> Source:
-    """The source that ``lmbda`` (the share of batches that the student writes) and ``seq_kd`` stand for.
-
-    Raises:
-        ConfigError: ``lmbda`` is no share.
-    """
-    base = TeacherSamples() if seq_kd else Dataset()
-    share = 0.0 if lmbda is None else lmbda
-    if not (is_number(share) and 0 <= share <= 1):
-        raise ConfigError(f"lmbda is the share of batches that the student writes, from 0 to 1, but it is {share!r}")
-    return base if share == 0 else StudentSamples() if share == 1 else Mix(float(share), StudentSamples(), base)
-
-
 def check_task(task: str, values: Mapping[str, Any]) -> None:
     """Raise ConfigError where a setting belongs to another task than this one."""
     if task not in TASKS:
@@ -291,42 +279,6 @@ def check_task(task: str, values: Mapping[str, Any]) -> None:
     parts = values.get("augmentation") or []
     if not isinstance(parts, list) or not all(isinstance(part, Augmentation) for part in parts):
         raise ConfigError(f"augmentation is a list such as [RandomCrop(4), HorizontalFlip()], but it is {parts!r}")
-
-
-def check_sequences(source: Any, teacher: Any, *, packing: bool, eval_samples: int) -> None:
-    """Who writes and who is asked must fit each other.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    for progress in (0.0, 0.5, 1.0):
-        if not isinstance(at(source, progress), Source):
-            raise ConfigError(f"source must be one, such as StudentSamples(), but it is {source!r}")
-    if not isinstance(teacher, Teacher):
-        raise ConfigError(f"teacher must be one, such as Live() or TopKCache(k=64), but it is {teacher!r}")
-    if packing and source != Dataset():
-        raise ConfigError("packing joins rows of the data beforehand, and here others write: set packing: false")
-    if teacher.cached and (needs_generation(source) or eval_samples):
-        raise ConfigError(
-            f"{teacher!r} holds what the teacher said about text that was there already, and the student's is not yet "
-            "written: set teacher: Live(), or take a source without StudentSamples (and eval_samples: 0)"
-        )
-
-
-def check_written_for(objective: Objective, source: Any) -> None:
-    """Raise ConfigError where, at some time of the run, no term is about any text that the source gives then."""
-    writers = {"dataset": Dataset, "teacher": TeacherSamples, "student": StudentSamples}
-    for step in range(100):
-        wanted = {term.on for term in objective.at(step / 100)}
-        there = {
-            name for name, kind in writers.items() if any(isinstance(s, kind) for s in walk(at(source, step / 100)))
-        }
-        if None not in wanted and not wanted & there:
-            asked, given = (" and the ".join(sorted(map(str, names))) for names in (wanted, there))
-            raise ConfigError(
-                f"after {step} % of the run the terms are about text of the {asked}, and the source gives text of the "
-                f"{given}: nothing would be learned"
-            )
 
 
 def _read_mapping(name: str, text: str) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def records(directory: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_after_any_step(tmp_path, undisturbed, step, name):
     before = signal.getsignal(name)
+    made = trainer(tmp_path, gpt2(0), **OPTIONS, callbacks=[Raise(step, name)])
     with pytest.raises(Interrupted, match=f"stopped by {name.name} after step {step}; a checkpoint") as stop:
-        made = trainer(tmp_path, gpt2(0), **OPTIONS, callbacks=[Raise(step, name)])
         made.train()
     assert stop.value.exit_code == 128 + name
     assert signal.getsignal(name) is before

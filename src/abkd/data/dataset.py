@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -165,17 +166,18 @@ def prepare_dataset(
     if steps.renders(loaded):
         check_template(tokenizer)
 
-    def check(tally: Tally) -> None:
-        if tally.dropped and on_bad_row == "error":
-            described = _describe(tally, loaded, name)
-            raise DataError(described + ". Repair them, or set on_bad_row: drop to train without them")
-        if tally.dropped.total() == len(loaded):
-            reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.dropped.most_common())
-            raise DataError(f"{loaded.name or name}: all {len(loaded)} rows were dropped ({reasons})")
-
-    tokens = tokens_of(loaded, steps, name, check)
+    tokens = tokens_of(loaded, steps, name, partial(_check_dropped, rows=loaded, name=name, on_bad_row=on_bad_row))
     say(tokens.tally.remarks, name, len(loaded))
     return TokenizedDataset.of(tokens, name)
+
+
+def _check_dropped(tally: Tally, rows: Rows, name: str, on_bad_row: OnBadRow) -> None:
+    if tally.dropped and on_bad_row == "error":
+        described = _describe(tally, rows, name)
+        raise DataError(described + ". Repair them, or set on_bad_row: drop to train without them")
+    if tally.dropped.total() == len(rows):
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.dropped.most_common())
+        raise DataError(f"{rows.name or name}: all {len(rows)} rows were dropped ({reasons})")
 
 
 def _describe(tally: Tally, rows: Rows, name: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,3 +73,16 @@ def check_trainable(model: nn.Module) -> None:
             "load it in float32 (leave dtype out of model_init_kwargs), and set bf16: true or fp16: true for mixed "
             "precision"
         )
+
+
+@contextmanager
+def use_cache_kept(model: nn.Module, *, wanted: bool) -> Iterator[None]:
+    """Undoes that the Trainer switches a model's ``use_cache`` off: the saved student is for generating too.
+
+    ``wanted``: whether the training arguments decide about it.
+    """
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    yield
+    if before is not None and not wanted:
+        config.use_cache = before

@@ -82,7 +82,7 @@ def meant(values: Mapping[str, Any]) -> dict[str, Any]:
 def _source(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("lmbda") is None and not values.get("seq_kd"):
         return {}
-    from abkd.config import short_form
+    from abkd.sequence_rules import short_form
 
     return {"source": short_form(values.get("lmbda"), bool(values.get("seq_kd"))), "lmbda": None, "seq_kd": None}
 
@@ -206,7 +206,7 @@ def _sequences(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"each of the terms has its own divergence and weights; keep terms, or {given}, not both")
     if "source" in values and _source(values):
         problems.append("lmbda and seq_kd are short forms of source; keep them, or source, not both")
-    from abkd.config import check_sequences
+    from abkd.sequence_rules import check_sequences
     from abkd.sources import Dataset
     from abkd.teachers import Live
 

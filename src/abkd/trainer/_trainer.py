@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from abkd import output_dir
 from abkd.config import DistillConfig
 from abkd.models.loading import placed
-from abkd.models.saving import check_trainable
+from abkd.models.saving import check_trainable, use_cache_kept
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics, say_not_finite
@@ -86,19 +86,17 @@ class DistillTrainer(DataLoading):
         )
         check_trainable(self.models.student.model)
         ours = self._assemble(args)
-        caching = getattr(getattr(self.models.student.model, "config", None), "use_cache", None)
-        super().__init__(
-            model=self.models.student.model,
-            args=args,
-            data_collator=self.collator,
-            train_dataset=self.modality.data(train_dataset, self.models, args, "train", pretrain_chunks),
-            eval_dataset=self.modality.data(eval_dataset, self.models, args, "eval"),
-            processing_class=self.models.tokenizer,
-            callbacks=[*callbacks, *ours],
-            **kwargs,
-        )
-        if caching is not None and not getattr(args, "use_cache", False):
-            self.models.student.model.config.use_cache = caching  # the saved student is for generating too
+        with use_cache_kept(self.models.student.model, wanted=getattr(args, "use_cache", False)):
+            super().__init__(
+                model=self.models.student.model,
+                args=args,
+                data_collator=self.collator,
+                train_dataset=self.modality.data(train_dataset, self.models, args, "train", pretrain_chunks),
+                eval_dataset=self.modality.data(eval_dataset, self.models, args, "eval"),
+                processing_class=self.models.tokenizer,
+                callbacks=[*callbacks, *ours],
+                **kwargs,
+            )
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers < 5.19
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
