@@ -84,7 +84,6 @@ class DistillTrainer(DataLoading):
         self.models: Models = self.modality.models(
             model, teacher_model, args, processing_class, peft_config, train_dataset
         )
-        check_trainable(self.models.student.model)
         ours = self._assemble(args)
         with use_cache_kept(self.models.student.model, wanted=getattr(args, "use_cache", False)):
             super().__init__(
@@ -106,6 +105,7 @@ class DistillTrainer(DataLoading):
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
         """What is ours of a run, around the models; returns the callbacks among it."""
+        check_trainable(self.models.student.model)
         self.distill_args = args
         self.plan = resolve_plan(args, self.modality.most_rows(args), self.models.classes)
         columns = self.modality.columns
