@@ -83,7 +83,13 @@ def save_models(folder: Path, data: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core._tokenizer, bos_token="<s>", eos_token="</s>")
     for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
-        size = LlamaConfig(len(tokenizer), 16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+        size = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
         model = LlamaForCausalLM(size)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)

@@ -51,10 +51,9 @@ def distances() -> dict[str, Callable[[Tensor, Tensor], float]]:
     }
     if importlib.util.find_spec("trl") is not None:
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-        from trl.experimental.gkd import GKDTrainer
-
+        gkd: Any = importlib.import_module("trl.experimental.gkd").GKDTrainer
         for name, beta in (("forward KL", 0.0), ("JSD", 0.5)):
-            found[f"TRL GKD {name}"] = lambda q, p, beta=beta: float(GKDTrainer.generalized_jsd_loss(q, p, beta=beta))
+            found[f"TRL GKD {name}"] = lambda q, p, beta=beta: float(gkd.generalized_jsd_loss(q, p, beta=beta))
     return found
 
 

@@ -200,7 +200,7 @@ class ImageClassification(Modality):
         for start in range(0, count, size):
             examples = [dataset[i] for i in range(start, min(start + size, count))]
             batch = trainer.collator(examples)["batch"].to(trainer.args.device)
-            right += _right(logits_of(teacher(batch.teacher)), batch.targets).sum().item()  # type: ignore[arg-type]
+            right += _right(logits_of(teacher(batch.teacher)), batch.targets).sum().item()
         which = "held-out" if trainer.eval_dataset is not None else "training"
         logger.info("abkd: the teacher is right on %.2f %% of %d %s images", 100 * right / count, count, which)
 
