@@ -459,7 +459,11 @@ def test_resume_wants_a_checkpoint(ready: dict[str, str]) -> None:
         make(**ready).check_ready(resume=True)
     with pytest.raises(OutputDirError, match="wants a checkpoint"):
         make(**ready, resume_from_checkpoint="x").check_ready()
-    Path(ready["output_dir"], "checkpoint-12").mkdir()
+    checkpoint = Path(ready["output_dir"], "checkpoint-12")
+    checkpoint.mkdir()  # an empty folder is nothing to go on from
+    with pytest.raises(OutputDirError, match="wants a checkpoint"):
+        make(**ready).check_ready(resume=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
     make(**ready).check_ready(resume=True)
     with pytest.raises(OutputDirError, match="choose one"):
         make(**ready, overwrite_output_dir=True).check_ready(resume=True)

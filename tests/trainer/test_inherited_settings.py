@@ -64,7 +64,7 @@ def test_it_leaves_the_training_as_it_is(options, plain, tmp_path):
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
-    """The evaluations give these numbers, one after the other."""
+    """The evaluations give these numbers, one after the other; the first is that of the untrained student."""
     left = iter(values)
     monkeypatch.setattr(
         _trainer, "held_out_metrics", lambda *_: dict.fromkeys(("loss", "perplexity", "top1_agreement"), next(left))
@@ -77,11 +77,11 @@ EACH = {"save_steps": 1, "eval_steps": 1, "eval_dataset": rows(2), "save_strateg
 @pytest.mark.parametrize(
     ("options", "measured", "best"),
     [
-        ({"metric_for_best_model": "perplexity"}, (3.0, 1.0, 2.0, 4.0), 2),
-        ({"metric_for_best_model": "top1_agreement"}, (3.0, 1.0, 2.0, 4.0), 4),
-        ({"metric_for_best_model": "perplexity", "greater_is_better": True}, (3.0, 1.0, 2.0, 4.0), 4),
-        ({"save_steps": 2}, (5.0, 4.0, 1.0, 2.0), 4),  # after step 3 nothing is saved that could be gone back to
-        ({"eval_on_start": True}, (0.1, 3.0, 1.0, 2.0, 4.0), 2),  # the untrained student is no checkpoint
+        # the untrained student would be the best of all, and is no checkpoint
+        ({"metric_for_best_model": "perplexity"}, (0.1, 3.0, 1.0, 2.0, 4.0), 2),
+        ({"metric_for_best_model": "top1_agreement"}, (9.0, 3.0, 1.0, 2.0, 4.0), 4),
+        ({"metric_for_best_model": "perplexity", "greater_is_better": True}, (9.0, 3.0, 1.0, 2.0, 4.0), 4),
+        ({"save_steps": 2}, (0.1, 5.0, 4.0, 1.0, 2.0), 4),  # after step 3 nothing is saved that could be gone back to
     ],
     ids=str,
 )
@@ -96,7 +96,7 @@ def test_the_best_of_the_checkpoints_is_loaded(options, measured, best, tmp_path
     ("limit", "left"), [({}, [1, 4, 5]), ({"save_total_limit": 0}, [1, 2, 3, 4, 5]), ({"save_total_limit": 1}, [1, 5])]
 )
 def test_the_newest_checkpoints_are_kept_and_the_best(limit, left, tmp_path, monkeypatch):
-    measuring(monkeypatch, 1.0, 2.0, 3.0, 4.0, 5.0)
+    measuring(monkeypatch, 0.1, 1.0, 2.0, 3.0, 4.0, 5.0)
     trainer(tmp_path, **{**EACH, "max_steps": 5, **limit}).train()
     assert [int(path.name.rpartition("-")[2]) for path in checkpoints(tmp_path)] == left
 
