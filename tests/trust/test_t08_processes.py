@@ -76,7 +76,7 @@ def loads(directory: Path) -> None:
 
 def test_two_replicas_equal_one_process(tmp_path):
     variants = [*(name for name in VARIANTS if name != "resumed"), *IMAGES]
-    done = launch(TESTS / "trainer" / "two_processes.py", tmp_path / "two", *variants)
+    done = launch(TESTS / "trust" / "two_processes.py", tmp_path / "two", *variants)
     assert done.returncode == 0, done.stderr[-4000:]
     for variant in variants:
         compare(tmp_path / "two", variant, tmp_path / "one", 2e-6)
@@ -88,7 +88,7 @@ def test_two_replicas_equal_one_process(tmp_path):
 @pytest.mark.parametrize("sharded", list(SHARDED))
 def test_two_shards_equal_one_process(tmp_path, sharded):
     done = launch(
-        TESTS / "trainer" / "two_processes.py", tmp_path / "two", "plain", "accumulated", "written", SHARDED=sharded
+        TESTS / "trust" / "two_processes.py", tmp_path / "two", "plain", "accumulated", "written", SHARDED=sharded
     )
     assert done.returncode == 0, done.stderr[-4000:]
     for variant in ("plain", "accumulated", "written"):
@@ -100,7 +100,7 @@ def test_two_shards_equal_one_process(tmp_path, sharded):
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", ["", "layers"], ids=["replicas", "shards"])
 def test_two_processes_resume_exactly(tmp_path, sharded):
-    script = TESTS / "trainer" / "two_processes.py"
+    script = TESTS / "trust" / "two_processes.py"
     done = launch(script, tmp_path, "resumed", SHARDED=sharded)
     assert done.returncode == 0, done.stderr[-4000:]
     directory = tmp_path / "resumed"

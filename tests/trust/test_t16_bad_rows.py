@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from abkd.cli._app import app
 from abkd.data import load_rows, prepare_dataset
 from abkd.errors import DataError
+from tiny_parts import make_chatml
 from training_parts import llama, tokenizer
 
 GOOD = {"prompt": "What is the list? ", "completion": "items"}
@@ -53,7 +54,7 @@ def test_nothing_left_is_an_error_with_the_reasons(tmp_path):
 def test_a_conversation_that_nobody_answers_is_named():
     answered = [*TURNS, {"role": "assistant", "content": "see you"}]
     with pytest.raises(DataError, match=r"row 2: .*assistant"):
-        prepare_dataset([{"messages": answered}, {"messages": TURNS}], tokenizer(), max_length=64)
+        prepare_dataset([{"messages": answered}, {"messages": TURNS}], make_chatml(), max_length=64)
 
 
 def test_a_long_completion_is_cut_and_counted():

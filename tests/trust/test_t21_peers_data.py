@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
+from tiny_parts import make_chatml
 from training_parts import WORDS, gap, llama, teacher, tokenizer, trainer
 
 ROWS: dict[str, list[dict[str, Any]]] = {
@@ -29,7 +30,8 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_ours_trains_on_it(file, tmp_path):
-    own = {"source": "StudentSamples()", "max_completion_length": 5} if file.stem == "prompt" else {}
+    prompts = {"source": "StudentSamples()", "max_completion_length": 5}
+    own: dict[str, Any] = prompts if file.stem == "prompt" else {"apply_chat_template": True}
     made = trainer(tmp_path / "run", data=str(file), **own, **SHORT)
     made.train()
     assert gap(made.model, llama(0)) > 0.0
@@ -50,8 +52,7 @@ def test_trl_trains_on_it(file, tmp_path, monkeypatch):
         from trl.experimental.gkd import GKDConfig, GKDTrainer
 
         make, args = GKDTrainer, GKDConfig(**options, lmbda=0.0, max_length=64)
-    made: Any = make(
-        model=llama(0), teacher_model=teacher(), args=args, train_dataset=rows, processing_class=tokenizer()
-    )
+    words = tokenizer() if file.stem == "prompt" else make_chatml()
+    made: Any = make(model=llama(0), teacher_model=teacher(), args=args, train_dataset=rows, processing_class=words)
     made.train()
     assert gap(made.model, llama(0)) > 0.0

@@ -115,8 +115,9 @@ def course_of(files: RunFiles) -> list[str]:
         return []
     told = "; ".join(sentence(measure, result) for measure in shown)
     found = [f"{told[0].upper()}{told[1:]}. {BEST}"]
-    if files.recipe.get("task") == CLIP:
-        found.append(TRANSDUCTIVE[files.recipe.get("unlabelled_classes", "all")])
+    seen = TRANSDUCTIVE.get(str(files.recipe.get("unlabelled_classes", "all")))
+    if seen and files.recipe.get("task") == CLIP:
+        found.append(seen)
     return found
 
 

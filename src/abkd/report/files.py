@@ -99,7 +99,11 @@ def _text(path: Path) -> str:
 def _yaml(path: Path, text: str) -> Record:
     try:
         return _mapping(path, yaml.safe_load(text) or {})
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise DataError(
+            f"{path} is nested too deeply. Restore it or remove it, then write the report again."
+        ) from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # a number of 5 000 digits, a wrong tag
         raise DataError(
             f"{path} is not YAML: {error}. Restore it or remove it, then write the report again."
         ) from error
