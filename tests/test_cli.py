@@ -26,7 +26,7 @@ from abkd.recipe import Recipe
 from abkd.recipe._fields import config_defaults, config_fields
 from abkd.recipe._recipe import own_fields
 
-VERBS = ["cache", "demo", "distill", "generate", "show", "shrink"]
+VERBS = ["cache", "clean", "demo", "distill", "generate", "show", "shrink"]
 
 
 class Ended(NamedTuple):
@@ -283,8 +283,10 @@ def test_show_explains_what_is_wrong(abkd: Abkd) -> None:
 
 def test_show_prints_a_sample_with_its_trained_tokens(abkd: Abkd, flags: list[str], tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "student")
-    (tmp_path / "data.jsonl").write_text('{"prompt": "two plus two", "completion": "four"}\n')
-    result = abkd("show", *flags[2:], "--model_name_or_path", str(tmp_path / "student"), "--sample")
+    (tmp_path / "data.jsonl").write_text('{"prompt": "two plus two", "completion": " four"}\n')
+    student = str(tmp_path / "student")
+    others = [student if word == "teacher" else word for word in flags[2:]]
+    result = abkd("show", *others, "--model_name_or_path", student, "--sample")
     assert result.exit_code == 0, result.stderr
     assert "two plus two⟦four" in result.stdout
     assert "5 tokens, 2 trained" in result.stdout
@@ -307,13 +309,16 @@ def test_demo_passes_its_switches_on(abkd: Abkd, monkeypatch: pytest.MonkeyPatch
 # ---- shrink
 
 
-@pytest.mark.parametrize("in_use", ["student/config.json", "student"])
-def test_shrink_leaves_a_used_directory_alone(abkd: Abkd, tmp_path: Path, in_use: str) -> None:
+@pytest.mark.parametrize(
+    ("in_use", "says"),
+    [("student/config.json", "is in use; name an empty or new directory"), ("student", "is a file; name a directory")],
+)
+def test_shrink_leaves_a_used_directory_alone(abkd: Abkd, tmp_path: Path, in_use: str, says: str) -> None:
     (tmp_path / in_use).parent.mkdir(exist_ok=True)
     (tmp_path / in_use).write_text("mine")
     result = abkd("shrink", "t", "--layers=2", f"--output_dir={tmp_path / 'student'}", "--text_file=x.jsonl")
     assert result.exit_code == 2
-    assert "is in use; name an empty or new directory" in result.stderr
+    assert says in result.stderr
     assert (tmp_path / in_use).read_text() == "mine"
 
 

@@ -35,6 +35,8 @@ PLAIN: dict[str, Any] = {  # a step of plain gradient descent moves the weights 
     "logging_steps": 1,
     "eval_strategy": "no",
     "save_strategy": "no",
+    "save_steps": None,
+    "eval_steps": None,
 }
 
 
@@ -232,9 +234,11 @@ def test_the_exact_one_is_the_published_one_where_the_tokens_before_tell_nothing
 
 def test_context_distillation_without_a_context_is_on_policy_reverse_kl(tmp_path: Path) -> None:
     """At a step: the teacher, which is another model here, reads what the student reads."""
-    without = Learnt(tmp_path / "a", "context_distillation", source=f"Privileged({GREEDY}, context='')")
+    chat = {"apply_chat_template": True}
+    without = Learnt(tmp_path / "a", "context_distillation", source=f"Privileged({GREEDY}, context='')", **chat)
     recipe = load("context_distillation").config["source"]
-    plain = Learnt(tmp_path / "b", "minillm_on_policy_reverse_kl", source=GREEDY, apply_chat_template=True)
+    plain = Learnt(tmp_path / "b", "minillm_on_policy_reverse_kl", source=GREEDY, **chat)
     assert without.is_as(plain)
-    context = Learnt(tmp_path / "c", "context_distillation", source=f"Privileged({GREEDY}, context={recipe.context!r})")
+    reading = f"Privileged({GREEDY}, context={recipe.context!r})"
+    context = Learnt(tmp_path / "c", "context_distillation", source=reading, **chat)
     assert not context.is_as(plain, within=1e-4)

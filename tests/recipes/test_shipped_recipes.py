@@ -59,6 +59,7 @@ def _flags(name: str, shelf: Path, output: Path) -> list[str]:
         "eval_fraction": 0.1,
         "logging_steps": 1,
         "save_strategy": "no",
+        "save_steps": "null",
         "use_cpu": True,
         "dataloader_pin_memory": False,
     }

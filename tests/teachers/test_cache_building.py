@@ -287,11 +287,18 @@ def test_hidden_states_serve_every_temperature(spec: HiddenCache) -> None:
     assert len(spec.open(setting(temperature=2.0))(view(list(data())))) == data().trained_tokens
 
 
+class Squashed(torch.nn.Linear):
+    """A head that does more than multiply."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden).tanh()
+
+
 def test_what_is_refused_before_and_while_building(tmp_path: Path, spec: HiddenCache) -> None:
     with pytest.raises(ConfigError, match="is not there: run abkd cache"):
         spec.open(setting())
     dense = teacher()
-    dense.lm_head = torch.nn.Sequential(dense.lm_head)
+    dense.lm_head.__class__ = Squashed
     with pytest.raises(ConfigError, match=r"plain matrix.*TopKCache\(k=64\)"):
         build(spec, model=dense)
     broken = teacher()

@@ -179,8 +179,9 @@ def _adapter_accepts(hint: Any, value: Any) -> bool:
 
 def _coerce_flag(name: str, hint: Any, text: FlagText) -> Any:
     plain = str(text)
+    unset = plain == "null" and any((typing.get_origin(arm) or arm) is dict for arm in _arms(hint))
     if is_text(hint) and not plain.startswith(("[", "{")):
-        return coerce(name, hint, plain)
+        return None if unset else coerce(name, hint, plain)
     try:
         return coerce(name, hint, read_yaml(plain, f"--{name}"))
     except ConfigError as error:

@@ -47,7 +47,10 @@ class _Misfit(NamedTuple):
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.exists() and not path.is_file():
-        raise ConfigError(f"The checkpoint {path} is no file of weights but a folder, pipe or device.")
+        raise ConfigError(
+            f"The checkpoint {path} is no file of weights but a folder, pipe or device. Give a file that "
+            "torch.save(model.state_dict(), path) wrote."
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # RepDistiller's last checkpoint keeps its flags
             saved = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
