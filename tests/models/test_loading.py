@@ -163,6 +163,15 @@ def test_a_teacher_that_is_not_all_there_is_refused(fault: str, sound: Path, tmp
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_teacher_without_some_embeddings_teaches_about_other_text(
+    sound: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = spoilt(sound, tmp_path, weighed(lambda w: w["model.embed_tokens.weight"][5].fill_(float("nan"))))
+    load_causal_lm(folder, what=TEACHER)
+    assert "not finite for 1 of its tokens, such as id 5" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_classifier_is_no_teacher(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(**{**llama(0).config.to_dict(), "num_labels": 3, "pad_token_id": 1})
     transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path)

@@ -53,7 +53,7 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
         raise ConfigError(_why_not(error, name_or_path, what, config)) from error
     model, report = loaded
     _judge_weights(model, report, name_or_path, what, student=student)
-    check_finite(model.named_parameters(), f"{what}: {name_or_path!r}")
+    _check_weights(model, f"{what}: {name_or_path!r}", student=student)
     return model
 
 
@@ -120,6 +120,29 @@ def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
 
 
 _TOKENIZER_WAY_OUT = "download or save it again (tokenizer.save_pretrained), with all of its files"
+
+
+def _check_weights(model: Any, whose: str, *, student: bool) -> None:
+    """:func:`check_finite`; a teacher whose fault is in some tokens' embeddings can teach about text without them."""
+    table = model.get_input_embeddings().weight
+    tied = getattr(model.get_output_embeddings(), "weight", table) is table
+    broken = [] if student or tied else _broken_rows(table.detach())
+    excused = table if 0 < len(broken) < len(table) else None
+    check_finite(((name, each) for name, each in model.named_parameters() if each is not excused), whose)
+    if excused is not None:
+        logger.warning(
+            "abkd: %s has embeddings that are not finite for %d of its tokens, such as id %d: it says nothing usable "
+            "about text with one of them",
+            whose,
+            len(broken),
+            broken[0],
+        )
+
+
+def _broken_rows(table: torch.Tensor) -> list[int]:
+    if not table.is_floating_point() or _is_finite(table):
+        return []
+    return (~table.isfinite()).any(-1).nonzero().flatten().tolist()
 
 
 def check_finite(weights: Iterable[tuple[str, torch.Tensor]], whose: str) -> None:
