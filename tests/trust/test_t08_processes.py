@@ -105,7 +105,10 @@ def test_two_processes_resume_exactly(tmp_path, sharded):
     assert done.returncode == 0, done.stderr[-4000:]
     directory = tmp_path / "resumed"
     whole, log = load_file(directory / "weights.safetensors"), records(directory)
-    shutil.rmtree(directory / "checkpoint-4")
+    left = sorted(path.name for path in directory.glob("checkpoint-*"))
+    assert left == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+    for name in left[1:]:  # the newest is gone on from, and that of the last step would leave nothing to train
+        shutil.rmtree(directory / name)
     done = launch(script, tmp_path, "resumed", SHARDED=sharded)
     assert done.returncode == 0, done.stderr[-4000:]
     assert gap(load_file(directory / "weights.safetensors"), whole) == 0.0

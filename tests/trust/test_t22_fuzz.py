@@ -24,7 +24,9 @@ from abkd.errors import AbkdError
 from abkd.models.loading import load_causal_lm
 from abkd.output_dir._contents import contents
 from abkd.report import render_report
+from abkd.report.content import CLIP
 from abkd.report.results import read_result
+from abkd.report.sweep import summary_of
 from abkd.storage import _SEAL, _seal, read_sealed, write_sealed
 from abkd.teachers import TopKCache
 from abkd.trainer import _checkpoints
@@ -57,6 +59,7 @@ TARGETS = [
     Target("run/run.json", lambda run: (read_record(run / "run"), render_report(run / "run"))),
     Target("run/metrics.jsonl", lambda run: (read_result(run / "run"), render_report(run / "run"))),
     Target("run/recipe.yaml", lambda run: render_report(run / "run")),
+    Target("sweep/sweep.json", lambda run: render_report(run / "sweep")),
     Target("run/result.json", lambda run: read_sealed(run / "run" / "result.json"), sealed=True),
     Target("run/.abkd_files.json", lambda run: contents(run / "run")),
     Target("cache/manifest.json", lambda run: read_cache(run / "cache"), sealed=True),
@@ -64,6 +67,15 @@ TARGETS = [
     Target("cache/rows-0.safetensors", lambda run: read_cache(run / "cache")),
     Target("adapter/adapter_config.json", lambda run: load_causal_lm(str(run / "adapter"), what="model_name_or_path")),
 ]
+
+
+def sweep_of(result: dict[str, Any]) -> dict[str, Any]:
+    """Two settings with two seeds, one of which failed."""
+    runs = [{"seed": 1, "directory": "a/seed-1", "result": result}, {"seed": 2, "directory": "a/seed-2"}]
+    failed = [{"seed": seed, "directory": f"b/seed-{seed}", "failed": "not finite"} for seed in (1, 2)]
+    found = [{"name": name, "runs": each, "summary": summary_of(each)} for name, each in (("a", runs), ("b", failed))]
+    known = {"version": "1", "task": CLIP, "working_directory": "/", "unlabelled_classes": ["all"]}
+    return {**known, "seeds": [1, 2], "grid": {"divergence": ["a", "b"]}, "settings": found}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +91,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run" / "recipe.yaml").write_text("model_name_or_path: a\ndivergence: ForwardKL()\n")
     (folder / "run" / ".abkd_files.json").write_text('["run.json", "metrics.jsonl"]')
     write_sealed(folder / "run" / "result.json", read_result(folder / "run"))
+    (folder / "sweep").mkdir()
+    (folder / "sweep" / "sweep.json").write_text(json.dumps(sweep_of(read_result(folder / "run"))))
     build(TopKCache(k=4, path=str(folder / "cache")), data(2))
     for file in list((folder / "cache").glob("rows-*")):
         file.rename(file.with_stem("rows-0"))

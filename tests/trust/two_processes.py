@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "plain text by length": {"lm_coef": 0.7, "group_by_length": True},
     "accumulated": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
-    "resumed": {"save_strategy": "steps", "save_steps": 2},
+    "resumed": {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 0},
     "written": {"source": "Union(Dataset(), StudentSamples(temperature=0))", "max_completion_length": 5},
 }
 IMAGES = {"images": {"augmentation": "[RandomCrop(padding=1), HorizontalFlip(), Mixup(alpha=0.4)]", "ce_weight": 0.5}}

@@ -98,7 +98,7 @@ def _text(path: Path) -> str:
 
 def _yaml(path: Path, text: str) -> Record:
     try:
-        return _mapping(path, yaml.safe_load(text) or {})
+        value = yaml.safe_load(text) or {}
     except RecursionError as error:
         raise DataError(
             f"{path} is nested too deeply. Restore it or remove it, then write the report again."
@@ -107,17 +107,19 @@ def _yaml(path: Path, text: str) -> Record:
         raise DataError(
             f"{path} is not YAML: {error}. Restore it or remove it, then write the report again."
         ) from error
+    return _mapping(path, value)
 
 
 def _json(path: Path) -> Record:
     try:
-        return _mapping(path, read_json(path) if path.exists() else {})
+        value = read_json(path) if path.exists() else {}
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
         raise DataError(
             f"{path} is not JSON: {error}. Restore it or remove it, then write the report again."
         ) from error
+    return _mapping(path, value)
 
 
 def _mapping(path: Path, value: object) -> Record:

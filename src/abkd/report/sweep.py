@@ -16,6 +16,7 @@ from abkd.report.content import CLIP, TRANSDUCTIVE, Page, title_of
 from abkd.report.figures import Picture, pictures_of
 from abkd.report.files import Record, RunFiles
 from abkd.report.results import BEST, headlines
+from abkd.report.sweep_record import check_sweep
 from abkd.report.table import Cell, Measure, Row, Table
 
 SPREAD = "± is the standard deviation over the seeds (n - 1)."
@@ -62,8 +63,13 @@ def sweep_table(sweep: Record) -> Table | None:
 
 
 def sweep_page(files: RunFiles) -> Page:
-    """The page about several runs, from ``sweep.json`` and the recipe that they share."""
+    """The page about several runs, from ``sweep.json`` and the recipe that they share.
+
+    Raises:
+        DataError: ``sweep.json`` is not as :func:`abkd.sweep` writes it.
+    """
     sweep = files.sweep
+    check_sweep(sweep, files.directory / "sweep.json")
     settings, runs = sweep["settings"], runs_of(sweep)
     done = len(_results(runs))
     return Page(

@@ -1,0 +1,86 @@
+"""What ``sweep.json`` must hold, so that the page about it can be written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from abkd.errors import DataError
+from abkd.plots.records import is_number
+
+_LARGEST = 1e100  # what is measured is far smaller, and can still be drawn
+
+
+def _is_measured(value: object) -> bool:
+    return is_number(value) and abs(value) <= _LARGEST and (isinstance(value, float) or value.bit_length() < 63)
+
+
+class _Kind:
+    """A plain value, and what it is called."""
+
+    def __init__(self, name: str, of: Callable[[object], bool]) -> None:
+        self.name, self.of = name, of
+
+    def or_null(self) -> _Kind:
+        """The same, or nothing."""
+        return _Kind(f"{self.name} or null", lambda value: value is None or self.of(value))
+
+
+_ANY = _Kind("anything", lambda _: True)
+_TEXT = _Kind("a text", lambda value: isinstance(value, str))
+_SEED = _Kind("a whole number", lambda value: isinstance(value, int) and is_number(value))
+_NUMBER = _Kind("a number", _is_measured)
+_GRID = _Kind("a mapping or null", lambda value: value is None or isinstance(value, dict))
+_SEEN = _Kind("all, base or nothing", lambda value: value in ("all", "base", "", None))
+
+# A mapping may hold more than is named here; "name?" may be missing, and "*" stands for every name.
+_RESULT = {
+    "last": {"*": {"value": _NUMBER.or_null()}},
+    "best": {"*": {"value": _NUMBER.or_null()}},
+    "teacher": {"*": _NUMBER.or_null()},
+}
+_SETTING = {
+    "name": _TEXT,
+    "runs": [{"directory": _TEXT, "failed?": _ANY, "result?": _RESULT}],
+    "summary": {"*": {"*": {"mean": _NUMBER, "std": _NUMBER.or_null(), "values": [_NUMBER]}}},
+}
+_SWEEP = {"task": _TEXT, "seeds": [_SEED], "grid": _GRID, "unlabelled_classes": [_SEEN], "settings": [_SETTING]}
+
+
+def check_sweep(sweep: object, path: Path) -> None:
+    """Refuse a record that was changed.
+
+    Raises:
+        DataError: something in it is missing, or is not what it should be; the text says where.
+    """
+    wrong = _wrong(sweep, _SWEEP, "")
+    if wrong:
+        raise DataError(
+            f"{path} is no record of several runs: {wrong}. Restore it or remove it, then write the report again."
+        )
+
+
+def _wrong(value: Any, form: Any, place: str) -> str:
+    """The first thing in a value that is not of this form; nothing if it is."""
+    if isinstance(form, _Kind):
+        return "" if form.of(value) else _expected(form.name, value, place)
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return _expected("a list", value, place)
+        parts = [(each, form[0], f"{place}[{index}]") for index, each in enumerate(value)]
+    elif not isinstance(value, dict):
+        return _expected("a mapping", value, place)
+    elif "*" in form:
+        parts = [(each, form["*"], f"{place}.{name}") for name, each in value.items()]
+    else:
+        missing = [name for name in form if not name.endswith("?") and name not in value]
+        if missing:
+            return f"{place.lstrip('.') or 'it'} has no {missing[0]!r}"
+        known = {name.rstrip("?"): each for name, each in form.items()}
+        parts = [(value[name], each, f"{place}.{name}") for name, each in known.items() if name in value]
+    return next(filter(None, (_wrong(*part) for part in parts)), "")
+
+
+def _expected(what: str, value: object, place: str) -> str:
+    return f"{place.lstrip('.') or 'it'} should be {what}, and is of the type {type(value).__name__}"
