@@ -102,7 +102,7 @@ def notes_of(sweep: Record) -> list[str]:
     if len(sweep["seeds"]) > 1 and _columns(sweep):
         notes.append(SPREAD)
     if sweep["task"] == CLIP:
-        notes += dict.fromkeys(TRANSDUCTIVE[seen] for seen in sweep["unlabelled_classes"])
+        notes += dict.fromkeys(TRANSDUCTIVE[seen] for seen in sweep["unlabelled_classes"] if seen in TRANSDUCTIVE)
     notes += [_not_finite(run) for run in runs_of(sweep) if _not_finite(run)]
     return notes + [f"{run['directory']} counts nowhere: {run['failed']}" for run in runs_of(sweep) if "failed" in run]
 
