@@ -19,7 +19,7 @@ import yaml
 from abkd.cli import app
 from abkd.data import load_rows, prepare_dataset
 from abkd.sources import Server
-from training_parts import llama, teacher, tokenizer
+from training_parts import llama, save_models, teacher, tokenizer
 
 TESTS = Path(__file__).resolve().parent
 PROMPTS = [f"What is {first} of {second}?" for first in ("list", "items", "a", "function") for second in "abcdefghij"]
@@ -32,9 +32,7 @@ class Shell:
         self.path, self.capsys = path, capsys
         writer = teacher()
         writer.generation_config.eos_token_id = [1, *range(100, 110)]
-        for name, model in (("student", llama(0)), ("teacher", writer)):
-            model.save_pretrained(path / name)
-            tokenizer().save_pretrained(path / name)
+        save_models(path, student=llama(0), teacher=writer)
         self.data([{"prompt": prompt} for prompt in PROMPTS])
         values = {
             "model_name_or_path": "./student",

@@ -253,7 +253,7 @@ def test_where_the_file_system_takes_no_locks_it_is_said(tmp_path, monkeypatch, 
     def refused(*_: object) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(_lock.fcntl, "flock", refused)
+    monkeypatch.setattr("fcntl.flock", refused)
     with claimed(tmp_path / "out"):
         pass
     assert "takes no locks (No locks available)" in caplog.text

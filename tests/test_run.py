@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from abkd.errors import AbkdError, DataError, OutputDirError
 from abkd.recipe import Recipe
 from abkd.run import distill
-from training_parts import gap, gpt2, llama, rows, tokenizer
+from training_parts import gap, gpt2, llama, rows, save_models, tokenizer, write_rows
 
 TESTS = Path(__file__).resolve().parent
 
@@ -34,14 +34,9 @@ TESTS = Path(__file__).resolve().parent
 def shelf(tmp_path_factory) -> Path:
     """Two students (with dropout and without), a teacher, and data."""
     directory = tmp_path_factory.mktemp("shelf")
-    models = {"student": gpt2(0), "plain": llama(0), "teacher": llama(7, width=48, layers=2, sharpness=6.0)}
-    for name, model in models.items():
-        model.save_pretrained(directory / name)
-        tokenizer().save_pretrained(directory / name)
-    (directory / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(30)))
-    (directory / "text.jsonl").write_text(
-        "".join(json.dumps({"text": row["completion"] * 9}) + "\n" for row in rows(9))
-    )
+    save_models(directory, student=gpt2(0), plain=llama(0), teacher=llama(7, width=48, layers=2, sharpness=6.0))
+    write_rows(directory / "data.jsonl", rows(30))
+    write_rows(directory / "text.jsonl", ({"text": row["completion"] * 9} for row in rows(9)))
     return directory
 
 

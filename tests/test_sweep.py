@@ -21,7 +21,7 @@ from abkd.recipe import Recipe
 from abkd.report.sweep import sweep_table
 from abkd.run import RESULT_FILE, distill
 from abkd.sweep import SWEEP_FILE, _run, plan, read_seeds, settings_of, sweep, sweep_settings
-from training_parts import gap, gpt2, llama, rows, tokenizer
+from training_parts import gap, gpt2, llama, rows, save_models, write_rows
 
 GRID = {"divergence": ["ForwardKL()", "AlphaBeta(0.8, 0.3)"]}
 SETTINGS = ["divergence=ForwardKL()", "divergence=AlphaBeta(alpha=0.8, beta=0.3)"]
@@ -32,11 +32,9 @@ PLACES = ["divergence=ForwardKL", "divergence=AlphaBeta_alpha=0.8_beta=0.3"]
 def shelf(tmp_path_factory) -> Path:
     """A student with dropout, so that a seed shows; a teacher, and data."""
     directory = tmp_path_factory.mktemp("shelf")
-    for name, model in {"student": gpt2(0), "teacher": llama(7, width=48, layers=2, sharpness=6.0)}.items():
-        model.save_pretrained(directory / name)
-        tokenizer().save_pretrained(directory / name)
-    for name, some in {"data": rows(16), "held_out": rows(20)[16:]}.items():
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    save_models(directory, student=gpt2(0), teacher=llama(7, width=48, layers=2, sharpness=6.0))
+    write_rows(directory / "data.jsonl", rows(16))
+    write_rows(directory / "held_out.jsonl", rows(20)[16:])
     return directory
 
 

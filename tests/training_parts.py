@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -29,6 +32,18 @@ def rows(count: int = 12) -> list[dict[str, str]]:
         {"prompt": f"What is {WORDS[i % len(WORDS)]}? ", "completion": " ".join(WORDS[i % 7 : i % 7 + 1 + i % 4])}
         for i in range(count)
     ]
+
+
+def write_rows(file: Path, some: Iterable[dict[str, str]]) -> None:
+    """A JSONL file."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in some))
+
+
+def save_models(folder: Path, **models: Any) -> None:
+    """A folder for each model, with the tokenizer in it."""
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
 
 
 def chunks() -> list[list[int]]:
@@ -144,3 +159,10 @@ def lora(dropout: float = 0.1):
     from peft import LoraConfig
 
     return LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def by_family(cases: Iterable[str], *again: str) -> pytest.MarkDecorator:
+    """Parametrises ``case`` and ``family``: every case with GPT-2, whose dropout draws at random, a few again."""
+    pairs = [*((case, gpt2) for case in cases), *((case, llama) for case in again)]
+    ids = [f"{case}-{family.__name__}" for case, family in pairs]
+    return pytest.mark.parametrize(("case", "family"), pairs, ids=ids)

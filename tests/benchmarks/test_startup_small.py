@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import startup
-from training_parts import llama, rows, teacher, tokenizer
+from training_parts import llama, rows, save_models, teacher, write_rows
 
 
 @pytest.mark.long
 def test_phases_until_the_first_step(tmp_path: Path):
-    for name, model in (("student", llama(0)), ("teacher", teacher())):
-        model.save_pretrained(tmp_path / name)
-        tokenizer().save_pretrained(tmp_path / name)
+    save_models(tmp_path, student=llama(0), teacher=teacher())
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows(40)))
+    write_rows(data, rows(40))
     flags = ["--model_name_or_path", str(tmp_path / "student"), "--teacher_model_name_or_path"]
     flags += [str(tmp_path / "teacher"), "--train_file", str(data)]
     found = startup._first_step(tmp_path, flags, cold=False)

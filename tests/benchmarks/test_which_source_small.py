@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 
 from benchmarks import _which_source_report, which_source
-from training_parts import llama, tokenizer
+from training_parts import llama, save_models
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     directory = tmp_path_factory.mktemp("pair")
-    for name, model in (("student", llama(0)), ("teacher", llama(7, layers=2))):
-        model.save_pretrained(directory / name)
-        tokenizer().save_pretrained(directory / name)
+    save_models(directory, student=llama(0), teacher=llama(7, layers=2))
     return ["--student", str(directory / "student"), "--teacher", str(directory / "teacher"), "--quick"]
 
 

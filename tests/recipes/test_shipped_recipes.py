@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from abkd.recipe import load, shipped
 from abkd.schedules import Schedule
 from abkd.sources import Dataset, StudentSamples, walk
 from abkd.teachers.caches import CachedTeacher
-from training_parts import WORDS, gpt2, llama, rows, tokenizer
+from training_parts import WORDS, gpt2, llama, rows, save_models, write_rows
 
 TEXT = [name for name in shipped() if "/" not in name]  # those for images: test_vision_recipes
 STEPS = 4  # the last of them lies in the last stage of every recipe
@@ -33,16 +33,10 @@ TABLE_8 = {
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student with dropout and a larger teacher; prompts with completions; plain text."""
     directory = tmp_path_factory.mktemp("shelf")
-    for name, model in (("student", gpt2(0)), ("teacher", llama(7, width=48, layers=2))):
-        model.save_pretrained(directory / name)
-        tokenizer().save_pretrained(directory / name)
-    _write(directory / "data.jsonl", rows(40))
-    _write(directory / "text.jsonl", [{"text": " ".join(WORDS * 9)} for _ in range(4)])
+    save_models(directory, student=gpt2(0), teacher=llama(7, width=48, layers=2))
+    write_rows(directory / "data.jsonl", rows(40))
+    write_rows(directory / "text.jsonl", [{"text": " ".join(WORDS * 9)} for _ in range(4)])
     return directory
-
-
-def _write(file: Path, lines: Sequence[dict[str, str]]) -> None:
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _flags(name: str, shelf: Path, output: Path) -> list[str]:

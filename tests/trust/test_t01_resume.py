@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from training_parts import EVERY_THIRD, StopAfter, gap, gpt2, llama, lora, rows, trainer, weights
+from training_parts import EVERY_THIRD, StopAfter, by_family, gap, gpt2, llama, lora, rows, trainer, weights
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -24,14 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("case", "family"),
-    [
-        *((case, gpt2) for case in CASES),
-        *((case, llama) for case in ("plain", "packed")),
-    ],  # gpt2 has dropout, which draws at random
-    ids=lambda each: each if isinstance(each, str) else each.__name__,
-)
+@by_family(CASES, "plain", "packed")
 def test_resume_is_exact(tmp_path, case, family):
     options = {**EVERY_THIRD, **CASES[case]}
     if family is gpt2 and options.get("packing"):

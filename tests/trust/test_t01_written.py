@@ -15,9 +15,9 @@ from training_parts import (
     FROM_BUFFER,
     SHORT,
     StopAfter,
+    by_family,
     config,
     gap,
-    gpt2,
     llama,
     lora,
     rows,
@@ -61,14 +61,7 @@ def build(path: Path, student: Any, options: dict[str, Any], **more: Any) -> Any
     return trainer(path, student, **options)
 
 
-@pytest.mark.parametrize(
-    ("case", "family"),
-    [
-        *((case, gpt2) for case in SOURCES),
-        *((case, llama) for case in ("on-policy", "replay")),
-    ],  # gpt2 has dropout, which draws at random
-    ids=lambda each: each if isinstance(each, str) else each.__name__,
-)
+@by_family(SOURCES, "on-policy", "replay")
 def test_resume_is_exact(tmp_path, case, family):
     """Buffers, thresholds and averages are in the checkpoint; coins and samples are functions of the step."""
     options = {**EVERY_THIRD, **SOURCES[case]}

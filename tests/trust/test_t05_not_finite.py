@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from abkd.errors import NonFiniteError
 from abkd.report.results import result_of
 from abkd.trainer import _checkpoints
-from training_parts import gap, llama, rows, teacher, tokenizer, trainer, weights
+from training_parts import StopAfter, gap, llama, rows, teacher, tokenizer, trainer, weights
 
 
 class At(TrainerCallback):
@@ -42,14 +42,6 @@ class AtEnd(At):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         if state.global_step == self.step:
             self.what(model)
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step >= self.step
 
 
 def all_finite(state: dict[str, torch.Tensor]) -> bool:

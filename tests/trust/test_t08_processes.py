@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from two_processes import IMAGES, SHARDED, VARIANTS, build
 
 from abkd.errors import OutputDirError
-from training_parts import gap, llama, rows, teacher, tokenizer, trainer, weights
+from training_parts import gap, llama, rows, save_models, teacher, trainer, weights, write_rows
 
 # accelerate shards on CPUs, and transformers reads the optimizer of several CPU processes, only since then
 since_5 = pytest.mark.skipif(transformers.__version__.startswith("4."), reason="needs transformers 5")
@@ -136,10 +136,8 @@ def test_a_checkpoint_in_shards_is_refused_by_one_process(tmp_path):
 @since_5
 @pytest.mark.slow
 def test_two_processes_from_the_shell(tmp_path):
-    for name, model in (("student", llama(0)), ("teacher", teacher())):
-        model.save_pretrained(tmp_path / name)
-        tokenizer().save_pretrained(tmp_path / name)
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(12)))
+    save_models(tmp_path, student=llama(0), teacher=teacher())
+    write_rows(tmp_path / "data.jsonl", rows(12))
     flags = {
         "model_name_or_path": "student",
         "teacher_model_name_or_path": "teacher",

@@ -9,13 +9,11 @@ from typer.testing import CliRunner
 from abkd import DistillTrainer
 from abkd.cli._app import app
 from abkd.errors import ConfigError
-from training_parts import config, gap, llama, rows, teacher, tokenizer
+from training_parts import config, gap, llama, rows, save_models, teacher, tokenizer
 
 
 def test_models_by_name_and_no_arguments(tmp_path, monkeypatch):
-    for name, model in (("student", llama(0)), ("teacher", teacher())):
-        model.save_pretrained(tmp_path / name)
-        tokenizer().save_pretrained(tmp_path / name)
+    save_models(tmp_path, student=llama(0), teacher=teacher())
     monkeypatch.chdir(tmp_path)
     made = DistillTrainer(model="student", teacher_model="teacher", train_dataset=rows(3))
     assert made.args.output_dir == "distilled"
@@ -28,8 +26,7 @@ def test_models_by_name_and_no_arguments(tmp_path, monkeypatch):
 
 
 def test_a_dtype_is_not_needed(tmp_path):
-    teacher().save_pretrained(tmp_path / "teacher")
-    tokenizer().save_pretrained(tmp_path / "teacher")
+    save_models(tmp_path, teacher=teacher())
     options = config(tmp_path / "out", teacher_model_init_kwargs={"attn_implementation": "eager"})
     teach = str(tmp_path / "teacher")
     made = DistillTrainer(llama(0), teach, options, train_dataset=rows(3), processing_class=tokenizer())

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers.trainer import safe_globals
 
-from training_parts import llama, rows, teacher, tokenizer
+from training_parts import llama, rows, save_models, teacher, write_rows
 
 pytestmark = pytest.mark.timeout(900)  # one process does it all
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,10 +100,8 @@ def isolated() -> list[str]:
 def watched(tmp_path_factory) -> tuple[dict, Path]:
     """``show``, ``cache``, ``distill`` and ``shrink`` of local files, online as far as they know."""
     folder = tmp_path_factory.mktemp("watched")
-    for name, model in (("student", llama(0)), ("teacher", teacher())):
-        model.save_pretrained(folder / name)
-        tokenizer().save_pretrained(folder / name)
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(6)))
+    save_models(folder, student=llama(0), teacher=teacher())
+    write_rows(folder / "data.jsonl", rows(6))
     flags = {
         "model_name_or_path": "student",
         "teacher_model_name_or_path": "teacher",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from abkd.cache import cache_directory, readable
 from abkd.errors import ConfigError, StorageError
+from abkd.storage import lock_file
 
 
 class _Kind(NamedTuple):
@@ -83,8 +83,4 @@ def _in_use(entry: Path) -> bool:
     if not lock.is_file():
         return False
     with lock.open("rb") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not lock_file(handle)

@@ -5,7 +5,6 @@ It is a copy of private data, so only its owner may read it; ``abkd clean`` dele
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,7 +26,7 @@ import pyarrow.ipc
 from abkd.cache import cache_directory, readable
 from abkd.data.columns import read_arrow
 from abkd.data.rows import Row, Table
-from abkd.storage import read_sealed, refusals, write_sealed
+from abkd.storage import lock_file, read_sealed, refusals, write_sealed
 
 logger = logging.getLogger("abkd")
 
@@ -77,11 +76,9 @@ def keep(name: str, build: Callable[[Path], Mapping[str, Any]], *, verify: bool 
 def _locked(file: Path) -> Iterator[None]:
     file.touch(mode=0o600)
     with file.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_file(handle):
             logger.info("abkd: another process prepares the same data; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_file(handle, wait=True)
         yield
 
 

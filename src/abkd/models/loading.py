@@ -13,6 +13,7 @@ from torch import nn
 
 from abkd.errors import ConfigError
 from abkd.models.adapters import adapter_config, base_of, read_adapter
+from abkd.models.finite import is_finite
 from abkd.models.folders import check_model_folder, is_adapter, missing_folder, stored_tensors
 from abkd.models.remarks import logger, some
 
@@ -140,7 +141,7 @@ def _check_weights(model: Any, whose: str, *, student: bool) -> None:
 
 
 def _broken_rows(table: torch.Tensor) -> list[int]:
-    if not table.is_floating_point() or _is_finite(table):
+    if is_finite(table):
         return []
     return (~table.isfinite()).any(-1).nonzero().flatten().tolist()
 
@@ -148,16 +149,11 @@ def _broken_rows(table: torch.Tensor) -> list[int]:
 def check_finite(weights: Iterable[tuple[str, torch.Tensor]], whose: str) -> None:
     """Raise ConfigError where a weight is NaN or infinite, with its name; ``whose`` begins the message."""
     for name, weight in weights:
-        if weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.numel() and not _is_finite(weight):
+        if weight.dtype.itemsize > 1 and not is_finite(weight):
             raise ConfigError(
                 f"{whose} holds numbers that are not finite (NaN or infinite) in {name}: it was damaged, or its "
                 "training diverged; take an earlier checkpoint, or download it again"
             )
-
-
-@torch.no_grad()
-def _is_finite(weight: torch.Tensor) -> bool:
-    return weight.is_meta or all(bool(extreme.isfinite()) for extreme in weight.detach().aminmax())
 
 
 def in_short(error: BaseException) -> str:

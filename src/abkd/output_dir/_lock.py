@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from abkd.errors import OutputDirError
+from abkd.storage import lock_file
 
 logger = logging.getLogger("abkd")
 
@@ -81,17 +81,17 @@ def _lock(directory: Path) -> int:
                 f"output_dir: {str(directory)!r} cannot be written into ({error.strerror}); name another"
             ) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            taken = lock_file(descriptor)
+        except OSError as error:
+            logger.warning("abkd: %s takes no locks (%s): let no other run write into it", directory, error.strerror)
+            return descriptor
+        if not taken:
             owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
             os.close(descriptor)
             raise OutputDirError(
                 f"output_dir: {owner} is at work in {str(directory)!r}; wait until it has ended, or name another "
                 "--output_dir"
-            ) from None
-        except OSError as error:
-            logger.warning("abkd: %s takes no locks (%s): let no other run write into it", directory, error.strerror)
-            return descriptor
+            )
         if _is_there(path, descriptor):
             break
         os.close(descriptor)  # whoever had it has removed it in between

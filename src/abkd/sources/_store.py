@@ -12,7 +12,6 @@ one that was clipped ("finished": false).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import io
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 from abkd.errors import DataError, OutputDirError
 from abkd.generation import Completion
 from abkd.generation._draw import as_bytes
-from abkd.storage import read_json, refusals, write_whole
+from abkd.storage import lock_file, read_json, refusals, write_whole
 
 logger = logging.getLogger("abkd")
 
@@ -266,9 +265,9 @@ def _locked(path: Path, *, keep: bool = True) -> Iterator[io.FileIO]:
     """A file that is open for appending, for one process at a time; ``keep``: it stays."""
     while True:
         handle = path.open("ab", buffering=0)
-        if not _lock(handle, wait=False):
+        if not lock_file(handle):
             logger.info("abkd: another run writes %s; waiting for it", path)
-            _lock(handle, wait=True)
+            lock_file(handle, wait=True)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(handle.fileno())):
                 break
@@ -282,15 +281,7 @@ def _locked(path: Path, *, keep: bool = True) -> Iterator[io.FileIO]:
 def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
     """Lock a file until the stack ends, unless another process has it."""
     handle = stack.enter_context(path.open("ab"))
-    return _lock(handle, wait=False)
-
-
-def _lock(handle: io.IOBase, *, wait: bool) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
+    return lock_file(handle)
 
 
 def _short(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abkd.models.adapters import has_adapters
+from abkd.models.finite import is_finite
 from abkd.models.saving import DTYPES, final_copy
 from abkd.trainer._evaluation import held_out_metrics
 
@@ -64,7 +65,7 @@ def _rounded(trainer: DistillTrainer, dtype: torch.dtype, *, merge: bool) -> Any
     """The student in ``dtype``; None where it would be worse like that."""
     model = final_copy(trainer.models.student, dtype=dtype, merge=merge)
     name = str(dtype).removeprefix("torch.")
-    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+    if not all(map(is_finite, model.parameters())):
         logger.warning("abkd: in %s some weights would be infinite, so the student is saved as it was trained", name)
         return None
     if trainer.eval_dataset is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from abkd.errors import NonFiniteError
+from abkd.models.finite import is_finite
 
 if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
@@ -54,7 +55,7 @@ class FiniteRun(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         self._skipped = 0
-        self._exempt = {name for name, value in event["model"].named_buffers() if not _finite(value)}
+        self._exempt = {name for name, value in event["model"].named_buffers() if not is_finite(value)}
         self.check_weights("nothing was trained on them; load others, or go on from an older checkpoint")
 
     def on_pre_optimizer_step(
@@ -92,23 +93,14 @@ class FiniteRun(TrainerCallback):
     def _sick(self) -> Iterator[str]:
         student: nn.Module = self.trainer.models.student.model
         named = [*student.named_parameters(), *(b for b in student.named_buffers() if b[0] not in self._exempt)]
-        yield from (f"the student's {name}" for name, value in named if not _finite(value))
+        yield from (f"the student's {name}" for name, value in named if not is_finite(value))
         for values in getattr(self.trainer.optimizer, "state", {}).values():
             tensors = values.items() if isinstance(values, Mapping) else ()
-            yield from (f"the optimizer's {name}" for name, value in tensors if not _finite(value))
+            yield from (f"the optimizer's {name}" for name, value in tensors if not is_finite(value))
 
 
 def check_tensors(named: Iterable[tuple[str, Tensor]], what: str) -> None:
     """Raise NonFiniteError where one of the tensors is NaN or infinite, before ``what`` is saved."""
     for name, value in named:
-        if not _finite(value):
+        if not is_finite(value):
             raise NonFiniteError(f"{name} of {what} is NaN or infinite, so it is not saved; lower the learning rate")
-
-
-def _finite(value: Any) -> bool:
-    """Whether all of a tensor's (or of its local shard's) values are finite, without a copy of it."""
-    local = value.to_local() if hasattr(value, "to_local") else value
-    if not isinstance(local, Tensor) or not local.is_floating_point() or local.numel() == 0 or local.is_meta:
-        return True
-    local = local.float() if local.element_size() == 1 else local  # norms of 8-bit numbers are not there
-    return bool(torch.isfinite(torch.linalg.vector_norm(local.detach(), ord=float("inf"))))

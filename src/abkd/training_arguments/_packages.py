@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from abkd.storage import read_json
 from abkd.training_arguments._intervals import word
 from abkd.training_arguments._rules import trackers
 
@@ -128,8 +128,8 @@ def _of_folder(folder: Path) -> list[tuple[str, Package]]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # whoever loads the model says what is wrong with it
+        found = read_json(file)
+    except (OSError, ValueError):  # whoever loads the model says what is wrong with it
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from abkd.errors import OutputDirError
+from abkd.storage import lock_file
 
 _FILE = ".lock"
 _PATIENCE, _PAUSE = 600.0, 0.05  # seconds: another process of the job may be looking through many shards
@@ -38,24 +39,20 @@ def writing(folder: Path, job: str, *, first: Callable[[], None], last: Callable
         OutputDirError: another job is at work there.
     """
     with (folder / _FILE).open("a+") as file:
-        if _alone(file):
+        if lock_file(file):
             first()
             _write(file, job)
         _join(file, job, folder)
         yield
         fcntl.flock(file, fcntl.LOCK_UN)
-        if _alone(file):
+        if lock_file(file):
             last()
-
-
-def _alone(file: IO[str]) -> bool:
-    return _taken(file, fcntl.LOCK_EX)
 
 
 def _join(file: IO[str], job: str, folder: Path) -> None:
     """Hold the lock together with the other processes of the job (whoever holds it alone looks through the folder)."""
     deadline = time.monotonic() + _PATIENCE
-    while not _taken(file, fcntl.LOCK_SH):
+    while not lock_file(file, shared=True):
         if time.monotonic() > deadline:
             raise OutputDirError(f"{folder} has been locked by another process for {_PATIENCE:.0f} s; see who that is")
         time.sleep(_PAUSE)
@@ -63,14 +60,6 @@ def _join(file: IO[str], job: str, folder: Path) -> None:
     owner = file.read()
     if owner != job:
         raise OutputDirError(f"the cache {folder} is being written by {owner}; wait for it, or give another path")
-
-
-def _taken(file: IO[str], kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _write(file: IO[str], job: str) -> None:
