@@ -190,7 +190,7 @@ class DistillConfig(TrainingArguments):
         _raise_first([*training_arguments.problems(vars(self)), *step_problems(self)])
 
     def _settle_inherited(self) -> None:
-        """What follows for the fields of transformers from others, and from this machine."""
+        """Settle fields of transformers that follow from other fields, and from this machine."""
         settled = training_arguments.intervals(vars(self))
         settled |= training_arguments.settle_metric(vars(self), one_loss=not self.objective().changes)
         settled |= for_this_machine(vars(self))

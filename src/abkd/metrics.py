@@ -1,4 +1,4 @@
-"""What is measured on held-out rows, by name, and which way is better."""
+"""Held-out metrics by name, and which way each is better."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def _clear(directory: Path, *, keep: bool, processes: int) -> None:
 
 
 def _to_record(recipe: Recipe) -> str:
-    """What repeats the run: without what is about this start alone."""
+    """The recipe that repeats the run, without settings about this start alone."""
     about_start = ("overwrite_output_dir", "resume_from_checkpoint")
     kept = {name: value for name, value in recipe.config.items() if name not in about_start}
     return replace(recipe, config=kept).to_yaml(resolved=True)

@@ -92,7 +92,7 @@ def _plain_scalar(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, wherever it came from.
+    """The value in a JSON file, wherever it came from.
 
     Raises:
         OSError: it is not there, or cannot be read.

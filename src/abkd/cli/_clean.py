@@ -16,7 +16,7 @@ from abkd.storage import lock_file
 
 
 class _Kind(NamedTuple):
-    """What a folder of the cache holds, and how its entries are called."""
+    """Contents of a cache folder, and the pattern of its entries' names."""
 
     what: str
     names: str
@@ -52,7 +52,7 @@ def clean_caches(kinds: Sequence[str], console: Console) -> None:
 
 
 def _entries(kind: str) -> Iterator[tuple[Path, int]]:
-    """What is ours in the folder of this kind, with its bytes; no link is followed."""
+    """Entries of this kind that abkd wrote, with their bytes; no link is followed."""
     folder = cache_directory() / kind
     if folder.is_dir() and not folder.is_symlink():
         for entry in sorted(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""What became of the rows of a data set on their way to examples."""
+"""Account of a data set: how its rows became examples."""
 
 from __future__ import annotations
 

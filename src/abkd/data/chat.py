@@ -75,7 +75,7 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
 
 
 def _answer(prompt: str, text: str, turn: int, message: Message) -> str:
-    """What the model is to write behind ``prompt``, for ``text`` to be the conversation."""
+    """The text that the model must write after ``prompt`` for ``text`` to be the conversation."""
     if text.startswith(prompt):
         return text[len(prompt) :]
     head, opened, rest = prompt.rpartition(_OPEN)

@@ -27,7 +27,7 @@ ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
 )
-"""What Alpaca's prompts begin with, where no chat template is applied."""
+"""Preamble of Alpaca's prompts, where no chat template is applied."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ _CUT = 12  # an error so close to the end of what was read may be that end: no w
 
 
 def unit_of(file: DataFile) -> str:
-    """What the numbers of its rows count."""
+    """The unit that its rows' numbers count."""
     return "line" if file.kind in (".jsonl", ".csv") else "row"
 
 
@@ -79,7 +79,7 @@ _decoder = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _why(error: Exception) -> str:
-    """What Python's JSON reader refuses although it is JSON."""
+    """The reason why Python's reader refuses valid JSON."""
     if isinstance(error, RecursionError):
         return f"nested too deep: expected at most {_DEEPEST} levels"
     return str(error) if isinstance(error, _TwiceError) else f"a number that is too large ({error})"

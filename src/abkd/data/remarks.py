@@ -1,4 +1,4 @@
-"""What is worth knowing about rows that are used all the same: counted where rows are read, said once."""
+"""Remarks about rows that are used all the same: counted where rows are read, said once."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _PROBE = "\N{SECTION SIGN}"
 
 
 def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: Any) -> Iterator[Remark]:
-    """What of a trained answer is not in its text.
+    """Parts of a trained answer that are not in its text.
 
     Raises BadRowError where that is the answer itself.
     """
@@ -44,7 +44,7 @@ def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: Any) 
 
 
 def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
-    """What of all other messages and of the tools is not in ``full``, the text of the conversation."""
+    """Parts of all other messages and of the tools that are not in ``full``, the text of the conversation."""
     trained = set(chat.trained_turns())
     for index, message in enumerate(chat.messages):
         if index not in trained and not _is_rendered(chat, index, full, full, tokenizer):

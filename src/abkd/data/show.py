@@ -31,7 +31,7 @@ def describe_sample(example: Example, tokenizer: Any) -> Text:
 
 
 def describe_start(dataset: TokenizedDataset, tokenizer: Any, max_length: int) -> Iterator[tuple[str, bool]]:
-    """What to say of rows before they are trained on, and whether it is a warning: the first of them, and cut ones."""
+    """Lines about rows before they are trained on (the first row, and cut ones), each with whether it is a warning."""
     example = _first_row(dataset)
     runs = [(trained, _short(shown)) for trained, shown in _runs(example, tokenizer)]
     text = "".join(f"⟦{shown}⟧" if trained else shown for trained, shown in runs[:_RUNS])

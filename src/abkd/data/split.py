@@ -77,7 +77,7 @@ def _choose(sizes: list[int], wanted: int) -> npt.NDArray[np.bool_]:
 
 
 def _prompt_of(row: Row) -> str:
-    """What two rows must not share across the split: the text that the first trained token is predicted from."""
+    """The prompt, which two rows must not share across the split: the text before the first trained token."""
     conversations = [row[name] for name in CONVERSATIONS if isinstance(row.get(name), list)]
     if row.get("prompt") is not None:
         prompt = row["prompt"]

@@ -114,7 +114,7 @@ def _holds_template(record: PlainPair | PlainPrompt, tokenizer: Any) -> bool:
 
 @lru_cache(maxsize=8)
 def _marks(tokenizer: Any, template: str) -> tuple[str, str, tuple[str, ...]]:
-    """What the template writes before and behind a question, and the added tokens in it.
+    """The text that the template writes before and after a question, and the added tokens in it.
 
     ``template`` is the tokenizer's own, which somebody may change while the tokenizer stays.
     """

@@ -1,4 +1,4 @@
-"""What is kept of a large data set in the cache directory: its rows and their tokens, read where they are used.
+"""Large data sets in the cache directory: their rows and tokens, read where they are used.
 
 It is a copy of private data, so only its owner may read it; ``abkd clean`` deletes it. A folder is whole or not there.
 """
@@ -122,7 +122,7 @@ def hash_of(file: Path) -> str:
 
 @cache
 def code() -> str:
-    """What has made it: a hash of this package's source, and the version of Arrow."""
+    """Version of the code that writes: a hash of this package's source, and Arrow's version."""
     digest = hashlib.blake2b(pyarrow.__version__.encode(), digest_size=8)
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())

@@ -1,4 +1,4 @@
-"""What becomes of rows on their way to examples, counted as they go: what is bad, cut, and worth a remark."""
+"""Counts of rows on their way to examples: bad ones, cut ones, and those worth a remark."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Tally:
         self._name_bad(later.bad)
 
     def account(self) -> Account:
-        """What stays with a data set; the reasons in the order of how often they came."""
+        """The account that stays with a data set; reasons in order of frequency."""
         return Account(dropped=dict(self.dropped.most_common()), **{name: self.counts[name] for name in _COUNTS})
 
     def plain(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Tally:
 
     @classmethod
     def of_plain(cls, values: Mapping[str, Any]) -> Tally:
-        """What :meth:`plain` gave."""
+        """The tally that :meth:`plain` wrote."""
         remarks = Counter({Remark(*remark): count for *remark, count in values["remarks"]})
         return cls(Counter(values["counts"]), Counter(values["dropped"]), remarks, list(values["bad"]))
 

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template makes of messages, and what is said where it fails.
+"""Rendering of messages by a tokenizer's chat template, and the message where it fails.
 
 A template is a program that came with the model: it may refuse a conversation, or fail in any way.
 """
@@ -28,10 +28,10 @@ _CONVERSATIONS = (
     ({"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED),
     (_ASKED, {**_ANSWERED, "reasoning_content": "d"}, _ASKED, _ANSWERED),
 )
-"""What templates that differ write in different ways."""
+"""A conversation that different templates write in different ways."""
 
 _OF_THE_MESSAGES = (jinja2.UndefinedError, KeyError, IndexError, AttributeError)
-"""What a template raises that was written for other messages."""
+"""Errors of a template that was written for other messages."""
 
 
 def check_template(tokenizer: Any) -> None:
@@ -65,7 +65,7 @@ def same_template(one: Any, other: Any) -> bool:
 
 
 def _written(messages: Sequence[Message], tokenizer: Any) -> str | None:
-    """What the template makes of them as a prompt; None where it refuses."""
+    """The messages rendered as a prompt; None where the template refuses."""
     try:
         return render(messages, None, tokenizer, generation_prompt=messages[-1]["role"] == "user")
     except BadRowError:
@@ -161,7 +161,7 @@ def _call_as_text(call: Message) -> Message:
 
 
 def _objects(messages: Sequence[Message]) -> Iterator[Any]:
-    """What looks other in Python than in JSON."""
+    """Text that looks different in Python and in JSON."""
     for message in messages:
         if isinstance(message.get("content"), list):
             yield message["content"]

@@ -34,7 +34,7 @@ def choose_template(given: bool | None, tokenizer: Any, teachers: Mapping[str, A
 
 
 def say_of_templates(account: Account, tokenizer: Any, teachers: Mapping[str, Any]) -> None:
-    """What is worth knowing about the models' templates, in view of rows that were read."""
+    """Remarks about the models' templates, in view of rows that were read."""
     student = tokenizer.name_or_path or "the student"
     for name, other in teachers.items():
         if account.rendered and other.chat_template and not same_template(tokenizer, other):

@@ -29,7 +29,7 @@ OURS = (
     *("demo.json", "report.html", "start", "student", "teacher", "students", "forward_kl", "reverse_kl", "alpha_beta"),
     *(f"data/{part}.{ending}" for part in ("train", "held_out") for ending in ("jsonl", "npz")),
 )
-"""What demos leave in their directory."""
+"""Files that demos leave in their directory."""
 DEFAULT = "forward KL, then α-β"
 BEFORE, AFTER, TEACHER = "student before", "student after", "teacher"
 TRADE = (

@@ -53,7 +53,7 @@ def missing_folder(name: str) -> str | None:
 
 
 def broken_model(name: str) -> str | None:
-    """What is wrong with the files of a model (or adapter) directory; None for a sound one and for a hub name.
+    """The fault in the files of a model (or adapter) directory; None for a sound one and for a hub name.
 
     Only names, sizes, JSON and headers are read: it takes milliseconds, however large the weights are.
     """
@@ -144,7 +144,7 @@ def _faults_of_adapter(name: str, folder: Path) -> Iterator[str]:
 
 
 def _instead(folder: Path) -> str:
-    """What lies in a directory without weights, and what to do about it."""
+    """The files in a directory without weights, and the way out."""
     for pattern, kind in _FOREIGN.items():
         if found := sorted(folder.glob(pattern)):
             return f", only {kind} ({found[0].name}): convert it to safetensors, with save_pretrained"
@@ -218,7 +218,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def fault_of_file(file: Path) -> str | None:
-    """What is wrong with a file of weights."""
+    """The fault in a file of weights."""
     begin = _first(file, 256)
     if not begin:
         return f"{file} is empty: {_AGAIN}" if file.stat().st_size == 0 else f"{file} cannot be read: see who may"

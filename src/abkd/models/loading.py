@@ -83,7 +83,7 @@ def load_student(name_or_path: str, *, use_peft: bool, **kwargs: Any) -> Any:
 
 
 def teacher_options(given: Any, device: torch.device, revision: str | None = None) -> dict[str, Any]:
-    """What a teacher is loaded with: in bf16 on a GPU, and what ``teacher_model_init_kwargs`` gives, which wins."""
+    """Options that a teacher is loaded with: bf16 on a GPU, and ``teacher_model_init_kwargs``, which win."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"dtype": dtype, **(given or {}), **({"revision": revision} if revision else {})}
 
@@ -200,7 +200,7 @@ _FOR_CONFIG = ("cache_dir", "gguf_file", "local_files_only", "revision", "subfol
 
 
 def _why_not(error: Exception, name: str, what: str, config: Any) -> str:
-    """What an error while loading means."""
+    """The reason behind an error while loading."""
     text = str(error)
     if "trust_remote_code" in text:
         reason = (

@@ -58,7 +58,7 @@ class Contents:
 
 
 def contents(directory: Path) -> Contents:
-    """What lies in a folder; nothing where it is not there. Links in it are never followed."""
+    """Files and folders in a folder; none where it is not there. Links in it are never followed."""
     found = Contents()
     if directory.is_dir():
         _sort(directory, "", frozenset(), None, found)

@@ -1,4 +1,4 @@
-"""What a resumed run may do otherwise than it began, and what would make it another run."""
+"""Settings that a resumed run may change, and those that would make it another run."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def _shelf() -> str:
 
 
 def _is(asked: Callable[[], bool]) -> bool:
-    """What a path says of itself; a name that no file can have belongs to none."""
+    """A test of a path; a name that no file can have passes none."""
     try:
         return asked()
     except OSError:

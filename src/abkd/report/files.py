@@ -57,11 +57,11 @@ class RunFiles:
 
     @property
     def name(self) -> str:
-        """What the directory is called."""
+        """The name of the directory."""
         return self.directory.name
 
     def command(self, *words: str) -> str:
-        """What repeats it, from whichever directory: paths in the recipe are relative to that where it was begun.
+        """The command that repeats it, from any directory: paths in the recipe are relative to where it was begun.
 
         Nothing where it was begun in Python, with rows or models that no recipe can name.
         """

@@ -1,4 +1,4 @@
-"""What ``sweep.json`` must hold, so that the page about it can be written."""
+"""Checks of ``sweep.json``: the values that the page about it needs."""
 
 from __future__ import annotations
 

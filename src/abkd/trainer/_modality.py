@@ -191,7 +191,7 @@ def record_plan(directory: Path, plan: Plan) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """What ``run.json`` holds; nothing where it is not there or, which is said, cannot be read."""
+    """The values in ``run.json``; none where it is not there or, which is said, cannot be read."""
     file = directory / RUN_FILE
     if not file.is_file():
         return {}

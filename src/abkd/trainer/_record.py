@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoints: recipe, record, report and result; the same from the shell and Python."""
+"""Files of a run beside its checkpoints: recipe, record, report and result; the same from the shell and Python."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("abkd")
 
 RECIPE_FILE = "recipe.yaml"
 RESULT_FILE = "result.json"
-"""What came out, sealed, and the last file that is written: where it is whole, the run is finished."""
+"""The result, sealed, and the last file that is written: where it is whole, the run is finished."""
 OURS = (RECIPE_FILE, RUN_FILE, "metrics.jsonl", "report.html", RESULT_FILE)
 
 _UNSAID = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_dir", "run_name", "hub_token"}
@@ -105,7 +105,7 @@ def _tracked(trainer: DistillTrainer, directory: Path) -> list[str]:
 
 
 def recipe_of(trainer: DistillTrainer) -> str:
-    """What a recipe can say of a run that was begun in Python: names of models, and the arguments that were changed."""
+    """The recipe of a run that was begun in Python: names of models, and the arguments that were changed."""
     args, models = trainer.distill_args, trainer.models
     changed = _changed(args)
     teachers = [model_name(model) for model in models.teacher.models] if models.teacher is not None else []

@@ -28,7 +28,7 @@ class Package(NamedTuple):
             return False
 
     def sentence(self, what: str) -> str:
-        """What needs it, and how it is installed."""
+        """The sentence that ``what`` needs it, and how it is installed."""
         return f"{what} needs the package {self.module.partition('.')[0]}: pip install {self.pip}"
 
 
@@ -115,7 +115,7 @@ def needed_by_models(names: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _of_folder(folder: Path) -> list[tuple[str, Package]]:
-    """What a folder's own files ask for: quantised weights, adapters."""
+    """Packages that a folder's own files ask for: quantised weights, adapters."""
     found = []
     quantised = _json(folder / "config.json").get("quantization_config")
     method = str(quantised.get("quant_method")) if isinstance(quantised, dict) else ""

@@ -79,7 +79,7 @@ def trackers(values: Mapping[str, Any]) -> set[str]:
 
 @cache
 def defaults() -> Mapping[str, Any]:
-    """What every field of the installed transformers, and of ours, is when nobody sets it."""
+    """Defaults of every field of the installed transformers, and of ours."""
     from transformers import TrainingArguments
 
     theirs = {field.name: default(field) for field in dataclasses.fields(TrainingArguments)}
@@ -87,7 +87,7 @@ def defaults() -> Mapping[str, Any]:
 
 
 def default(field: dataclasses.Field[Any]) -> Any:
-    """What a field of a dataclass is when nobody sets it."""
+    """The default of a field of a dataclass."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
@@ -163,7 +163,7 @@ def _others(values: Mapping[str, Any]) -> list[str]:
 
 
 def _loader(values: Mapping[str, Any]) -> list[str]:
-    """What accelerate would do to batches that are ours to make: split them, or send them from the first process."""
+    """Settings of accelerate about batches, which are ours to make: splitting them, sending them to other processes."""
     given = values.get("accelerator_config")
     asked = (
         given if isinstance(given, Mapping) else vars(given) if given is not None and not isinstance(given, str) else {}

@@ -1,4 +1,4 @@
-"""What becomes of each field of ``transformers.TrainingArguments`` here: it works, it changes nothing, or is refused.
+"""Table of every field of ``transformers.TrainingArguments``: it works, changes nothing, or is refused.
 
 Our trainer replaces the loss, the evaluation and the order of the rows, so some of these fields would be accepted and
 then do nothing. ``tests/test_training_arguments.py`` holds each field of the installed version against this table.
@@ -111,4 +111,4 @@ OPTIM_ARGS: Mapping[str, str] = {
     "adagrad": "lr_decay weight_decay eps",
     "rmsprop": "momentum alpha eps weight_decay centered",
 }
-"""What ``optim_args`` may set of the optimizers of torch; those of other packages have their own."""
+"""Options of torch's optimizers that ``optim_args`` may set; those of other packages have their own."""

@@ -1,4 +1,4 @@
-"""What only this machine and torch can tell of the settings of transformers; no model is needed for it."""
+"""Checks of the settings of transformers that need this machine and torch, and no model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEPS = 100
 
 
 def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes of the settings where there is no accelerator, and of one that has another name in this version."""
+    """Settings that change where there is no accelerator, and one that has another name in this version."""
     found: dict[str, Any] = {}
     if not torch.accelerator.is_available():
         if values["bf16"]:

@@ -150,7 +150,7 @@ def _formats() -> tuple[str, ...]:
 
 @contextmanager
 def _damage(data: bytes = b"") -> Iterator[None]:
-    """What PIL raises for a file that it cannot read, as a reason; ``data`` is the file."""
+    """PIL's error for a file that it cannot read, as a reason; ``data`` is the file."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PLUGINS = {".avif": "-U pillow", ".heic": "pillow-heif", ".heif": "pillow-heif"}
-"""What to install for a suffix that is not read here."""
+"""Packages to install, by the suffix that is not read without them."""
 
 _BRANDS = {b"avif": ".avif", b"avis": ".avif", **dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), ".heic")}
 _BEGINNINGS = {
@@ -21,7 +21,7 @@ _BEGINNINGS = {
 
 
 def kind_of(content: bytes) -> str | None:
-    """What a file is that is no image, where its first bytes say so; with what to do about it."""
+    """The kind of a file that is no image, where its first bytes tell it, and the way out."""
     if content[4:8] == b"ftyp" and (suffix := _BRANDS.get(content[8:12])):
         return f"an image in the format {suffix[1:].upper()}: pip install {PLUGINS[suffix]}"
     return next((kind for beginning, kind in _BEGINNINGS.items() if content.startswith(beginning)), None)

@@ -12,7 +12,7 @@ from torch import Tensor
 from abkd.errors import DataError
 
 MOST_CLASSES = 1_000_000
-"""What data or a file may claim; a head of more is a mistake, and would take all the memory."""
+"""Most classes that data or a file may claim; a larger head is a mistake, and would take all the memory."""
 
 Labels = tuple[NDArray[np.int64] | None, tuple[str, ...] | None]
 

@@ -48,7 +48,7 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[
 
 
 def array_names(path: Path) -> set[str]:
-    """What the arrays are called; none where the file cannot be read, which :func:`read_arrays` explains."""
+    """Names of the arrays; none where the file cannot be read, which :func:`read_arrays` explains."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {entry.filename.removesuffix(".npy") for entry in _of_numpy(archive)}

@@ -79,7 +79,7 @@ class ImageRows(ModelRows):
 
     @property
     def name(self) -> str:
-        """What the model is called in messages."""
+        """The model's name in messages."""
         return self.classifier.source or f"the {type(self.classifier.model).__name__}"
 
     def __call__(self, view: View) -> Dense:
