@@ -17,7 +17,7 @@ from abkd import DistillConfig
 from abkd.errors import ConfigError
 from abkd.metrics import measured
 from abkd.recipe import Recipe
-from abkd.training_arguments import BELONGS, HARMLESS, REFUSED, TRACKERS, WORKS, problems
+from abkd.training_arguments import BELONGS, HARMLESS, REFUSED, TRACKERS, WORKS, _trial, problems
 from abkd.training_arguments import _rules as rules
 from abkd.training_arguments._packages import OPTIMIZERS, Package, needed_by_models, needed_by_settings
 
@@ -230,6 +230,13 @@ def test_without_a_gpu_bf16_runs_on_the_cpu_and_fp16_is_left_out(caplog):
     made = DistillConfig(output_dir="run", fp16=True)
     assert not made.fp16
     assert "fp16 needs a GPU, so this run computes in float32" in caplog.text
+
+
+@pytest.mark.parametrize(("slowdown", "said"), [(5.25, True), (1.2, False), (0.4, False)])
+def test_bf16_that_this_processor_computes_slowly_is_said(slowdown, said, caplog, monkeypatch):
+    monkeypatch.setattr(_trial, "bf16_slowdown", lambda: slowdown)
+    assert DistillConfig(output_dir="run", bf16=True).bf16
+    assert (f"takes {slowdown:.1f} times as long" in caplog.text) is said
 
 
 # ---- packages

@@ -14,6 +14,7 @@ from abkd.data import load_rows
 from abkd.demo._show import stage
 from abkd.generation import generate_answers, rouge_l
 from abkd.models.loading import load_causal_lm, load_tokenizer
+from abkd.precision import bf16_pays
 
 _NEW_TOKENS = 64  # the longest reference has about as many
 
@@ -39,7 +40,7 @@ class Examiner:
 
     def row(self, name: str, model_path: str | Path) -> dict[str, Any]:
         """ROUGE-L of greedy and sampled answers, parameters and speed of the model at ``model_path``."""
-        model = load_causal_lm(str(model_path), what="model", dtype="bfloat16")
+        model = load_causal_lm(str(model_path), what="model", dtype="bfloat16" if bf16_pays() else "float32")
         tokenizer = load_tokenizer(self.tokenizer_path, what="tokenizer")
         prompts = [
             tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]

@@ -154,6 +154,7 @@ def _train(output_dir: Path, run_dir: Path, teacher: str, divergence: str, size:
     """Distil by the ordinary way, a recipe; returns the seconds it took."""
     import torch
 
+    from abkd.precision import bf16_pays
     from abkd.run import distill
 
     recipe = Recipe.from_dict(
@@ -170,11 +171,11 @@ def _train(output_dir: Path, run_dir: Path, teacher: str, divergence: str, size:
             "per_device_eval_batch_size": 16,
             "max_length": 256,
             "group_by_length": True,
-            "bf16": True,
+            "bf16": bf16_pays(),
             "use_cpu": not torch.cuda.is_available(),
             "logging_steps": 5,
             "save_strategy": "no",
-            "teacher_model_init_kwargs": {"dtype": "bfloat16"},
+            "teacher_model_init_kwargs": {"dtype": "bfloat16" if bf16_pays() else "float32"},
         }
     )
     began = time.monotonic()

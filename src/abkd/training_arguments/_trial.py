@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from abkd.precision import bf16_slowdown
 from abkd.training_arguments._intervals import word
 from abkd.training_arguments._rules import read_optim_args
 from abkd.training_arguments._table import OPTIM_ARGS
@@ -18,6 +19,7 @@ _IN_BACKWARD = ("lomo", "adalomo")
 _PROJECTED = ("galore", "apollo")
 _CLASSES = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}
 _STEPS = 100
+_SLOW = 1.5  # below it, the time to measure is worth more than the difference
 
 
 def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,12 +28,23 @@ def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
     if not torch.accelerator.is_available():
         if values["bf16"]:
             found["use_cpu"] = True
+            _warn_of_slow_bf16()
         if values["fp16"]:
             found["fp16"] = False
             logger.warning("abkd: fp16 needs a GPU, so this run computes in float32; bf16 works on a CPU too")
     if "activation_checkpointing" in values and values["activation_checkpointing"] is None:
         found["activation_checkpointing"], found["gradient_checkpointing"] = values["gradient_checkpointing"], None
     return found
+
+
+def _warn_of_slow_bf16() -> None:
+    slowdown = bf16_slowdown()
+    if slowdown > _SLOW:
+        logger.warning(
+            "abkd: bf16 is slow on this processor: a matrix product takes %.1f times as long as in float32; without "
+            "bf16 the run is faster",
+            slowdown,
+        )
 
 
 def step_problems(args: Any) -> list[str]:
