@@ -15,6 +15,7 @@ import pytest
 from abkd.errors import OutputDirError
 from abkd.output_dir import _lock, check_inputs, check_place, claimed, contents, note, remove_runs
 from abkd.output_dir._contents import MANIFEST, OF_CHECKPOINT
+from abkd.recipe._output import check_output
 
 
 def fill(directory: Path, *names: str) -> Path:
@@ -82,6 +83,20 @@ def test_without_recipe_and_record_no_name_makes_a_file_ours(tmp_path, names):
     with pytest.raises(OutputDirError, match="no run of abkd wrote"):
         remove_runs(tmp_path)
     assert files(tmp_path) == set(names)
+
+
+def test_a_record_whose_writing_was_killed_makes_the_other_ours(tmp_path):
+    fill(tmp_path, "recipe.yaml", f".run.json.{'0a' * 16}.draft")
+    assert contents(tmp_path).begun
+    check_output(tmp_path, overwrite=False, resume=False)
+    remove_runs(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipe_of_somebody_is_refused_before_anything_is_loaded(tmp_path):
+    fill(tmp_path, "recipe.yaml")
+    with pytest.raises(OutputDirError, match=r"is in use \(it holds recipe\.yaml\)"):
+        check_output(tmp_path, overwrite=False, resume=False)
 
 
 def test_a_folder_that_is_not_there_or_empty_is_free(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any, overload
 from transformers.trainer_utils import IntervalStrategy
 
 from abkd.config import TEXT, DistillConfig
-from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out
+from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out, stream_rows
 from abkd.errors import ConfigError, OutputDirError
 from abkd.image_data import load_image_data
 from abkd.models.adapters import check_peft, has_adapters
@@ -163,12 +163,13 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
         return load_image_data(recipe, config)
     source = recipe.train_file or recipe.dataset_name
     assert source is not None  # a recipe without either is refused when it is read
-    train = load_rows(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
+    read: Any = stream_rows if recipe.streaming else load_rows
+    train = read(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
     if recipe.eval_file:
         return train, load_rows(recipe.eval_file)
     if recipe.dataset_test_split:
         return train, load_rows(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
-    if recipe.eval_fraction == 0 or len(train) < 2:
+    if recipe.streaming or recipe.eval_fraction == 0 or len(train) < 2:
         return train, None
     return split_held_out(train, recipe.eval_fraction, seed=config.data_seed or 0)
 

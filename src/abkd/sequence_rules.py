@@ -7,7 +7,16 @@ from typing import Any
 from abkd.errors import ConfigError
 from abkd.objective import Objective
 from abkd.schedules import at, is_number
-from abkd.sources import Dataset, Mix, Source, StudentSamples, TeacherSamples, needs_generation, walk
+from abkd.sources import (
+    Dataset,
+    Mix,
+    Source,
+    StudentSamples,
+    TeacherSamples,
+    needs_generation,
+    needs_teacher_text,
+    walk,
+)
 from abkd.teachers import Teacher
 
 
@@ -42,6 +51,23 @@ def check_sequences(source: Any, teacher: Any, *, packing: bool, eval_samples: i
             f"{teacher!r} holds what the teacher said about text that was there already, and the student's is not yet "
             "written: set teacher: Live(), or take a source without StudentSamples (and eval_samples: 0)"
         )
+
+
+def check_streaming(source: Any, teacher: Any, *, max_steps: int, packing: bool, group_by_length: bool) -> None:
+    """Rows that are read when their turn comes have no number, and lengths that nobody knows.
+
+    Raises:
+        ConfigError: something needs them.
+    """
+    if max_steps <= 0:
+        raise ConfigError("streaming needs max_steps: how many rows there are is not known before they are read")
+    for name, given in (("packing", packing), ("group_by_length", group_by_length)):
+        if given:
+            raise ConfigError(f"{name} looks at all rows beforehand, and streaming at none: set one of them to false")
+    if needs_teacher_text(source):
+        raise ConfigError(f"{source!r} is written to all prompts beforehand: set streaming: false, or another source")
+    if teacher.cached:
+        raise ConfigError(f"{teacher!r} is made of all rows beforehand: set streaming: false, or teacher: Live()")
 
 
 def check_written_for(objective: Objective, source: Any) -> None:

@@ -15,8 +15,9 @@ from accelerate import Accelerator, DistributedType, PartialState
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
+from abkd.data import stream_rows
 from image_parts import image_trainer, pictures
-from training_parts import llama, rows, teacher, trainer
+from training_parts import llama, rows, teacher, trainer, write_rows
 
 STEP = {"max_grad_norm": 1.0, "learning_rate": 3e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -24,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain text by length": {"lm_coef": 0.7, "group_by_length": True},
     "accumulated": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
     "resumed": {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 0},
+    "streamed": {},
     "written": {"source": "Union(Dataset(), StudentSamples(temperature=0))", "max_completion_length": 5},
 }
 IMAGES = {"images": {"augmentation": "[RandomCrop(padding=1), HorizontalFlip(), Mixup(alpha=0.4)]", "ce_weight": 0.5}}
@@ -40,9 +42,13 @@ def build(path: Path, variant: str, world: int, **more: Any):
     options["per_device_train_batch_size"] *= 2 // world
     if variant in IMAGES:
         return image_trainer(path / variant, data=pictures(10), eval_dataset=pictures(7, seed=1), **options)
-    return trainer(
-        path / variant.replace(" ", "_"), llama(0), data=rows(10), teach=teacher(), eval_dataset=rows(7), **options
-    )
+    data: Any = rows(10)
+    if variant == "streamed":
+        file = path / f"rows-{world}-{os.environ.get('RANK', '0')}.jsonl"
+        write_rows(file, data)
+        data = stream_rows(file)
+    folder = path / variant.replace(" ", "_")
+    return trainer(folder, llama(0), data=data, teach=teacher(), eval_dataset=rows(7), **options)
 
 
 def sharding_accelerator(**options: Any) -> Accelerator:

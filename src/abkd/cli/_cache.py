@@ -127,7 +127,7 @@ def _datasets(
     train, held_out = load_data(recipe, config)
     both = (("train", train), ("eval", held_out))
     prepared = [prepare_data(rows, tokenizer, config, what, teachers=teachers) for what, rows in both]
-    return [dataset for dataset in prepared if dataset is not None]
+    return [dataset for dataset in prepared if isinstance(dataset, TokenizedDataset)]
 
 
 def _sequences(

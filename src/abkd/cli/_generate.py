@@ -133,7 +133,10 @@ def _prompts(recipe: Recipe, settings: Any, tokenizer: Any) -> TokenizedDataset:
     """The rows that a run of this recipe would train on."""
     train, _ = load_data(recipe, settings)
     dataset = prepare_data(train, tokenizer, settings, "train", teachers=_teachers(recipe, settings))
-    assert dataset is not None
+    if not isinstance(dataset, TokenizedDataset):
+        raise ConfigError(
+            "the teacher writes to all prompts, and rows that are streamed have no end: set streaming: false"
+        )
     return dataset
 
 

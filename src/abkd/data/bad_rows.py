@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+OnBadRow = Literal["error", "drop"]
+
 
 class BadRowError(Exception):
     """A row that cannot be trained on. ``reason`` is the same for all rows of a kind; ``detail`` is about this one."""

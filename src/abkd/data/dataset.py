@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from abkd.data.account import Account
-from abkd.data.bad_rows import BadRowError
+from abkd.data.bad_rows import BadRowError, OnBadRow
 from abkd.data.columns import Column, Groups, Joined, Lists, Repeated, Segments, fingerprint_of
 from abkd.data.completion import stand_in
 from abkd.data.formats import recognise
 from abkd.data.load import load_rows
 from abkd.data.prepared import Prepared
 from abkd.data.remarks import say
-from abkd.data.rows import Row, Rows
+from abkd.data.rows import Row
 from abkd.data.steps import Steps
+from abkd.data.stream import RowStream, StreamedDataset
 from abkd.data.tally import Tally
 from abkd.data.template import check_template
 from abkd.data.tokenize import Example, encode_text
 from abkd.data.tokens import Tokens, tokens_of
 from abkd.errors import ConfigError, DataError
 
-OnBadRow = Literal["error", "drop"]
+logger = logging.getLogger("abkd")
 
 _OF_EVERY_ROW = ("input_ids", "trained")
 
@@ -149,41 +151,92 @@ def prepare_dataset(
     """
     if isinstance(rows, TokenizedDataset):
         return rows
-    if on_bad_row not in ("error", "drop"):
-        raise ConfigError(f"on_bad_row must be 'error' or 'drop', got {on_bad_row!r}")
-    if max_length < 2:
-        raise ConfigError(f"max_length must be at least 2 (a prompt token and a completion token), got {max_length}")
+    _check_options(max_length, on_bad_row)
     loaded = load_rows(rows)
-    columns = loaded.columns
-    if privileged and context is None and "context" not in columns:
-        raise DataError(
-            f"{loaded.name or name} has no column 'context', and the teacher is to read one: add it (some rows may "
-            "have none), or name a text for all, as in Privileged(StudentSamples(), context='...')"
-        )
     steps = Steps(
-        recognise(columns, completions), tokenizer, max_length, apply_chat_template, context, privileged=privileged
+        recognise(loaded.columns, completions),
+        tokenizer,
+        max_length,
+        apply_chat_template,
+        context,
+        privileged=privileged,
     )
-    if steps.renders(loaded):
-        check_template(tokenizer)
-
-    tokens = tokens_of(loaded, steps, name, partial(_check_dropped, rows=loaded, name=name, on_bad_row=on_bad_row))
+    _check_steps(steps, loaded, loaded.columns, loaded.name or name)
+    tokens = tokens_of(
+        loaded, steps, name, partial(_check_dropped, rows=len(loaded), name=loaded.name or name, on_bad_row=on_bad_row)
+    )
     say(tokens.tally.remarks, name, len(loaded))
     return TokenizedDataset.of(tokens, name)
 
 
-def _check_dropped(tally: Tally, rows: Rows, name: str, on_bad_row: OnBadRow) -> None:
-    if tally.dropped and on_bad_row == "error":
-        described = _describe(tally, rows, name)
-        raise DataError(described + ". Repair them, or set on_bad_row: drop to train without them")
-    if tally.dropped.total() == len(rows):
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.dropped.most_common())
-        raise DataError(f"{rows.name or name}: all {len(rows)} rows were dropped ({reasons})")
+def prepare_stream(
+    stream: RowStream,
+    tokenizer: Any,
+    *,
+    length: int,
+    seed: int,
+    max_length: int = 1024,
+    apply_chat_template: bool | None = None,
+    on_bad_row: OnBadRow = "error",
+    name: str = "train",
+    completions: bool = True,
+    context: str | None = None,
+    privileged: bool = False,
+) -> StreamedDataset:
+    """The same for rows that are read when their turn comes (``stream_rows``): the first 1 000 are looked at now.
+
+    Args:
+        length: examples that the run trains on.
+        seed: of the order.
+
+    Raises:
+        DataError, ConfigError: as ``prepare_dataset``, for the first rows.
+    """
+    _check_options(max_length, on_bad_row)
+    first = stream.first()
+    if not first:
+        raise DataError(f"{stream.name} has no rows: expected at least one")
+    rows = [row for _, row in first]
+    columns = set(itertools.chain.from_iterable(rows))
+    steps = Steps(
+        recognise(columns, completions), tokenizer, max_length, apply_chat_template, context, privileged=privileged
+    )
+    _check_steps(steps, rows, columns, stream.name)
+    dataset = StreamedDataset(stream, first, steps, length=length, seed=seed, on_bad_row=on_bad_row, name=name)
+    _check_dropped(dataset.tally, len(first), stream.name, on_bad_row)
+    logger.info("abkd: rows are read when their turn comes; the first %s are checked now", f"{len(first):,}")
+    say(dataset.tally.remarks, name, len(first))
+    return dataset
 
 
-def _describe(tally: Tally, rows: Rows, name: str) -> str:
+def _check_options(max_length: int, on_bad_row: OnBadRow) -> None:
+    if on_bad_row not in ("error", "drop"):
+        raise ConfigError(f"on_bad_row must be 'error' or 'drop', got {on_bad_row!r}")
+    if max_length < 2:
+        raise ConfigError(f"max_length must be at least 2 (a prompt token and a completion token), got {max_length}")
+
+
+def _check_steps(steps: Steps, rows: Iterable[Row], columns: Collection[str], name: str) -> None:
+    if steps.privileged and steps.context is None and "context" not in columns:
+        raise DataError(
+            f"{name} has no column 'context', and the teacher is to read one: add it (some rows may have none), or "
+            "name a text for all, as in Privileged(StudentSamples(), context='...')"
+        )
+    if steps.renders(rows):
+        check_template(steps.tokenizer)
+
+
+def _check_dropped(tally: Tally, rows: int, name: str, on_bad_row: OnBadRow) -> None:
     count = tally.dropped.total()
-    more = f"; and {count - len(tally.bad)} more" if count > len(tally.bad) else ""
-    return f"{rows.name or name}: {count} of {len(rows)} rows cannot be used: {'; '.join(tally.bad)}{more}"
+    if count and on_bad_row == "error":
+        more = f"; and {count - len(tally.bad)} more" if count > len(tally.bad) else ""
+        raise DataError(
+            f"{name}: {count} of {rows} rows cannot be used: {'; '.join(tally.bad)}{more}. Repair them, or set "
+            "on_bad_row: drop to train without them"
+        )
+    if count == rows:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.dropped.most_common())
+        raise DataError(f"{name}: all {rows} rows were dropped ({reasons})")
 
 
 def pretraining_chunks(texts: Iterable[str], tokenizer: Any, length: int) -> list[list[int]]:

@@ -20,6 +20,7 @@ from abkd.errors import DataError
 
 logger = logging.getLogger("abkd")
 
+READ = f"Files are read that end in {READABLE}"
 FEW = 5_000
 """Rows that stay in memory, and are tokenised by this process alone: that takes some seconds."""
 
@@ -42,7 +43,7 @@ def load_rows(
     elif _names_files(source) and (files := find_files(source)):
         rows = _read_files(files)
     elif isinstance(source, (str, Path)):
-        table = open_table(str(source), config, split, f"Files are read that end in {READABLE}")
+        table = open_table(str(source), config, split, READ)
         rows = _of_dataset(table, str(source))
     elif hasattr(source, "features") and hasattr(source, "with_format"):
         rows = _of_dataset(source, "")
@@ -156,15 +157,19 @@ def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
     return checked
 
 
-def open_table(name: str, config: str | None, split: str, way_out: str) -> Any:
-    """The ``datasets.Dataset`` of one split, from the hub or a folder; else DataError with the way out."""
+def open_table(name: str, config: str | None, split: str, way_out: str, *, streaming: bool = False) -> Any:
+    """The ``datasets.Dataset`` of one split, from the hub or a folder; else DataError with the way out.
+
+    ``streaming``: an ``IterableDataset``, which is read while it is downloaded.
+    """
     import datasets
 
     try:
         if is_saved(Path(name)):
             found = datasets.load_from_disk(name)
-            return found[split] if isinstance(found, datasets.DatasetDict) else found
-        return datasets.load_dataset(name, config, split=split)
+            found = found[split] if isinstance(found, datasets.DatasetDict) else found
+            return found.to_iterable_dataset() if streaming else found
+        return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (OSError, ValueError, KeyError) as error:
         which = f"{name!r} (config {config}, split {split!r})"
         raise DataError(f"cannot load dataset {which}: {error}. {way_out}") from error

@@ -30,6 +30,11 @@ class Prepared(Dataset[Any]):
     def fingerprint(self) -> str:
         """16 hexadecimal digits of all content in order; equal on every machine."""
 
+    def spread(self, count: int) -> list[int]:
+        """Indices of so many examples, far from each other."""
+        count = min(count, len(self))
+        return [i * len(self) // count for i in range(count)]
+
     @abstractmethod
     def stand_in(self) -> Any:
         """An example without rows, for a process that has none left while the others go on."""

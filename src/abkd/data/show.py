@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from abkd.data.dataset import TokenizedDataset
+from abkd.data.stream import StreamedDataset
 from abkd.data.tokenize import Example
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ def describe_sample(example: Example, tokenizer: Any) -> Text:
     return text
 
 
-def describe_start(dataset: TokenizedDataset, tokenizer: Any, max_length: int) -> Iterator[tuple[str, bool]]:
+def describe_start(
+    dataset: TokenizedDataset | StreamedDataset, tokenizer: Any, max_length: int
+) -> Iterator[tuple[str, bool]]:
     """Lines about rows before they are trained on (the first row, and cut ones), each with whether it is a warning."""
     example = _first_row(dataset)
     runs = [(trained, _short(shown)) for trained, shown in _runs(example, tokenizer)]
@@ -39,10 +42,11 @@ def describe_start(dataset: TokenizedDataset, tokenizer: Any, max_length: int) -
     what = "as it is trained, ⟦trained tokens⟧" if any(example["trained"]) else "a prompt that a model completes"
     yield f"abkd: the first row, {what}:\n{text}{more}", False
     account = dataset.account
+    rows = f"the first {account.rows:,}" if isinstance(dataset, StreamedDataset) else f"{account.rows:,}"
     if account.truncated:
         share = 100 * account.cut_tokens / max(account.cut_tokens + dataset.trained_tokens, 1)
         cut = (
-            f"abkd: max_length {max_length} cuts {account.truncated:,} of {account.rows:,} rows, and with their ends "
+            f"abkd: max_length {max_length} cuts {account.truncated:,} of {rows} rows, and with their ends "
             f"{share:.2g} % of the tokens that are to be learnt; raise max_length if memory allows"
         )
         yield cut, True
@@ -55,7 +59,7 @@ def _runs(example: Example, tokenizer: Any) -> Iterator[tuple[bool, str]]:
         yield trained, tokenizer.decode([token for _, token in run], skip_special_tokens=False)
 
 
-def _first_row(dataset: TokenizedDataset) -> Example:
+def _first_row(dataset: TokenizedDataset | StreamedDataset) -> Example:
     """The first row, also of several that are packed."""
     example = dataset[0]
     size = example.get("segments", []).count(0) or len(example["input_ids"])

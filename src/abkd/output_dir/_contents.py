@@ -29,6 +29,7 @@ _OF_MODELS = {
     *("preprocessor_config.json", "processor_config.json"),
 }
 _WEIGHTS = re.compile(r"(model|adapter_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_DRAFT_OF = re.compile(r"\.(.+)\.[0-9a-f]+\.draft")
 _TRACKERS = "events.out.tfevents.*"
 _HALF_WRITTEN = re.compile(
     r".*\.(safetensors|pt|pth|bin|json|jinja|txt|model|distcp|draft)|\.metadata|(pytorch_model|optimizer|global_step).*"
@@ -76,8 +77,9 @@ def _sort(
     """
     entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
     there = {entry.name for entry in entries}
+    records = {_DRAFT_OF.sub(r"\1", name) for name in there}  # whoever died over one of them wrote the others
     names = listed | noted(directory) | _sealed(directory)
-    if MANIFEST not in there and (there >= _RUN or there >= _SWEEP):  # from before there were manifests
+    if MANIFEST not in there and (records >= _RUN or records >= _SWEEP):  # from before there were manifests
         known, names = _of_a_run, names | _runs_of_sweep(directory)
     for entry in entries:
         path, ours = prefix + entry.name, entry.name in names or (known is not None and known(entry.name))

@@ -23,7 +23,7 @@ HELD_OUT = ("eval_file", "eval_dir", "dataset_test_split", "split_file")
 OF_IMAGES = {"augmentation", "image_size", "allow_code"}
 OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
 OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
-OF_TEXT |= {"source", "lmbda", "seq_kd", "generation_kwargs", "save_dtype", "merge_adapter"}
+OF_TEXT |= {"streaming", "source", "lmbda", "seq_kd", "generation_kwargs", "save_dtype", "merge_adapter"}
 _WEIGHTS = ("ce_weight", "kd_weight")
 FILES = ("train_file", "eval_file", "split_file", "pretrain_file")
 DIRECTORIES = ("train_dir", "eval_dir")
@@ -37,6 +37,7 @@ _NO_DATA = {
     _CLIP: "no images: set train_dir (with split_file, or a folder a class), train_file (.npz) or dataset_name",
 }
 
+_STREAMED = {"max_steps": -1, "packing": False, "group_by_length": False}
 _ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "above 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
 _WEIGHT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x <= 1e30, "0 or more, and at most 1e30")
@@ -206,7 +207,7 @@ def _sequences(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"each of the terms has its own divergence and weights; keep terms, or {given}, not both")
     if "source" in values and _source(values):
         problems.append("lmbda and seq_kd are short forms of source; keep them, or source, not both")
-    from abkd.sequence_rules import check_sequences
+    from abkd.sequence_rules import check_sequences, check_streaming
     from abkd.sources import Dataset
     from abkd.teachers import Live
 
@@ -218,6 +219,9 @@ def _sequences(values: Mapping[str, Any]) -> list[str]:
             packing=values.get("packing", False),
             eval_samples=values.get("eval_samples", 0),
         )
+        if values.get("streaming"):
+            options = {name: values.get(name, default) for name, default in _STREAMED.items()}
+            check_streaming(source, values.get("teacher", Live()), **options)
     except ConfigError as error:
         problems.append(str(error))
     return problems
@@ -238,6 +242,8 @@ def _data(values: Mapping[str, Any]) -> list[str]:
         problems.append(_NO_DATA[values.get("task", _TEXT)])
     if "dataset_name" not in given:
         problems += [f"{name} belongs to dataset_name, which is not set" for name in sorted(DATASET & values.keys())]
+    if values.get("streaming") and (values.get("eval_fraction") or values.get("dataset_test_split")):
+        problems.append("nothing can be held out of rows that are streamed: set eval_file")
     held_out = [name for name in (*HELD_OUT, "eval_fraction") if name in values]
     if len(held_out) > 1:
         problems.append(f"{' and '.join(held_out)} both say which rows are held out; keep one")

@@ -37,7 +37,7 @@ def check_output(path: Path, *, overwrite: bool, resume: bool, inputs: Mapping[s
             raise OutputDirError(
                 f"--resume wants a checkpoint in {str(path)!r}, which has none{strange}; begin without --resume"
             )
-    elif set(found.used) - _ONLY_BEGUN:
+    elif found.foreign or set(found.ours) - _ONLY_BEGUN:
         first = sorted({name.partition("/")[0] for name in found.used})
         raise OutputDirError(
             f"output_dir: {str(path)!r} is in use (it holds {first[0]}{', …' * (len(first) > 1)}); name another "

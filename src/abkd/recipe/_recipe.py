@@ -52,6 +52,8 @@ class Recipe:
     dataset_config: str | None = None
     dataset_train_split: str = "train"
     dataset_test_split: str | None = None
+    streaming: bool = False
+    """Read training rows when their turn comes and keep no copy of them: for data that does not fit the disk."""
     eval_fraction: float = 0.05
     """The share of the training rows that is held out when nothing to evaluate on is given."""
     pretrain_file: str | list[str] | None = None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from abkd.config import DistillConfig
-from abkd.data import TokenizedDataset
+from abkd.data import StreamedDataset, TokenizedDataset
 from abkd.errors import ConfigError
 from abkd.models.positions import positions_of
 from abkd.sources import needs_generation, needs_teacher_text
@@ -18,7 +18,7 @@ from abkd.trainer._modality import Models
 logger = logging.getLogger("abkd")
 
 
-def check_lengths(dataset: TokenizedDataset, models: Models, args: DistillConfig) -> None:
+def check_lengths(dataset: TokenizedDataset | StreamedDataset, models: Models, args: DistillConfig) -> None:
     """Compare the rows that are really there with the positions of the models that read them.
 
     Beyond the positions that a rotary model was trained for it may be worse, which is said in one line.
@@ -31,7 +31,7 @@ def check_lengths(dataset: TokenizedDataset, models: Models, args: DistillConfig
         positions = positions_of(model)
         if positions is None or _upper_bound(dataset, args) <= positions.count:
             continue
-        longest = _longest(dataset, args, who)
+        longest = _longest(dataset, args, who, table=positions.table)
         if longest <= positions.count:
             continue
         name = getattr(model, "name_or_path", "") or type(model).__name__
@@ -61,18 +61,22 @@ def _writes(args: DistillConfig) -> bool:
     return needs_generation(source) or needs_teacher_text(source) or args.eval_samples > 0
 
 
-def _upper_bound(dataset: TokenizedDataset, args: DistillConfig) -> float:
+def _upper_bound(dataset: TokenizedDataset | StreamedDataset, args: DistillConfig) -> float:
     """Of the tokens of any row, without looking at each."""
+    if isinstance(dataset, StreamedDataset):
+        return math.inf if dataset.steps.privileged else args.max_length
     if "teacher_input_ids" in dataset.columns:
         return math.inf  # a context comes before the row
     longest = max(dataset.lengths)
     return max(longest, args.max_length) if _writes(args) or "pretrain_ids" in dataset.columns else longest
 
 
-def _longest(dataset: TokenizedDataset, args: DistillConfig, who: str) -> int:
-    """The most tokens that ``who`` reads at once."""
+def _longest(dataset: TokenizedDataset | StreamedDataset, args: DistillConfig, who: str, *, table: bool) -> int:
+    """The most tokens that ``who`` reads at once; of a stream what the first have, with a ``table`` may have."""
     writes = _writes(args)
-    return max(max(_lengths(dict(row), args, who, writes)) for row in dataset)
+    rows = dataset.head if isinstance(dataset, StreamedDataset) else dataset
+    longest = max(max(_lengths(dict(row), args, who, writes)) for row in rows)
+    return max(longest, args.max_length) if table and rows is not dataset else longest
 
 
 def _lengths(row: dict[str, Any], args: DistillConfig, who: str, writes: bool) -> Iterator[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from abkd.data import LengthGroupedSampler, TokenizedDataset
+from abkd.data import LengthGroupedSampler, StreamedDataset, TokenizedDataset
 from abkd.data.prepared import Prepared
 
 Key = int | tuple[int, int]
@@ -46,6 +46,13 @@ class Shuffled(Sampler[int]):
         return iter(random.Random(f"{self.seed}/{self.epoch}").sample(range(self.length), self.length))
 
 
+class AsTheyCome(Shuffled):
+    """All indices in turn: rows of a stream, which are shuffled where they are read."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.length))
+
+
 class TrainOrder(Sampler[Any]):
     """The real rows in the order of ``inner``, then the empty ones; with the epoch beside each where ``keyed``.
 
@@ -76,4 +83,6 @@ def train_order(dataset: Prepared | Evened, *, batch_size: int, by_length: bool,
     inner: Shuffled | LengthGroupedSampler = Shuffled(len(rows), seed=seed)
     if by_length and isinstance(rows, TokenizedDataset):
         inner = LengthGroupedSampler(rows.lengths, batch_size, seed=seed)
+    if isinstance(rows, StreamedDataset):
+        inner = AsTheyCome(len(rows), seed=seed)
     return TrainOrder(inner, len(dataset), keyed=rows.keyed)

@@ -83,8 +83,7 @@ def _first_mass(trainer: DistillTrainer) -> float | None:
     ):  # parameters may be sharded: no forward outside the wrapper
         return None
     dataset: Any = trainer.train_dataset
-    size = min(len(dataset), _ROWS)
-    batch = trainer.collator([dataset[i * len(dataset) // size] for i in range(size)])["batch"].to(trainer.args.device)
+    batch = trainer.collator([dataset[i] for i in dataset.spread(_ROWS)])["batch"].to(trainer.args.device)
     model = trainer.models.student.model
     training = model.training
     model.eval()

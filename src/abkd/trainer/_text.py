@@ -15,6 +15,8 @@ from torch import nn
 from abkd.config import DistillConfig
 from abkd.data import (
     Collator,
+    RowStream,
+    StreamedDataset,
     TokenizedDataset,
     check_packing,
     check_same_tokenizer,
@@ -22,6 +24,7 @@ from abkd.data import (
     describe_start,
     pack,
     prepare_dataset,
+    prepare_stream,
     say_of_templates,
     shared_vocabulary_size,
 )
@@ -31,6 +34,7 @@ from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
 from abkd.models.positions import learned_positions
 from abkd.models.saving import stored_dtype
+from abkd.sequence_rules import check_streaming
 from abkd.sources import is_privileged, needs_completions, privileged_context
 from abkd.teachers import Reader, Setting, identity
 from abkd.trainer._lengths import check_lengths
@@ -55,7 +59,7 @@ class Text(Modality):
 
     def data(
         self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
-    ) -> TokenizedDataset | None:
+    ) -> TokenizedDataset | StreamedDataset | None:
         prepared = prepare_data(dataset, models.tokenizer, args, name, chunks, teachers=models.teacher_tokenizers)
         if prepared is not None:
             check_lengths(prepared, models, args)
@@ -89,7 +93,7 @@ class Text(Modality):
 
     def describe(self, models: Models, train: Any) -> dict[str, Any]:
         return {
-            "train_tokens": train.trained_tokens,
+            "train_tokens": None if isinstance(train, StreamedDataset) else train.trained_tokens,
             "truncated_tokens": train.account.cut_tokens,
             "apply_chat_template": train.account.rendered > 0,
         }
@@ -158,7 +162,7 @@ def _say_router_loss(student: CausalRows) -> None:
 
 
 def _say_rows(dataset: Any, tokenizer: Any, max_length: int) -> None:
-    if isinstance(dataset, TokenizedDataset):
+    if isinstance(dataset, TokenizedDataset | StreamedDataset):
         for sentence, warning in describe_start(dataset, tokenizer, max_length):
             logger.log(logging.WARNING if warning else logging.INFO, "%s", sentence)
 
@@ -238,7 +242,7 @@ def prepare_data(
     pretrain_chunks: Sequence[list[int]] | None = None,
     *,
     teachers: Mapping[str, Any] = MappingProxyType({}),
-) -> TokenizedDataset | None:
+) -> TokenizedDataset | StreamedDataset | None:
     """Tokenised rows, packed if asked for, each with a chunk of plain text where ``lm_coef`` wants it.
 
     ``teachers``: the tokenizers of the teachers whose names are known, by name.
@@ -249,26 +253,43 @@ def prepare_data(
     if dataset is None:
         return None
     source: Any = args.source
-    tokenized = prepare_dataset(
-        dataset,
-        tokenizer,
-        max_length=args.max_length,
-        apply_chat_template=choose_template(args.apply_chat_template, tokenizer, teachers),
-        on_bad_row=args.on_bad_row,
-        name=name,
-        completions=name == "train" and needs_completions(source),
-        context=privileged_context(source),
-        privileged=is_privileged(source),
-    )
+    options: dict[str, Any] = {
+        "max_length": args.max_length,
+        "apply_chat_template": choose_template(args.apply_chat_template, tokenizer, teachers),
+        "on_bad_row": args.on_bad_row,
+        "name": name,
+        "completions": name == "train" and needs_completions(source),
+        "context": privileged_context(source),
+        "privileged": is_privileged(source),
+    }
+    if isinstance(dataset, RowStream):
+        _check_streamed(args, name)
+        rows = args.max_steps * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
+        seed = args.seed if args.data_seed is None else args.data_seed
+        tokenized = prepare_stream(dataset, tokenizer, length=rows, seed=seed, **options)
+    else:
+        tokenized = prepare_dataset(dataset, tokenizer, **options)
     if name == "train":
         say_of_templates(tokenized.account, tokenizer, teachers)
-    if args.packing:
+    if args.packing and isinstance(tokenized, TokenizedDataset):
         tokenized = pack(tokenized, args.max_length)
     if name == "train" and args.lm_coef:
         if not pretrain_chunks:
             raise ConfigError("lm_coef is above 0 but there is no plain text: give pretrain_file, or set lm_coef: 0")
         tokenized = tokenized.with_pretraining(pretrain_chunks)
     return tokenized
+
+
+def _check_streamed(args: DistillConfig, name: str) -> None:
+    if name != "train":
+        raise ConfigError("rows are streamed for training only: give those to evaluate on as a file")
+    check_streaming(
+        args.source,
+        args.teacher,
+        max_steps=args.max_steps,
+        packing=args.packing,
+        group_by_length=args.group_by_length,
+    )
 
 
 def warn_of_weak_teacher(perplexity: float, teacher_perplexity: float) -> None:
