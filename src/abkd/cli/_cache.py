@@ -30,7 +30,7 @@ from abkd.teachers import identity
 from abkd.teachers.caches import CachedTeacher, image_identity
 from abkd.teachers.caches._build import Built, build_cache
 from abkd.teachers.caches._manifest import read as read_manifest
-from abkd.trainer._text import prepare_data
+from abkd.trainer._text_data import prepare_data
 
 _WORDS = {TEXT: "token", IMAGES: "image"}
 """The tasks whose teachers are cached, and what a row is."""

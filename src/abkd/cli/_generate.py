@@ -29,7 +29,7 @@ from abkd.sources._store import Store
 from abkd.sources._teacher_text import uses
 from abkd.sources._walk import stage_sources
 from abkd.teachers import identity
-from abkd.trainer._text import prepare_data
+from abkd.trainer._text_data import prepare_data
 
 
 def generate_text(recipe: Recipe, output_file: str | None) -> None:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,17 +14,12 @@ from torch import nn
 from abkd.config import DistillConfig
 from abkd.data import (
     Collator,
-    RowStream,
     StreamedDataset,
     TokenizedDataset,
     check_packing,
     check_same_tokenizer,
     choose_template,
     describe_start,
-    pack,
-    prepare_dataset,
-    prepare_stream,
-    say_of_templates,
     shared_vocabulary_size,
 )
 from abkd.errors import ConfigError
@@ -34,12 +28,11 @@ from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
 from abkd.models.positions import learned_positions
 from abkd.models.saving import stored_dtype
-from abkd.sequence_rules import check_streaming
-from abkd.sources import is_privileged, needs_completions, privileged_context
 from abkd.teachers import Reader, Setting, identity
 from abkd.trainer._lengths import check_lengths
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
 from abkd.trainer._start import check_start
+from abkd.trainer._text_data import prepare_data
 
 if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
@@ -232,64 +225,6 @@ def _shared_classes(student: CausalRows, teacher: Reader | None, tokenizer: Any)
 
 def _teacher_options(args: DistillConfig) -> dict[str, Any]:
     return teacher_options(args.teacher_model_init_kwargs, args.device)
-
-
-def prepare_data(
-    dataset: Any,
-    tokenizer: Any,
-    args: DistillConfig,
-    name: str,
-    pretrain_chunks: Sequence[list[int]] | None = None,
-    *,
-    teachers: Mapping[str, Any] = MappingProxyType({}),
-) -> TokenizedDataset | StreamedDataset | None:
-    """Tokenised rows, packed if asked for, each with a chunk of plain text where ``lm_coef`` wants it.
-
-    ``teachers``: the tokenizers of the teachers whose names are known, by name.
-
-    Raises:
-        DataError, ConfigError: rows that cannot be used, or no plain text.
-    """
-    if dataset is None:
-        return None
-    source: Any = args.source
-    options: dict[str, Any] = {
-        "max_length": args.max_length,
-        "apply_chat_template": choose_template(args.apply_chat_template, tokenizer, teachers),
-        "on_bad_row": args.on_bad_row,
-        "name": name,
-        "completions": name == "train" and needs_completions(source),
-        "context": privileged_context(source),
-        "privileged": is_privileged(source),
-    }
-    if isinstance(dataset, RowStream):
-        _check_streamed(args, name)
-        rows = args.max_steps * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
-        tokenized = prepare_stream(dataset, tokenizer, length=rows, seed=seed, **options)
-    else:
-        tokenized = prepare_dataset(dataset, tokenizer, **options)
-    if name == "train":
-        say_of_templates(tokenized.account, tokenizer, teachers)
-    if args.packing and isinstance(tokenized, TokenizedDataset):
-        tokenized = pack(tokenized, args.max_length)
-    if name == "train" and args.lm_coef:
-        if not pretrain_chunks:
-            raise ConfigError("lm_coef is above 0 but there is no plain text: give pretrain_file, or set lm_coef: 0")
-        tokenized = tokenized.with_pretraining(pretrain_chunks)
-    return tokenized
-
-
-def _check_streamed(args: DistillConfig, name: str) -> None:
-    if name != "train":
-        raise ConfigError("rows are streamed for training only: give those to evaluate on as a file")
-    check_streaming(
-        args.source,
-        args.teacher,
-        max_steps=args.max_steps,
-        packing=args.packing,
-        group_by_length=args.group_by_length,
-    )
 
 
 def warn_of_weak_teacher(perplexity: float, teacher_perplexity: float) -> None:
