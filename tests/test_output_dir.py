@@ -238,6 +238,34 @@ def test_a_second_process_is_refused_and_told_who_is_there(tmp_path):
     assert subprocess.run(command, env=paths, capture_output=True, text=True).returncode == 0
 
 
+_PROBE = """
+import json, sys
+from abkd.cli._recipe import refuse_if_busy
+from abkd.errors import OutputDirError
+
+for words in json.loads(sys.argv[1]):
+    try:
+        refuse_if_busy(words)
+        print("free")
+    except OutputDirError as error:
+        print("busy" if "is at work in" in str(error) else error)
+print("torch" in sys.modules)
+"""
+
+
+def test_the_command_is_refused_before_torch_is_loaded(tmp_path):
+    recipe, out = tmp_path / "recipe.yaml", str(tmp_path / "out")
+    recipe.write_text(f"output_dir: {out}\n")
+    there = [[str(recipe)], ["--output-dir", out], [f"--output_dir={out}", "--resume"]]
+    elsewhere = [[str(recipe), "--output_dir", "x"], ["nothing.yaml"], ["--output_dir", out, "stray"], []]
+    command = [sys.executable, "-c", _PROBE, json.dumps([*there, *elsewhere])]
+    with claimed(tmp_path / "out"):
+        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()
+    assert said == ["busy"] * 3 + ["free"] * 4 + ["False"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()
+    assert said == ["free"] * 7 + ["False"]
+
+
 def test_a_lock_ends_with_its_process_though_a_child_lives_on(tmp_path):
     """Loader workers outlive a run that was killed by a moment."""
     read, write = os.pipe()

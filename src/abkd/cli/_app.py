@@ -54,8 +54,10 @@ def _root(
 @app.command("distill", cls=DistillHelp, context_settings=_FREE_FLAGS)
 def distill(ctx: typer.Context) -> None:
     """Train a student to match its teacher: from a recipe (YAML), from flags, or both (flags win)."""
-    from abkd.cli._recipe import read_request
+    from abkd.cli._recipe import read_request, refuse_if_busy
 
+    if is_main_process():
+        refuse_if_busy(ctx.args)
     recipe, extra = read_request(ctx.args, {"resume": bool, "seeds": str, "grid": dict[str, list[Any]]})
     if extra["seeds"] is not None or extra["grid"] is not None:
         from abkd.cli._sweep import run_sweep

@@ -5,12 +5,17 @@ and nothing else. A folder from before there were manifests is judged by the nam
 """
 
 from abkd.output_dir._contents import OF_CHECKPOINT, Contents, check_overwrite, contents, note, remove_runs
-from abkd.output_dir._lock import claimed
+from abkd.output_dir._lock import check_free, claimed
 from abkd.output_dir._place import check_inputs, check_place
 
+DEFAULT = "distilled"
+"""The folder of a run whose recipe names none."""
+
 __all__ = [
+    "DEFAULT",
     "OF_CHECKPOINT",
     "Contents",
+    "check_free",
     "check_inputs",
     "check_overwrite",
     "check_place",

@@ -51,6 +51,15 @@ def claimed(directory: Path) -> Iterator[None]:
                 each.rmdir()
 
 
+def check_free(directory: Path) -> None:
+    """Raise OutputDirError where another process is at work in a folder; a folder that is not there is free."""
+    error = None
+    with suppress(OSError, ValueError), (directory / LOCK).open("rb") as file:
+        error = None if lock_file(file, shared=True) else _busy(directory, file.fileno())
+    if error is not None:
+        raise error
+
+
 def is_held(directory: Path) -> bool:
     """Whether this process has claimed a folder."""
     return os.path.realpath(directory) in _held
@@ -86,12 +95,9 @@ def _lock(directory: Path) -> int:
             logger.warning("abkd: %s takes no locks (%s): let no other run write into it", directory, error.strerror)
             return descriptor
         if not taken:
-            owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+            error = _busy(directory, descriptor)
             os.close(descriptor)
-            raise OutputDirError(
-                f"output_dir: {owner} is at work in {str(directory)!r}; wait until it has ended, or name another "
-                "--output_dir"
-            )
+            raise error
         if _is_there(path, descriptor):
             break
         os.close(descriptor)  # whoever had it has removed it in between
@@ -99,6 +105,13 @@ def _lock(directory: Path) -> int:
     with suppress(OSError):  # a full disk: the lock holds without a name in it
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor
+
+
+def _busy(directory: Path, descriptor: int) -> OutputDirError:
+    owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+    return OutputDirError(
+        f"output_dir: {owner} is at work in {str(directory)!r}; wait until it has ended, or name another --output_dir"
+    )
 
 
 def _is_there(path: Path, descriptor: int) -> bool:

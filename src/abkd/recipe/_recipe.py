@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from abkd import notation
 from abkd.errors import ConfigError
+from abkd.output_dir import DEFAULT
 from abkd.recipe import _checks, _fields, _output, _text
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Recipe:
     lora_dropout: float = 0.05
     lora_target_modules: str | list[str] | None = None
 
-    output_dir: str = "distilled"
+    output_dir: str = DEFAULT
 
     config: Mapping[str, Any] = field(default_factory=dict)
 
