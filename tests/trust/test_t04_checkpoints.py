@@ -106,6 +106,20 @@ def test_what_was_just_saved_stays_where_a_later_step_was_saved_before(finished,
     assert whole(run) == ["checkpoint-2"]
 
 
+@pytest.mark.parametrize("finished_once", [True, False], ids=["whole", "half written"])
+def test_rotation_leaves_files_of_others(finished, tmp_path, caplog, finished_once):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    (run / "checkpoint-2" / "notes").mkdir()
+    (run / "checkpoint-2" / "notes" / "mine.md").write_text("which one was best")
+    if not finished_once:
+        (run / "checkpoint-2" / _checkpoints.MANIFEST).unlink()
+    _checkpoints.rotate(_checkpoints.checkpoints(run)[-1], 1, None)
+    left = [path.relative_to(run / "checkpoint-2").as_posix() for path in (run / "checkpoint-2").rglob("*")]
+    assert sorted(left) == ["notes", "notes/mine.md"]
+    assert "which no run wrote" in caplog.text
+    assert whole(run) == [_checkpoints.checkpoints(run)[-1].name]
+
+
 def test_a_checkpoint_that_is_whole_is_not_written_again(tmp_path):
     """The end of an epoch may ask once more for the step that a finished run was resumed from."""
     options = {"save_strategy": "epoch", "max_steps": 6, "data": rows(10), "save_total_limit": 1}

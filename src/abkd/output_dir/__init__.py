@@ -4,7 +4,15 @@ Every file of ours is named in a manifest before it is written, so ``--overwrite
 and nothing else. A folder from before there were manifests is judged by the names that our files have.
 """
 
-from abkd.output_dir._contents import OF_CHECKPOINT, Contents, check_overwrite, contents, note, remove_runs
+from abkd.output_dir._contents import (
+    OF_CHECKPOINT,
+    Contents,
+    check_overwrite,
+    contents,
+    files_of,
+    note,
+    remove_runs,
+)
 from abkd.output_dir._lock import check_free, claimed
 from abkd.output_dir._place import check_inputs, check_place
 
@@ -21,6 +29,7 @@ __all__ = [
     "check_place",
     "claimed",
     "contents",
+    "files_of",
     "note",
     "remove_runs",
 ]

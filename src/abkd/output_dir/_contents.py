@@ -119,6 +119,12 @@ def _in_half_written(name: str) -> bool:
     return bool(_HALF_WRITTEN.fullmatch(name))
 
 
+def files_of(checkpoint: Path) -> Callable[[str], bool]:
+    """Which paths in a checkpoint are ours: those in its manifest, or where it was never finished, by their names."""
+    sealed = _sealed(checkpoint)
+    return sealed.__contains__ if sealed else lambda path: _in_half_written(path.rpartition("/")[2])
+
+
 def _sealed(directory: Path) -> frozenset[str]:
     """The files of a finished checkpoint."""
     entries = _json(directory / OF_CHECKPOINT)

@@ -8,14 +8,13 @@ import inspect
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from abkd.errors import OutputDirError
-from abkd.output_dir import OF_CHECKPOINT
+from abkd.output_dir import OF_CHECKPOINT, files_of
 from abkd.storage import read_json, refusals, write_whole
 
 logger = logging.getLogger("abkd")
@@ -121,9 +120,20 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove a checkpoint, if it is there; from the first moment on it does not count."""
+    """Remove a checkpoint, if it is there; from the first moment on it does not count. Files of others in it stay."""
+    ours = files_of(checkpoint)
     (checkpoint / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    for path in sorted(checkpoint.rglob("*"), reverse=True):  # what is inside before its folder
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            elif ours(path.relative_to(checkpoint).as_posix()):
+                path.unlink()
+    with suppress(OSError):
+        checkpoint.rmdir()
+    left = next((path.name for path in checkpoint.rglob("*")), None)
+    if left is not None:
+        logger.warning("abkd: %s stays, because it holds %s, which no run wrote", checkpoint, left)
 
 
 @contextmanager
