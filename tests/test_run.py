@@ -417,6 +417,14 @@ def test_adapters_plain_text_and_no_held_out_rows(shelf, tmp_path):
     assert "CE(plain text)" in json.loads((tmp_path / "run" / "run.json").read_text())["objective"]
 
 
+@pytest.mark.parametrize(("row", "said"), [({"txt": "a"}, "got none"), ({"text": ["a"]}, "got a list")], ids=str)
+def test_plain_text_that_is_none_is_named_with_its_line(row, said, shelf, tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "good"}\n' + json.dumps(row) + "\n")
+    plain = {"pretrain_file": str(tmp_path / "text.jsonl"), "lm_coef": 0.5}
+    with pytest.raises(DataError, match=rf"text\.jsonl, line 2: expected a text, {said}"):
+        distill(Recipe.from_dict(values(shelf, tmp_path / "run", **plain)))
+
+
 def test_a_student_is_saved_in_the_type_of_its_folder(shelf, tmp_path):
     small, out = tmp_path / "small", tmp_path / "out"
     llama(0).bfloat16().save_pretrained(small)

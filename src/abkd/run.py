@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from abkd.config import TEXT, DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out, stream_rows
-from abkd.errors import ConfigError, OutputDirError
+from abkd.data.progress import progress
+from abkd.errors import ConfigError, DataError, OutputDirError
 from abkd.image_data import load_image_data
 from abkd.models.adapters import check_peft, has_adapters
 from abkd.models.loading import load_student, load_tokenizer
@@ -215,6 +216,7 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
 def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[str, Any]]:
     """The student, and what belongs to it: its tokenizer, plain text."""
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
+    chunks = _plain_text(recipe, config, tokenizer)
     options: Any = config.model_init_kwargs or {}
     student = load_student(
         recipe.model_name_or_path,
@@ -227,7 +229,7 @@ def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[st
         config.save_dtype = stored_dtype(recipe.model_name_or_path, **_revision(recipe))  # type: ignore[assignment]
     return student, {
         "processing_class": tokenizer,
-        "pretrain_chunks": _plain_text(recipe, config, tokenizer),
+        "pretrain_chunks": chunks,
     }
 
 
@@ -249,13 +251,23 @@ def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _plain_text(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[list[int]] | None:
+def _plain_text(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[Sequence[int]] | None:
     if not recipe.pretrain_file:
         return None
     rows = load_rows(recipe.pretrain_file)
     if "text" not in rows[0]:
         raise ConfigError(f"pretrain_file {recipe.pretrain_file} needs a column 'text', but has {', '.join(rows[0])}")
-    return pretraining_chunks([row["text"] for row in rows], tokenizer, config.max_length)
+    texts = _texts(rows, f"pretrain_file {recipe.pretrain_file}")
+    return pretraining_chunks(progress(texts, len(rows), "tokenising the plain text"), tokenizer, config.max_length)
+
+
+def _texts(rows: Rows, name: str) -> Iterator[str]:
+    for number, row in zip(rows.numbers, rows, strict=True):
+        text = row.get("text")
+        if not isinstance(text, str):
+            shown = "none" if text is None else f"a {type(text).__name__}"
+            raise DataError(f"{name}, {rows.place(int(number))}: expected a text, got {shown}")
+        yield text
 
 
 def _adapters(recipe: Recipe, task: str) -> Any:

@@ -100,7 +100,7 @@ def fingerprint_of(columns: Mapping[str, Column]) -> str:
 class Repeated(Column):
     """The same few lists in turn."""
 
-    def __init__(self, lists: Sequence[list[int]], length: int) -> None:
+    def __init__(self, lists: Sequence[Sequence[int]], length: int) -> None:
         self._lists = lists
         self.lengths = np.resize(np.array([len(each) for each in lists], dtype=np.int64), length)
 

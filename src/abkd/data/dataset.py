@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,7 @@ class TokenizedDataset(Prepared):
         """The first token of the first row: nothing predicts it."""
         return stand_in(self[0])
 
-    def with_pretraining(self, chunks: Sequence[list[int]]) -> TokenizedDataset:
+    def with_pretraining(self, chunks: Sequence[Sequence[int]]) -> TokenizedDataset:
         """The same examples, each with a chunk of plain text (in turn) for the language-modelling term."""
         if not chunks:
             raise DataError("expected at least one chunk of pre-training text, got none")
@@ -239,18 +240,18 @@ def _check_dropped(tally: Tally, rows: int, name: str, on_bad_row: OnBadRow) -> 
         raise DataError(f"{name}: all {rows} rows were dropped ({reasons})")
 
 
-def pretraining_chunks(texts: Iterable[str], tokenizer: Any, length: int) -> list[list[int]]:
+def pretraining_chunks(texts: Iterable[str], tokenizer: Any, length: int) -> list[Sequence[int]]:
     """Documents one after the other (each BOS … EOS), cut into chunks of ``length`` tokens; the rest is left out.
 
     Where there is less than one chunk of text, that text is the only chunk. Raises DataError where there is no text.
     """
-    stream: list[int] = []
+    stream = array("i")  # 4 bytes a token
     for number, text in enumerate(texts, 1):
         try:
-            stream += encode_text(text, tokenizer) if text.strip() else []
+            stream.extend(encode_text(text, tokenizer) if text.strip() else ())
         except BadRowError as error:
             raise DataError(f"pre-training document {number}: {error}") from error
     if len(stream) < 2:
         raise DataError("the pre-training text is empty: expected at least one document")
-    chunks = [stream[start : start + length] for start in range(0, len(stream) - length + 1, length)]
+    chunks: list[Sequence[int]] = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
     return chunks or [stream]

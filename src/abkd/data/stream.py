@@ -134,7 +134,7 @@ class StreamedDataset(Prepared):
         self.account = self.tally.account()
         self.dropped = {}  # not known before the end
         self._length, self._seed, self._on_bad_row = length, seed, on_bad_row
-        self._chunks: Sequence[list[int]] = ()
+        self._chunks: Sequence[Sequence[int]] = ()
         self._rows: Iterator[Placed] = iter(())
         self._next = length  # so that the first one asked for begins the stream
 
@@ -145,13 +145,13 @@ class StreamedDataset(Prepared):
         index = key if isinstance(key, int) else key[1]
         example = self._example(index, *self._row(index))
         if self._chunks:
-            example["pretrain_ids"] = self._chunks[index % len(self._chunks)]
+            example["pretrain_ids"] = list(self._chunks[index % len(self._chunks)])
         return example
 
     def __getstate__(self) -> dict[str, Any]:  # to another process goes what is read, not how far it was read
         return {**self.__dict__, "_rows": iter(()), "_next": self._length}
 
-    def with_pretraining(self, chunks: Sequence[list[int]]) -> StreamedDataset:
+    def with_pretraining(self, chunks: Sequence[Sequence[int]]) -> StreamedDataset:
         """The same examples, each with a chunk of plain text (in turn) for the language-modelling term."""
         self._chunks = chunks
         return self

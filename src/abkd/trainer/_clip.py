@@ -64,7 +64,12 @@ class BaseToNew(ImageClassification):
         return Models(rows, reader, None, rows.head_rows, [each.source for each in teachers])
 
     def data(
-        self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
+        self,
+        dataset: Any,
+        models: Models,
+        args: DistillConfig,
+        name: str,
+        chunks: Sequence[Sequence[int]] | None = None,
     ) -> ImageDataset | None:
         if dataset is None or name != "train":
             return super().data(dataset, models, args, name)

@@ -72,7 +72,12 @@ class ImageClassification(Modality):
         return Models(rows, reader, None, rows.head_rows, names)
 
     def data(
-        self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
+        self,
+        dataset: Any,
+        models: Models,
+        args: DistillConfig,
+        name: str,
+        chunks: Sequence[Sequence[int]] | None = None,
     ) -> ImageDataset | None:
         if dataset is None:
             return None

@@ -69,7 +69,12 @@ class Modality(ABC):
 
     @abstractmethod
     def data(
-        self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
+        self,
+        dataset: Any,
+        models: Models,
+        args: DistillConfig,
+        name: str,
+        chunks: Sequence[Sequence[int]] | None = None,
     ) -> Prepared | None:
         """The checked examples of a data set; ``chunks`` of plain text go with those to train on.
 

@@ -51,7 +51,12 @@ class Text(Modality):
         return resolve_models(model, teacher, args, processing_class, peft_config)
 
     def data(
-        self, dataset: Any, models: Models, args: DistillConfig, name: str, chunks: Sequence[list[int]] | None = None
+        self,
+        dataset: Any,
+        models: Models,
+        args: DistillConfig,
+        name: str,
+        chunks: Sequence[Sequence[int]] | None = None,
     ) -> TokenizedDataset | StreamedDataset | None:
         prepared = prepare_data(dataset, models.tokenizer, args, name, chunks, teachers=models.teacher_tokenizers)
         if prepared is not None:

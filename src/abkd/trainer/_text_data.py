@@ -27,7 +27,7 @@ def prepare_data(
     tokenizer: Any,
     args: DistillConfig,
     name: str,
-    pretrain_chunks: Sequence[list[int]] | None = None,
+    pretrain_chunks: Sequence[Sequence[int]] | None = None,
     *,
     teachers: Mapping[str, Any] = MappingProxyType({}),
 ) -> TokenizedDataset | StreamedDataset | None:

@@ -70,7 +70,7 @@ class DistillTrainer(DataLoading):
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        pretrain_chunks: Sequence[list[int]] | None = None,
+        pretrain_chunks: Sequence[Sequence[int]] | None = None,
         processing_class: Any = None,
         peft_config: Any = None,
         callbacks: Sequence[Any] = (),
