@@ -59,7 +59,7 @@ class Fault(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
         if state.global_step >= self.after and self.kind == "NaN gradient":
-            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[-1] = torch.inf
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[-1] = torch.nan
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= self.after and control.should_save and self.kind == "killed while saving":
