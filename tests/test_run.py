@@ -123,6 +123,7 @@ def undisturbed(shelf, tmp_path_factory):
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(stopped, undisturbed, shelf, name, code):
     status, said, output = stopped[name]
     assert status == code, said
+    assert re.search(r"^step \d+/150  loss \d", said, re.MULTILINE)  # no terminal, so a line for each log
     assert f"abkd: stopped by {name} after step" in said.replace("\n", " ")
     assert "go on with --resume" in said.replace("\n", " ")
     assert len(list(output.glob("checkpoint-*"))) in (1, 2)  # the newest, and the best besides

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-N, V, H = 2048, 50_000, 64
+N, V, H = 1024, 50_000, 64
 DENSE_MB = N * V * 4 / 2**20
 
 SCRIPT = """
 import resource, sys, torch
-from abkd import AlphaBeta, Head, Plan, Projected, linear_divergence
+from abkd.divergences import AlphaBeta
+from abkd.ops import Head, Plan, Projected, linear_divergence
 
 def peak():  # of this process in MB, since it began
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -59,7 +59,7 @@ def sharding_accelerator(**options: Any) -> Accelerator:
 
 def main() -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(120, exit=True)  # a process that waits for the other says where
+    faulthandler.dump_traceback_later(550, exit=True)  # a process that waits for the other says where
     path, variants = Path(sys.argv[1]), sys.argv[2:]
     how = os.environ.get("SHARDED")
     fsdp = {"fsdp": True, "fsdp_config": {"version": 2, **SHARDED[how]}} if how else {}
