@@ -78,7 +78,8 @@ def watch(mark: Marks) -> None:
 
     for owner in (abkd.run, _text):
         mark.around(owner, "load_tokenizer", "tokenizer")
-        mark.around(owner, "load_causal_lm", "models")
+        mark.around(owner, "load_student", "models")
+    mark.around(_text, "load_causal_lm", "models")
     mark.around(abkd.run, "load_data", "rows")
     mark.around(_text, "prepare_data", "rows")
     mark.around(_text, "resolve_models", "check the models")

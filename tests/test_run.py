@@ -145,7 +145,7 @@ def test_a_killed_run_that_writes_goes_on_as_if_nothing_had_happened(shelf, tmp_
         "save_steps": 3,
         "source": "Privileged(Mix(Adaptive(0.5, 0.1, 0.0), Replay(StudentSamples(), 8, fresh=0.5), Dataset()), 'bye ')",
         "teacher": "EMA(decay=0.9)",
-        "teacher_model_name_or_path": "null",
+        "teacher_model_name_or_path": "",
         "max_completion_length": 6,
     }
     killed = start(shelf, tmp_path / "killed", **more)

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from benchmarks import _which_source_report, which_source
-from training_parts import llama, save_models
+from tiny_parts import make_chatml
+from training_parts import llama
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     directory = tmp_path_factory.mktemp("pair")
-    save_models(directory, student=llama(0), teacher=llama(7, layers=2))
+    for name, model in {"student": llama(0), "teacher": llama(7, layers=2)}.items():
+        model.save_pretrained(directory / name)
+        make_chatml().save_pretrained(directory / name)  # with a chat template: the demo's rows are conversations
     return ["--student", str(directory / "student"), "--teacher", str(directory / "teacher"), "--quick"]
 
 

@@ -237,7 +237,7 @@ def _data(values: Mapping[str, Any]) -> list[str]:
     problems = []
     if len(given) > 1:
         named = " and ".join(f"{name} ({values[name]!r})" for name in given)
-        problems.append(f"{named} are both set; keep one (null unsets)")
+        problems.append(f"{named} are both set; keep one (null unsets in a recipe, an empty flag does)")
     if not given:
         problems.append(_NO_DATA[values.get("task", _TEXT)])
     if "dataset_name" not in given:
