@@ -28,6 +28,14 @@ def rounding(got: Tensor, exact: Tensor, parts: Tensor | float, dtype: torch.dty
     return error.max().item()
 
 
+def once_more(dtype: torch.dtype) -> float:
+    """What rounding all numbers of a result to ``dtype`` once more may add to its relative error.
+
+    Two ways to one result in half precision differ by that much through luck: in which order each has added up.
+    """
+    return torch.finfo(dtype).eps / 2
+
+
 def assert_rounded(
     got: Tensor, exact: Tensor, parts: Tensor | float, dtype: torch.dtype | None = None, *, name: str = "a number"
 ) -> None:

@@ -30,6 +30,8 @@ _UNWRITABLE = (
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ESTALE,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
 )
 _NO_ROOM = (
     "no space left",

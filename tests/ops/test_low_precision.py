@@ -13,6 +13,7 @@ from torch import Tensor
 
 import abkd
 from abkd.ops import Dense, Head, Plan, Projected, divergence_loss
+from rounding import once_more
 
 AB = abkd.AlphaBeta(0.2, 0.7)
 SMOOTH = [AB, abkd.ForwardKL(), abkd.ReverseKL(), abkd.JensenShannon(), abkd.SkewForwardKL()]
@@ -56,11 +57,11 @@ def ours(
     return {"loss": result.loss.detach(), **{name: value for name, value in given.items() if value is not None}}
 
 
-def assert_no_worse(one: Problem, divergence: abkd.Divergence, *, slack: float = 1.1, **options: Any) -> None:
-    """The rounding of a sum in another order may be a little larger or smaller by chance."""
+def assert_no_worse(one: Problem, divergence: abkd.Divergence, **options: Any) -> None:
     judge, by_hand, mine = judged(one, divergence), naive(one, divergence), ours(one, divergence, **options)
+    luck = max(once_more(each.dtype) for each in by_hand.values())
     for name, true in judge.items():
-        assert error(mine[name], true) <= slack * error(by_hand[name], true) + 1e-6, name
+        assert error(mine[name], true) <= error(by_hand[name], true) + luck, name
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -89,7 +90,7 @@ def test_half_precision_logits_are_no_worse_than_by_hand(dtype: torch.dtype, div
     judge, by_hand = judged(one, divergence), naive(one, divergence)
     got = {"loss": loss.detach(), "values": mine.leaves["values"].grad}
     for name, true in judge.items():
-        assert error(got[name], true) <= 1.05 * error(by_hand[name], true) + 1e-6
+        assert error(got[name], true) <= error(by_hand[name], true) + once_more(dtype), name
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -100,7 +101,7 @@ def test_autocast_is_no_worse_than_by_hand(dtype: torch.dtype, divergence: abkd.
     by_hand, mine = naive(one, divergence, autocast=dtype), ours(one, divergence, autocast=dtype, plan=Plan(512, False))
     for name, true in judge.items():
         assert mine[name].dtype == by_hand[name].dtype
-        assert error(mine[name], true) <= 1.05 * error(by_hand[name], true) + 1e-6, name
+        assert error(mine[name], true) <= error(by_hand[name], true) + once_more(dtype), name
 
 
 def test_autocast_multiplies_in_its_dtype_and_leaves_logits_alone() -> None:

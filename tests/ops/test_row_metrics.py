@@ -73,6 +73,8 @@ def test_the_teacher_s_cross_entropy_as_far_as_it_is_known() -> None:
     picked = of_parts.gather(-1, one.targets[:, None]).squeeze(-1)
     torch.testing.assert_close(average["teacher_cross_entropy"], -picked)
     known = bucketed(one.teacher, 5)
+    one.targets[::2] = known.ids[::2, 3]  # every other one is among the known classes, and another is not
+    one.targets[1] = (set(range(37)) - set(known.ids[1].tolist())).pop()
     log_p = one.teacher.logits(slice(None)).log_softmax(-1)
     exact = -log_p.gather(-1, one.targets[:, None]).squeeze(-1)
     within = (known.ids == one.targets[:, None]).any(-1)

@@ -200,6 +200,8 @@ def _parse_instruction(row: Row) -> Record:
 
 def _history(value: Any) -> Iterable[Message]:
     """Earlier questions and answers, which are read and not trained."""
+    if value and not isinstance(value, list | tuple):
+        raise BadRowError("history is not a list of pairs", "history: expected a list of [question, answer]")
     for pair in value or ():
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(each, str) for each in pair):
             raise BadRowError("history is not a list of pairs", "history: expected a list of [question, answer]")

@@ -75,6 +75,10 @@ def read_tools(value: Any) -> list[Any] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise BadRowError("tools is not a list of objects", f"tools is {_kind(value)}, expected a list of JSON schemas")
+    if not all(isinstance(tool.get("function", tool), Mapping) for tool in value):
+        raise BadRowError(
+            "a tool's function is not an object", "tools: expected {type: function, function: {name: ...}}"
+        )
     return [_schema(tool) for tool in value]
 
 
@@ -228,7 +232,7 @@ def _arguments(text: str) -> Any:
     """The object in a JSON string, which templates take; another text stays as it is."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return found if isinstance(found, dict) else text
 

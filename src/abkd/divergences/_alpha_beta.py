@@ -22,6 +22,8 @@ from abkd.divergences._exponential import (
 from abkd.divergences._pointwise import Divergence, Number, Pointwise
 from abkd.errors import ConfigError
 
+_MOST = 1e6  # beyond it nothing is left of float64 digits in α + β and its products
+
 
 @dataclass(frozen=True)
 class AlphaBeta(Pointwise):
@@ -35,7 +37,7 @@ class AlphaBeta(Pointwise):
     The paper uses (0.2, 0.7) for language models and large α, small β for CIFAR-100.
 
     Raises:
-        ConfigError: α or β is not a finite number.
+        ConfigError: α or β is not a finite number, or beyond ±1e6.
     """
 
     alpha: float = 0.2
@@ -47,6 +49,8 @@ class AlphaBeta(Pointwise):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
                 raise ConfigError(f"AlphaBeta needs finite numbers, but {name} is {value!r}; try AlphaBeta(0.2, 0.7)")
+            if abs(value) > _MOST:
+                raise ConfigError(f"AlphaBeta needs {name} within ±{_MOST:g}, but it is {value!r}; usual are 0 to 1")
             object.__setattr__(self, name, float(value))
 
     @property

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from abkd.errors import OutputDirError
+from abkd.errors import ConfigError, OutputDirError
 from abkd.recipe._recipe import Recipe
+from abkd.recipe._text import read_file, read_mapping
+
+logger = logging.getLogger("abkd")
 
 Changes = dict[str, list[Any]]
 """``{name: [then, now]}``"""
@@ -30,6 +32,7 @@ _JUDGED_BY_FINGERPRINT = {
     "dataset_config",
     "dataset_train_split",
 }
+_NOT_FREE = {"dataloader_drop_last"}
 _MODELS = ("model_name_or_path", "teacher_model_name_or_path", "pretrain_file")
 
 
@@ -42,10 +45,13 @@ def check_same_run(recipe: Recipe, directory: Path, begun_in: str | None = None)
     Raises:
         OutputDirError: a setting was changed that the weights depend on.
     """
-    then = recorded(directory / "recipe.yaml")
+    file = directory / "recipe.yaml"
+    then = recorded(file)
     if then is None:
+        if os.path.lexists(file):
+            logger.warning("abkd: %s cannot be read, so the settings are not compared with it", file)
         return {}
-    changes = _changes(then, yaml.safe_load(recipe.to_yaml(resolved=True)), begun_in)
+    changes = _changes(then, read_mapping(recipe.to_yaml(resolved=True), "recipe"), begun_in)
     other = {name: values for name, values in changes.items() if not _may_change(name)}
     if other:
         told = "; ".join(f"{name} was {written(then)}, now {written(now)}" for name, (then, now) in other.items())
@@ -59,10 +65,9 @@ def check_same_run(recipe: Recipe, directory: Path, begun_in: str | None = None)
 def recorded(file: Path) -> dict[str, Any] | None:
     """The settings in the recipe of a run; None where it is not there or cannot be read."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_mapping(read_file(file), str(file)) if file.is_file() else None  # a pipe would be waited for
+    except ConfigError:
         return None
-    return values if isinstance(values, dict) else None
 
 
 def written(value: Any) -> str:
@@ -84,7 +89,7 @@ _UNRECORDED = ("overwrite_output_dir", "resume_from_checkpoint")
 
 
 def _may_change(name: str) -> bool:
-    return name in _FREE | _JUDGED_BY_FINGERPRINT or (name.startswith(_ONLY_SEEN))
+    return name in _FREE | _JUDGED_BY_FINGERPRINT or (name.startswith(_ONLY_SEEN) and name not in _NOT_FREE)
 
 
 def _places(value: Any, begun_in: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from abkd.recipe._checks import DIRECTORIES, FILES, MODELS, names
 if TYPE_CHECKING:
     from abkd.recipe._recipe import Recipe
 
+_RECORDS = ("recipe.yaml", "run.json", "metrics.jsonl", "result.json", "report.html")
 _ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that was refused before its first step: nothing to lose
 
 
@@ -25,6 +27,7 @@ def check_output(path: Path, *, overwrite: bool, resume: bool, inputs: Mapping[s
     """
     check_place(path, resume=resume)
     check_inputs(path, inputs or {})
+    _check_records(path)
     if resume and overwrite:
         raise OutputDirError("--resume goes on in output_dir, --overwrite_output_dir begins anew; choose one")
     found = contents(path)
@@ -43,6 +46,15 @@ def check_output(path: Path, *, overwrite: bool, resume: bool, inputs: Mapping[s
             f"output_dir: {str(path)!r} is in use (it holds {first[0]}{', …' * (len(first) > 1)}); name another "
             "--output_dir, or continue with --resume, or replace it with --overwrite_output_dir"
         )
+
+
+def _check_records(path: Path) -> None:
+    for name in _RECORDS:
+        if os.path.lexists(path / name) and not (path / name).is_file():
+            raise OutputDirError(
+                f"output_dir: {str(path / name)!r} is no file, and a run writes one there: move it, or name another "
+                "--output_dir"
+            )
 
 
 def inputs_of(recipe: Recipe) -> dict[str, list[str]]:

@@ -175,7 +175,19 @@ def read_mapping(text: str, where: str) -> dict[str, Any]:
 
 def write_mapping(values: Mapping[str, Any]) -> str:
     """Flat YAML in the given order, plain values only."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts that YAML 1.1 or our reader would take for something else, such as ``1e3``, are in quotes."""
+
+
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    plain = _Loader("").resolve(yaml.ScalarNode, text, (True, False)) == f"{_TAG}str"
+    return dumper.represent_scalar(f"{_TAG}str", text, style=None if plain else "'")
+
+
+_Dumper.add_representer(str, _write_text)
 
 
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:

@@ -116,8 +116,8 @@ class Store:
             if known.get(name) != self.about.get(name):
                 raise OutputDirError(
                     f"{self.path} was written with {name} {_short(known.get(name))}, and this run has "
-                    f"{_short(self.about.get(name))}: name another file, or remove {self.record.name}* to have it "
-                    "written anew"
+                    f"{_short(self.about.get(name))}: name another file, or remove {self.record.name} and "
+                    f"{self.path.name} to have it written anew"
                 )
 
     def begin(self) -> None:
@@ -222,7 +222,8 @@ class Store:
             return read_json(self.record)[name]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self.record} is damaged ({error}): remove {self.record.name}* to have the text written anew"
+                f"{self.record} is no record of what a teacher wrote, or is damaged ({error}): name another file; if "
+                f"it was one, remove it and {self.path.name} to have the text written anew"
             ) from error
 
     def _write_record(self, blank: Mapping[str, Any], counts: Mapping[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -73,7 +74,7 @@ class TrainOrder(Sampler[Any]):
 
     def __iter__(self) -> Iterator[Key]:
         epoch = self.inner.epoch
-        for index in (*self.inner, *range(len(self.inner), self.length)):
+        for index in itertools.chain(self.inner, range(len(self.inner), self.length)):
             yield (epoch, index) if self.keyed else index
 
 

@@ -15,13 +15,14 @@ from torch import Tensor
 from abkd.data import Collator, Example
 from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
+from abkd.storage import refusals
 from abkd.teachers.caches import _manifest
 from abkd.teachers.caches._encoders import Encoder, read_head
 from abkd.teachers.caches._images import images_in, missing_images
 from abkd.teachers.caches._keys import Portion, Reading, distinct, union
 from abkd.teachers.caches._lock import this_job, writing
 from abkd.teachers.caches._specs import CachedTeacher
-from abkd.teachers.caches._store import Store, discard_broken, discard_unfinished, open_store, write_shard
+from abkd.teachers.caches._store import Store, check_ours, discard_broken, discard_unfinished, open_store, write_shard
 
 SHARD_BYTES, SHARD_SECONDS = 64 << 20, 60.0  # what a kill may cost
 Progress = Callable[[int, int], None]
@@ -83,8 +84,9 @@ def build_cache(
     facts = teacher.facts(identity, temperature)
     folder = teacher.folder(facts)
     work = _Work(folder, facts, {"name": identity["name"], "revision": identity["revision"], **(about or {})})
-    folder.mkdir(parents=True, exist_ok=True)
     work.check()
+    with refusals(f"the cache {folder}", "Give another path"):
+        folder.mkdir(parents=True, exist_ok=True)
     with writing(folder, this_job(share[1]), first=work.mend, last=work.count):
         store = open_store(folder, work.owner, check=False)
         if _manifest.of_images(facts):
@@ -129,6 +131,8 @@ class _Work:
         known = _manifest.read(self.folder)
         if known is not None:
             _manifest.check(self.folder, known, self.facts)
+        else:
+            check_ours(self.folder)
 
     def mend(self) -> None:
         """Remove what is not whole."""

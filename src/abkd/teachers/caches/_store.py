@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from abkd.errors import OutputDirError
 from abkd.storage import DRAFTS, read_sealed, refusals, write_sealed, write_whole
 from abkd.teachers.caches._keys import KEY_BYTES, Reading, Run, union
 
 logger = logging.getLogger("abkd")
 
 _KEYS, _RUNS, _OWNER = "keys", "runs", "cache"
+_SHARD = re.compile(r"rows-[0-9a-f]{16}\.(safetensors|json)")
+_OURS = re.compile(rf"manifest\.json|head\.safetensors|\.lock|{_SHARD.pattern}")
 _FOREIGN = "it belongs to another cache"
 
 
@@ -186,12 +192,27 @@ def write_shard(folder: Path, owner: str, readings: Sequence[Reading], columns: 
         write_sealed(shard.with_suffix(".json"), index)
 
 
+def check_ours(folder: Path) -> None:
+    """Raise OutputDirError where a folder without a whole manifest holds what no cache wrote; nothing is touched."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputDirError(f"the path of the cache, {str(folder)!r}, is a file: give another path")
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strange = [name for name in names if not (_OURS.fullmatch(name) or fnmatchcase(name, DRAFTS))]
+    if names and not strange and not any(_SHARD.fullmatch(name) for name in names):
+        strange = [name for name in names if name == "manifest.json"]  # of somebody else's
+    if strange:
+        raise OutputDirError(
+            f"the path of the cache, {str(folder)!r}, holds what no cache wrote ({strange[0]}); nothing was touched: "
+            "give another path"
+        )
+
+
 def discard_unfinished(folder: Path) -> None:
     """Remove what a process left that died while writing."""
     for draft in folder.glob(DRAFTS):
         draft.unlink(missing_ok=True)
     for shard in folder.glob("rows-*.safetensors"):
-        if not shard.with_suffix(".json").exists():
+        if _SHARD.fullmatch(shard.name) and not shard.with_suffix(".json").exists():
             shard.unlink(missing_ok=True)
 
 
