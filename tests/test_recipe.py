@@ -13,6 +13,7 @@ import yaml
 from abkd.divergences import AlphaBeta, ForwardKL
 from abkd.errors import AbkdError, ConfigError, OutputDirError
 from abkd.recipe import Recipe, dump, load, parse_flags, shipped
+from abkd.recipe._text import read_mapping
 from abkd.schedules import anneal, stages
 
 BASE = {"model_name_or_path": "student", "teacher_model_name_or_path": "teacher", "train_file": "data.jsonl"}
@@ -209,6 +210,13 @@ def test_a_path_is_taken_as_it_is_typed(path: str) -> None:
     assert recipe.output_dir == path
     assert recipe.distill_config().output_dir == path
     assert from_flags("--run_name", path).config["run_name"] == path
+
+
+@pytest.mark.parametrize("path", ["1e3", "5e-4", "08", "no", "null", "~", "1.", ".5", "true"])
+def test_a_text_that_reads_as_something_else_is_written_in_quotes(path: str) -> None:
+    text = from_flags("--train_file", "x", "--output_dir", path).to_yaml()
+    assert Recipe.from_dict(read_mapping(text, "recipe")).output_dir == path
+    assert yaml.safe_load(text)["output_dir"] == path
 
 
 def test_an_empty_flag_unsets_a_text_and_null_everything_else() -> None:

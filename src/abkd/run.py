@@ -185,7 +185,8 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
         logger.info("abkd: the held-out rows have no completions, so nothing is evaluated on them")
         held_out = None
     if held_out is not None and "eval_strategy" not in recipe.config and word(config.eval_strategy) == "no":
-        config.eval_strategy = IntervalStrategy("epoch")
+        config.eval_strategy = IntervalStrategy("steps" if recipe.streaming else "epoch")
+        config.eval_steps = config.save_steps if recipe.streaming else config.eval_steps
     elif held_out is None and word(config.eval_strategy) != "no":
         raise ConfigError(
             "eval_strategy and load_best_model_at_end need held-out rows, and there are none: set eval_file or "

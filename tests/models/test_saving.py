@@ -238,3 +238,16 @@ def test_merged_adapters_are_an_ordinary_model(tmp_path: Path) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     expected = logits(trained.model)
     assert (logits(loaded) - expected).abs().max() < 2e-2 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "given", [{"temperature": -5}, {"do_sample": False, "temperature": 0.9, "top_p": 0.6}], ids=str
+)
+def test_generation_settings_that_cannot_be_saved_do_not_end_a_run(given, tmp_path: Path, caplog) -> None:
+    name = saved(llama(0), tmp_path / "student")
+    (tmp_path / "student" / "generation_config.json").write_text(json.dumps({**given, "eos_token_id": 1}))
+    run(load_student(name, use_peft=False, dtype=torch.float32), tmp_path / "out")
+    assert "generation_config.json of" in caplog.text
+    kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert kept["eos_token_id"] == 1
+    assert not given.keys() & kept.keys() - {"do_sample"}

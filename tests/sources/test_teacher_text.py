@@ -260,7 +260,7 @@ def test_text_that_was_written_otherwise_is_refused(source: TeacherSamples, chan
     ensure_teacher_text(source, data(), author(Scribe()))
     with pytest.raises(OutputDirError, match=message) as refused:
         ensure_teacher_text(source, data(), replace(author(other := Scribe()), **change))
-    assert "name another file, or remove t.json* to have it written anew" in str(refused.value)
+    assert "name another file, or remove t.json and t.jsonl to have it written anew" in str(refused.value)
     assert other.asked == []
 
 

@@ -370,3 +370,19 @@ def test_identity_of_a_hub_name_tokenizer_and_template() -> None:
     grown = make_chatml()
     grown.add_tokens(["<new>"])
     assert {k for k, v in identity("owner/model", "abc", grown).items() if v != one[k]} == {"tokenizer"}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rows-1.safetensors", "thesis.txt"])
+def test_a_folder_of_somebody_else_is_left_alone(spec: HiddenCache, name: str) -> None:
+    folder(spec).mkdir()
+    (folder(spec) / name).write_text('{"mine": 1}')
+    with pytest.raises(OutputDirError, match="holds what no cache wrote"):
+        build(spec)
+    assert [file.name for file in folder(spec).iterdir()] == [name]
+    assert (folder(spec) / name).read_text() == '{"mine": 1}'
+
+
+def test_a_file_is_no_folder(spec: HiddenCache) -> None:
+    folder(spec).write_text("data")
+    with pytest.raises(OutputDirError, match="is a file"):
+        build(spec)

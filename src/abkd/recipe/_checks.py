@@ -37,6 +37,7 @@ _NO_DATA = {
     _CLIP: "no images: set train_dir (with split_file, or a folder a class), train_file (.npz) or dataset_name",
 }
 
+_STREAM_SAVES = 500
 _STREAMED = {"max_steps": -1, "packing": False, "group_by_length": False}
 _ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "above 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
@@ -74,10 +75,16 @@ def contradictions(values: Mapping[str, Any]) -> list[str]:
 
 def meant(values: Mapping[str, Any]) -> dict[str, Any]:
     """What short forms stand for."""
-    when = training_arguments.intervals(values)
+    when = training_arguments.intervals({**values, **saves_of_stream(values)})
     if when["eval_strategy"] == "no" and values.get("eval_strategy") is None:
         del when["eval_strategy"]  # with held-out rows the command evaluates after every epoch
     return {**when, **_source(values)}
+
+
+def saves_of_stream(values: Mapping[str, Any]) -> dict[str, int]:
+    """When checkpoints are saved, where rows are streamed and nobody said: a stream is one epoch, however long."""
+    unsaid = values.get("save_strategy") is None and values.get("save_steps") is None
+    return {"save_steps": _STREAM_SAVES} if values.get("streaming") and unsaid else {}
 
 
 def _source(values: Mapping[str, Any]) -> dict[str, Any]:

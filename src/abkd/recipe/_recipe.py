@@ -142,7 +142,8 @@ class Recipe:
         """
         from abkd.config import DistillConfig
 
-        return DistillConfig(output_dir=self.output_dir, **self.config)
+        saves = _checks.saves_of_stream({**self.config, "streaming": self.streaming})
+        return DistillConfig(output_dir=self.output_dir, **{**self.config, **saves})
 
     def objective(self) -> Objective:
         """What this recipe minimises, also where its training arguments do not fit the device (bf16 on a laptop)."""

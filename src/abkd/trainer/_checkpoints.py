@@ -119,6 +119,19 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
         discard(checkpoint)
 
 
+def unshared(model: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The weights, each on its own: safetensors refuses those that several layers of a plain module share."""
+    if hasattr(model, "save_pretrained"):  # which knows what it shares
+        return state
+    seen: set[int] = set()
+    made = {}
+    for name, value in (model.state_dict() if state is None else state).items():
+        place = value.untyped_storage().data_ptr()
+        made[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return made
+
+
 def discard(checkpoint: Path) -> None:
     """Remove a checkpoint, if it is there; from the first moment on it does not count. Files of others in it stay."""
     ours = files_of(checkpoint)

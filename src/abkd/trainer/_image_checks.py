@@ -21,6 +21,11 @@ def check_student(student: ImageRows) -> None:
             f"{student.name} has nothing to train: "
             + (f"all its {count} parameters are frozen (requires_grad)" if count else "it has no parameters")
         )
+    if not student.has_gradient():
+        raise ConfigError(
+            f"the logits of {student.name} depend on none of its trained parameters (a detach() or no_grad() in its "
+            "forward?), so nothing would be learned"
+        )
 
 
 def check_batches_of_one(data: ImageDataset, student: ImageRows, args: DistillConfig) -> None:

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from abkd.config import DistillConfig
@@ -17,6 +19,7 @@ from abkd.training_arguments import word
 logger = logging.getLogger("abkd")
 
 _NO_GRADIENT = 1e-9
+_LOOKED_AT = 256  # numbers of a weight
 _LARGE_RATE = 10.0  # SGD on images takes up to 1
 _LARGE_EXPONENT = 30.0  # AlphaBeta(30, 1) of random models: a gradient of 1e-5 of forward KL's, (1000, 1): of 1e-15
 _NOT_CALLED = {
@@ -68,10 +71,28 @@ def say_what_is_extreme(args: DistillConfig) -> None:
 
 
 class NothingLearned(TrainerCallback):
-    """Says at the first log where the gradient is all but zero: such a run would end as it began."""
+    """Says at the first log where the gradient is all but zero, and at the end where no weight has changed."""
 
     def __init__(self) -> None:
         self.looked = False
+        self._before: list[torch.Tensor] = []
+        self._step = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **_: Any) -> None:
+        self._before, self._step = _some_of(model), state.global_step
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **_: Any) -> None:
+        before, self._before, after = self._before, [], _some_of(model)
+        if state.global_step == self._step or not after or len(after) != len(before):
+            return
+        if all(map(torch.equal, before, after)) and state.is_world_process_zero:
+            logger.warning(
+                "abkd: no weight has changed in %d steps, so nothing is learned: the steps are smaller than the last "
+                "digit of a weight. Look at learning_rate (%g), warm-up, max_grad_norm (%g) and the loss's weights",
+                state.global_step - self._step,
+                args.learning_rate,
+                args.max_grad_norm,
+            )
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         norm = event["logs"].get("grad_norm")
@@ -85,3 +106,15 @@ class NothingLearned(TrainerCallback):
                 state.global_step,
                 norm,
             )
+
+
+@torch.no_grad()
+def _some_of(model: nn.Module) -> list[torch.Tensor]:
+    """A few hundred numbers of every trained weight; of a sharded one those of the part that is here."""
+    some = []
+    for weight in model.parameters():
+        own: Any = weight
+        own = own.to_local() if hasattr(own, "to_local") else own
+        if weight.requires_grad and own.numel():
+            some.append(own.flatten()[:: max(1, own.numel() // _LOOKED_AT)].float().cpu().clone())
+    return some

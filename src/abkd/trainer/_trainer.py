@@ -287,6 +287,9 @@ class DistillTrainer(DataLoading):
         if Path(output_dir or own) == own:
             self.record.finish()
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, _checkpoints.unshared(self.accelerator.unwrap_model(self.model), state_dict))
+
     def _write_student(self, directory: Path) -> None:
         if self.is_fsdp_enabled:
             self._save(str(directory), state_dict=self.accelerator.get_state_dict(self.model))

@@ -33,7 +33,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "adam_epsilon": _NOT_NEGATIVE,
     "max_grad_norm": (lambda x: 0 <= x < math.inf, "0 (no clipping) or more"),
     "warmup_steps": (lambda x: 0 <= x < math.inf, "0 or more; a number below 1 is a share of all steps"),
-    "neftune_noise_alpha": _NOT_NEGATIVE,
+    "neftune_noise_alpha": (lambda x: 0 <= x <= 1e6, "from 0 to 1000000"),
     "torch_empty_cache_steps": _AT_LEAST_ONE,
     "logging_steps": _INTERVAL,
     "eval_steps": _INTERVAL,
@@ -44,7 +44,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "data_seed": _SEED,
     "dataloader_num_workers": _NOT_NEGATIVE,
     "dataloader_prefetch_factor": _AT_LEAST_ONE,
-    "ddp_timeout": _AT_LEAST_ONE,
+    "ddp_timeout": (lambda x: 1 <= x <= 1e9, "from 1 to 1000000000 seconds"),
     "ddp_bucket_cap_mb": _AT_LEAST_ONE,
 }
 _RENAMED = {

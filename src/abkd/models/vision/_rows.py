@@ -123,6 +123,11 @@ class ImageRows(ModelRows):
                 return False
         return True
 
+    def has_gradient(self) -> bool:
+        """Whether the logits depend on a parameter that is trained: a network may be cut by ``detach``."""
+        with untouched(self.model), torch.enable_grad():
+            return self._logits(self._pixels(2, self._size())).requires_grad
+
     def _logits(self, pixels: Tensor) -> Tensor:
         images = self.classifier.preparation(pixels)
         images = in_grey(images) if self._channels == 1 else images

@@ -142,7 +142,10 @@ def _own(name: str, options: Mapping[str, Any]) -> Classifier:
     made = _built(f"python:{name}", build, **options)
     if not isinstance(made, Classifier | nn.Module):
         raise ConfigError(f"python:{name} must return a torch module or a Classifier, but it returned {made!r:.200}")
-    return made if isinstance(made, Classifier) else Classifier(made)
+    made = made if isinstance(made, Classifier) else Classifier(made)
+    if any(weight.is_meta for weight in made.model.parameters()):
+        raise ConfigError(f"python:{name} returned a module whose weights are on the device meta: give them values")
+    return made
 
 
 def _torchvision_builder(name: str) -> Callable[..., Any]:
@@ -182,5 +185,5 @@ def _built(source: str, build: Callable[..., Any], /, *args: Any, **options: Any
         return build(*args, **options)
     except ConfigError:
         raise
-    except Exception as error:  # somebody else's code can raise anything
+    except (Exception, SystemExit) as error:  # somebody else's code can raise anything
         raise ConfigError(f"cannot build {source} with {options}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,44 @@
+"""Generation settings that come with a model, and that transformers reads but would refuse to save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from abkd.models.remarks import logger
+
+_OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+
+
+def mend_generation_config(model: Any, whose: str) -> None:
+    """Leave out of ``generation_config.json`` what cannot be saved again: a run would fail at its first checkpoint.
+
+    Settings of sampling go where nothing is sampled (they have no effect there); if that is not enough, everything but
+    the ids of special tokens goes. What goes is said.
+    """
+    found: Any = getattr(model, "generation_config", None)
+    if found is None or (why := _fault(found)) is None:
+        return
+    from transformers import GenerationConfig
+
+    given = found.to_diff_dict()
+    milder = {name: value for name, value in given.items() if name not in _OF_SAMPLING}
+    ids = {name: value for name, value in given.items() if name.endswith("_token_id")}
+    for kept in (milder, ids):
+        mended = GenerationConfig(**kept)
+        if _fault(mended) is None:
+            break
+    logger.warning(
+        "abkd: generation_config.json of %s is not valid (%s); the student is saved without its %s",
+        whose,
+        why,
+        ", ".join(sorted(given.keys() - kept.keys())),
+    )
+    model.generation_config = mended
+
+
+def _fault(config: Any) -> str | None:
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return next(iter(str(error).strip().splitlines()), "no reason is given").strip().rstrip(".:")
+    return None
