@@ -37,6 +37,7 @@ OVERRIDDEN = [
     "_determine_best_metric",
     "train",
     "_save_checkpoint",
+    "_save",
     "save_model",
 ]
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 N, V, H = 1024, 50_000, 64
 DENSE_MB = N * V * 4 / 2**20
 
 SCRIPT = """
-import resource, sys, torch
+import sys, torch
 from abkd.divergences import AlphaBeta
 from abkd.ops import Head, Plan, Projected, linear_divergence
-
-def peak():  # of this process in MB, since it began
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+from benchmarks import _machine  # not ru_maxrss alone: a process inherits that of the one which started it
 
 torch.set_num_threads(1)
 n, v, h, impl, rows = *map(int, sys.argv[1:4]), sys.argv[4], int(sys.argv[5])
@@ -30,16 +30,14 @@ def call(n, impl):
 hidden, weight = torch.randn(n, h, requires_grad=True), torch.randn(v, h, requires_grad=True)
 other, teacher, targets = torch.randn(n, h), torch.randn(v, h), torch.randint(v, (n,))
 call(2, "chunked")  # libraries, and the gradients, which are results
-before = peak()
-call(n, impl)
-print(peak() - before)
+print(_machine.peak_above(lambda: call(n, impl), "cpu")[0] / 2**20)
 """
 
 
 def extra_mb(impl: str, rows_per_chunk: int) -> float:
     arguments = [N, V, H, impl, rows_per_chunk]
     script = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=250)
+    done = subprocess.run(script, capture_output=True, text=True, check=False, timeout=250, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 
