@@ -78,6 +78,16 @@ def test_infinite_in_float64_is_infinite_in_float32(divergence: Divergence, z_p:
         assert single.isfinite()
 
 
+@pytest.mark.parametrize("tiny", [1e-7, 1e-10, 1e-15, 1e-20])
+def test_tiny_parameters_against_an_impossible_class(tiny: float) -> None:
+    """In float32 the span of the exponents, 1e-10, times its infinite gap is beyond the largest number."""
+    log_p = torch.log_softmax(torch.tensor([1.5, -INF, 0.5]), -1)
+    log_q = torch.log_softmax(torch.tensor([1.5, -0.3, 0.5]), -1)
+    assert AlphaBeta(0, tiny)(log_p, log_q) == AlphaBeta(tiny, 0)(log_q, log_p) == INF
+    single, double = (AlphaBeta(tiny, tiny)(log_p.to(d), log_q.to(d)) for d in (torch.float32, torch.float64))
+    assert single == pytest.approx(min(double.item(), torch.finfo(torch.float32).max), rel=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("divergence", "flip"), [(ForwardKL(), False), (ReverseKL(), True), (AlphaBeta(0.4, 0), False)]

@@ -126,7 +126,10 @@ def test_nothing_is_pulled_where_the_models_are_equal(divergence: abkd.Divergenc
     for temperature in (1.0, 3.0):
         result, given = gradients(with_top_k(one, 6, temperature), divergence, temperature=temperature)
         assert result.loss.abs() <= 1e-14
-        assert given["values"].abs().max() <= (1e-2 if isinstance(divergence, abkd.TotalVariation) else 1e-14)
+        q = torch.softmax(one.leaves["values"].detach() / temperature, -1)
+        # at a tie rounding decides on the sign of TV's slope, and so on everything it pulls
+        most = temperature * q / len(q) if isinstance(divergence, abkd.TotalVariation) else 1e-14
+        assert (given["values"].abs() <= most).all()
         assert result.agreement.all()
 
 

@@ -114,7 +114,8 @@ def second_difference(gap: Tensor, x: Tensor, v: Tensor, mean_x: Tensor, lower: 
     ``mean_x = exp[0, x]``, ``lower = exp[x, v]``; the inverse of a span of 0 may be any finite number.
     """
     near = _second_series(x.clamp(min=-NEAR), v.clamp(min=-NEAR)) * gap.clamp(max=1e18).square()
-    return either(is_above(v + NEAR), near, (mean_x - lower) * gap * inverse_span)
+    far = ((mean_x - lower) * gap * inverse_span).clamp(max=torch.finfo(gap.dtype).max)  # infinite against a tiny span
+    return either(is_above(v + NEAR), near, far)
 
 
 def kl_terms(log_p: Tensor, log_q: Tensor, delta: Tensor) -> Tensor:
