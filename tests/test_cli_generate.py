@@ -156,6 +156,8 @@ def test_the_first_teacher_of_the_recipe_says_how(abkd: Shell) -> None:
     ("words", "message"),
     [
         (["--output_file", "text.txt"], "file must end in .jsonl"),
+        (["--output_file", "data.jsonl/text.jsonl"], "data.jsonl"),
+        (["--output_file", "a" * 300 + ".jsonl"], "aaa"),
         (["--output_file", "data.jsonl"], "data.jsonl is in use, and there is no data.json"),
         (["--teacher_model_name_or_path", "[./teacher, ./student]", "--teacher", "Ensemble()"], "names 2"),
         (["--generation_kwargs", "{temprature: 1}"], "'temprature' is not known here"),

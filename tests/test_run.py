@@ -289,6 +289,9 @@ def test_a_run_that_died_at_its_end_is_evaluated_once_and_finished(again, short,
 
 
 def test_another_recipe_is_not_resumed(again, shelf):
+    asked = values(shelf, again, ce_weight=0.1, max_steps=4, dataloader_drop_last=True)
+    with pytest.raises(OutputDirError, match="dataloader_drop_last was null, now True"):  # other batches
+        distill(Recipe.from_dict(asked), resume=True)
     asked = values(shelf, again, ce_weight=0.1, max_steps=4, learning_rate=0.1, divergence="ReverseKL()")
     before = (again / "recipe.yaml").read_bytes()
     with pytest.raises(OutputDirError, match=r"learning_rate was 0.003, now 0.1.*divergence was .* now ReverseKL\(\)"):

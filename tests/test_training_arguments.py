@@ -132,6 +132,8 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
         ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_steps": 5}, "evaluates whenever it saves"),
         ({"load_best_model_at_end": True, "eval_steps": 3, "save_steps": 5}, "save_steps must be a multiple"),
         ({"save_strategy": "best", "eval_strategy": "no"}, "save_strategy: best saves after an evaluation"),
+        ({"neftune_noise_alpha": 1e300}, "neftune_noise_alpha must be from 0 to 1000000"),
+        ({"ddp_timeout": 10**30}, "ddp_timeout must be"),
         ({"task": "image-classification", "neftune_noise_alpha": 5.0}, "neftune_noise_alpha adds noise to token"),
     ],
     ids=str,

@@ -49,7 +49,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
     It is on disk before its name is, so that nobody ever sees a part of it.
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
+    draft = path.with_name(draft_name(path))
     try:
         with draft.open("wb") as file:
             file.write(data)
@@ -61,6 +61,11 @@ def write_whole(path: Path, data: bytes) -> None:
             draft.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def draft_name(path: Path) -> str:
+    """Another name with each call, for what will be ``path``."""
+    return f".{path.name}.{uuid.uuid4().hex}.draft"
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:

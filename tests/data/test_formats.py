@@ -89,8 +89,9 @@ class TestAlpaca:
         chat = pair.as_chat()
         assert [message["content"] for message in chat.messages] == ["be nice", "a", "b", "hi", "hello"]
         assert chat.trained_turns() == [4]
-        with pytest.raises(BadRowError, match="expected a list of"):
-            parse({"instruction": "hi", "output": "hello", "history": ["a"]})
+        for history in (["a"], 5, "a"):
+            with pytest.raises(BadRowError, match="expected a list of"):
+                parse({"instruction": "hi", "output": "hello", "history": history})
 
     def test_prompts_are_enough_where_a_model_writes(self):
         assert parse({"instruction": "hi"}, completions=False).as_chat() == Chat((USER,), first_trained=1)
@@ -99,6 +100,11 @@ class TestAlpaca:
 
 
 class TestMessages:
+    def test_arguments_that_are_no_object_stay_a_text(self):
+        for text in ("[" * 100_000, "none", "5"):
+            call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}
+            assert parse({"messages": [USER, call]}).messages[1]["tool_calls"][0]["function"]["arguments"] == text
+
     def test_parts_of_text_are_put_together(self):
         parts = [{"type": "text", "text": "h"}, "i"]
         assert parse({"messages": [{**USER, "content": parts}, ASSISTANT]}).messages[0] == USER
@@ -230,6 +236,7 @@ class TestContexts:
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, "no turn is trained"),
         ({"messages": [USER, ASSISTANT], "tools": "{"}, "not valid JSON"),
         ({"messages": [USER, ASSISTANT], "tools": ["f"]}, "tools is not a list of objects"),
+        ({"messages": [USER, ASSISTANT], "tools": [{"type": "function", "function": "f"}]}, "a tool's function is not"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "tool call without a name"),
         ({"conversations": [{"from": "human"}, ASSISTANT]}, "message without value"),
         ({"messages": [ASSISTANT]}, "starts with the assistant"),

@@ -406,6 +406,7 @@ def claiming(path: Path, shape: str, dtype: str = "|u1") -> Path:
         ("(-2, -2, 3)", "|u1", "holds 12 bytes"),
         ("(12,)", "|O", "holds Python objects"),
         ("(" * 90 + ")" * 90, "|u1", "is not a readable .npz file"),
+        ("(0, 99999999999999999999)", "|u1", "is not a readable .npz file|holds 12 bytes"),
     ],
 )
 def test_an_array_is_not_believed_to_be_as_large_as_it_says(shape, dtype, said, tmp_path):

@@ -361,6 +361,8 @@ def test_a_directory_can_ask_for_an_architecture_and_nothing_else(
         ("python:vision_parts", {}, "write python:package.module:function"),
         ("python:vision_parts:no_such_net", {}, "cannot be imported"),
         ("python:vision_parts:own_net", {"colour": 3}, "cannot build python:vision_parts:own_net"),
+        ("python:vision_parts:leaving", {}, "cannot build python:vision_parts:leaving .*SystemExit: 0"),
+        ("python:vision_parts:without_values", {}, "weights are on the device meta: give them values"),
         ("cifar:resnet20", {"pretrained": True}, "takes checkpoint and dtype, not pretrained"),
         (
             "nobody/has-this-model",

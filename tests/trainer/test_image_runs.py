@@ -21,6 +21,7 @@ from image_parts import (
     CHANCE,
     CLASSES,
     NAMES,
+    Plain,
     cifar,
     image_teacher,
     image_trainer,
@@ -400,6 +401,33 @@ def test_a_student_without_anything_to_train_is_refused(tmp_path):
     empty = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((1, CLASSES)), torch.nn.Flatten(2), Mean())
     with pytest.raises(ConfigError, match="has nothing to train: it has no parameters"):
         image_trainer(tmp_path, empty)
+
+
+def test_a_student_whose_logits_are_cut_off_its_weights_is_refused(tmp_path):
+    class Detached(Plain):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    with pytest.raises(ConfigError, match="the logits of the Detached depend on none of its trained parameters"):
+        image_trainer(tmp_path, Detached())
+
+
+def test_layers_that_share_a_weight_are_saved_and_resumed(tmp_path):
+    class Shared(Plain):
+        def __init__(self):
+            super().__init__()
+            self.again = self.fc
+
+    options = {"save_strategy": "steps", "save_steps": 3}
+    torch.manual_seed(0)
+    run = image_trainer(tmp_path, Shared(), **options)
+    run.train()
+    resumed = image_trainer(tmp_path, Shared(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert gap(run.model, resumed.model) == 0.0
+    run.save_model(str(tmp_path / "whole"))
+    saved = load_file(tmp_path / "whole" / "model.safetensors")
+    assert torch.equal(saved["again.weight"], saved["fc.weight"])
 
 
 class Mean(torch.nn.Module):

@@ -149,10 +149,16 @@ def test_where_nothing_is_learned_it_is_said(tmp_path, caplog):
     assert said(caplog, "the gradient of step 1 is all but zero")
 
 
+def test_where_no_weight_changes_it_is_said(tmp_path, caplog):
+    trainer(tmp_path, max_steps=2, learning_rate=1e-30).train()
+    assert said(caplog, "no weight has changed in 2 steps, so nothing is learned")
+
+
 def test_of_an_ordinary_run_nothing_is_said(tmp_path, caplog):
     trainer(tmp_path, max_steps=1).train()
     assert not said(caplog, "all but zero")
     assert not said(caplog, "such powers")
+    assert not said(caplog, "no weight has changed")
 
 
 def test_an_evaluation_needs_rows(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from abkd.data import Collator, prepare_dataset
-from abkd.trainer._order import Evened, Shuffled, train_order
+from abkd.trainer._order import AsTheyCome, Evened, Shuffled, TrainOrder, train_order
 from training_parts import rows, tokenizer
 
 
@@ -36,6 +38,11 @@ def test_nobody_else_can_set_the_epoch():
 
 def test_shuffled_is_not_sorted():
     assert list(Shuffled(50, seed=0)) != list(range(50))
+
+
+def test_a_stream_s_order_takes_no_memory_however_long():
+    order = TrainOrder(AsTheyCome(10**12, seed=0), 10**12)
+    assert list(itertools.islice(order, 3)) == [0, 1, 2]
 
 
 def test_an_empty_row_has_no_target():

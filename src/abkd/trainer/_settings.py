@@ -83,7 +83,7 @@ class NothingLearned(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **_: Any) -> None:
         before, self._before, after = self._before, [], _some_of(model)
-        if state.global_step == self._step or not after or len(after) != len(before):
+        if state.global_step - self._step < 2 or not after or len(after) != len(before):  # one may be of warm-up
             return
         if all(map(torch.equal, before, after)) and state.is_world_process_zero:
             logger.warning(
