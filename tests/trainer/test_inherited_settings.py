@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,7 @@ def plain(tmp_path_factory):
         {"optim": "adagrad", "optim_args": "eps=0.1"},
         {"optim": "rmsprop", "optim_args": "momentum=0.9"},
         {"adam_beta1": 0.1},
+        {"adam_beta2": 0.5},
         {"adam_epsilon": 1.0},
         {"weight_decay": 0.5},
         {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 3.0}},
@@ -99,6 +101,40 @@ def test_the_newest_checkpoints_are_kept_and_the_best(limit, left, tmp_path, mon
     measuring(monkeypatch, 0.1, 1.0, 2.0, 3.0, 4.0, 5.0)
     trainer(tmp_path, **{**EACH, "max_steps": 5, **limit}).train()
     assert [int(path.name.rpartition("-")[2]) for path in checkpoints(tmp_path)] == left
+
+
+def test_what_is_evaluated_and_logged_when(tmp_path, monkeypatch):
+    measuring(monkeypatch, 1.0, 2.0, 3.0)
+    steps = {"max_steps": 4, "logging_strategy": "steps", "logging_steps": 3, "logging_first_step": True}
+    made = trainer(tmp_path, **steps, eval_dataset=rows(2), eval_strategy="steps", eval_steps=1, eval_delay=3)
+    made.train()
+    history = made.state.log_history
+    assert [record["step"] for record in history if "loss" in record] == [1, 3]
+    assert [record["step"] for record in history if "eval_loss" in record] == [0, 3, 4]  # 0: the untrained student
+
+
+def test_the_loader_is_as_it_was_asked_for(tmp_path):
+    loader = trainer(
+        tmp_path,
+        dataloader_num_workers=1,
+        dataloader_multiprocessing_context="spawn",
+        dataloader_prefetch_factor=3,
+        dataloader_persistent_workers=True,
+        dataloader_pin_memory=False,
+    ).get_train_dataloader()
+    assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers, loader.pin_memory) == (1, 3, 1, 0)
+    assert loader.multiprocessing_context.get_start_method() == "spawn"
+
+
+def test_everything_is_deterministic_where_that_is_asked_for(tmp_path):
+    before = dict(os.environ)
+    try:
+        trainer(tmp_path, max_steps=1, full_determinism=True).train()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def test_a_checkpoint_of_the_model_alone_is_nothing_to_resume_from(tmp_path):

@@ -20,9 +20,10 @@ from image_parts import image_trainer, pictures
 from training_parts import llama, rows, teacher, trainer, write_rows
 
 STEP = {"max_grad_norm": 1.0, "learning_rate": 3e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
+BUCKETS = {"ddp_bucket_cap_mb": 1, "ddp_find_unused_parameters": True, "ddp_broadcast_buffers": False}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "plain text by length": {"lm_coef": 0.7, "group_by_length": True},
+    "plain text by length": {"lm_coef": 0.7, "group_by_length": True, **BUCKETS},
     "accumulated": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
     "resumed": {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 0},
     "streamed": {},
@@ -74,6 +75,9 @@ def main() -> None:
         else:
             made.train()
         assert any(isinstance(parameter, DTensor) for parameter in made.model.parameters()) == bool(how)
+        if variant == "plain text by length" and not how:
+            ddp: Any = made.model_wrapped
+            assert (ddp.bucket_bytes_cap, ddp.find_unused_parameters, ddp.broadcast_buffers) == (2**20, True, False)
         metrics = made.evaluate()
         made.save_model()
         state = made.accelerator.get_state_dict(made.model)
