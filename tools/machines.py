@@ -26,7 +26,17 @@ def main(workers: str) -> int:
     failed = []
     for seed, (name, variables) in enumerate(MACHINES.items(), start=1):
         print(f"---- {name}, seed {seed}: {variables}", flush=True)
-        command = [sys.executable, "-m", "pytest", "-n", workers, "-m", "machines and not long and not gpu", "-q"]
+        processes = max(1, int(workers) // int(variables.get("ABKD_TEST_THREADS", "1")))
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            str(processes),
+            "-m",
+            "machines and not long and not gpu",
+            "-q",
+        ]
         command.append(f"--hypothesis-seed={seed}")
         if subprocess.run(command, env=os.environ | variables | {"ABKD_TEST_SEED": str(seed)}).returncode:
             failed.append(name)
