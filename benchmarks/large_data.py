@@ -23,7 +23,17 @@ from rich.console import Console
 from benchmarks import _machine, _tables
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ("rows", "", "file", "start", "first step after", "CPU time", "peak", "peak of a helper", "kept on disk")
+COLUMNS = (
+    "rows",
+    "file",
+    "start",
+    "first step after",
+    "of it imports",
+    "CPU time",
+    "peak",
+    "peak of a helper",
+    "kept on disk",
+)
 console = Console()
 
 _WORDS = """a the of to and in that it is was for on are as with his they at be this from have or by one had not but
@@ -57,8 +67,9 @@ def measure(rows: int, folder: Path) -> list[list[str]]:
         size = sum(file.stat().st_size for file in (folder / "cache" / "data").rglob("*") if file.is_file())
         sizes = (data.stat().st_size / 1e9, found["peak"], found["peak_of_helpers"], size / 1e9)
         file, peak, helper, kept = (f"{value:.2f} GB" for value in sizes)
-        seconds, busy = (f"{found[name]:.1f} s" for name in ("seconds", "busy"))
-        lines.append([f"{rows:,}", "", file, start, seconds, busy, peak, helper, kept])
+        seconds, imports, busy = (f"{found[name]:.1f} s" for name in ("seconds", "imported", "busy"))
+        helper = helper if start == "first" else "–"  # nothing is tokenised
+        lines.append([f"{rows:,}", file, start, seconds, imports, busy, peak, helper, kept])
     return lines
 
 

@@ -31,7 +31,7 @@ def split_held_out(rows: Iterable[Row], fraction: float, seed: int = 0) -> tuple
         raise DataError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
     rows = load_rows(rows)
     held = _known(rows, fraction, seed)
-    return rows.take(np.setdiff1d(np.arange(len(rows)), held)), rows.take(held)
+    return rows.take(np.delete(np.arange(len(rows)), held)), rows.take(held)
 
 
 def _known(rows: Rows, fraction: float, seed: int) -> Indices:
