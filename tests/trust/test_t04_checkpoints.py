@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import shutil
@@ -10,11 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from abkd.errors import OutputDirError, StorageError
+from abkd.storage import refusals
 from abkd.trainer import _checkpoints, _save
-from training_parts import gap, llama, rows, trainer, weights
+from training_parts import gap, llama, lora, rows, trainer, weights
 
 TESTS = Path(__file__).resolve().parents[1]
 EVERY_SECOND = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
@@ -118,6 +122,33 @@ def test_rotation_leaves_files_of_others(finished, tmp_path, caplog, finished_on
     assert sorted(left) == ["notes", "notes/mine.md"]
     assert "which no run wrote" in caplog.text
     assert whole(run) == [_checkpoints.checkpoints(run)[-1].name]
+
+
+def test_half_a_checkpoint_of_adapters_is_removed_with_the_card_that_peft_writes_first(tmp_path, caplog):
+    trainer(tmp_path, peft_config=lora(), **EVERY_SECOND).train()
+    assert (tmp_path / "checkpoint-2" / "README.md").is_file()
+    (tmp_path / "checkpoint-2" / _checkpoints.MANIFEST).unlink()
+    _checkpoints.rotate(tmp_path / "checkpoint-4", 1, None)
+    assert not (tmp_path / "checkpoint-2").exists()
+    assert "which no run wrote" not in caplog.text
+
+
+def test_torch_s_own_words_for_a_full_disk(tmp_path, monkeypatch):
+    """They depend on where the room ends: in the middle, or where its stream is closed."""
+
+    class Full(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def closed(*_):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    for call in (lambda: torch.save(torch.zeros(9), Full()), closed):
+        with pytest.raises(StorageError, match="make room"), refusals("it", "make room"):
+            call()
 
 
 def test_a_checkpoint_that_is_whole_is_not_written_again(tmp_path):

@@ -32,8 +32,8 @@ _WEIGHTS = re.compile(r"(model|adapter_model|pytorch_model)(-\d+-of-\d+)?\.(safe
 _DRAFT_OF = re.compile(r"\.(.+)\.[0-9a-f]+\.draft")
 _TRACKERS = "events.out.tfevents.*"
 _HALF_WRITTEN = re.compile(
-    r".*\.(safetensors|pt|pth|bin|json|jinja|txt|model|distcp|draft)|\.metadata|(pytorch_model|optimizer|global_step).*"
-)
+    r".*\.(safetensors|pt|pth|bin|json|jinja|txt|model|distcp|draft)|\.metadata|README\.md|(pytorch_model|optimizer|global_step).*"
+)  # README.md is what PEFT writes beside adapters, first of all
 
 
 @dataclass
