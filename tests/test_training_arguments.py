@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils
@@ -132,6 +134,14 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
         ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_steps": 5}, "evaluates whenever it saves"),
         ({"load_best_model_at_end": True, "eval_steps": 3, "save_steps": 5}, "save_steps must be a multiple"),
         ({"save_strategy": "best", "eval_strategy": "no"}, "save_strategy: best saves after an evaluation"),
+        (
+            {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spwan"},
+            "dataloader_multiprocessing_context must be one of fork, forkserver, spawn, but is 'spwan'",
+        ),
+        (
+            {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}},
+            "accelerator_config: num_steps is gradient_accumulation_steps here",
+        ),
         ({"neftune_noise_alpha": 1e300}, "neftune_noise_alpha must be from 0 to 1000000"),
         ({"ddp_timeout": 10**30}, "ddp_timeout must be"),
         ({"task": "image-classification", "neftune_noise_alpha": 5.0}, "neftune_noise_alpha adds noise to token"),
@@ -167,6 +177,30 @@ def test_what_is_seen_when_the_arguments_are_made_is_one_sentence(options, says)
         config(**options)
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"learning_rate": "1e-3"}, "learning_rate must be a number, but is '1e-3': write 1e-3 in Python"),
+        ({"max_steps": 2.5}, "max_steps must be a whole number, but is 2.5"),
+        ({"seed": math.inf}, "seed must be a whole number, but is inf"),
+        ({"adam_beta1": [0.9]}, "adam_beta1 must be a number"),
+        ({"kd_temperature": "2"}, "kd_temperature must be a number"),
+        ({"image_size": 0, "task": "image-classification"}, "image_size must be at least 1, but it is 0"),
+    ],
+    ids=str,
+)
+def test_python_too_wants_numbers_where_numbers_are_meant(options, says):
+    with pytest.raises(ConfigError) as refused:
+        config(**options)
+    assert says in str(refused.value)
+
+
+def test_a_whole_number_may_be_a_float_or_numpy_s():
+    made = config(max_steps=2.0, per_device_train_batch_size=np.int64(4), learning_rate=np.float32(0.5))
+    assert (made.max_steps, made.per_device_train_batch_size, made.learning_rate) == (2, 4, 0.5)
+    assert type(made.max_steps) is int
 
 
 # ---- what follows from what

@@ -25,6 +25,7 @@ from abkd.teachers import Live, Teacher
 from abkd.training_arguments._trial import for_this_machine, step_problems
 from abkd.weights import RowWeights
 
+_LEAST = {"max_completion_length": 1, "num_generations": 1, "eval_samples": 0, "image_size": 1}
 Task = Literal["text-generation", "image-classification", "zero-shot-image-classification"]
 TASKS: tuple[str, ...] = get_args(Task)
 TEXT, IMAGES, CLIP = TASKS
@@ -160,6 +161,7 @@ class DistillConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._read_texts()
+        training_arguments.settle_numbers(self)
         _raise_first(training_arguments.problems(vars(self)))
         if self.kd_ratio is not None:
             self._take_kd_ratio(self.kd_ratio)
@@ -174,8 +176,8 @@ class DistillConfig(TrainingArguments):
         check_sequences(self.source, self.teacher, packing=self.packing, eval_samples=self.eval_samples)
         check_written_for(self.objective(), self.source)
         settle(Sampling(), self.generation_kwargs)  # type: ignore[arg-type]  # a text was parsed
-        for name, least in (("max_completion_length", 1), ("num_generations", 1), ("eval_samples", 0)):
-            if getattr(self, name) < least:
+        for name, least in _LEAST.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, but it is {getattr(self, name)}")
         self._take_milestones()
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)

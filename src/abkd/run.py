@@ -14,6 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from abkd.config import TEXT, DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out, stream_rows
+from abkd.data.formats import has_completions
 from abkd.data.progress import progress
 from abkd.errors import ConfigError, DataError, OutputDirError
 from abkd.image_data import load_image_data
@@ -239,7 +240,7 @@ def _revision(recipe: Recipe) -> dict[str, str]:
 
 
 def _only_prompts(rows: Rows) -> bool:
-    return not any({"completion", "messages", "text"} & row.keys() for row in rows[:1])
+    return not any(has_completions(row) for row in rows[:1])
 
 
 def finish(trainer: DistillTrainer) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from abkd.data.bad_rows import BadRowError
-from abkd.data.chat import NO_END, OWN_EXAMPLES
+from abkd.data.chat import DATED, NO_END, OWN_EXAMPLES
 from abkd.data.formats import Chat, recognise
 from abkd.data.template import check_template, same_template
 from abkd.data.tokenize import TokenizedRow, tokenize
@@ -155,6 +155,19 @@ class TestTools:
         with pytest.raises(BadRowError, match="does not render the tool_calls of message 2"):
             row_of(list(self.TURNS), make_chatml())
 
+    @pytest.mark.parametrize("by", ["content", "another call", "OpenAI's older key"])
+    def test_nor_does_its_name_elsewhere_hide_it(self, by: str) -> None:
+        call = {"name": "weather", "arguments": {"city": "Oslo"}}
+        other = {"name": "clock", "arguments": {}}
+        first = "{% if m.tool_calls %}{{ m.tool_calls[0].name or m.tool_calls[0].function.name }}{% endif %}"
+        turn, template = {
+            "content": (answer("I ask weather.", tool_calls=[call]), "{{ m.content }}"),
+            "another call": (answer("So:", tool_calls=[other, call]), "{{ m.content }}" + first),
+            "OpenAI's older key": (answer("Well.", function_call=call), "{{ m.content }}"),
+        }[by]
+        with pytest.raises(BadRowError, match="does not render the tool_calls of message 2"):
+            row_of([user(), turn], body(template))
+
     def test_schemas_that_are_not_rendered_are_said(self) -> None:
         tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
         (remark,) = row_of([user(), answer()], make_chatml(), tools=tools).remarks
@@ -178,6 +191,27 @@ class TestWhatIsLeftOut:
         row = row_of([{"role": "system", "content": "be nice"}, user(), answer("bye")], tokenizer)
         assert row.remarks == ()
         assert parts(row, tokenizer)[0][1] == ["BYE<|im_end|>"]
+
+
+def test_a_system_text_that_the_template_puts_into_the_next_turn_is_not_trained_as_an_answer() -> None:
+    """Llama 2's template, and role play that the assistant begins."""
+    tokenizer = templated(
+        "{% for m in messages %}{% if m.role != 'system' %}{{ '<|im_start|>' }}"
+        "{{ messages[0].content + ' ' if loop.index0 == 1 and messages[0].role == 'system' else '' }}"
+        "{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}{% if add_generation_prompt and messages | length > 1 %}"
+        "{{ '<|im_start|>' }}{% endif %}"
+    )
+    system = {"role": "system", "content": "be a pirate"}
+    with pytest.raises(BadRowError, match=r"writes message 1 \(system\) into the answer, message 2"):
+        row_of([system, answer("Ahoy"), user(), answer("arr")], tokenizer)
+    assert row_of([system, user(), answer("Ahoy")], tokenizer).remarks == ()
+
+
+def test_the_date_that_a_template_writes_is_the_same_every_day() -> None:
+    tokenizer = body("{{ m.content }} {{ strftime_now('%d %b %Y, %Y-%m-%d') }}")
+    row = row_of([user("a"), answer("b")], tokenizer)
+    assert parts(row, tokenizer)[0][1] == ["b 26 Jul 2024, 2024-07-26<|im_end|>"]
+    assert row.remarks == (DATED,)
 
 
 def test_parts_are_given_to_templates_that_want_them() -> None:

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from abkd.data.formats import BadRowError, Chat, PlainPair, PlainPrompt, PlainText, context_of, recognise
+from abkd.data.formats import (
+    BadRowError,
+    Chat,
+    PlainPair,
+    PlainPrompt,
+    PlainText,
+    context_of,
+    has_completions,
+    recognise,
+)
 from abkd.data.messages import row_of_table
 from abkd.errors import DataError
 
@@ -66,6 +75,22 @@ class TestShareGPT:
     def test_an_unknown_speaker_is_named(self):
         with pytest.raises(BadRowError, match="conversations: message 1 is from 'alien', expected one of human, user"):
             parse({"conversations": [{"from": "alien", "value": "x"}, self.TALK[1]]})
+
+
+@pytest.mark.parametrize(
+    ("row", "answered"),
+    [
+        ({"prompt": "a", "completion": "b"}, True),
+        ({"conversations": []}, True),
+        ({"instruction": "a", "input": "", "output": "b"}, True),
+        ({"text": "a"}, True),
+        ({"prompt": "a"}, False),
+        ({"instruction": "a", "input": ""}, False),
+    ],
+    ids=str,
+)
+def test_which_rows_can_be_evaluated(row, answered):
+    assert has_completions(row) == answered
 
 
 class TestAlpaca:

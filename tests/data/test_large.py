@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import logging
@@ -11,6 +12,7 @@ import threading
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 import pytest
 
 from abkd.data import fingerprint, load_rows, pack, prepare_dataset, split_held_out, stored
@@ -51,6 +53,23 @@ def small(monkeypatch) -> None:
 
 def kept() -> list[str]:
     return sorted(folder.name.partition("-")[0] for folder in data_cache().glob("*-*") if folder.name[0] != ".")
+
+
+@pytest.mark.parametrize("count", [5, 15], ids=["few", "many"])
+def test_texts_of_other_types_are_decoded_or_bad_however_many(tmp_path, count):
+    """Hive and Spark write texts as bytes without a mark; a date would be trained on in one of its many forms."""
+    texts, dates = tmp_path / "texts.parquet", tmp_path / "dates.parquet"
+    day = [datetime.date(2020, 1, 1)] * count
+    asked = pyarrow.array([f"What is {i}?".encode() for i in range(count)])
+    table = pyarrow.table({"prompt": asked, "completion": pyarrow.array([b"yes"] * count), "when": day})
+    pyarrow.parquet.write_table(table, texts)
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": asked, "completion": day}), dates)
+    tokenizer = make_chatml()
+    first = prepare_dataset(texts, tokenizer)[0]
+    trained = [token for token, on in zip(first["input_ids"], first["trained"], strict=True) if on]
+    assert tokenizer.decode(trained).startswith("yes")
+    with pytest.raises(DataError, match="both must be strings"):
+        prepare_dataset(dates, tokenizer)
 
 
 def test_rows_are_those_of_the_file(file):

@@ -15,13 +15,16 @@ from abkd.data.bad_rows import BadRowError
 from abkd.data.formats import Chat
 from abkd.data.messages import Message, reasoning_of
 from abkd.data.remarks import Remark
-from abkd.data.rendered import check_answer, lost
-from abkd.data.template import FAILS, forms, render
+from abkd.data.rendered import check_answer, check_prompt, lost
+from abkd.data.template import FAILS, TODAY, forms, render, writes_date
 
 Piece = tuple[str, bool]
 
 OWN_EXAMPLES = Remark("the chat template writes earlier turns in another way, so an answer is an example of its own")
 NO_END = Remark("the chat template ends an answer without a token of its own; EOS is put behind the last one")
+DATED = Remark(
+    f"the chat template writes today's date; rows have {TODAY:%d %b %Y}, so that a run can go on another day"
+)
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -53,7 +56,8 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
     turns = chat.trained_turns()
     if not turns:
         prompt = render(chat.messages, chat.tools, tokenizer, generation_prompt=True)
-        return ChatText([[(prompt, False)]], tuple(lost(chat, prompt, tokenizer)))
+        dated = [DATED] if writes_date(tokenizer) else []
+        return ChatText([[(prompt, False)]], (*lost(chat, prompt, tokenizer), *dated))
     examples: list[list[Piece]] = []
     remarks: list[Remark] = []
     before, full = "", ""
@@ -61,6 +65,7 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
         prompt = render(chat.messages[:turn], chat.tools, tokenizer, generation_prompt=True)
         full = render(chat.messages[: turn + 1], chat.tools, tokenizer, generation_prompt=False)
         answer = _answer(prompt, full, turn, chat.messages[turn])
+        check_prompt(chat, turn, prompt, answer, tokenizer)
         remarks += check_answer(chat, turn, answer, full, tokenizer)
         if not examples or not prompt.startswith(before):
             examples.append([])
@@ -70,6 +75,7 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
         before = prompt + answer
     asked = replace(chat, messages=chat.messages[: turns[-1] + 1])
     remarks += [*lost(asked, full, tokenizer), *([OWN_EXAMPLES] if len(examples) > 1 else [])]
+    remarks += [DATED] if writes_date(tokenizer) else []
     closed = [_closed(pieces, tokenizer) for pieces in examples]
     return ChatText(closed, tuple(dict.fromkeys([*remarks, *([NO_END] if closed != examples else [])])))
 

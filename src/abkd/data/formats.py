@@ -128,6 +128,11 @@ def recognise(columns: Iterable[str], completions: bool = True) -> Parser:
     )
 
 
+def has_completions(row: Row) -> bool:
+    """Whether a row has the columns of a format with completions."""
+    return any(wanted <= row.keys() for wanted, _ in _FORMATS)
+
+
 def _parse_pair(row: Row) -> Record:
     prompt, completion = _present(row, "prompt"), _present(row, "completion")
     if isinstance(prompt, str) and isinstance(completion, str):

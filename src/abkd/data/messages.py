@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from abkd.data.bad_rows import BadRowError
@@ -90,6 +91,9 @@ def row_of_table(row: Mapping[str, Any]) -> dict[str, Any]:
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, bytes):  # texts of Hive and Spark, whose columns do not say that they are
+        with suppress(UnicodeDecodeError):
+            return value.decode()
     return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
@@ -148,6 +152,11 @@ def _message(message: Any, where: str, column: str) -> tuple[Message, bool]:
     made = _of_sharegpt(given, where) if "from" in given and "role" not in given else given
     if not isinstance(made.get("role"), str):
         raise BadRowError(f"{column} has a message without a role", f"{where} has no 'role'")
+    if isinstance(made.get("function_call"), Mapping) and "tool_calls" not in made:  # OpenAI's older key
+        made = {
+            **{key: value for key, value in made.items() if key != "function_call"},
+            "tool_calls": [made["function_call"]],
+        }
     if "content" not in made and "tool_calls" not in made:
         raise BadRowError(f"{column} has a message without content", f"{where} has no 'content'")
     marks = [_trains(made[key], key, where) for key in _TRAIN_KEYS if key in made]

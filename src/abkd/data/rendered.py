@@ -23,12 +23,15 @@ def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: Any) 
     chat = replace(chat, messages=chat.messages[: turn + 1])
     message = chat.messages[turn]
     calls = message.get("tool_calls", ())
-    if not all(call["function"]["name"] in answer for call in calls) and _are_lost(chat, full, tokenizer):
-        raise BadRowError(
-            "chat template does not render tool_calls",
-            f"the chat template does not render the tool_calls of message {turn + 1}, so the answer would be lost: use "
-            "a tokenizer whose template knows tools",
-        )
+    given = message.get("content", "")
+    beside = answer.replace(given, "", 1) if isinstance(given, str) else answer  # where names of calls may stand too
+    for call in calls:
+        if call["function"]["name"] not in beside and _is_lost(chat, call, full, tokenizer):
+            raise BadRowError(
+                "chat template does not render tool_calls",
+                f"the chat template does not render the tool_calls of message {turn + 1}, so the answer would be lost: "
+                "use a tokenizer whose template knows tools",
+            )
     if not _is_rendered(chat, turn, answer, full, tokenizer):
         if not calls:
             raise BadRowError(
@@ -41,6 +44,24 @@ def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: Any) 
         yield Remark(
             f"the chat template does not render {field} of a trained answer, so it is not learnt", warning=True
         )
+
+
+def check_prompt(chat: Chat, turn: int, prompt: str, answer: str, tokenizer: Any) -> None:
+    """Raise BadRowError where an earlier message is written behind the generation prompt, into the answer.
+
+    Templates that put the system message into the next turn do so where that is the assistant's.
+    """
+    for index, message in enumerate(chat.messages[:turn]):
+        content = message.get("content", "")
+        if not isinstance(content, str) or content.strip() in prompt or content.strip() not in answer:
+            continue
+        probed = (*chat.messages[:index], {**message, "content": content + _PROBE}, *chat.messages[index + 1 : turn])
+        if _PROBE not in render(probed, chat.tools, tokenizer, generation_prompt=True):
+            raise BadRowError(
+                "chat template writes an earlier turn into the answer",
+                f"the chat template writes message {index + 1} ({message['role']}) into the answer, message "
+                f"{turn + 1}, so it would be trained: begin with a user's turn",
+            )
 
 
 def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
@@ -61,11 +82,12 @@ def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
         yield Remark("the chat template does not render tools", warning=True)
 
 
-def _are_lost(chat: Chat, full: str, tokenizer: Any) -> bool:
-    """Whether the tool calls of the last message change nothing."""
+def _is_lost(chat: Chat, call: Message, full: str, tokenizer: Any) -> bool:
+    """Whether a tool call of the last message changes nothing."""
     *earlier, last = chat.messages
+    others = [each for each in last["tool_calls"] if each is not call]
     bare = {"content": "", **{key: each for key, each in last.items() if key != "tool_calls"}}
-    return _changes_nothing(chat, (*earlier, bare), full, tokenizer)
+    return _changes_nothing(chat, (*earlier, {**bare, "tool_calls": others} if others else bare), full, tokenizer)
 
 
 def _is_rendered(chat: Chat, index: int, text: str, full: str, tokenizer: Any) -> bool:

@@ -227,9 +227,14 @@ def _batches(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, bytes,
 
 def _json(row: Row) -> bytes:
     try:
-        return json.dumps(row, ensure_ascii=False, default=str).encode()
+        return json.dumps(row, ensure_ascii=False, default=_no_text).encode()
     except UnicodeEncodeError:  # half of a surrogate pair
-        return json.dumps(row, default=str).encode()
+        return json.dumps(row, default=_no_text).encode()
+
+
+def _no_text(value: Any) -> dict[str, str]:
+    """What JSON has no form for, such as a date; not as a text, which would be trained on."""
+    return {type(value).__name__: str(value)}
 
 
 def write_batches(file: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import jinja2
@@ -16,9 +17,19 @@ from abkd.data.bad_rows import BadRowError
 from abkd.data.messages import Message
 from abkd.errors import ConfigError
 
+TODAY = datetime(2024, 7, 26, tzinfo=UTC)
+"""The date that templates write which ask for it: Llama's own where there is no clock; the true one would make every
+day's rows others, which no run could go on with and no cache knows."""
+
 FAILS = "chat template fails on the conversation"
 """The reason of rows on which a template stumbles, without a word of its own."""
 
+_CLOCK = "strftime_now"
+_STOPPED = (
+    f"{{% macro {_CLOCK}(format) %}}{{{{ format"
+    + "".join(f"|replace('%{each}', '{TODAY:%{each}}')" for each in "aAbBdHIjmMpSyY")
+    + " }}{% endmacro %}{{ '' }}"  # the last, since white space behind a block goes
+)
 _PATIENCE, _MUCH_TEXT = 60.0, 10_000_000  # seconds and characters that a template may take for two short turns
 _ASKED: Message = {"role": "user", "content": "a"}
 _ANSWERED: Message = {"role": "assistant", "content": "b"}
@@ -113,7 +124,18 @@ def render(messages: Sequence[Message], tools: list[Any] | None, tokenizer: Any,
 
 def _apply(messages: Sequence[Message], tools: list[Any] | None, tokenizer: Any, *, generation_prompt: bool) -> str:
     given = [dict(message) for message in messages]
-    return tokenizer.apply_chat_template(given, tools=tools, tokenize=False, add_generation_prompt=generation_prompt)
+    return tokenizer.apply_chat_template(
+        given,
+        tools=tools,
+        tokenize=False,
+        add_generation_prompt=generation_prompt,
+        **({"chat_template": _STOPPED + tokenizer.get_chat_template(None, tools)} if writes_date(tokenizer) else {}),
+    )
+
+
+def writes_date(tokenizer: Any) -> bool:
+    """Whether the chat template asks for the time (Llama 3.1 writes the date into every system message)."""
+    return _CLOCK in str(tokenizer.chat_template)
 
 
 def _named(error: Exception) -> str:

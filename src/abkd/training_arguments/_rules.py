@@ -149,6 +149,9 @@ def _others(values: Mapping[str, Any]) -> list[str]:
     for name in ("log_level", "log_level_replica"):
         if values.get(name, "passive") not in _LOG_LEVELS:
             found.append(f"{name} must be one of {', '.join(_LOG_LEVELS)}, but is {values[name]!r}")
+    if values.get("dataloader_multiprocessing_context") not in (None, *_STARTS):
+        given = shown(values["dataloader_multiprocessing_context"])
+        found.append(f"dataloader_multiprocessing_context must be one of {', '.join(_STARTS)}, but is {given}")
     if values.get("bf16") and values.get("fp16"):
         found.append("bf16 and fp16 are two precisions of the same run: set one of them")
     if values.get("neftune_noise_alpha") and values.get("task", "text-generation") != "text-generation":
@@ -168,11 +171,15 @@ def _loader(values: Mapping[str, Any]) -> list[str]:
     asked = (
         given if isinstance(given, Mapping) else vars(given) if given is not None and not isinstance(given, str) else {}
     )
+    accumulation = asked.get("gradient_accumulation_kwargs") or {}
     return [
-        f"accelerator_config: {name}: {asked[name]!r} has no effect here, for batches are shared out by the order "
-        "of the rows: leave it out"
-        for name, unset in _OF_LOADER.items()
-        if name in asked and asked[name] not in unset
+        *(["accelerator_config: num_steps is gradient_accumulation_steps here"] if "num_steps" in accumulation else []),
+        *(
+            f"accelerator_config: {name}: {asked[name]!r} has no effect here, for batches are shared out by the order "
+            "of the rows: leave it out"
+            for name, unset in _OF_LOADER.items()
+            if name in asked and asked[name] not in unset
+        ),
     ]
 
 
@@ -215,4 +222,5 @@ _OF_LOADER = {
     "even_batches": (True, None),
     "use_seedable_sampler": (True, None),
 }
+_STARTS = ("fork", "forkserver", "spawn")
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
