@@ -15,6 +15,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from abkd import AlphaBeta, DistillConfig, DistillTrainer
 from tiny_parts import make_chatml
 
+# its name since transformers 5.20
+CHECKPOINTING = "activation_checkpointing"
+if CHECKPOINTING not in DistillConfig.__dataclass_fields__:
+    CHECKPOINTING = "gradient_checkpointing"
+
 WORDS = "the list returns items of a capital function and bye".split()
 
 

@@ -34,6 +34,8 @@ OVERRIDDEN = [
     "_get_eval_sampler",
     "floating_point_ops",
     "evaluation_loop",
+    "evaluate",
+    "predict",
     "_determine_best_metric",
     "train",
     "_save_checkpoint",

@@ -299,7 +299,25 @@ def test_another_module_is_no_language_model(module, said):
         CausalRows(module())
 
 
+def seeing() -> Any:
+    """Rotary in its text; its eyes have a table of 4 places."""
+    seen = {"image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config={**LLAMA_LIKE, "head_dim": 8, "max_position_embeddings": 24},
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            **seen,
+        },
+        mm_tokens_per_image=4,
+    )
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
 POSITIONS = {
+    "gemma3 with eyes": (seeing, Positions(24, table=False)),
     "gpt2": (lambda: make_model("gpt2"), Positions(128, table=True)),
     "opt": (
         made("OPT", **SIZE, ffn_dim=64, max_position_embeddings=24, word_embed_proj_dim=32),

@@ -241,6 +241,17 @@ def test_merged_adapters_are_an_ordinary_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "options", [{}, {"peft_config": LoraConfig(**LORA), "merge_adapter": True}], ids=["whole", "merged"]
+)
+def test_generation_settings_of_a_student_that_is_given_are_mended_too(options, tmp_path: Path, caplog) -> None:
+    student = llama(0)
+    student.generation_config.do_sample, student.generation_config.temperature = False, 0.5
+    run(student, tmp_path, **options)
+    assert "generation_config.json of LlamaForCausalLM is not valid" in caplog.text
+    assert "temperature" not in json.loads((tmp_path / "generation_config.json").read_text())
+
+
+@pytest.mark.parametrize(
     "given", [{"temperature": -5}, {"do_sample": False, "temperature": 0.9, "top_p": 0.6}], ids=str
 )
 def test_generation_settings_that_cannot_be_saved_do_not_end_a_run(given, tmp_path: Path, caplog) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from abkd.data import prepare_dataset
+from abkd.errors import ConfigError, DataError
 from training_parts import llama, rows, teacher, tokenizer, trainer
 
 NAMES = ("loss", "forward_kl", "reverse_kl", "top1_agreement", "perplexity", "teacher_perplexity")
@@ -51,6 +52,22 @@ def expected_metrics(student: Any, teach: Any, data: list[dict[str, str]]) -> di
         "perplexity": math.exp(mean["hard"]),
         "teacher_perplexity": math.exp(mean["teacher_hard"]),
     }
+
+
+def test_other_rows_are_evaluated_on_in_any_form_and_leave_the_record_alone(tmp_path):
+    made = trainer(tmp_path / "run", eval_dataset=rows(4), dataloader_num_workers=1, dataloader_persistent_workers=True)
+    own, logged = made.evaluate(), len(made.state.log_history)
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(3)))
+    prepared = prepare_dataset(rows(3), tokenizer(), max_length=64)
+    listed, stored, ready = (made.evaluate(each, metric_key_prefix="test") for each in (rows(3), str(file), prepared))
+    assert listed == stored == ready
+    assert listed["test_loss"] != own["eval_loss"]
+    assert len(made.state.log_history) == logged
+    with pytest.raises(DataError):
+        made.evaluate([{"nothing": "here"}])
+    with pytest.raises(ConfigError, match="predict gives back logits, and none are kept here"):
+        made.predict(rows(3))
 
 
 @pytest.mark.parametrize("batch", [1, 4])

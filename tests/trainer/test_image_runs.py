@@ -433,3 +433,116 @@ def test_layers_that_share_a_weight_are_saved_and_resumed(tmp_path):
 class Mean(torch.nn.Module):
     def forward(self, x):
         return x.mean(1)
+
+
+class Turned(Plain):
+    """With weights that do not lie in memory row by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.rand(6, CLASSES).t())
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return super().forward(x) * self.scale.mean(-1)
+
+
+def test_weights_in_another_order_of_memory_are_saved_and_resumed(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3}
+    torch.manual_seed(0)
+    run = image_trainer(tmp_path, Turned(), **options)
+    run.train()
+    resumed = image_trainer(tmp_path, Turned(), **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert gap(run.model, resumed.model) == 0.0
+    assert not run.model.scale.is_contiguous()  # what is trained stays as it is
+    run.save_model()
+    assert gap(load_file(tmp_path / "model.safetensors"), run.model) == 0.0
+
+
+def test_hooks_of_a_teacher_run_as_when_it_is_called(tmp_path):
+    def brighter(_: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (2 * inputs[0],)
+
+    hooked = plain(3)
+    hooked.register_forward_pre_hook(brighter)
+    hooked.register_forward_hook(lambda _, __, logits: 5 * logits)
+
+    class ByHand(Plain):
+        def forward(self, x):
+            return 5 * super().forward(2 * x)
+
+    torch.manual_seed(3)
+    other = ByHand()
+    found = [
+        image_trainer(tmp_path / str(i), teach=each, eval_dataset=pictures(5)).evaluate()
+        for i, each in enumerate((hooked, other, plain(3)))
+    ]
+    assert found[0]["eval_forward_kl"] == found[1]["eval_forward_kl"] != found[2]["eval_forward_kl"]
+
+
+@pytest.mark.parametrize(
+    "register", ["register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook"]
+)
+def test_hooks_of_a_student_are_refused(register, tmp_path):
+    model = plain(0)
+    getattr(model, register)(lambda *_: None)
+    with pytest.raises(ConfigError, match=r"the Plain has hooks on itself .* put them on layers inside it"):
+        image_trainer(tmp_path, model)
+    assert not list(tmp_path.iterdir())
+
+
+class Versioned(Plain):
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def buffered(value: torch.Tensor) -> Plain:
+    model = plain(0)
+    model.register_buffer("mask", value)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.jit.script(plain(0)), "is TorchScript, which cannot be trained here"),
+        (Versioned, r"a dict in its state \(_extra_state\): leave get_extra_state out"),
+        (lambda: buffered(torch.ones(1, 1).expand(3, 4)), r"whose numbers share memory, .* \(mask\): take its clone"),
+        (lambda: buffered(torch.eye(3).to_sparse()), r"not dense \(mask\): take its to_dense"),
+    ],
+    ids=["scripted", "extra state", "expanded", "sparse"],
+)
+def test_a_student_that_could_not_be_saved_is_refused(make, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        image_trainer(tmp_path, make())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_teacher_in_torchscript_teaches_as_the_module_does(tmp_path):
+    found = [
+        image_trainer(tmp_path / str(i), teach=each, eval_dataset=pictures(5)).evaluate()["eval_forward_kl"]
+        for i, each in enumerate((plain(3), torch.jit.script(plain(3))))
+    ]
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_a_module_without_an_eval_mode_is_refused(tmp_path):
+    class Exported(Plain):
+        def train(self, mode=True):
+            raise NotImplementedError("Calling eval() is not supported yet.")
+
+    with pytest.raises(ConfigError, match="the Exported has no eval mode, as a module that torch"):
+        image_trainer(tmp_path, teach=Exported())
+
+
+def test_other_images_are_evaluated_on_in_any_form(tmp_path):
+    run = image_trainer(tmp_path, data=named(pictures(), NAMES), eval_dataset=named(pictures(8, seed=1), NAMES))
+    turned = [{**row, "label": 4 - row["label"]} for row in pictures(8, seed=1)]
+    own, other = run.evaluate(), run.evaluate(named(turned, NAMES[::-1]))
+    assert (own["eval_accuracy"], own["eval_loss"]) == (other["eval_accuracy"], other["eval_loss"])

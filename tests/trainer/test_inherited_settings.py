@@ -13,7 +13,7 @@ from abkd import DistillTrainer
 from abkd.errors import ConfigError, OutputDirError
 from abkd.trainer import _trainer
 from abkd.trainer._checkpoints import checkpoints
-from training_parts import config, gap, rows, trainer, weights
+from training_parts import CHECKPOINTING, config, gap, gpt2, llama, rows, trainer, weights
 
 SHORT = {"max_steps": 2, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
 
@@ -22,6 +22,13 @@ def trained(path: Any, **options: Any) -> dict[str, torch.Tensor]:
     made = trainer(path, **{**SHORT, **options})
     made.train()
     return weights(made.model)
+
+
+def unsupporting(seed: int) -> Any:
+    """As some families are: they cannot compute activations again."""
+    model = gpt2(seed)
+    model.supports_gradient_checkpointing = False
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +180,29 @@ def test_an_optimizer_that_trains_other_weights_gives_its_own_to_the_evaluation(
 def test_an_argument_of_transformers_that_would_never_be_called_is_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"{name} has no effect here"):
         DistillTrainer("no such model", "nor this", config(tmp_path), train_dataset=rows(2), **{name: print})
+
+
+@pytest.mark.parametrize(
+    ("student", "options", "says"),
+    [
+        (
+            llama,
+            {f"{CHECKPOINTING}_kwargs": {"use_reentrnt": True}},
+            "_kwargs has no 'use_reentrnt'; it has .*use_re",
+        ),
+        (unsupporting, {}, r"the student \(GPT2LMHeadModel\) has no gradient checkpointing: leave"),
+    ],
+    ids=["kwargs", "model"],
+)
+def test_activations_that_cannot_be_computed_again_are_refused_before_the_run(student, options, says, tmp_path):
+    with pytest.raises(ConfigError, match=says):
+        trainer(tmp_path, student(0), **{CHECKPOINTING: True}, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_want_several_processes(tmp_path):
+    with pytest.raises(ConfigError, match="fsdp shards a model over several processes, and this is one"):
+        DistillTrainer("no such model", "nor this", config(tmp_path, fsdp="full_shard"), train_dataset=rows(2))
 
 
 def said(caplog: pytest.LogCaptureFixture, words: str) -> bool:

@@ -13,18 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from abkd import DistillConfig, DistillTrainer
+from abkd import DistillTrainer
 from abkd.data import prepare_dataset
 from abkd.errors import ConfigError, DataError, VocabularyError
 from abkd.ops import Head
 from abkd.trainer._start import check_start, padding
 from tiny_parts import make_llama
-from training_parts import config, gap, gpt2, llama, rows, teacher, tokenizer, trainer, weights
-
-# its name since transformers 5.20
-CHECKPOINTING = "activation_checkpointing"
-if CHECKPOINTING not in DistillConfig.__dataclass_fields__:
-    CHECKPOINTING = "gradient_checkpointing"
+from training_parts import CHECKPOINTING, config, gap, gpt2, llama, lora, rows, teacher, tokenizer, trainer, weights
 
 
 def fingerprint(model: Any) -> str:
@@ -63,6 +58,30 @@ def test_one_model_cannot_teach_itself(tmp_path):
     other.model.embed_tokens = model.model.embed_tokens
     with pytest.raises(ConfigError, match="load the model twice"):
         trainer(tmp_path, model, teach=other)
+
+
+def test_hooks_of_a_teacher_run_as_when_it_is_called(tmp_path):
+    """Also those that its backbone and its head alone would not run."""
+    hooked = teacher()
+    hooked.register_forward_hook(lambda _, __, output: setattr(output, "logits", 2 * output.logits))
+    doubled = teacher()
+    with torch.no_grad():
+        doubled.lm_head.weight.mul_(2)
+    found = [
+        trainer(tmp_path / str(i), teach=each, eval_dataset=rows(3)).evaluate()["eval_forward_kl"]
+        for i, each in enumerate((hooked, doubled, teacher()))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0] != pytest.approx(found[2], rel=1e-2)
+
+
+def test_hooks_of_a_student_are_refused_also_under_adapters(tmp_path):
+    for options in ({}, {"peft_config": lora()}):
+        model = llama(0)
+        model.register_forward_hook(print)
+        with pytest.raises(ConfigError, match="CausalLM has hooks on itself"):
+            trainer(tmp_path, model, **options)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- what is saved ----
@@ -127,6 +146,18 @@ def test_adapters_are_saved_as_adapters(tmp_path):
     saved = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run")
     assert torch.equal(logits(made.model), logits(saved))
     assert not torch.equal(logits(base), logits(saved))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_student_without_anything_to_train_is_refused(tmp_path):
+    from peft import PeftModel, get_peft_model
+
+    get_peft_model(llama(0), lora()).save_pretrained(tmp_path / "adapter")
+    for model in (llama(0).requires_grad_(False), PeftModel.from_pretrained(llama(0), tmp_path / "adapter")):
+        with pytest.raises(ConfigError, match=r"has nothing to train: all its \d+ parameters are frozen.*is_trainable"):
+            trainer(tmp_path / "run", model)
+    assert not (tmp_path / "run").exists()
+    trainer(tmp_path / "run", llama(0).requires_grad_(False), peft_config=lora())  # which has those to train
 
 
 # ---- what it takes ----

@@ -13,8 +13,9 @@ def mend_generation_config(model: Any, whose: str) -> None:
     """Leave out of ``generation_config.json`` what cannot be saved again: a run would fail at its first checkpoint.
 
     Settings of sampling go where nothing is sampled (they have no effect there); if that is not enough, everything but
-    the ids of special tokens goes. What goes is said.
+    the ids of special tokens goes. What goes is said. Under adapters it is that of the base model, which may be merged.
     """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     found: Any = getattr(model, "generation_config", None)
     if found is None or (why := _fault(found)) is None:
         return

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from abkd.data import View
 from abkd.errors import AbkdError, ConfigError
 from abkd.models.loading import in_short
-from abkd.models.positions import learned_positions
-from abkd.models.rows import ModelRows
+from abkd.models.positions import learned_positions, text_config
+from abkd.models.rows import ModelRows, call_of, has_hooks
 from abkd.ops import Dense, Head, Projected
 from abkd.ops._types import Rows
 
@@ -34,17 +34,19 @@ class CausalRows(ModelRows):
 
     def __init__(self, model: Any, *, classes: int | None = None) -> None:
         self.model = model
-        self.forward: Callable[..., Any] = model.forward  # before anything wraps it
+        self.forward: Callable[..., Any] = call_of(model)  # before anything wraps it
         self.classes = classes
         self.language_model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         _check_kind(self.language_model)
         self.dense_because = _not_a_matrix(self.language_model)
+        if has_hooks(model) or has_hooks(self.language_model):
+            self.dense_because = "it has hooks on itself, which run with the whole of it only"
 
     @property
     def head(self) -> Head:
         """The head as it is now; under sharding its tensors change from step to step."""
         module = self.language_model.get_output_embeddings()
-        config = _text_config(self.language_model)
+        config = text_config(self.language_model)
         scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
         scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
         return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
@@ -165,7 +167,7 @@ class CausalRows(ModelRows):
     @property
     def router_loss_weight(self) -> float:
         """The weight of the load-balancing loss of a mixture of experts, where its configuration asks for that loss."""
-        config = _text_config(self.language_model)
+        config = text_config(self.language_model)
         if not getattr(config, "output_router_logits", False):
             return 0.0
         own = getattr(self.language_model, "router_aux_loss_coef", None)
@@ -239,8 +241,3 @@ def _not_a_matrix(model: Any) -> str | None:
 def _in_shards(weight: Tensor) -> bool:
     """Whether this process holds a part of it only (FSDP2 gathers the root's parameters before the forward)."""
     return hasattr(weight, "full_tensor")
-
-
-def _text_config(model: Any) -> Any:
-    config = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -15,7 +15,6 @@ from abkd.errors import ConfigError
 from abkd.models.adapters import adapter_config, base_of, read_adapter
 from abkd.models.finite import is_finite
 from abkd.models.folders import check_model_folder, is_adapter, missing_folder, stored_tensors
-from abkd.models.generation_settings import mend_generation_config
 from abkd.models.remarks import logger, some
 
 # What checkpoints hold beside the model: buffers that are computed, heads for reinforcement learning and for guessing
@@ -56,8 +55,6 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
     model, report = loaded
     _judge_weights(model, report, name_or_path, what, student=student)
     _check_weights(model, f"{what}: {name_or_path!r}", student=student)
-    if student:
-        mend_generation_config(model, name_or_path)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ def positions_of(model: Any) -> Positions | None:
     rows = learned_positions(model)
     if rows is not None:
         return Positions(rows, table=True)
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    config = text_config(model)
     declared = (getattr(config, name, None) for name in _DECLARED)
     count = next((value for value in declared if isinstance(value, int)), None)
     return Positions(count, table=False) if count is not None and _is_rotary(model) else None
@@ -34,9 +35,27 @@ def positions_of(model: Any) -> Positions | None:
 def learned_positions(model: Any) -> int | None:
     """The rows of a model's table of positions (learned, or computed beforehand); None where it has none."""
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
-    tables = [_rows(part) for name, part in backbone.named_modules() if _TABLE.search(name)]
-    tables += [buffer.shape[0] for name, buffer in backbone.named_buffers() if _TABLE.search(name) and buffer.ndim == 2]
+    parts = dict(_of_text(backbone, {type(backbone.config), type(text_config(backbone))}))
+    tables = [_rows(part) for name, part in parts.items() if _TABLE.search(name)]
+    buffers = (
+        (f"{name}.{own}", each) for name, part in parts.items() for own, each in part.named_buffers(recurse=False)
+    )
+    tables += [buffer.shape[0] for name, buffer in buffers if _TABLE.search(name) and buffer.ndim == 2]
     return min((rows for rows in tables if rows is not None), default=None)
+
+
+def text_config(model: Any) -> Any:
+    """The part of a model's configuration that is about text; all of it where the model has nothing else."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _of_text(part: nn.Module, configs: set[type], name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The parts by name, without those whose configuration is of another kind: towers for images and sound."""
+    yield name, part
+    for own, child in part.named_children():
+        if not hasattr(child, "config") or type(child.config) in configs:
+            yield from _of_text(child, configs, f"{name}.{own}" if name else own)
 
 
 def _rows(part: nn.Module) -> int | None:

@@ -64,15 +64,66 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
             weight.copy_(weight.to(dtype))
 
 
-def check_trainable(model: nn.Module) -> None:
-    """Raise ConfigError where weights in float16 are to be trained: their updates vanish, or overflow to nonsense."""
-    name = next((name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.float16), None)
-    if name is not None:
+def check_trainable(model: Any, name: str) -> None:
+    """Raise ConfigError where a student cannot be trained and saved.
+
+    Weights in float16 are refused because their updates vanish, or overflow to nonsense.
+
+    Args:
+        model: the student, with its adapters.
+        name: what it is called.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(f"{name} is TorchScript, which cannot be trained here: give the module that it was made from")
+    _check_hooks(model, name)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        count = sum(1 for _ in model.parameters())
         raise ConfigError(
-            f"the student's weights are in float16 ({name}), in which small updates are lost and large ones overflow: "
+            f"{name} has nothing to train: "
+            + (
+                f"all its {count} parameters are frozen, so set requires_grad of some (for adapters, is_trainable=True "
+                "in PeftModel.from_pretrained)"
+                if count
+                else "it has no parameters"
+            )
+        )
+    _check_state(model, name)
+    half = next((name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.float16), None)
+    if half is not None:
+        raise ConfigError(
+            f"the student's weights are in float16 ({half}), in which small updates are lost and large ones overflow: "
             "load it in float32 (leave dtype out of model_init_kwargs), and set bf16: true or fp16: true for mixed "
             "precision"
         )
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _check_hooks(model: Any, name: str) -> None:
+    """A student is called with the loss inside: hooks on it would see neither its inputs nor its outputs."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if any(getattr(each, kind) for each in (model, base) for kind in _HOOKS):
+        raise ConfigError(
+            f"{name} has hooks on itself (register_forward_hook and the like), which its training would pass over: do "
+            "what they do in its forward, or put them on layers inside it"
+        )
+
+
+def _check_state(model: Any, name: str) -> None:
+    """A plain module's state is plain tensors, each with memory of its own; transformers takes care of its models."""
+    if hasattr(model, "save_pretrained"):
+        return
+    for key, value in {**model.state_dict(), **dict(model.named_buffers())}.items():
+        if not isinstance(value, torch.Tensor):
+            found = f"a {type(value).__name__} in its state ({key}): leave get_extra_state out"
+        elif value.layout is not torch.strided:
+            found = f"a tensor that is not dense ({key}): take its to_dense()"
+        elif any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
+            found = f"a tensor whose numbers share memory, as expand() makes it ({key}): take its clone()"
+        else:
+            continue
+        raise ConfigError(f"{name} cannot be saved and resumed, for it has {found}")
 
 
 @contextmanager

@@ -22,7 +22,9 @@ class LiveReader(Reader):
 
     def __init__(self, model: Any) -> None:
         self.rows = model if isinstance(model, ModelRows) else CausalRows(model)
-        self.model = self.rows.model.eval().requires_grad_(False)
+        self.model = self.rows.model.eval()
+        for parameter in self.model.parameters():  # one by one, for TorchScript has no requires_grad_ for all
+            parameter.requires_grad_(False)
         self.models = (self.model,)
         self.head_rows = self.rows.head_rows
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from abkd.errors import OutputDirError
 from abkd.output_dir import OF_CHECKPOINT, files_of
 from abkd.storage import read_json, refusals, write_whole
@@ -120,14 +122,17 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
 
 
 def unshared(model: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The weights, each on its own: safetensors refuses those that several layers of a plain module share."""
+    """The weights, each on its own and row by row: of a plain module safetensors takes neither shared nor turned ones.
+
+    In ``torch.channels_last`` all of a convolution are turned.
+    """
     if hasattr(model, "save_pretrained"):  # which knows what it shares
         return state
     seen: set[int] = set()
     made = {}
     for name, value in (model.state_dict() if state is None else state).items():
         place = value.untyped_storage().data_ptr()
-        made[name] = value.clone() if place in seen else value
+        made[name] = value.clone(memory_format=torch.contiguous_format) if place in seen else value.contiguous()
         seen.add(place)
     return made
 

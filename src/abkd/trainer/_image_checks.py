@@ -9,18 +9,14 @@ from abkd.config import DistillConfig
 from abkd.data.augment import Mixup
 from abkd.data.images import ImageDataset, Images
 from abkd.errors import ConfigError
+from abkd.models.saving import check_trainable
 from abkd.models.vision import ImageRows
 
 
 def check_student(student: ImageRows) -> None:
-    """Raise ConfigError where the student gives no logits, or none of its parameters is trained."""
+    """Raise ConfigError where the student gives no logits, or cannot be trained."""
     student.check()
-    if not any(parameter.requires_grad for parameter in student.model.parameters()):
-        count = sum(1 for _ in student.model.parameters())
-        raise ConfigError(
-            f"{student.name} has nothing to train: "
-            + (f"all its {count} parameters are frozen (requires_grad)" if count else "it has no parameters")
-        )
+    check_trainable(student.model, student.name)
     if not student.has_gradient():
         raise ConfigError(
             f"the logits of {student.name} depend on none of its trained parameters (a detach() or no_grad() in its "

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from abkd.data.prepared import Prepared
+from abkd.errors import ConfigError
 from abkd.trainer._optimizer import Optimizing
 from abkd.trainer._order import Evened, train_order
 from abkd.trainer._window import Prompts
@@ -17,6 +18,7 @@ from abkd.trainer._window import Prompts
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
     from abkd.trainer._callbacks import EpochOrder
+    from abkd.trainer._modality import Modality, Models
     from abkd.trainer._sources import Supply
 
 
@@ -24,6 +26,8 @@ class DataLoading(Optimizing):
     """The part of the trainer that makes data loaders."""
 
     distill_args: DistillConfig
+    modality: Modality
+    models: Models
     collator: Callable[..., Any]
     supply: Supply | None
     epoch_order: EpochOrder
@@ -54,6 +58,32 @@ class DataLoading(Optimizing):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
         return torch.utils.data.SequentialSampler(eval_dataset)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As in transformers; the numbers of other rows than the run's own are given back, and are not in its record.
+
+        Args:
+            eval_dataset: other rows, in any form in which the trainer takes them under this name.
+            ignore_keys: has no effect here.
+            metric_key_prefix: stands before the name of each number.
+
+        Raises:
+            DataError, ConfigError: rows that cannot be used.
+        """
+        if eval_dataset is None or eval_dataset is self.eval_dataset:
+            return super().evaluate(None, ignore_keys, metric_key_prefix)
+        prepared: Any = self.modality.data(eval_dataset, self.models, self.distill_args, "eval")
+        loader = self.get_test_dataloader(prepared)  # which, unlike that of evaluation, is never kept for other rows
+        return self.evaluation_loop(loader, "Evaluation", metric_key_prefix=metric_key_prefix).metrics or {}
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: no logit is kept here."""
+        raise ConfigError(
+            "predict gives back logits, and none are kept here: evaluate(rows) gives the numbers of other rows, and "
+            "the saved student, loaded as usual, its logits"
+        )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate of transformers knows neither teacher nor rows."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import ParallelMode
 
 from abkd.config import DistillConfig
 from abkd.divergences import AlphaBeta
@@ -18,6 +21,7 @@ from abkd.training_arguments import word
 
 logger = logging.getLogger("abkd")
 
+_CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # since transformers 5.20, and before
 _NO_GRADIENT = 1e-9
 _LOOKED_AT = 256  # numbers of a weight
 _LARGE_RATE = 10.0  # SGD on images takes up to 1
@@ -40,11 +44,33 @@ def check_settings(args: DistillConfig, eval_dataset: Any, options: Mapping[str,
         if options.get(name) is not None:
             raise ConfigError(f"{name} has no effect here: {way_out}")
     check_hub(args)
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError("fsdp shards a model over several processes, and this is one: accelerate launch -m abkd …")
     if eval_dataset is None and word(args.eval_strategy) != "no":
         raise ConfigError(
             f"eval_strategy is {word(args.eval_strategy)!r}, but there is no eval_dataset to evaluate on: pass one, or "
             "set eval_strategy: no"
         )
+
+
+def check_recomputed(model: Any, args: Any) -> None:
+    """Raise ConfigError where activations are to be computed again, and the student or torch cannot do it like that."""
+    if not any(getattr(args, name, False) for name in _CHECKPOINTING):
+        return
+    enable = next(
+        (getattr(model, f"{name}_enable") for name in _CHECKPOINTING if hasattr(model, f"{name}_enable")), None
+    )
+    if enable is None or not getattr(model, "supports_gradient_checkpointing", True):
+        raise ConfigError(
+            f"the student ({type(model).__name__}) has no gradient checkpointing: leave gradient_checkpointing "
+            "(activation_checkpointing) out, and take smaller batches where memory is short"
+        )
+    options = [name for name in (f"{name}_kwargs" for name in _CHECKPOINTING) if getattr(args, name, None)]
+    known = {*inspect.signature(checkpoint).parameters, *inspect.signature(enable).parameters}
+    known -= {"function", "args", "kwargs", *(f"{name}_kwargs" for name in _CHECKPOINTING)}
+    for name in options:
+        if unknown := set(getattr(args, name)) - known:
+            raise ConfigError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")
 
 
 def check_metric(args: DistillConfig, values: Mapping[str, float]) -> None:

@@ -24,10 +24,11 @@ from abkd.data import (
 )
 from abkd.errors import ConfigError
 from abkd.models.adapters import has_adapters, with_adapters, write_adapter_card
+from abkd.models.generation_settings import mend_generation_config
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
 from abkd.models.positions import learned_positions
-from abkd.models.saving import stored_dtype
+from abkd.models.saving import check_trainable, stored_dtype
 from abkd.teachers import Reader, Setting, identity
 from abkd.trainer._lengths import check_lengths
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
@@ -111,6 +112,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     for each in teachers:
         check_apart(model, each)
     student = CausalRows(model)
+    check_trainable(model, f"the {type(model).__name__}")
     reader = None
     if teachers or (names and spec.cached) or spec.needs[0] == 0:
         reader = _open_teacher(student, teachers, names, args, tokenizer)
@@ -140,6 +142,7 @@ def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
         if args.save_dtype is None and (args.merge_adapter or not use_peft):
             args.save_dtype = stored_dtype(name)  # type: ignore[assignment]
         peft_config = None if has_adapters(model) else peft_config
+    mend_generation_config(model, getattr(model, "name_or_path", "") or type(model).__name__)
     if peft_config is not None:
         model = with_adapters(model, peft_config)
     if args.merge_adapter and not hasattr(model, "merge_and_unload"):

@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from abkd import output_dir
 from abkd.config import DistillConfig
 from abkd.models.loading import placed
-from abkd.models.saving import check_trainable, use_cache_kept
+from abkd.models.saving import use_cache_kept
 from abkd.trainer import _checkpoints
 from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics, say_not_finite
@@ -27,7 +27,7 @@ from abkd.trainer._modality import Models, modality_of, record_plan, resolve_pla
 from abkd.trainer._optimizer import check_batches
 from abkd.trainer._record import Record
 from abkd.trainer._save import save_student
-from abkd.trainer._settings import NothingLearned, check_metric, check_settings, say_what_is_extreme
+from abkd.trainer._settings import NothingLearned, check_metric, check_recomputed, check_settings, say_what_is_extreme
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 from abkd.trainer._window import Window, known
@@ -105,7 +105,7 @@ class DistillTrainer(DataLoading):
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
         """What is ours of a run, around the models; returns the callbacks among it."""
-        check_trainable(self.models.student.model)
+        check_recomputed(self.models.student.model, args)
         self.distill_args = args
         self.plan = resolve_plan(args, self.modality.most_rows(args), self.models.classes)
         columns = self.modality.columns

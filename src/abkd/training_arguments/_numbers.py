@@ -30,7 +30,9 @@ def settle_numbers(config: Any) -> None:
             raise ConfigError(f"{field.name} must be a number, but is {shown(value)}{hint}")
         if wanted[1] == "int" and not isinstance(value, Integral) and value != value // 1:
             raise ConfigError(f"{field.name} must be a whole number, but is {shown(value)}")
-        if not isinstance(value, bool):
-            setattr(
-                config, field.name, int(value) if wanted[1] == "int" else value if type(value) is int else float(value)
-            )
+        plain: Any = value
+        if wanted[1] == "int" and not isinstance(value, bool):
+            plain = int(plain)
+        elif not isinstance(value, int):
+            plain = float(plain)
+        setattr(config, field.name, plain)

@@ -62,9 +62,15 @@ def fitting(call: Callable[[int, int], Any]) -> tuple[int, int] | None:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Each part of the model gets its own mode back."""
+    """Each part of the model gets its own mode back. Raises ConfigError where it has no such mode."""
     modes = [(part, part.training) for part in model.modules()]
-    model.eval()
+    try:
+        model.eval()
+    except NotImplementedError as error:  # of torch.export
+        raise ConfigError(
+            f"the {type(model).__name__} has no eval mode, as a module that torch.export made: give the one that it "
+            "was made from"
+        ) from error
     try:
         yield
     finally:

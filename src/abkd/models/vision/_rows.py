@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import ConfigError, VocabularyError
-from abkd.models.rows import ModelRows
+from abkd.models.rows import ModelRows, call_of
 from abkd.models.vision._outputs import fitting, in_eval_mode, in_grey, logits_in, untouched
 from abkd.models.vision._preparation import Preparation
 from abkd.ops import Dense
@@ -63,7 +63,7 @@ class ImageRows(ModelRows):
         self.classifier = classifier
         self.model = classifier.model
         self.classes = classes
-        self.forward: Callable[..., Any] = self.model.forward  # before anything wraps it
+        self.forward: Callable[..., Any] = call_of(self.model)  # before anything wraps it
         self._side, self._channels = side, channels
         self._head_rows: int | None = None
 
