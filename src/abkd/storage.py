@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from abkd.errors import AbkdError, StorageError
+from abkd.errors import AbkdError, OutputDirError, StorageError
 
 DRAFTS = ".*.draft"
 """What a process leaves that dies while it writes."""
@@ -67,6 +67,19 @@ def write_whole(path: Path, data: bytes) -> None:
 def draft_name(path: Path) -> str:
     """Another name with each call, for what will be ``path``."""
     return f".{path.name}.{uuid.uuid4().hex}.draft"
+
+
+def check_place_of(path: Path, what: str) -> None:
+    """Raise OutputDirError where no file can be: below a file, or with a name too long, also for its draft."""
+    above = next(each for each in path.absolute().parents if os.path.lexists(each))
+    try:
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file")
+        with suppress(FileNotFoundError):
+            path.with_name(draft_name(path)).lstat()
+    except OSError as error:
+        name = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}…"
+        raise OutputDirError(f"no {what} can be written to {name!r} ({error.strerror}): name another file") from error
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ one that was clipped ("finished": false).
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import io
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 from abkd.errors import DataError, OutputDirError
 from abkd.generation import Completion
 from abkd.generation._draw import as_bytes
-from abkd.storage import draft_name, lock_file, read_json, refusals, write_whole
+from abkd.storage import check_place_of, lock_file, read_json, refusals, write_whole
 
 logger = logging.getLogger("abkd")
 
@@ -104,7 +103,7 @@ class Store:
         Raises:
             OutputDirError: it was written with something else, or by someone else.
         """
-        self._check_place()
+        check_place_of(self.path, "text")
         there = self.path.exists() or bool(self.parts())  # asked first: the record is there before they are
         if not self.record.is_file():
             if there:
@@ -121,18 +120,6 @@ class Store:
                     f"{_short(self.about.get(name))}: name another file, or remove {self.record.name} and "
                     f"{self.path.name} to have it written anew"
                 )
-
-    def _check_place(self) -> None:
-        above = next(each for each in self.path.absolute().parents if os.path.lexists(each))
-        try:
-            if not above.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file")
-            with contextlib.suppress(FileNotFoundError):
-                self.path.with_name(draft_name(self.path)).lstat()  # the longest name that is written here
-        except OSError as error:
-            raise OutputDirError(
-                f"no text can be written to {_short(str(self.path))} ({error.strerror}): name another file"
-            ) from error
 
     def begin(self) -> None:
         """Say what is going to be written here."""
