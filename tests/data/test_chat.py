@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from abkd.data.bad_rows import BadRowError
-from abkd.data.chat import DATED, NO_END, OWN_EXAMPLES
+from abkd.data.chat import DATED, ENDED_TWICE, NO_END, OWN_EXAMPLES
 from abkd.data.formats import Chat, recognise
 from abkd.data.template import check_template, same_template
 from abkd.data.tokenize import TokenizedRow, tokenize
@@ -226,6 +226,13 @@ def test_an_answer_that_the_template_does_not_end_is_ended() -> None:
     assert row.remarks == (NO_END,)
     assert row.examples[0]["input_ids"][-1] == tokenizer.eos_token_id
     assert row.examples[0]["trained"][-1]
+
+
+def test_an_end_that_an_answer_brings_along_is_not_written_twice() -> None:
+    tokenizer = make_chatml()
+    row = row_of([user("a"), answer("b<|im_end|>\n"), user("c"), answer("d<|im_end|>")], tokenizer)
+    assert [trained for _, trained in parts(row, tokenizer)] == [["b<|im_end|>", "d<|im_end|>"]]
+    assert row.remarks == (ENDED_TWICE,)
 
 
 def test_a_weight_of_zero_is_context_only() -> None:

@@ -33,6 +33,7 @@ FAMILIES = {
     "gemma2": SIZES | {"sliding_window": 4},
     "gemma3_text": SIZES | {"sliding_window": 4},
     "gpt2": GPT2,
+    "openai-gpt": GPT2,
 }
 EXAMPLES = [list(range(3, 20)), list(range(9, 14))]
 INFLUENCE = [0.5, 0.1, 0.4, 0.2, 0.0, 0.3]  # three kept: 0, 2, 5
@@ -136,7 +137,7 @@ def test_influence_is_what_the_definition_says(family: str) -> None:
     sums, tokens = torch.zeros(6, dtype=torch.float64), 0
     seen: dict[int, torch.Tensor] = {}
     for i, layer in enumerate(decoder_layers(model)[1]):
-        layer.register_forward_hook(lambda _, __, out, i=i: seen.update({i: out[0] if isinstance(out, tuple) else out}))
+        layer.register_forward_hook(lambda _, __, out, i=i: seen.update({i: out if torch.is_tensor(out) else out[0]}))
     with torch.no_grad():
         for example in EXAMPLES:
             hidden = model(torch.tensor([example]), output_hidden_states=True).hidden_states

@@ -22,6 +22,7 @@ Piece = tuple[str, bool]
 
 OWN_EXAMPLES = Remark("the chat template writes earlier turns in another way, so an answer is an example of its own")
 NO_END = Remark("the chat template ends an answer without a token of its own; EOS is put behind the last one")
+ENDED_TWICE = Remark("an answer ends with the token that the chat template ends it with; it is written once")
 DATED = Remark(
     f"the chat template writes today's date; rows have {TODAY:%d %b %Y}, so that a run can go on another day"
 )
@@ -54,12 +55,13 @@ def chat_text(chat: Chat, tokenizer: Any) -> ChatText:
 
 def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
     turns = chat.trained_turns()
+    given, chat = chat, _ended_once(chat, turns, tokenizer)
     if not turns:
         prompt = render(chat.messages, chat.tools, tokenizer, generation_prompt=True)
         dated = [DATED] if writes_date(tokenizer) else []
         return ChatText([[(prompt, False)]], (*lost(chat, prompt, tokenizer), *dated))
     examples: list[list[Piece]] = []
-    remarks: list[Remark] = []
+    remarks = [] if chat is given else [ENDED_TWICE]
     before, full = "", ""
     for turn in turns:
         prompt = render(chat.messages[:turn], chat.tools, tokenizer, generation_prompt=True)
@@ -78,6 +80,23 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
     remarks += [DATED] if writes_date(tokenizer) else []
     closed = [_closed(pieces, tokenizer) for pieces in examples]
     return ChatText(closed, tuple(dict.fromkeys([*remarks, *([NO_END] if closed != examples else [])])))
+
+
+def _ended_once(chat: Chat, turns: list[int], tokenizer: Any) -> Chat:
+    """The conversation without an end of turn in an answer's content that the template writes once more."""
+    messages = list(chat.messages)
+    for turn in turns:
+        content = messages[turn].get("content")
+        bare = content.rstrip() if isinstance(content, str) else ""
+        if not bare or bare[-1].isalnum() or bare[-1] in ".!?":  # as nearly all end, and no token of this kind does
+            continue
+        end = next((each for each in _ends_of(tokenizer) if bare.endswith(each)), None)
+        if end is None:
+            continue
+        full = render(chat.messages[: turn + 1], chat.tools, tokenizer, generation_prompt=False).rstrip()
+        if full.endswith(end) and full.removesuffix(end).rstrip().endswith(end):
+            messages[turn] = {**messages[turn], "content": bare.removesuffix(end)}
+    return chat if messages == list(chat.messages) else replace(chat, messages=tuple(messages))
 
 
 def _answer(prompt: str, text: str, turn: int, message: Message) -> str:
@@ -118,7 +137,12 @@ def _split_turn_end(answer: str, tokenizer: Any) -> tuple[str, str]:
 
 
 def _ends(text: str, tokenizer: Any) -> bool:
-    return text.endswith(tuple({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}))
+    return text.endswith(_ends_of(tokenizer))
+
+
+def _ends_of(tokenizer: Any) -> tuple[str, ...]:
+    """Tokens with which a template may end a turn."""
+    return tuple({*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})
 
 
 def _closed(pieces: list[Piece], tokenizer: Any) -> list[Piece]:

@@ -49,7 +49,7 @@ def layer_influence(
     def watch(index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple) else output
+            after = output[0] if isinstance(output, tuple | list) else output  # openai-gpt gives a list
             cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
             sums[index] += ((1 - cosine) * mask).sum().item()
 
