@@ -75,7 +75,8 @@ class Fault(TrainerCallback):
 def fill(folder: Path, room: int) -> None:
     """Leave ``room`` bytes of the file system; where it is not a small one of its own, of every file."""
     if not os.path.ismount(folder):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        room //= 30  # less than every checkpoint's largest file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         return
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     with (folder / "filler").open("wb") as file:
@@ -116,6 +117,7 @@ def _train(folder: Path, variant: str, steps: int, fault: Fault | None) -> int:
     except AbkdError as error:
         print(f"{fault.kind if fault else 'undisturbed'}: {error}", file=sys.stderr)
         return error.exit_code
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     save_file({name: value.contiguous().clone() for name, value in made.model.state_dict().items()}, folder / FINAL)
     return 0
 
