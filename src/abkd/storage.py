@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from abkd.errors import AbkdError, OutputDirError, StorageError
+from abkd.errors import AbkdError, OutputDirError, StorageError, shown
 
 DRAFTS = ".*.draft"
 """What a process leaves that dies while it writes."""
@@ -69,17 +69,24 @@ def draft_name(path: Path) -> str:
     return f".{path.name}.{uuid.uuid4().hex}.draft"
 
 
+def check_new(path: Path, above: Path) -> None:
+    """Raise OSError where nothing can be made at ``path``: what is there ``above`` it is a file, or a name is too long."""
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file")
+    longest = os.pathconf(above, "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > longest for part in path.parts):
+        raise OSError(errno.ENAMETOOLONG, f"a name is longer than the {longest} bytes that the file system takes")
+
+
 def check_place_of(path: Path, what: str) -> None:
     """Raise OutputDirError where no file can be: below a file, or with a name too long, also for its draft."""
-    above = next(each for each in path.absolute().parents if os.path.lexists(each))
     try:
-        if not above.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file")
-        with suppress(FileNotFoundError):
-            path.with_name(draft_name(path)).lstat()
+        check_new(
+            path.with_name(draft_name(path)), next(each for each in path.absolute().parents if os.path.lexists(each))
+        )
     except OSError as error:
-        name = str(path) if len(str(path)) <= 80 else f"{str(path)[:77]}…"
-        raise OutputDirError(f"no {what} can be written to {name!r} ({error.strerror}): name another file") from error
+        name = shown(str(path))
+        raise OutputDirError(f"no {what} can be written to {name} ({error.strerror}): name another file") from error
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:

@@ -412,19 +412,25 @@ def test_a_student_whose_logits_are_cut_off_its_weights_is_refused(tmp_path):
         image_trainer(tmp_path, Detached())
 
 
+def trained_and_resumed(path, student):
+    """The run, of which the second half gives the same weights once more."""
+    options = {"save_strategy": "steps", "save_steps": 3}
+    torch.manual_seed(0)
+    run = image_trainer(path, student(), **options)
+    run.train()
+    resumed = image_trainer(path, student(), **options)
+    resumed.train(resume_from_checkpoint=str(path / "checkpoint-3"))
+    assert gap(run.model, resumed.model) == 0.0
+    return run
+
+
 def test_layers_that_share_a_weight_are_saved_and_resumed(tmp_path):
     class Shared(Plain):
         def __init__(self):
             super().__init__()
             self.again = self.fc
 
-    options = {"save_strategy": "steps", "save_steps": 3}
-    torch.manual_seed(0)
-    run = image_trainer(tmp_path, Shared(), **options)
-    run.train()
-    resumed = image_trainer(tmp_path, Shared(), **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert gap(run.model, resumed.model) == 0.0
+    run = trained_and_resumed(tmp_path, Shared)
     run.save_model(str(tmp_path / "whole"))
     saved = load_file(tmp_path / "whole" / "model.safetensors")
     assert torch.equal(saved["again.weight"], saved["fc.weight"])
@@ -448,13 +454,7 @@ class Turned(Plain):
 
 
 def test_weights_in_another_order_of_memory_are_saved_and_resumed(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 3}
-    torch.manual_seed(0)
-    run = image_trainer(tmp_path, Turned(), **options)
-    run.train()
-    resumed = image_trainer(tmp_path, Turned(), **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert gap(run.model, resumed.model) == 0.0
+    run = trained_and_resumed(tmp_path, Turned)
     assert not run.model.scale.is_contiguous()  # what is trained stays as it is
     run.save_model()
     assert gap(load_file(tmp_path / "model.safetensors"), run.model) == 0.0

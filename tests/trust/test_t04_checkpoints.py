@@ -133,7 +133,7 @@ def test_half_a_checkpoint_of_adapters_is_removed_with_the_card_that_peft_writes
     assert "which no run wrote" not in caplog.text
 
 
-def test_torch_s_own_words_for_a_full_disk(tmp_path, monkeypatch):
+def test_torch_s_own_words_for_a_full_disk():
     """They depend on where the room ends: in the middle, or where its stream is closed."""
 
     class Full(io.RawIOBase):

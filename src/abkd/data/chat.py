@@ -24,7 +24,7 @@ OWN_EXAMPLES = Remark("the chat template writes earlier turns in another way, so
 NO_END = Remark("the chat template ends an answer without a token of its own; EOS is put behind the last one")
 ENDED_TWICE = Remark("an answer ends with the token that the chat template ends it with; it is written once")
 DATED = Remark(
-    f"the chat template writes today's date; rows have {TODAY:%d %b %Y}, so that a run can go on another day"
+    f"the chat template writes today's date; every row gets {TODAY:%d %b %Y}, so that a run can be resumed tomorrow"
 )
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -56,9 +56,9 @@ def chat_text(chat: Chat, tokenizer: Any) -> ChatText:
 def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
     turns = chat.trained_turns()
     given, chat = chat, _ended_once(chat, turns, tokenizer)
+    dated = [DATED] if writes_date(tokenizer) else []
     if not turns:
         prompt = render(chat.messages, chat.tools, tokenizer, generation_prompt=True)
-        dated = [DATED] if writes_date(tokenizer) else []
         return ChatText([[(prompt, False)]], (*lost(chat, prompt, tokenizer), *dated))
     examples: list[list[Piece]] = []
     remarks = [] if chat is given else [ENDED_TWICE]
@@ -76,8 +76,7 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
         examples[-1] += [(prompt[len(before) :], False), (body, True), (after, False)]
         before = prompt + answer
     asked = replace(chat, messages=chat.messages[: turns[-1] + 1])
-    remarks += [*lost(asked, full, tokenizer), *([OWN_EXAMPLES] if len(examples) > 1 else [])]
-    remarks += [DATED] if writes_date(tokenizer) else []
+    remarks += [*lost(asked, full, tokenizer), *([OWN_EXAMPLES] if len(examples) > 1 else []), *dated]
     closed = [_closed(pieces, tokenizer) for pieces in examples]
     return ChatText(closed, tuple(dict.fromkeys([*remarks, *([NO_END] if closed != examples else [])])))
 

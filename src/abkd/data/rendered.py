@@ -53,7 +53,7 @@ def check_prompt(chat: Chat, turn: int, prompt: str, answer: str, tokenizer: Any
     """
     for index, message in enumerate(chat.messages[:turn]):
         content = message.get("content", "")
-        if not isinstance(content, str) or content.strip() in prompt or content.strip() not in answer:
+        if not isinstance(content, str) or content.strip() not in answer or content.strip() in prompt:
             continue
         probed = (*chat.messages[:index], {**message, "content": content + _PROBE}, *chat.messages[index + 1 : turn])
         if _PROBE not in render(probed, chat.tools, tokenizer, generation_prompt=True):

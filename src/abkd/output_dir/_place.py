@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from abkd.errors import OutputDirError
+from abkd.storage import check_new
 
 
 def check_place(path: Path, *, resume: bool = False) -> None:
@@ -43,11 +44,7 @@ def check_place(path: Path, *, resume: bool = False) -> None:
 
 def _check_new(path: Path, above: Path) -> None:
     """Raise OSError where a folder that is not there yet cannot be made ``above`` it."""
-    if not above.is_dir():
-        raise NotADirectoryError(20, f"{above} is a file")
-    longest = os.pathconf(above, "PC_NAME_MAX")
-    if any(len(os.fsencode(part)) > longest for part in path.parts):
-        raise OSError(36, f"a name is longer than the {longest} bytes that the file system takes")
+    check_new(path, above)
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(13, f"{above} cannot be written to")
 

@@ -65,11 +65,11 @@ def check_recomputed(model: Any, args: Any) -> None:
             f"the student ({type(model).__name__}) has no gradient checkpointing: leave gradient_checkpointing "
             "(activation_checkpointing) out, and take smaller batches where memory is short"
         )
-    options = [name for name in (f"{name}_kwargs" for name in _CHECKPOINTING) if getattr(args, name, None)]
     known = {*inspect.signature(checkpoint).parameters, *inspect.signature(enable).parameters}
-    known -= {"function", "args", "kwargs", *(f"{name}_kwargs" for name in _CHECKPOINTING)}
+    options = [f"{name}_kwargs" for name in _CHECKPOINTING]
+    known -= {"function", "args", "kwargs", *options}
     for name in options:
-        if unknown := set(getattr(args, name)) - known:
+        if unknown := set(getattr(args, name, None) or ()) - known:
             raise ConfigError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")
 
 

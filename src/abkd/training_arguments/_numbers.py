@@ -23,16 +23,14 @@ def settle_numbers(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         wanted, value = _HINT.fullmatch(str(field.type)), getattr(config, field.name)
-        if wanted is None or value is None or value == field.default:
+        if wanted is None or value is None or isinstance(value, bool):
             continue
         if not isinstance(value, Real):
             hint = ": write 1e-3 in Python, 1.0e-3 in YAML" if isinstance(value, str) else ""
             raise ConfigError(f"{field.name} must be a number, but is {shown(value)}{hint}")
-        if wanted[1] == "int" and not isinstance(value, Integral) and value != value // 1:
+        if wanted[1] == "float":
+            setattr(config, field.name, value if isinstance(value, int) else float(value))
+        elif isinstance(value, Integral) or float(value).is_integer():
+            setattr(config, field.name, int(value))
+        else:
             raise ConfigError(f"{field.name} must be a whole number, but is {shown(value)}")
-        plain: Any = value
-        if wanted[1] == "int" and not isinstance(value, bool):
-            plain = int(plain)
-        elif not isinstance(value, int):
-            plain = float(plain)
-        setattr(config, field.name, plain)
