@@ -70,7 +70,7 @@ def draft_name(path: Path) -> str:
 
 
 def check_new(path: Path, above: Path) -> None:
-    """Raise OSError where nothing can be made at ``path``: what is there ``above`` it is a file, or a name is too long."""
+    """Raise OSError where ``path`` cannot be made: what is there ``above`` it is a file, or a name is too long."""
     if not above.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file")
     longest = os.pathconf(above, "PC_NAME_MAX")
