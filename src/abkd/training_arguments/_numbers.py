@@ -28,9 +28,10 @@ def settle_numbers(config: Any) -> None:
         if not isinstance(value, Real):
             hint = ": write 1e-3 in Python, 1.0e-3 in YAML" if isinstance(value, str) else ""
             raise ConfigError(f"{field.name} must be a number, but is {shown(value)}{hint}")
+        number: Any = value
         if wanted[1] == "float":
-            setattr(config, field.name, value if isinstance(value, int) else float(value))
+            setattr(config, field.name, number if isinstance(number, int) else float(number))
         elif isinstance(value, Integral) or float(value).is_integer():
-            setattr(config, field.name, int(value))
+            setattr(config, field.name, int(number))
         else:
             raise ConfigError(f"{field.name} must be a whole number, but is {shown(value)}")
