@@ -58,10 +58,19 @@ def test_packed_files_give_the_same_rows(tmp_path, kind, packing):
 @pytest.mark.parametrize("packing", PACKERS)
 def test_packed_files_that_are_cut_off_or_damaged(tmp_path, packing):
     path, whole = tmp_path / f"a.jsonl{packing}", PACKERS[packing](os.urandom(5_000).hex().encode())
-    for content in (whole[: len(whole) // 2], whole[:60] + b"garbage!" * 9 + whole[132:], LINES):
+    damaged = whole[:60] + b"garbage!" * 9 + whole[132:]
+    for content in (whole[: len(whole) // 2], damaged, LINES, PACKERS[packing](LINES) + b"no stream", b""):
         path.write_bytes(content)
         with pytest.raises(DataError, match=rf"a\.jsonl{packing}"):
             load_rows(path)
+
+
+@pytest.mark.parametrize("packing", [".gz", ".bz2", ".xz"])
+def test_streams_behind_each_other_and_the_zeros_behind_them(tmp_path, packing):
+    """As pigz, pbzip2, xz and tapes write them."""
+    path, pack = tmp_path / f"a.jsonl{packing}", PACKERS[packing]
+    path.write_bytes(pack(LINES + b"\n") + pack(LINES) + bytes(8))
+    assert list(load_rows(path)) == ROWS + ROWS
 
 
 class TestSeveral:

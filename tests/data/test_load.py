@@ -75,6 +75,34 @@ def test_missing_files_and_wrong_objects(tmp_path):
         load_rows([])
 
 
+class Faulty:
+    """A data set of the user's own that cannot give its third row."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise self.error
+        return {"prompt": "a", "completion": str(index)}
+
+
+@pytest.mark.parametrize("error", [KeyError("text"), IndexError("list index"), OSError("disk"), NotImplementedError()])
+def test_a_row_that_a_data_set_cannot_give_is_named_and_not_taken_for_the_end(error):
+    with pytest.raises(DataError, match=rf"the data set, row 3: cannot be read \({type(error).__name__}: "):
+        load_rows(Faulty(error))
+
+    def written():
+        yield from ROWS
+        raise error
+
+    with pytest.raises(DataError, match=f"row {len(ROWS) + 1}: cannot be read"):
+        load_rows(written())
+
+
 def test_unknown_split_of_a_saved_dataset(tmp_path):
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
     assert len(load_rows(str(tmp_path / "saved"))) == len(ROWS)

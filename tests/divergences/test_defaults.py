@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from abkd import divergences
+from abkd import divergences, notation
 from abkd.divergences import Divergence
 
 DEFAULTS = [
@@ -18,9 +20,34 @@ DEFAULTS = [
     "Standardized(divergence=ForwardKL(), temperature=2.0)",
     "TransformedTeacher(divergence=ForwardKL(), power=0.1, weighted=False)",
 ]
+KINDS: list[type[Divergence]] = [
+    getattr(divergences, name) for name in divergences.__all__ if name not in ("Divergence", "Pointwise")
+]
 
 
 @pytest.mark.parametrize("written", DEFAULTS)
 def test_defaults_are_the_published_ones(written: str) -> None:
     kind: type[Divergence] = getattr(divergences, written.partition("(")[0])
     assert repr(kind()) == written
+
+
+@pytest.mark.parametrize("divergence", [each for kind in KINDS for each in kind.examples()], ids=repr)
+def test_each_is_a_value(divergence: Divergence) -> None:
+    """Compiled functions, sets and records keep divergences by what they are."""
+    again = notation.parse(repr(divergence))
+    assert divergence == again
+    assert hash(divergence) == hash(again)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        divergence.formula = "D"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["ForwardKL", "ReverseKL"])
+def test_a_named_point_of_the_plane_has_no_numbers(name: str) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'alpha'"):
+        getattr(divergences, name)(alpha=0.5)
+
+
+def test_what_the_formula_shows_is_what_is_set() -> None:
+    weighted, plain = (divergences.TransformedTeacher(power=0.2, weighted=each).written() for each in (True, False))
+    assert weighted.startswith("Σp^0.2·")
+    assert "Σ" not in plain

@@ -105,6 +105,7 @@ def test_dkd_where_a_side_leaves_nothing_to_the_others_or_nothing_to_the_label(i
         assert not result.isnan().any()
         if finite:
             assert grad.isfinite().all()
+    assert not value(DKD(inner, 0.0, 1.0), z_p, sure, y).any()  # the second part: nothing to compare
     exactly(value(DKD(inner), sure, z_q, y), -torch.log_softmax(z_q, -1)[:, 0])  # the first part alone
     assert not value(DKD(inner), never, never, y).any()
 

@@ -13,9 +13,11 @@ from torch import nn
 
 import abkd
 from abkd.data import Collator, prepare_dataset
+from abkd.data.tokenize import Example
 from abkd.errors import ConfigError
+from abkd.generation import Sampling, write_completions
 from abkd.models.language import CausalRows
-from abkd.models.positions import Positions, positions_of
+from abkd.models.positions import Positions, first_position, positions_of
 from abkd.objective import Objective
 from abkd.ops import Dense, Projected, plan_for
 from abkd.teachers import LiveReader
@@ -62,6 +64,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "granite, logits scaling": made("Granite", **LLAMA_LIKE, logits_scaling=7.0),
     "phi, bias": phi,
 }
+ROBERTA = {**SIZE, "is_decoder": True, "max_position_embeddings": 24, "pad_token_id": 1, "eos_token_id": 2}
 
 
 def random_weights(make: Callable[[], Any]) -> Any:
@@ -328,6 +331,7 @@ POSITIONS = {
         Positions(24, table=True),
     ),
     "bert": (lambda: bert(is_decoder=True), Positions(64, table=True)),
+    "roberta": (made("Roberta", **ROBERTA), Positions(22, table=True)),
     "llama": (made("Llama", **LLAMA_LIKE, max_position_embeddings=24), Positions(24, table=False)),
     "bloom": (made("Bloom", vocab_size=V, hidden_size=32, n_layer=1, n_head=4), None),
 }
@@ -339,7 +343,40 @@ def test_how_many_positions_a_model_has(family):
     model = make().eval()
     assert positions_of(model) == expected
     if expected is not None and expected.table:
-        ids, last = torch.tensor([[1, 2]]), torch.tensor([[0, expected.count - 1]])
+        ids, last = torch.tensor([[1, 2]]), torch.tensor([[0, expected.count - 1]]) + first_position(model)
         model(input_ids=ids, position_ids=last)
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=ids, position_ids=last + torch.tensor([[0, 1]]))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_model_whose_positions_begin_behind_the_padding_is_read_as_it_reads_by_itself(side):
+    """RoBERTa's first position is 2, and generate() of transformers counts from 0."""
+    model = random_weights(made("Roberta", **ROBERTA)).double()
+    rows = CausalRows(model)
+    rows.check()
+    written = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
+    examples = [Example(input_ids=ids, trained=[True] * len(ids)) for ids in written]
+    view = Collator(pad_token_id=1, padding_side=side)(examples)["batch"].student
+    found = rows(view).logits(slice(None))
+    alone = [model(input_ids=torch.tensor([ids])).logits[0, :-1] for ids in written]
+    assert (found - torch.cat(alone)).abs().max() < 1e-12 * found.abs().max()
+
+    completions = write_completions(model, tokenizer(), written, Sampling(temperature=0.0), max_new_tokens=3)
+    for ids, completion in zip(written, completions, strict=True):
+        for count, token in enumerate(completion.ids):
+            read = torch.tensor([[*ids, *completion.ids[:count]]])
+            assert token == model(input_ids=read).logits[0, -1].argmax()
+
+
+def test_a_model_that_counts_positions_in_a_way_of_its_own_is_refused():
+    class Backwards(transformers.LlamaForCausalLM):
+        def forward(self, input_ids=None, position_ids=None, **kwargs):
+            if position_ids is None:
+                position_ids = torch.arange(input_ids.shape[1]).flip(0)[None] * 3
+            return super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)
+
+    torch.manual_seed(0)
+    rows = CausalRows(Backwards(transformers.LlamaConfig(**LLAMA_LIKE)))
+    with pytest.raises(ConfigError, match="counts positions in a way of its own"):
+        rows.check()

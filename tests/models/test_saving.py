@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors import safe_open
 
 import abkd
@@ -207,6 +207,22 @@ def test_a_base_that_only_the_adapter_names_is_said(
 def test_fresh_adapters_do_not_take_the_place_of_others(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the student has adapters already"):
         run(get_peft_model(llama(0), LoraConfig(**LORA)), tmp_path, peft_config=LoraConfig(**LORA))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"r": 4}, r"a configuration of PEFT, such as LoraConfig\(r=16\), but is {'r': 4}"),
+        (PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), r"learned prompts \(PROMPT_TUNING\)"),
+        (AdaLoraConfig(total_step=9, target_modules=["q_proj"]), "is for AdaLoRA, whose ranks are set anew"),
+    ],
+)
+def test_adapters_of_a_kind_that_cannot_be_trained_here_are_refused(given: Any, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run(llama(0), tmp_path, peft_config=given)
+    if not isinstance(given, dict):
+        with pytest.raises(ConfigError, match=f"the student .*{says}"):
+            run(get_peft_model(llama(0), given), tmp_path)
 
 
 def test_a_saved_adapter_says_what_it_belongs_to(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,16 @@ def test_impossible_sizes_are_refused(layers: int) -> None:
         shrink(make("llama"), layers, INFLUENCE)
 
 
+def test_layers_that_compute_by_their_number_are_refused() -> None:
+    """DiffLlama's attention subtracts more, the later its layer: nothing in its configuration could say so."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("diffllama", **SIZES)).train()
+    with pytest.raises(ConfigError, match="by their number: layer 2 as layer 1 is another function"):
+        shrink(model, 3, INFLUENCE)
+    assert model.training
+    assert not any(layer._forward_hooks for layer in decoder_layers(model)[1])
+
+
 @pytest.mark.parametrize("influence", [[0.1] * 5, [0.1] * 5 + [float("nan")]])
 def test_unfit_influence_is_refused(influence: list[float]) -> None:
     with pytest.raises(ConfigError, match="one finite number for each of the 6 layers"):

@@ -403,6 +403,27 @@ def test_a_student_without_anything_to_train_is_refused(tmp_path):
         image_trainer(tmp_path, empty)
 
 
+def test_complex_weights_are_refused(tmp_path):
+    model = plain(0)
+    model.phase = torch.nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ConfigError, match=r"the Plain has complex weights \(phase\), .* as pairs of real numbers"):
+        image_trainer(tmp_path, model)
+
+
+def test_rows_that_cannot_be_sent_to_a_loader_are_refused(tmp_path):
+    class Local(torch.utils.data.Dataset[Any]):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return np.full((8, 8, 3), index, dtype=np.uint8), index % CLASSES
+
+    options = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn"}
+    made = image_trainer(tmp_path, plain(0), data=Local(), **options)
+    with pytest.raises(ConfigError, match=r"cannot be sent to the 1 processes .* which spawn starts .*at the top of a"):
+        made.train()
+
+
 def test_a_student_whose_logits_are_cut_off_its_weights_is_refused(tmp_path):
     class Detached(Plain):
         def forward(self, x):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from abkd import DistillTrainer
 from abkd.errors import ConfigError, OutputDirError
@@ -91,6 +92,7 @@ EACH = {"save_steps": 1, "eval_steps": 1, "eval_dataset": rows(2), "save_strateg
         ({"metric_for_best_model": "top1_agreement"}, (9.0, 3.0, 1.0, 2.0, 4.0), 4),
         ({"metric_for_best_model": "perplexity", "greater_is_better": True}, (9.0, 3.0, 1.0, 2.0, 4.0), 4),
         ({"save_steps": 2}, (0.1, 5.0, 4.0, 1.0, 2.0), 4),  # after step 3 nothing is saved that could be gone back to
+        ({"save_steps": 2}, (0.1, 1.0, 4.0, 5.0, 6.0), 2),
     ],
     ids=str,
 )
@@ -175,11 +177,45 @@ def test_an_optimizer_that_trains_other_weights_gives_its_own_to_the_evaluation(
 
 
 @pytest.mark.parametrize(
-    "name", ["compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func", "model_init"]
+    "name", ["compute_metrics", "preprocess_logits_for_metrics", "compute_loss_func", "model_init", "data_collator"]
 )
 def test_an_argument_of_transformers_that_would_never_be_called_is_refused(name, tmp_path):
     with pytest.raises(ConfigError, match=f"{name} has no effect here"):
         DistillTrainer("no such model", "nor this", config(tmp_path), train_dataset=rows(2), **{name: print})
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"args": TrainingArguments("x")}, ConfigError, "must be a DistillConfig, .* got TrainingArguments"),
+        ({"tokenizer": 1}, TypeError, "no argument 'tokenizer'; the tokenizer is given as processing_class"),
+        ({"callbacks": EarlyStoppingCallback()}, ConfigError, "callbacks must be a list, got EarlyStopping"),
+        ({"callbacks": ["wandb"]}, ConfigError, "TrainerCallbacks of transformers, but one is 'wandb'"),
+        ({"callbacks": [EarlyStoppingCallback()]}, ConfigError, "judges the evaluations, and there are none"),
+        ({"callbacks": [EarlyStoppingCallback]}, ConfigError, "judges the evaluations, and there are none"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_before_a_model_is_loaded(given, error, says, tmp_path):
+    with pytest.raises(error, match=says):
+        DistillTrainer("no such model", "nor this", **{"args": config(tmp_path), "train_dataset": rows(2), **given})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"save_steps": 4, "save_strategy": "steps"}, {**EACH, "load_best_model_at_end": True}], ids=str
+)
+def test_a_run_ends_early_where_it_gets_no_better(options, tmp_path, monkeypatch):
+    measuring(monkeypatch, 9.0, 3.0, 2.0, 2.5, 2.6, 1.0)  # the first is that of the untrained student
+    stop = EarlyStoppingCallback(early_stopping_patience=2)
+    made = trainer(tmp_path, callbacks=[stop], **{"max_steps": 9, "eval_steps": 1, "eval_dataset": rows(2), **options})
+    made.train()
+    assert made.state.global_step == 4
+    assert made.state.best_metric == 2.0
+
+
+def test_a_backend_for_several_processes_is_nothing_to_one(tmp_path):
+    assert config(tmp_path, ddp_backend="gloo").ddp_backend is None
+    with pytest.raises(ConfigError, match=r"ddp_backend must be one of nccl, gloo, .*, but is 'glo'"):
+        config(tmp_path, ddp_backend="glo")
 
 
 @pytest.mark.parametrize(

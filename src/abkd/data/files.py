@@ -24,6 +24,44 @@ LONGEST = 64 << 20
 _HEAD = 16
 
 
+class _Unpacked(io.RawIOBase):
+    """One compressed stream behind another. Python's own readers pass over what follows the first and is no stream."""
+
+    def __init__(self, path: Path, stream: Callable[[], Any]) -> None:
+        self._file, self._new, self._stream = path.open("rb"), stream, stream()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        data = b""
+        while not data:
+            packed = b""
+            if self._stream.eof:
+                packed = self._behind()
+                if not packed:
+                    return 0
+                self._stream = self._new()
+            elif self._stream.needs_input:
+                packed = self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if not packed:
+                    raise EOFError
+            data = self._stream.decompress(packed, len(into))
+        into[: len(data)] = data
+        return len(data)
+
+    def _behind(self) -> bytes:
+        """What follows the end of a stream, without the zeros that may stand there."""
+        packed = self._stream.unused_data or self._file.read(io.DEFAULT_BUFFER_SIZE)
+        while packed and not packed.strip(b"\0"):
+            packed = self._file.read(io.DEFAULT_BUFFER_SIZE)
+        return packed.lstrip(b"\0")
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def _open_zstd(path: Path) -> IO[bytes]:
     import pyarrow
 
@@ -33,8 +71,8 @@ def _open_zstd(path: Path) -> IO[bytes]:
 _OPENERS: dict[str, Callable[[Path], Any]] = {  # of binary files to read
     "": lambda path: path.open("rb"),
     ".gz": gzip.GzipFile,
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
+    ".bz2": lambda path: io.BufferedReader(_Unpacked(path, bz2.BZ2Decompressor)),
+    ".xz": lambda path: io.BufferedReader(_Unpacked(path, lzma.LZMADecompressor)),
     ".zst": _open_zstd,
 }
 

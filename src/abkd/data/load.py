@@ -16,7 +16,7 @@ from abkd.data.progress import progress
 from abkd.data.readers import Numbered, read_rows, unit_of
 from abkd.data.rows import Part, Row, Rows
 from abkd.data.stored import StoredRows, hash_of, keep, key, write_rows
-from abkd.errors import DataError
+from abkd.errors import AbkdError, DataError
 
 logger = logging.getLogger("abkd")
 
@@ -150,11 +150,32 @@ def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
     if isinstance(rows, Mapping):
         parts = ", ".join(map(str, rows))
         raise DataError(f"expected one table of rows, got a mapping of {parts}: choose one of its parts")
-    checked = list(rows)
-    for number, row in enumerate(checked, 1):
+    checked: list[Row] = []
+    for number, row in enumerate(_each(rows, name), 1):
         if not isinstance(row, Mapping):
             raise DataError(f"{name}, row {number}: expected an object with columns, got {type(row).__name__}")
+        checked.append(row)
     return checked
+
+
+def _each(rows: Iterable[Any], name: str) -> Iterator[Any]:
+    """The rows one by one; what has a length has so many, though an IndexError inside looks like an end to Python."""
+    source: Any = rows
+    by_number = hasattr(source, "__len__") and hasattr(source, "__getitem__") and not hasattr(source, "__iter__")
+    at = 0
+    try:
+        if by_number:
+            for at in range(len(source)):
+                yield source[at]
+        else:
+            for at, row in enumerate(source, 1):  # noqa: B007
+                yield row
+    except AbkdError:
+        raise
+    except Exception as error:  # of code that is not ours
+        raise DataError(
+            f"{name}, row {at + 1}: cannot be read ({type(error).__name__}: {error}). Repair it, or leave it out"
+        ) from error
 
 
 def open_table(name: str, config: str | None, split: str, way_out: str, *, streaming: bool = False) -> Any:

@@ -13,6 +13,7 @@ import torch
 from abkd.errors import ConfigError, DataError
 from abkd.generation._draw import Below, Draw, as_bytes, streams
 from abkd.generation._sampling import CUTS, Sampling, settle, warpers
+from abkd.models.positions import first_position
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -169,7 +170,7 @@ class _Writer:
         settings = self._settings(max(limits))
         # generate() would fill what is not set from the model's own settings: a top-k, a penalty, a length
         self.model.generation_config = settings
-        with _positions_below(self.model, room):
+        with _positions(self.model, room):
             written = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -212,14 +213,18 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _positions_below(model: Any, room: int) -> Iterator[None]:
-    """Rows that are done stay in the batch, and go on counting beyond what the model knows: they count no further."""
+def _positions(model: Any, room: int) -> Iterator[None]:
+    """Counted from the model's first one, where generate() counts from 0.
 
-    def clamp(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    Rows that are done stay in the batch, and go on counting beyond what the model knows: they count no further.
+    """
+    first = first_position(model)
+
+    def settled(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         positions = kwargs.get("position_ids")
-        return args, kwargs if positions is None else {**kwargs, "position_ids": positions.clamp(max=room - 1)}
+        return args, kwargs if positions is None else {**kwargs, "position_ids": positions.clamp(max=room - 1) + first}
 
-    handle = model.register_forward_pre_hook(clamp, with_kwargs=True)
+    handle = model.register_forward_pre_hook(settled, with_kwargs=True)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from abkd.errors import ConfigError
+from abkd.errors import ConfigError, shown
 from abkd.models.folders import ADAPTER, is_adapter, is_local, read_json
 from abkd.models.remarks import logger, some
 from abkd.storage import write_whole
@@ -42,16 +42,36 @@ def adapter_config(name: str, what: str) -> dict[str, Any]:
     if task not in (None, "CAUSAL_LM"):
         raise ConfigError(f"{what}: the adapter in {name!r} is for the task {task}, and not for CAUSAL_LM")
     if "num_virtual_tokens" in values:
-        raise ConfigError(
-            f"{what}: {name!r} holds learned prompts ({values.get('peft_type')}), which put tokens in front of every "
-            "row; only adapters on layers, such as LoRA, can be read"
-        )
+        raise ConfigError(f"{what}: {name!r} {_PROMPTS.format(values.get('peft_type'))}")
     if values.get("megatron_config"):
         raise ConfigError(
             f"{what}: the adapter in {name!r} names code to import (megatron_core), which abkd does not run"
         )
     check_peft(f"{what}: the adapter in {name!r}")
     return values
+
+
+_PROMPTS = (
+    "holds learned prompts ({}), which put tokens in front of every row; only adapters on layers, such as LoRA, can be "
+    "used"
+)
+
+
+def check_adapters(model: Any, what: str, *, trained: bool) -> None:
+    """Raise ConfigError where a model, which may have none, has adapters of a kind that cannot be read or trained."""
+    for config in getattr(model, "peft_config", {}).values() if has_adapters(model) else ():
+        _check_kind(config, what, trained=trained)
+
+
+def _check_kind(config: Any, what: str, *, trained: bool) -> None:
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if getattr(config, "is_prompt_learning", False):
+        raise ConfigError(f"{what} {_PROMPTS.format(kind)}")
+    if kind == "ADALORA" and trained:
+        raise ConfigError(
+            f"{what} is for AdaLoRA, whose ranks are set anew between the steps of a training loop made for it, and "
+            "would stay as they are here: take LoRA"
+        )
 
 
 def base_of(name: str, values: Mapping[str, Any], what: str) -> str:
@@ -111,11 +131,17 @@ def with_adapters(model: Any, peft_config: Any) -> nn.Module:
     """The model with fresh adapters, which alone are trained; the adapter names its base model by a full path.
 
     Raises:
-        ConfigError: PEFT is missing or finds no place for them, or the model has adapters already.
+        ConfigError: PEFT is missing or finds no place for them, they are of a kind that cannot be used, or the model
+            has adapters already.
     """
     check_peft("use_peft")
-    from peft import get_peft_model
+    from peft import PeftConfig, get_peft_model
 
+    if not isinstance(peft_config, PeftConfig):
+        raise ConfigError(
+            f"peft_config must be a configuration of PEFT, such as LoraConfig(r=16), but is {shown(peft_config)}"
+        )
+    _check_kind(peft_config, "peft_config", trained=True)
     if has_adapters(model):
         raise ConfigError(
             "the student has adapters already, and fresh ones would take their place: leave out peft_config to go on "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from abkd.data import View
 from abkd.errors import AbkdError, ConfigError
 from abkd.models.loading import in_short
-from abkd.models.positions import learned_positions, text_config
+from abkd.models.positions import first_position, learned_positions, text_config
 from abkd.models.rows import ModelRows, call_of, has_hooks
 from abkd.ops import Dense, Head, Projected
 from abkd.ops._types import Rows
@@ -38,6 +38,7 @@ class CausalRows(ModelRows):
         self.classes = classes
         self.language_model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         _check_kind(self.language_model)
+        self.first_position = first_position(self.language_model)
         self.dense_because = _not_a_matrix(self.language_model)
         if has_hooks(model) or has_hooks(self.language_model):
             self.dense_because = "it has hooks on itself, which run with the whole of it only"
@@ -59,6 +60,8 @@ class CausalRows(ModelRows):
     def __call__(self, view: View) -> Rows:
         """The rows that ``view`` selects: ``Projected`` ``[N, H]``, or ``Dense`` ``[N, V]``."""
         inputs = view.inputs_for(self.language_model)
+        if self.first_position:
+            inputs = {**inputs, "position_ids": inputs["position_ids"] + self.first_position}
         if self.dense_because is None and _in_shards(self.head.weight):
             self.dense_because = "its head is sharded on its own; leave it to the root of the model to mend that"
             self._say_dense()
@@ -78,22 +81,26 @@ class CausalRows(ModelRows):
         Where they differ from ``head(hidden)``, the logits are used as they are.
 
         Raises:
-            ConfigError: it cannot be run like this, or its output at a position depends on later tokens.
+            ConfigError: it cannot be run like this, its output at a position depends on later tokens, or it counts
+                positions in a way of its own.
         """
         with probing(self.model):
             ids = self._probe_ids()
-            logits = self._logits(_inputs(ids))
+            logits = self._logits(self._inputs(ids))
             self._check_causal(ids, logits)
+            self._check_positions(ids, logits)
             if self.dense_because is None:
                 self.dense_because = self._compare(ids, logits)
         if self.dense_because is not None:
             self._say_dense()
 
     def _probe_ids(self) -> Tensor:
-        """``[1, T]``, T at most 8 and at most the positions that the model has learned."""
+        """``[1, T]``, T at most 8 and at most the positions that the model has learned; none of padding."""
         count = min(_PROBE_TOKENS, learned_positions(self.language_model) or _PROBE_TOKENS)
         device = self.language_model.get_input_embeddings().weight.device
-        return torch.arange(1, count + 1, device=device)[None] % self.head_rows
+        padding = getattr(text_config(self.language_model), "pad_token_id", None)
+        ids = [token % self.head_rows for token in range(1, count + 2)]
+        return torch.tensor([[token for token in ids if token != padding][:count]], device=device)
 
     def _check_causal(self, ids: Tensor, logits: Tensor) -> None:
         """Other tokens from a place on must leave every output before it as it was.
@@ -105,7 +112,7 @@ class CausalRows(ModelRows):
         for place in sorted({1, length // 2, length - 1} - {0}):
             other = ids.clone()
             other[:, place:] = (other[:, place:] + length) % self.head_rows
-            change = (self._logits(_inputs(other)) - logits).float().abs()
+            change = (self._logits(self._inputs(other)) - logits).float().abs()
             leak, effect = change[:, :place].max(), change[:, place:].max()
             if leak > self._tolerance * effect:
                 raise ConfigError(
@@ -113,6 +120,23 @@ class CausalRows(ModelRows):
                     "on later tokens, so it would see the answers that it is asked for (masked language models such as "
                     "BERT do); choose a decoder-only model"
                 )
+
+    def _check_positions(self, ids: Tensor, logits: Tensor) -> None:
+        """Where nobody gives positions, the model must count them as they are given here."""
+        inputs = self._inputs(ids)
+        del inputs["position_ids"]
+        gap = (self._logits(inputs) - logits).float().abs().max()
+        if gap > self._tolerance * logits.float().abs().max():
+            raise ConfigError(
+                f"{_name(self.language_model)} counts positions in a way of its own: given position_ids 0, 1, 2, … it "
+                "computes something else than without them, so padded and packed rows cannot be read; choose another "
+                "model"
+            )
+
+    def _inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the model reads of one row without padding."""
+        positions = torch.arange(ids.shape[1], device=ids.device)[None] + self.first_position
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
 
     @property
     def _tolerance(self) -> float:
@@ -127,7 +151,8 @@ class CausalRows(ModelRows):
 
     def _compare(self, ids: Tensor, logits: Tensor) -> str | None:
         """Why the head is no matrix that explains these logits."""
-        view = View(inputs=_inputs(ids), rows=torch.arange(ids.shape[1], device=ids.device))
+        inputs = {**self._inputs(ids), "position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
+        view = View(inputs=inputs, rows=torch.arange(ids.shape[1], device=ids.device))
         try:
             ours = self(view).logits(slice(None)).float()
         except Exception as error:  # noqa: BLE001  # the model as a whole has run, so its parts cannot be used alone
@@ -195,11 +220,6 @@ def probing(model: Any) -> Iterator[None]:
         ) from error
     finally:
         model.train(training)
-
-
-def _inputs(ids: Tensor) -> dict[str, Tensor]:
-    positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
 
 
 def _name(model: Any) -> str:

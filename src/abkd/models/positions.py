@@ -34,8 +34,7 @@ def positions_of(model: Any) -> Positions | None:
 
 def learned_positions(model: Any) -> int | None:
     """The rows of a model's table of positions (learned, or computed beforehand); None where it has none."""
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
-    parts = dict(_of_text(backbone, {type(backbone.config), type(text_config(backbone))}))
+    parts = _parts(model)
     tables = [_rows(part) for name, part in parts.items() if _TABLE.search(name)]
     buffers = (
         (f"{name}.{own}", each) for name, part in parts.items() for own, each in part.named_buffers(recurse=False)
@@ -44,10 +43,20 @@ def learned_positions(model: Any) -> int | None:
     return min((rows for rows in tables if rows is not None), default=None)
 
 
+def first_position(model: Any) -> int:
+    """The number of a row's first position: RoBERTa's begin behind the padding token, all others at 0."""
+    return max((_padding(part) for name, part in _parts(model).items() if _TABLE.search(name)), default=0)
+
+
 def text_config(model: Any) -> Any:
     """The part of a model's configuration that is about text; all of it where the model has nothing else."""
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _parts(model: Any) -> dict[str, nn.Module]:
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return dict(_of_text(backbone, {type(backbone.config), type(text_config(backbone))}))
 
 
 def _of_text(part: nn.Module, configs: set[type], name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -62,7 +71,13 @@ def _rows(part: nn.Module) -> int | None:
     """The positions of an embedding; some families keep its first rows (``offset``) for something else."""
     if not isinstance(part, nn.Embedding):
         return None
-    return part.num_embeddings - int(getattr(part, "offset", 0) or 0)
+    return part.num_embeddings - int(getattr(part, "offset", 0) or 0) - _padding(part)
+
+
+def _padding(part: nn.Module) -> int:
+    """The first rows of a table that stand for padding, and that it does not skip by itself."""
+    own = not isinstance(part, nn.Embedding) or hasattr(part, "offset")
+    return 0 if own or part.padding_idx is None else part.padding_idx + 1
 
 
 def _is_rotary(model: nn.Module) -> bool:

@@ -88,7 +88,13 @@ def check_trainable(model: Any, name: str) -> None:
             )
         )
     _check_state(model, name)
-    half = next((name for name, p in model.named_parameters() if p.requires_grad and p.dtype == torch.float16), None)
+    trained = [(name, weight.dtype) for name, weight in model.named_parameters() if weight.requires_grad]
+    if (part := next((name for name, dtype in trained if dtype.is_complex), None)) is not None:
+        raise ConfigError(
+            f"{name} has complex weights ({part}), which the optimizers do not take: keep them as pairs of real numbers"
+            " (torch.view_as_real), and use torch.view_as_complex in its forward"
+        )
+    half = next((name for name, dtype in trained if dtype == torch.float16), None)
     if half is not None:
         raise ConfigError(
             f"the student's weights are in float16 ({half}), in which small updates are lost and large ones overflow: "

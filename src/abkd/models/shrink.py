@@ -19,6 +19,8 @@ from abkd.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_TOKENS = 8  # of the text that the kept layers are compared on
+
 
 @torch.no_grad()
 def layer_influence(
@@ -49,8 +51,7 @@ def layer_influence(
     def watch(index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
-            after = output[0] if isinstance(output, tuple | list) else output  # openai-gpt gives a list
-            cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1)
+            cosine = torch.cosine_similarity(before.float(), _hidden(output).float(), dim=-1)
             sums[index] += ((1 - cosine) * mask).sum().item()
 
         return hook
@@ -79,7 +80,7 @@ def shrink(model: PreTrainedModel, layers: int, influence: Sequence[float]) -> t
 
     Raises:
         ConfigError: ``layers`` is not in [1, existing layers), ``influence`` has not one finite number per layer, or
-            the architecture treats its layers by number in a way that its configuration cannot tell.
+            the architecture treats its layers by number in a way that its configuration cannot tell (DiffLlama).
     """
     name, existing = decoder_layers(model)
     if not 1 <= layers < len(existing):
@@ -96,6 +97,7 @@ def shrink(model: PreTrainedModel, layers: int, influence: Sequence[float]) -> t
     kept = tuple(sorted(ranked[:layers]))
     student = _build(model, _shorter_config(model, kept))
     _copy_weights(model, student, name, kept)
+    _check_layers(model, student, kept)
     return student, kept
 
 
@@ -163,3 +165,41 @@ def _copy_weights(model: PreTrainedModel, student: PreTrainedModel, name: str, k
             f"{type(model).__name__} builds its layers differently by their number, so layers {list(kept)} do not "
             "fit a shorter model; choose another teacher or another number of layers."
         ) from error
+
+
+@torch.no_grad()
+def _check_layers(model: PreTrainedModel, student: PreTrainedModel, kept: Sequence[int]) -> None:
+    """Raise ConfigError where a layer computes something else under its new number, given what it was given before."""
+    before, after = decoder_layers(model)[1], decoder_layers(student)[1]
+    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
+
+    def watch(number: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            calls[number] = args, kwargs, output
+
+        return hook
+
+    hooks = [before[number].register_forward_hook(watch(number), with_kwargs=True) for number in kept]
+    training = model.training, student.training
+    for each in (model, student):
+        each.eval()
+    try:
+        model.base_model(input_ids=torch.arange(1, 1 + _TOKENS, device=model.device)[None], use_cache=False)
+        for place, number in enumerate(kept):
+            args, kwargs, expected = calls[number]
+            found, expected = _hidden(after[place](*args, **kwargs)), _hidden(expected)
+            if not torch.allclose(found, expected, rtol=1e-3, atol=float(1e-3 * expected.abs().max())):
+                raise ConfigError(
+                    f"{type(model).__name__} computes its layers differently by their number: layer {number} as layer "
+                    f"{place} is another function; choose another teacher."
+                )
+    finally:
+        model.train(training[0])
+        student.train(training[1])
+        for handle in hooks:
+            handle.remove()
+
+
+def _hidden(output: Any) -> Tensor:
+    """What a layer gives to the next; openai-gpt gives a list."""
+    return output[0] if isinstance(output, tuple | list) else output

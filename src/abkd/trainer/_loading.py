@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from abkd.errors import ConfigError
 from abkd.trainer._optimizer import Optimizing
 from abkd.trainer._order import Evened, train_order
 from abkd.trainer._window import Prompts
+from abkd.training_arguments import word
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
@@ -33,6 +36,7 @@ class DataLoading(Optimizing):
     epoch_order: EpochOrder
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_sent(dataset, self.args)
         training = kwargs.get("is_training", False)
         drop_last = training and self.args.dataloader_drop_last
         if self.args.world_size > 1 and isinstance(dataset, Prepared) and not drop_last:
@@ -85,6 +89,24 @@ class DataLoading(Optimizing):
             "the saved student, loaded as usual, its logits"
         )
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in transformers; but the best step is one that a checkpoint is saved of, for only those can be loaded.
+
+        The best number is that of all evaluations: early stopping goes by it.
+        """
+        state, best = self.state, self.state.best_global_step
+        is_best = super()._determine_best_metric(metrics, trial)
+        if word(self.args.save_strategy) == "best" or not self.args.metric_for_best_model:
+            return is_best
+        state.best_global_step = best
+        if self.control.should_save:
+            name = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+            before = next((each[name] for each in state.log_history if each["step"] == best and name in each), None)
+            sign = -1 if self.args.greater_is_better else 1
+            if before is None or sign * metrics[name] < sign * before:
+                state.best_global_step = state.global_step
+        return is_best
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate of transformers knows neither teacher nor rows."""
         return 0
@@ -98,3 +120,25 @@ class DataLoading(Optimizing):
         """The largest ``count`` of any process."""
         counts: Any = self.accelerator.gather(torch.tensor([count], device=self.args.device))
         return int(counts.max())
+
+
+def _check_sent(dataset: Any, args: Any) -> None:
+    """Raise ConfigError where the processes that load data cannot be sent the rows; forked ones have them already."""
+    method = getattr(args, "dataloader_multiprocessing_context", None) or multiprocessing.get_start_method()
+    if not args.dataloader_num_workers or method == "fork":
+        return
+    try:
+        pickle.Pickler(_Nowhere()).dump(dataset)
+    except Exception as error:  # whatever code of the user's says, and of pickle
+        raise ConfigError(
+            f"the rows cannot be sent to the {args.dataloader_num_workers} processes of dataloader_num_workers, which "
+            f"{method} starts ({error}): define the dataset's class at the top of a module, keep open files and lambdas"
+            " out of it, or set dataloader_num_workers: 0"
+        ) from error
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        return len(data)

@@ -10,12 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.training_args import ParallelMode
 
 from abkd.config import DistillConfig
 from abkd.divergences import AlphaBeta
-from abkd.errors import ConfigError
+from abkd.errors import ConfigError, shown
 from abkd.trainer._hub import check_hub
 from abkd.training_arguments import word
 
@@ -27,6 +34,7 @@ _LOOKED_AT = 256  # numbers of a weight
 _LARGE_RATE = 10.0  # SGD on images takes up to 1
 _LARGE_EXPONENT = 30.0  # AlphaBeta(30, 1) of random models: a gradient of 1e-5 of forward KL's, (1000, 1): of 1e-15
 _NOT_CALLED = {
+    "data_collator": "rows are put together here: padded, packed and shifted; give rows in another form",
     "compute_metrics": "the held-out numbers are computed without storing predictions; evaluate the saved student",
     "preprocess_logits_for_metrics": "no logits are stored",
     "compute_loss_func": "the loss is the objective of DistillConfig: write a divergence of your own",
@@ -34,15 +42,25 @@ _NOT_CALLED = {
 }
 
 
-def check_settings(args: DistillConfig, eval_dataset: Any, options: Mapping[str, Any]) -> None:
+def check_settings(args: Any, eval_dataset: Any, callbacks: Any, options: Mapping[str, Any]) -> None:
     """Refuse what transformers' Trainer takes and ours would never use, before a model is loaded.
 
     Raises:
-        ConfigError: an argument without effect, or an evaluation of no rows.
+        TypeError: an argument that neither of them has.
+        ConfigError: an argument of the wrong kind or without effect, or an evaluation of no rows.
     """
+    if not isinstance(args, DistillConfig):
+        raise ConfigError(
+            "args must be a DistillConfig, which is TrainingArguments and the objective, got "
+            f"{type(args).__name__}: give abkd.DistillConfig the same settings"
+        )
     for name, way_out in _NOT_CALLED.items():
         if options.get(name) is not None:
             raise ConfigError(f"{name} has no effect here: {way_out}")
+    if unknown := options.keys() - inspect.signature(Trainer).parameters.keys():
+        hint = "; the tokenizer is given as processing_class" if "tokenizer" in unknown else ""
+        raise TypeError(f"DistillTrainer has no argument {min(unknown)!r}{hint}")
+    _check_callbacks(args, callbacks or ())
     check_hub(args)
     if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ConfigError("fsdp shards a model over several processes, and this is one: accelerate launch -m abkd …")
@@ -51,6 +69,20 @@ def check_settings(args: DistillConfig, eval_dataset: Any, options: Mapping[str,
             f"eval_strategy is {word(args.eval_strategy)!r}, but there is no eval_dataset to evaluate on: pass one, or "
             "set eval_strategy: no"
         )
+
+
+def _check_callbacks(args: DistillConfig, callbacks: Any) -> None:
+    if not isinstance(callbacks, list | tuple):
+        raise ConfigError(f"callbacks must be a list, got {type(callbacks).__name__}")
+    for each in callbacks:
+        kind = each if isinstance(each, type) else type(each)
+        if not issubclass(kind, TrainerCallback):
+            raise ConfigError(f"callbacks must be TrainerCallbacks of transformers, but one is {shown(each)}")
+        if issubclass(kind, EarlyStoppingCallback) and word(args.eval_strategy) == "no":
+            raise ConfigError(
+                "EarlyStoppingCallback judges the evaluations, and there are none: pass an eval_dataset, and set "
+                "eval_strategy: epoch (or steps, with eval_steps)"
+            )
 
 
 def check_recomputed(model: Any, args: Any) -> None:

@@ -23,7 +23,7 @@ from abkd.data import (
     shared_vocabulary_size,
 )
 from abkd.errors import ConfigError
-from abkd.models.adapters import has_adapters, with_adapters, write_adapter_card
+from abkd.models.adapters import check_adapters, has_adapters, with_adapters, write_adapter_card
 from abkd.models.generation_settings import mend_generation_config
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
@@ -109,7 +109,9 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     teachers, names, tokenizers = _load_teachers(teacher, args, tokenizer)
     spec: Any = args.teacher
     model = _load_student(model, args, peft_config)
+    check_adapters(model, "the student", trained=True)
     for each in teachers:
+        check_adapters(each, "the teacher", trained=False)
         check_apart(model, each)
     student = CausalRows(model)
     check_trainable(model, f"the {type(model).__name__}")

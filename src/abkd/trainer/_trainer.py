@@ -31,7 +31,6 @@ from abkd.trainer._settings import NothingLearned, check_metric, check_recompute
 from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 from abkd.trainer._window import Window, known
-from abkd.training_arguments import word
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier
@@ -73,11 +72,11 @@ class DistillTrainer(DataLoading):
         pretrain_chunks: Sequence[Sequence[int]] | None = None,
         processing_class: Any = None,
         peft_config: Any = None,
-        callbacks: Sequence[Any] = (),
+        callbacks: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
         args = args or DistillConfig(output_dir="distilled")
-        check_settings(args, eval_dataset, kwargs)
+        check_settings(args, eval_dataset, callbacks, kwargs)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs need several processes: torchrun or accelerate launch
         set_seed(args.seed)  # adapters are random
         self.modality = modality_of(args.task)
@@ -93,7 +92,7 @@ class DistillTrainer(DataLoading):
                 train_dataset=self.modality.data(train_dataset, self.models, args, "train", pretrain_chunks),
                 eval_dataset=self.modality.data(eval_dataset, self.models, args, "eval"),
                 processing_class=self.models.tokenizer,
-                callbacks=[*callbacks, *ours],
+                callbacks=[*(callbacks or ()), *ours],
                 **kwargs,
             )
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers < 5.19
@@ -197,12 +196,6 @@ class DistillTrainer(DataLoading):
         values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         nothing: Any = ()  # a logit is never kept
         return EvalLoopOutput(nothing, label_ids=None, metrics=values, num_samples=self.num_examples(dataloader))
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As in transformers, of the evaluations that a checkpoint is saved of: only those can be gone back to."""
-        if word(self.args.save_strategy) != "best" and not self.control.should_save:
-            return False
-        return super()._determine_best_metric(metrics, trial)
 
     # -- the run -------------------------------------------------------------------------------------------------
 

@@ -146,12 +146,11 @@ def _others(values: Mapping[str, Any]) -> list[str]:
     found = []
     if not values.get("dataloader_num_workers"):
         found += [f"{name} is for dataloader_num_workers above 0" for name in _OF_WORKERS if _changed(name, values)]
-    for name in ("log_level", "log_level_replica"):
-        if values.get(name, "passive") not in _LOG_LEVELS:
-            found.append(f"{name} must be one of {', '.join(_LOG_LEVELS)}, but is {values[name]!r}")
-    if values.get("dataloader_multiprocessing_context") not in (None, *_STARTS):
-        given = shown(values["dataloader_multiprocessing_context"])
-        found.append(f"dataloader_multiprocessing_context must be one of {', '.join(_STARTS)}, but is {given}")
+    found += [
+        f"{name} must be one of {', '.join(known)}, but is {shown(values[name])}"
+        for name, known in _CHOICES.items()
+        if values.get(name) is not None and values[name] not in known
+    ]
     if values.get("bf16") and values.get("fp16"):
         found.append("bf16 and fp16 are two precisions of the same run: set one of them")
     if values.get("neftune_noise_alpha") and values.get("task", "text-generation") != "text-generation":
@@ -222,5 +221,10 @@ _OF_LOADER = {
     "even_batches": (True, None),
     "use_seedable_sampler": (True, None),
 }
-_STARTS = ("fork", "forkserver", "spawn")
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+_CHOICES = {
+    "log_level": _LOG_LEVELS,
+    "log_level_replica": _LOG_LEVELS,
+    "dataloader_multiprocessing_context": ("fork", "forkserver", "spawn"),
+    "ddp_backend": ("nccl", "gloo", "mpi", "ucc", "xccl", "ccl", "hccl", "cncl", "mccl", "tccl", "smddp"),
+}

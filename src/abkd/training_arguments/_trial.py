@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ _SLOW = 1.5  # below it, the time to measure is worth more than the difference
 
 
 def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that change where there is no accelerator, and one that has another name in this version."""
+    """Settings that change where there is no accelerator or one process, and one that is renamed in some versions."""
     found: dict[str, Any] = {}
     if not torch.accelerator.is_available():
         if values["bf16"]:
@@ -32,6 +33,8 @@ def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
         if values["fp16"]:
             found["fp16"] = False
             logger.warning("abkd: fp16 needs a GPU, so this run computes in float32; bf16 works on a CPU too")
+    if values["ddp_backend"] and "LOCAL_RANK" not in os.environ:
+        found["ddp_backend"] = None  # one process talks to none, and transformers would look for the others
     if "activation_checkpointing" in values and values["activation_checkpointing"] is None:
         found["activation_checkpointing"], found["gradient_checkpointing"] = values["gradient_checkpointing"], None
     return found

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from abkd.data.bad_rows import BadRowError
 from abkd.data.images._decode import Uint8
+from abkd.errors import AbkdError
 
 
 def printable(name: str) -> str:
@@ -86,7 +88,12 @@ class Items:
         return len(self.items)
 
     def raw(self, row: int) -> Any:
-        return self.pick(self.items[row])
+        try:
+            return self.pick(self.items[row])
+        except AbkdError:
+            raise
+        except Exception as error:  # of code that is not ours
+            raise BadRowError("cannot be read", f"cannot be read ({type(error).__name__}: {error})") from error
 
     def where(self, row: int) -> str:
         return f"row {row + 1}"

@@ -12,7 +12,7 @@ from abkd.data.images._images import Images
 from abkd.data.images._labels import tidy_labels
 from abkd.data.images._pixels import Items
 from abkd.data.progress import progress
-from abkd.errors import DataError
+from abkd.errors import AbkdError, DataError
 
 _IMAGES = ("image", "img", "images", "pixel_values")
 _LABELS = ("label", "labels", "fine_label", "target")
@@ -73,8 +73,12 @@ def image_of(item: Any) -> Any:
 def _item(source: Any, row: int, name: str) -> Any:
     try:
         return source[row]
-    except (OSError, SyntaxError, ValueError) as error:  # what PIL says about a broken file
-        raise DataError(f"{name}, row {row + 1}: cannot be read ({error}). Repair it, or leave it out") from error
+    except AbkdError:
+        raise
+    except Exception as error:  # of code that is not ours
+        raise DataError(
+            f"{name}, row {row + 1}: cannot be read ({type(error).__name__}: {error}). Repair it, or leave it out"
+        ) from error
 
 
 def _parts(item: Any, row: int, name: str) -> tuple[Any, Any]:
