@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
     "divergences": [
         "tests/divergences/test_alpha_beta.py",
+        "tests/divergences/test_defaults.py",
         "tests/divergences/test_mixtures.py",
         "tests/divergences/test_transforms.py",
         "tests/divergences/test_batch_axis.py",

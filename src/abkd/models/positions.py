@@ -76,8 +76,9 @@ def _rows(part: nn.Module) -> int | None:
 
 def _padding(part: nn.Module) -> int:
     """The first rows of a table that stand for padding, and that it does not skip by itself."""
-    own = not isinstance(part, nn.Embedding) or hasattr(part, "offset")
-    return 0 if own or part.padding_idx is None else part.padding_idx + 1
+    if not isinstance(part, nn.Embedding) or hasattr(part, "offset") or part.padding_idx is None:
+        return 0
+    return part.padding_idx + 1
 
 
 def _is_rotary(model: nn.Module) -> bool:
