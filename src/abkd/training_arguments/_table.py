@@ -16,11 +16,11 @@ WORKS = frozenset(
     activation_checkpointing gradient_checkpointing
     neftune_noise_alpha torch_empty_cache_steps auto_find_batch_size logging_strategy logging_steps logging_first_step
     log_level log_level_replica disable_tqdm report_to eval_strategy eval_steps eval_delay eval_on_start save_strategy
-    save_steps save_total_limit save_only_model save_on_each_node push_to_hub load_best_model_at_end
+    save_steps save_total_limit save_only_model push_to_hub load_best_model_at_end
     metric_for_best_model greater_is_better full_determinism seed data_seed use_cpu no_cuda accelerator_config
     dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
     dataloader_prefetch_factor dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb
-    ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp deepspeed debug skip_memory_metrics
+    ddp_broadcast_buffers ddp_backend ddp_timeout fsdp deepspeed debug skip_memory_metrics
     resume_from_checkpoint group_by_length overwrite_output_dir
     """.split()
 )
@@ -54,6 +54,8 @@ REFUSED: Mapping[str, str] = {
     "torch_compile_backend": "the loss is compiled where that pays, and the rest is not",
     "torch_compile_mode": "the loss is compiled where that pays, and the rest is not",
     "torchdynamo": "the loss is compiled where that pays, and the rest is not",
+    "ddp_static_graph": "a step's graph depends on its rows",
+    "save_on_each_node": "the first process alone saves: give all nodes an output_dir on storage that they share",
     "jit_mode_eval": "the evaluation is not traced",
     "use_liger_kernel": "it replaces the model's forward, in which the loss is computed; the logits of a whole batch "
     "are never built here either (memory_budget_mb)",
