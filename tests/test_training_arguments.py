@@ -66,7 +66,8 @@ def another(name: str) -> Any:
     special = {
         "include_for_metrics": ["loss"], "label_names": ["labels"], "liger_kernel_config": {"rope": True},
         "torch_compile_backend": "inductor", "torch_compile_mode": "default", "include_num_input_tokens_seen": "all",
-        "train_sampling_strategy": "group_by_length", "past_index": 0, "parallelism_config": object(), "ddp_static_graph": True,
+        "train_sampling_strategy": "group_by_length", "past_index": 0, "parallelism_config": object(),
+        "ddp_static_graph": True,
         **dict.fromkeys(("per_gpu_train_batch_size", "per_gpu_eval_batch_size", "tpu_num_cores"), 8),
     }  # fmt: skip
     if name in special:
