@@ -36,6 +36,7 @@ OVERRIDDEN = [
     "evaluation_loop",
     "evaluate",
     "predict",
+    "hyperparameter_search",
     "_determine_best_metric",
     "train",
     "_save_checkpoint",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import datasets
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -69,6 +70,8 @@ def test_missing_files_and_wrong_objects(tmp_path):
         load_rows(tmp_path / "nothing.jsonl")
     with pytest.raises(DataError, match="mapping of train, test"):
         load_rows({"train": ROWS, "test": ROWS})
+    with pytest.raises(DataError, match=r"got a DataFrame: give datasets\.Dataset.from_pandas"):
+        load_rows(pandas.DataFrame(ROWS))
     with pytest.raises(DataError, match="row 2: expected an object"):
         load_rows([{"text": "x"}, "y"])
     with pytest.raises(DataError, match="no rows"):

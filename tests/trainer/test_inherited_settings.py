@@ -14,7 +14,7 @@ from abkd import DistillTrainer
 from abkd.errors import ConfigError, OutputDirError
 from abkd.trainer import _trainer
 from abkd.trainer._checkpoints import checkpoints
-from training_parts import CHECKPOINTING, config, gap, gpt2, llama, rows, trainer, weights
+from training_parts import CHECKPOINTING, config, gap, gpt2, llama, rows, tokenizer, trainer, weights
 
 SHORT = {"max_steps": 2, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
 
@@ -261,6 +261,15 @@ def test_of_an_ordinary_run_nothing_is_said(tmp_path, caplog):
     assert not said(caplog, "all but zero")
     assert not said(caplog, "such powers")
     assert not said(caplog, "no weight has changed")
+
+
+def test_training_needs_rows_and_a_search_is_another_commands(tmp_path):
+    made = DistillTrainer(llama(0), llama(1), config(tmp_path), processing_class=tokenizer())
+    with pytest.raises(ConfigError, match="there is nothing to train on"):
+        made.train()
+    with pytest.raises(ConfigError, match="abkd distill --grid and --seeds"):
+        made.hyperparameter_search(n_trials=2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_evaluation_needs_rows(tmp_path):

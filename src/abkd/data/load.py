@@ -150,6 +150,10 @@ def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
     if isinstance(rows, Mapping):
         parts = ", ".join(map(str, rows))
         raise DataError(f"expected one table of rows, got a mapping of {parts}: choose one of its parts")
+    if type(rows).__name__ == "DataFrame":
+        raise DataError(
+            "expected an iterable of rows, got a DataFrame: give datasets.Dataset.from_pandas(it), or a file"
+        )
     checked: list[Row] = []
     for number, row in enumerate(_each(rows, name), 1):
         if not isinstance(row, Mapping):

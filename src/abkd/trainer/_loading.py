@@ -89,6 +89,13 @@ class DataLoading(Optimizing):
             "the saved student, loaded as usual, its logits"
         )
 
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ConfigError: it would make the model anew each time, and the teacher's readers with it."""
+        raise ConfigError(
+            "hyperparameter_search has no place here: abkd distill --grid and --seeds run several settings and compare "
+            "them; in Python, make a trainer for each"
+        )
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As in transformers; but the best step is one that a checkpoint is saved of, for only those can be loaded.
 

@@ -79,9 +79,11 @@ def optim_options(args: Any) -> dict[str, Any]:
 
 
 def check_batches(args: Any, train: Any) -> None:
-    """Raise ConfigError where no batch would be whole, and incomplete ones are left out."""
+    """Raise ConfigError where there are no rows to train on, or no batch of them would be whole and kept."""
+    if train is None:
+        raise ConfigError("there is nothing to train on: pass rows as train_dataset")
     size = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and train is not None and len(train) < size:
+    if args.dataloader_drop_last and len(train) < size:
         raise ConfigError(
             f"a batch is {size} rows and there are {len(train)}: dataloader_drop_last leaves nothing to train on; take "
             "smaller batches, or set it to false"
