@@ -106,3 +106,20 @@ def test_every_own_field_explains_itself():
     own = [field for field in dataclasses.fields(DistillConfig) if field.name not in inherited]
     assert len(own) >= 14
     assert not [field.name for field in own if not field.metadata.get("help")]
+
+
+def test_torch_dtype_is_dtype() -> None:
+    made = DistillConfig(output_dir="run", teacher_model_init_kwargs='{"torch_dtype": "float16"}')
+    assert made.teacher_model_init_kwargs == {"dtype": "float16"}
+    with pytest.raises(ConfigError, match="model_init_kwargs: dtype and torch_dtype are the same: keep dtype"):
+        DistillConfig(output_dir="run", model_init_kwargs={"torch_dtype": "float16", "dtype": "float32"})
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_follows_a_metric_knows_which_way_is_better(schedule: str) -> None:
+    options = {"output_dir": "run", "lr_scheduler_type": schedule, "eval_strategy": "epoch", "warmup_steps": 0}
+    modes = [
+        (DistillConfig(metric_for_best_model=name, **options).lr_scheduler_kwargs or {}).get("mode")
+        for name in ("top1_agreement", "perplexity")
+    ]
+    assert modes == ["max", None]

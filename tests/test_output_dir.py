@@ -15,7 +15,8 @@ import pytest
 from abkd.errors import OutputDirError
 from abkd.output_dir import _lock, check_inputs, check_place, claimed, contents, note, remove_runs
 from abkd.output_dir._contents import MANIFEST, OF_CHECKPOINT
-from abkd.recipe._output import check_output
+from abkd.recipe import Recipe
+from abkd.recipe._output import check_output, inputs_of
 
 
 def fill(directory: Path, *names: str) -> Path:
@@ -320,3 +321,15 @@ def test_a_folder_stays_where_something_was_written(tmp_path):
 def test_a_folder_that_cannot_be_made_is_one_sentence():
     with pytest.raises(OutputDirError, match="cannot be made"), claimed(Path("/proc/abkd/out")):
         pass
+
+
+@pytest.mark.parametrize("written", ["base", "../base"])
+def test_the_base_of_an_adapter_is_an_input(written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, "base/model.safetensors", "base/config.json", "adapter/adapter_model.safetensors")
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": written}))
+    for name in ("model_name_or_path", "teacher_model_name_or_path"):
+        models = {"model_name_or_path": "s", "teacher_model_name_or_path": "t", name: "adapter"}
+        recipe = Recipe.from_dict({**models, "train_file": "a.jsonl", "output_dir": "base"})
+        with pytest.raises(OutputDirError, match=f"is the base model of {name}"):
+            check_output(Path("base"), overwrite=True, resume=False, inputs=inputs_of(recipe))

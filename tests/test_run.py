@@ -245,6 +245,24 @@ def test_a_used_directory_is_not_overwritten_unless_told(short, shelf, tmp_path)
     assert "overwrite_output_dir: true" not in (old / "recipe.yaml").read_text()
 
 
+@pytest.mark.parametrize("changed", ["teacher", "layers", "width", "tied"])
+def test_other_models_in_the_same_folders_are_noticed_on_resume(changed, shelf, tmp_path):
+    save_models(tmp_path, student=llama(0), teacher=llama(1))
+    options = {"model_name_or_path": str(tmp_path / "student"), "teacher_model_name_or_path": str(tmp_path / "teacher")}
+    recipe = Recipe.from_dict(values(shelf, tmp_path / "run", max_steps=3, save_steps=2, **options))
+    distill(recipe)
+    (tmp_path / "run" / "result.json").unlink()  # as if it had died before it was finished
+    other = {"layers": {"layers": 2}, "width": {"width": 64}, "tied": {"tie_word_embeddings": True}}
+    if changed == "teacher":
+        save_models(tmp_path, teacher=llama(2))
+        says = "was begun with another teacher .the weights of .* have changed since"
+    else:
+        save_models(tmp_path, student=llama(0, **other[changed]))
+        says = "it is of another student "
+    with pytest.raises(OutputDirError, match=says):
+        distill(recipe, resume=True)
+
+
 def test_other_data_is_noticed_on_resume(shelf, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text((shelf / "data.jsonl").read_text())

@@ -118,12 +118,28 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
         ({"project": "mine"}, "project belongs to report_to: trackio, which is not set"),
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor is for dataloader_num_workers above 0"),
         (
-            {"dataloader_persistent_workers": True},
-            "dataloader_persistent_workers is for dataloader_num",
+            {"dataloader_prefetch_factor": 2},
+            "dataloader_prefetch_factor is for dataloader_num",
         ),
         ({"optim_args": "momentum=0.9"}, "optim_args has no effect with optim: adamw_torch_fused; it is for sgd"),
         ({"optim": "sgd", "optim_args": "beta=0.9"}, "optim_args of sgd are momentum, dampening"),
         ({"optim": "sgd", "optim_args": "momentum=x1"}, "optim_args: momentum must be a number"),
+        ({"optim": "sgd", "optim_args": "momentum=true"}, "optim_args: momentum must be a number; got 'true'"),
+        ({"optim": "sgd", "optim_args": "momentum=nan"}, "optim_args: momentum must be a number; got 'nan'"),
+        ({"optim": "sgd", "optim_args": "nesterov=1"}, "optim_args: nesterov must be true or false"),
+        ({"optim": "sgd", "optim_args": "weight_decay=1"}, "optim_args: weight_decay is a setting of its own"),
+        ({"optim": "adafactor", "adam_beta2": 0.9}, "adam_beta2 has no effect with optim: adafactor: leave it out"),
+        ({"optim": "sgd", "adam_beta1": 0.8}, "adam_beta1 has no effect with optim: sgd: set optim_args (momentum"),
+        (
+            {"lr_scheduler_type": "constant", "warmup_steps": 10},
+            "warmup_steps has no effect with lr_sched",
+        ),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 1}}, "lr_scheduler_kwargs have no effect with"),
+        ({"lr_decay": 0.5}, "lr_decay is the factor at lr_milestones, which are not set"),
+        (
+            {"accelerator_config": {"gradient_accumulation_kwargs": {"foo": 1}}},
+            "gradient_accumulation_kwargs has no 'foo'; it has adjust_scheduler",
+        ),
         (
             {"accelerator_config": {"dispatch_batches": True}},
             "dispatch_batches: True has no effect",
@@ -161,6 +177,11 @@ def test_what_cannot_be_meant_is_refused_by_both(options, says):
     ("options", "says"),
     [
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "do not fit lr_scheduler_type: cosine_with_min_lr"),
+        ({"lr_scheduler_kwargs": {"num_cycles": "x"}}, "do not fit lr_scheduler_type: cosine: could not convert"),
+        (
+            {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}},
+            "do not fit lr_scheduler_type: inverse_sqrt: division by zero",
+        ),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "do not fit lr_scheduler_type: warmup_stable_decay"),
         ({"lr_scheduler_kwargs": {"colour": 1}}, "do not fit lr_scheduler_type: cosine"),
         ({"optim": "sgd", "optim_args": "nesterov=true"}, "optim_args do not fit optim: sgd"),

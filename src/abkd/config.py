@@ -15,12 +15,14 @@ from abkd.data.augment import Augmentation
 from abkd.divergences import AlphaBeta, Divergence
 from abkd.errors import ConfigError
 from abkd.generation import Sampling, settle
+from abkd.models.loading import with_dtype
 from abkd.models.saving import DTYPES
 from abkd.objective import Objective
 from abkd.ops import plan_for
 from abkd.schedules import Schedule, is_number
 from abkd.sequence_rules import check_sequences, check_written_for, short_form
 from abkd.sources import Dataset, Source
+from abkd.storage import in_full
 from abkd.teachers import Live, Teacher
 from abkd.training_arguments._trial import for_this_machine, step_problems
 from abkd.weights import RowWeights
@@ -48,6 +50,7 @@ class DistillConfig(TrainingArguments):
     * ``disable_tqdm`` False: else transformers asks its own logger, which our command silences, for our progress bar.
     * ``save_strategy`` "epoch", or "steps" where ``save_steps`` is given; ``eval_strategy`` follows ``eval_steps``.
     * ``save_total_limit`` 2: the two newest checkpoints are kept, and the best one besides; 0 keeps all.
+    * ``restore_callback_states_from_checkpoint`` True: a resumed run stops early where it would have.
     * ``dataloader_pin_memory`` where there is a GPU. Without one ``bf16`` sets ``use_cpu``, and ``fp16`` is left out.
 
     An inherited field that would have no effect is refused; :mod:`abkd.training_arguments` says so of each.
@@ -70,6 +73,7 @@ class DistillConfig(TrainingArguments):
     save_total_limit: int | None = 2
     eval_strategy: str | None = None  # type: ignore[assignment]
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
+    restore_callback_states_from_checkpoint: bool = True
 
     task: Task = field(default="text-generation", metadata={"help": f"what is distilled: {', '.join(TASKS)}"})
     divergence: Divergence | Schedule | str = field(
@@ -183,12 +187,12 @@ class DistillConfig(TrainingArguments):
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
         _raise_first(training_arguments.needed_by_settings(vars(self)))
         self._settle_inherited()
-        output_dir = self.output_dir
+        output_dir = in_full(str(self.output_dir)) if self.output_dir else self.output_dir
         try:
             super().__post_init__()
         except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError) as error:
             raise ConfigError(f"the training arguments do not fit together: {error}") from error
-        self.output_dir = output_dir  # as it was written: a shell has replaced the ~ that stands for a home
+        self.output_dir = output_dir  # as it was written
         _raise_first([*training_arguments.problems(vars(self)), *step_problems(self)])
 
     def _settle_inherited(self) -> None:
@@ -207,6 +211,8 @@ class DistillConfig(TrainingArguments):
                 value = getattr(self, name)
                 if isinstance(value, str):
                     setattr(self, name, read(name, value))
+        for name in ("teacher_model_init_kwargs", "model_init_kwargs"):
+            setattr(self, name, with_dtype(getattr(self, name), name))
         if isinstance(self.augmentation, Augmentation):
             self.augmentation = [self.augmentation]
         if isinstance(self.allow_code, str):

@@ -126,7 +126,7 @@ def _compare(recipe: Recipe, directory: Path) -> dict[str, list[Any]]:
 
 
 def _check_data(trainer: DistillTrainer, directory: Path) -> None:
-    """Raise OutputDirError where a resumed run would read other rows than it began with."""
+    """Raise OutputDirError where a resumed run would read other rows than it began with, or have another teacher."""
     known, now = read_record(directory), describe(trainer)
     for key, what in (("data_fingerprint", "training"), ("held_out_fingerprint", "held-out")):
         if known.get(key) and now[key] and known[key] != now[key]:
@@ -134,6 +134,12 @@ def _check_data(trainer: DistillTrainer, directory: Path) -> None:
                 f"{directory} was begun with other {what} data (fingerprint {known[key]}, now {now[key]}): put the "
                 "data back, or start anew in another output_dir"
             )
+    key = "teacher_fingerprint"
+    if known.get(key) and now[key] and known[key] != now[key]:
+        raise OutputDirError(
+            f"{directory} was begun with another teacher (the weights of {now['teacher']} have changed since): put "
+            "those back, or start anew in another output_dir"
+        )
 
 
 def _clear(directory: Path, *, keep: bool, processes: int) -> None:

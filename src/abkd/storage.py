@@ -45,6 +45,11 @@ _NO_ROOM = (
 )
 
 
+def in_full(path: str) -> str:
+    """A path with its ``~/`` as the home directory, which a shell does; everything else in it is literal."""
+    return os.path.expanduser(path) if path.startswith("~/") else path
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path``, replacing what is there.
 

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import socket
+from datetime import datetime
 
 import pyarrow
 import pyarrow.parquet
@@ -209,6 +210,38 @@ def test_parquet_that_claims_more_than_there_is(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"a\.parquet"):
             load_rows(path)
+
+
+def test_parquet_with_times_that_python_has_no_form_for(tmp_path):
+    """After the year 9999 and in unknown zones: their numbers, and nothing else changes."""
+    far, us = 2**62, pyarrow.timestamp("us")
+    talk = pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "at": us}))
+    columns = {
+        "far": pyarrow.array([far, None], us),
+        "zone": pyarrow.array([1, 2], pyarrow.timestamp("us", tz="Mars/Olympus")),
+        "day": pyarrow.array([2**30, 0], pyarrow.date32()),
+        "talk": pyarrow.array([[{"role": "user", "at": far}], None], talk),
+        "fine": pyarrow.array([0, None], us),
+        "fine_talk": pyarrow.array([[{"role": "user", "at": 0}], None], talk),
+        "text": pyarrow.array(["a", "b"]),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    first, second = load_rows(tmp_path / "a.parquet")
+    epoch = datetime(1970, 1, 1)
+    assert first == {
+        "far": far,
+        "zone": 1,
+        "day": 2**30,
+        "talk": [{"role": "user", "at": far}],
+        "fine": epoch,
+        "fine_talk": [{"role": "user", "at": epoch}],
+        "text": "a",
+    }
+    assert second == {**dict.fromkeys(columns), "zone": 2, "day": 0, "text": "b"}
+    texts = pyarrow.Array.from_buffers(pyarrow.utf8(), 2, pyarrow.array([b"a", b"\xff"]).buffers())
+    pyarrow.parquet.write_table(pyarrow.table({**columns, "text": texts}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet is not UTF-8 text"):
+        load_rows(tmp_path / "b.parquet")
 
 
 def test_every_kind_that_is_named_is_read():

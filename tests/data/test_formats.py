@@ -12,7 +12,7 @@ from abkd.data.formats import (
     has_completions,
     recognise,
 )
-from abkd.data.messages import row_of_table
+from abkd.data.messages import role_of, row_of_table
 from abkd.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -125,6 +125,14 @@ class TestAlpaca:
 
 
 class TestMessages:
+    def test_roles_by_other_names_are_read_as_those_that_they_mean(self):
+        for asks, answers in [("User", "Assistant"), ("Human", "model"), ("human", "AI"), ("USER", "bot")]:
+            turns = [{"role": asks, "content": "hi"}, {"role": answers, "content": "hello"}]
+            assert parse({"messages": turns}) == Chat((USER, ASSISTANT))
+            assert [role_of(turn) for turn in turns] == ["user", "assistant"]
+        for role in ("tool", "ipython", "Developer", "observation", "function_call", "critic"):
+            assert parse({"messages": [{**USER, "role": role}, ASSISTANT]}).messages[0]["role"] == role
+
     def test_arguments_that_are_no_object_stay_a_text(self):
         for text in ("[" * 100_000, "none", "5"):
             call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}

@@ -453,7 +453,7 @@ def test_a_data_set_whose_own_reading_fails():
                 raise OSError("image file is truncated")
             return super().__getitem__(index)
 
-    with pytest.raises(DataError, match=r"row 4: cannot be read \(image file is truncated\)"):
+    with pytest.raises(DataError, match=r"row 4: cannot be read \(OSError: image file is truncated\)"):
         load_images(Broken())
 
 

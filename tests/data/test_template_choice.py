@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from typing import ClassVar
 
 import pytest
 
@@ -11,7 +12,7 @@ from abkd.data import choose_template, describe_start, prepare_dataset, say_of_t
 from abkd.data.account import Account
 from abkd.data.formats import recognise
 from abkd.data.steps import Steps
-from abkd.errors import ConfigError
+from abkd.errors import ConfigError, DataError
 from tiny_parts import CHATML, make_chatml, make_llama
 
 PAIR = {"prompt": "hi", "completion": "see you"}
@@ -73,6 +74,86 @@ class TestRows:
     def test_the_steps_travel_to_other_processes(self, chatml):
         steps = Steps(recognise(PAIR), chatml, 64)
         assert pickle.loads(pickle.dumps(steps))(PAIR) == steps(PAIR)
+
+
+class TestTemplateKwargs:
+    """The column ``chat_template_kwargs``, in a template that writes what it says into every question."""
+
+    GIVEN: ClassVar = {"mood": "calm", "filled": None}
+    ASKED = "<|im_start|>user\nhi calm<|im_end|>\n<|im_start|>assistant\n"
+
+    @pytest.fixture
+    def moody(self):
+        made = make_chatml()
+        made.chat_template = CHATML.replace(
+            "m['content'] +", "m['content'] + (' ' + mood if m.role == 'user' else '') +"
+        )
+        return made
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"messages": TURNS},
+            {"prompt": TURNS[:1], "completion": TURNS[1:]},
+            PAIR,
+            {"instruction": "hi", "output": "see you"},
+            {"prompt": "hi"},
+            {"prompt": TURNS[:1]},
+            {"instruction": "hi"},
+        ],
+        ids=lambda row: " ".join(f"{name}:{type(value).__name__}" for name, value in row.items()),
+    )
+    def test_every_row_that_is_rendered_gets_its_own(self, row, moody):
+        answered = not row.keys().isdisjoint({"messages", "completion", "output"})
+        example = read({**row, "chat_template_kwargs": self.GIVEN}, moody, completions=answered)
+        assert moody.decode(example["input_ids"]) == self.ASKED + ("see you<|im_end|>" if answered else "")
+
+    def test_each_row_has_its_own_and_a_teacher_with_a_context_too(self, moody):
+        rows = [{"messages": TURNS, "chat_template_kwargs": {"mood": mood}} for mood in ("calm", "glad")]
+        first, second = prepare_dataset(rows, moody, context="be nice", privileged=True)
+        assert "hi calm" in moody.decode(first["teacher_input_ids"])
+        assert "hi glad" in moody.decode(second["teacher_input_ids"])
+        assert "hi glad" in moody.decode(second["input_ids"])
+
+    @pytest.mark.parametrize(
+        ("given", "why"),
+        [
+            ("calm", "chat_template_kwargs is str, expected an object"),
+            ([{"mood": "calm"}], "chat_template_kwargs is list, expected an object"),
+            ({"mood": "calm", "tools": []}, "sets 'tools', which apply_chat_template takes itself"),
+            ({"tokenize": True, "return_dict": True}, "sets 'return_dict', 'tokenize', which"),
+            ({"messages": []}, "sets 'messages', which"),
+        ],
+    )
+    def test_what_is_no_variable_of_the_template_is_a_bad_row(self, given, why, moody):
+        for row in (PAIR, {"messages": TURNS}, {"text": "hi"}):
+            with pytest.raises(DataError, match=why):
+                read({**row, "chat_template_kwargs": given}, moody)
+
+    def test_what_is_not_used_is_said(self, moody, chatml, said):
+        for row in (PAIR, {"text": "hi"}):
+            given = {**row, "chat_template_kwargs": self.GIVEN}
+            assert read(given, moody, apply_chat_template=False) == read(row, chatml, apply_chat_template=False)
+            assert "no chat template is applied to the row, so its chat_template_kwargs are not used" in said.text
+            said.clear()
+        assert read({"messages": TURNS, "chat_template_kwargs": self.GIVEN}, chatml) == read(
+            {"messages": TURNS}, chatml
+        )
+        assert "the chat template does not know 'mood' of chat_template_kwargs" in said.text
+        said.clear()
+        read({"messages": TURNS, "chat_template_kwargs": {"filled": None}}, chatml)
+        read({"messages": TURNS, "chat_template_kwargs": self.GIVEN}, moody)
+        assert not said.text
+
+
+@pytest.mark.parametrize("column", ["image", "images", "video", "videos", "audio", "audios"])
+def test_rows_with_more_than_text_are_bad_rows(column, chatml):
+    for row in (PAIR, {"messages": TURNS}, {"text": "hi"}, {"instruction": "hi", "output": "see you"}):
+        for empty in (None, [], [None], "", {"bytes": None, "path": None}):
+            assert read({**row, column: empty}, chatml) == read(row, chatml)
+        for held in (["a.png"], "a.wav", {"path": "a.png"}, [b"RIFF"]):
+            with pytest.raises(DataError, match=f"it has .* in column '{column}', and a language model reads text"):
+                read({**row, column: held}, chatml)
 
 
 class TestModels:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
-from abkd.data import check_same_tokenizer, shared_vocabulary_size
-from abkd.errors import VocabularyError
+from abkd.data import check_same_tokenizer, prepare_dataset, shared_vocabulary_size
+from abkd.data.vocabulary import check_deterministic
+from abkd.errors import ConfigError, VocabularyError
 from tiny_parts import make_chatml, make_llama
 
 
@@ -69,6 +71,53 @@ def test_tokens_that_only_pad_may_clash(chatml):
     student.add_special_tokens({"pad_token": "<pad>"})
     teacher.add_special_tokens({"pad_token": "[PAD]"})
     check_same_tokenizer(student, teacher)
+
+
+def with_dropout(dropout):
+    made = make_chatml()
+    made.backend_tokenizer.model.dropout = dropout
+    return made
+
+
+class TestAtRandom:
+    @pytest.mark.parametrize("dropout", [0.3, 0.002])
+    def test_dropout_is_refused_before_anything_is_compared(self, chatml, dropout):
+        random = with_dropout(dropout)
+        for who, pair in [("student", (random, chatml)), ("teacher", (chatml, random)), ("student", (random, random))]:
+            why = rf"the {who}'s tokenizer: expected .* at random \(BPE dropout {dropout}\): set dropout to null in"
+            with pytest.raises(ConfigError, match=why):
+                check_same_tokenizer(*pair)
+        with pytest.raises(ConfigError, match="the tokenizer: expected one that always encodes a text alike"):
+            prepare_dataset([{"text": "hello"}], random)
+
+    def test_the_tokenizer_is_named(self, tmp_path):
+        with_dropout(0.3).save_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match=f"what ({tmp_path}): expected".replace("(", r"\(").replace(")", r"\)")):
+            check_deterministic(PreTrainedTokenizerFast.from_pretrained(tmp_path), "what")
+
+    def test_sampling_is_refused(self):
+        pieces = [("<unk>", 0.0), ("a", -1.0), ("aa", -1.5)]
+        for options, random in [({}, False), ({"alpha": 0.5, "nbest_size": 1}, False), ({"alpha": 0.5}, True)]:
+            core = Tokenizer(models.Unigram(pieces, 0, byte_fallback=False))
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+            for name, value in options.items():  # which no file holds
+                setattr(tokenizer.backend_tokenizer.model, name, value)
+            assert (len({tuple(tokenizer("a" * 9)["input_ids"]) for _ in range(50)}) > 1) == random
+            if random:
+                with pytest.raises(ConfigError, match=r"Unigram sampling, alpha 0\.5"):
+                    check_deterministic(tokenizer, "it")
+            else:
+                check_deterministic(tokenizer, "it")
+        slow = make_chatml()
+        slow.sp_model_kwargs = {"enable_sampling": True, "alpha": 0.1}  # as those of sentencepiece have
+        with pytest.raises(ConfigError, match="leave enable_sampling out of sp_model_kwargs"):
+            check_deterministic(slow, "it")
+        slow.sp_model_kwargs = {"enable_sampling": False}
+        check_deterministic(slow, "it")
+
+    @pytest.mark.parametrize("dropout", [None, 0.0])
+    def test_without_dropout_nothing_is_random(self, chatml, dropout):
+        check_same_tokenizer(with_dropout(dropout), chatml)
 
 
 def test_heads_are_cut_to_the_tokens_that_exist(chatml):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from abkd import DistillConfig
 from abkd.errors import ConfigError
 from abkd.models.clip import load_clip
 from abkd.models.folders import broken_model, stored_tensors
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer
 from abkd.models.vision import load_classifier
 from abkd.models.vision._processor import preparation_of
+from abkd.recipe import Recipe
 from training_parts import llama, tokenizer
 
 TEACHER = "teacher_model_name_or_path"
@@ -215,8 +218,48 @@ def test_the_tensors_of_a_folder_are_known_without_loading_it(sound: Path) -> No
 @pytest.mark.parametrize("name", ["./nowhere", "no/such/place", "~/nowhere-at-all"])
 def test_a_folder_that_is_not_there(name: str) -> None:
     for load in (load_causal_lm, load_tokenizer):
-        with pytest.raises(ConfigError, match=f"TEACHER: there is no model directory '{name}'"):
+        with pytest.raises(ConfigError, match=f"TEACHER: there is no model directory '{os.path.expanduser(name)}'"):
             load(name, what="TEACHER")
+
+
+def test_the_home_directory_is_found(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(sound.parent))
+    assert load_tokenizer("~/sound", what=TEACHER).get_vocab() == tokenizer().get_vocab()
+    assert load_causal_lm("~/sound", what=TEACHER, torch_dtype="bfloat16").dtype == torch.bfloat16
+    assert DistillConfig(output_dir="~/run").output_dir == str(sound.parent / "run")
+    recipe = {"model_name_or_path": "~/sound", "teacher_model_name_or_path": ["~/sound"], "train_file": "~"}
+    made = Recipe.from_dict({**recipe, "output_dir": "~/a b"})
+    assert made.model_name_or_path == str(sound)
+    assert (made.train_file, made.output_dir) == ("~", f"{sound.parent}/a b")
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "a type as str() writes it": {"dtype": "torch.float16"},
+    "a text for a number": {"vocab_size": "340"},
+    "no heads": {"num_attention_heads": 0},
+    "a text for a mapping": {"quantization_config": "x"},
+}
+
+
+@pytest.mark.parametrize("fault", CONFIGS)
+def test_a_fault_of_config_json_is_not_blamed_on_the_tokenizer(fault: str, sound: Path, tmp_path: Path) -> None:
+    folder = spoilt(sound, tmp_path, configured(**CONFIGS[fault]))
+    for load in (load_causal_lm, load_tokenizer):
+        with pytest.raises(ConfigError) as caught:
+            load(folder, what=TEACHER)
+        assert "config.json" in str(caught.value)
+        assert "no tokenizer" not in str(caught.value)
+
+
+def test_a_head_with_numbers_of_its_own_stays_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    llama(0, tie_word_embeddings=True).save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    head = torch.randn(340, 32)
+    weighed(lambda weights: weights.update({"lm_head.weight": head}))(tmp_path)
+    model = load_student(str(tmp_path), use_peft=False)
+    assert torch.equal(model.lm_head.weight, head)
+    assert not model.config.tie_word_embeddings
+    assert "has a head with numbers of its own, though its config.json says that it is tied" in caplog.text
 
 
 def test_a_file_is_no_folder(sound: Path) -> None:

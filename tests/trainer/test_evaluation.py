@@ -55,7 +55,7 @@ def expected_metrics(student: Any, teach: Any, data: list[dict[str, str]]) -> di
 
 
 def test_other_rows_are_evaluated_on_in_any_form_and_leave_the_record_alone(tmp_path):
-    made = trainer(tmp_path / "run", eval_dataset=rows(4), dataloader_num_workers=1, dataloader_persistent_workers=True)
+    made = trainer(tmp_path / "run", eval_dataset=rows(4), dataloader_num_workers=1)
     own, logged = made.evaluate(), len(made.state.log_history)
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows(3)))

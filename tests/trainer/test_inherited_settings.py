@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from abkd import DistillTrainer
 from abkd.errors import ConfigError, OutputDirError
 from abkd.trainer import _trainer
 from abkd.trainer._checkpoints import checkpoints
-from training_parts import CHECKPOINTING, config, gap, gpt2, llama, rows, tokenizer, trainer, weights
+from abkd.trainer._final import _last
+from training_parts import CHECKPOINTING, config, gap, gpt2, llama, rows, save_models, tokenizer, trainer, weights
 
 SHORT = {"max_steps": 2, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
 
@@ -128,10 +130,9 @@ def test_the_loader_is_as_it_was_asked_for(tmp_path):
         dataloader_num_workers=1,
         dataloader_multiprocessing_context="spawn",
         dataloader_prefetch_factor=3,
-        dataloader_persistent_workers=True,
         dataloader_pin_memory=False,
     ).get_train_dataloader()
-    assert (loader.num_workers, loader.prefetch_factor, loader.persistent_workers, loader.pin_memory) == (1, 3, 1, 0)
+    assert (loader.num_workers, loader.prefetch_factor, loader.pin_memory) == (1, 3, False)
     assert loader.multiprocessing_context.get_start_method() == "spawn"
 
 
@@ -159,14 +160,17 @@ def test_a_batch_that_does_not_fit_is_tried_at_half_the_size(tmp_path, monkeypat
 
     def step(self: Any, model: Any, inputs: Any, *more: Any) -> Any:
         seen.append(self._train_batch_size)
-        if self._train_batch_size > 2:
+        if self._train_batch_size > 2 and self.state.global_step == 1:
             raise RuntimeError("CUDA out of memory.")
         return original(self, model, inputs, *more)
 
     monkeypatch.setattr(DistillTrainer, "training_step", step)
-    trainer(tmp_path, max_steps=2, per_device_train_batch_size=4, auto_find_batch_size=True).train()
+    options = {"max_steps": 2, "per_device_train_batch_size": 4, "auto_find_batch_size": True}
+    trainer(tmp_path, save_strategy="steps", save_steps=1, **options).train()
     assert seen[0] == 4
     assert seen[-2:] == [2, 2]
+    of_first = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
+    assert of_first["train_batch_size"] == 2
 
 
 def test_an_optimizer_that_trains_other_weights_gives_its_own_to_the_evaluation(tmp_path):
@@ -210,6 +214,69 @@ def test_a_run_ends_early_where_it_gets_no_better(options, tmp_path, monkeypatch
     made.train()
     assert made.state.global_step == 4
     assert made.state.best_metric == 2.0
+
+
+def test_early_stopping_counts_on_after_a_resume(tmp_path, monkeypatch):
+    steps = []
+    for path, stopped in ((tmp_path / "one", None), (tmp_path / "two", 3)):
+        measuring(monkeypatch, 9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+        options = {**EACH, "max_steps": 9, "callbacks": [EarlyStoppingCallback(early_stopping_patience=4)]}
+        if stopped:
+            trainer(path, **{**options, "callbacks": [*options["callbacks"], StopAt(stopped)]}).train()
+        made = trainer(path, **options)
+        made.train(resume_from_checkpoint=bool(stopped))
+        steps.append(made.state.global_step)
+    assert steps == [5, 5]
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step == self.step
+
+
+def test_where_the_best_is_loaded_it_is_what_rounding_is_compared_with(tmp_path, monkeypatch):
+    measuring(monkeypatch, 9.0, 3.0, 1.0, 2.0)  # the untrained student, and steps 1 to 3
+    made = trainer(tmp_path, **{**EACH, "max_steps": 3, "load_best_model_at_end": True})
+    made.train()
+    assert _last(made)["eval_loss"] == 1.0
+    made.args.load_best_model_at_end = False
+    assert _last(made)["eval_loss"] == 2.0
+
+
+def test_a_used_folder_is_emptied_in_python_too(tmp_path, caplog):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, max_steps=3, **options).train()
+    trainer(tmp_path, max_steps=1, **options).train()
+    assert "holds checkpoint-3 of an earlier run, which a resume might go on from" in caplog.text
+    trainer(tmp_path, max_steps=1, overwrite_output_dir=True, **options).train()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputDirError, match=r"mine\.txt"):
+        trainer(tmp_path, max_steps=1, overwrite_output_dir=True, **options).train()
+
+
+def test_the_checkpoint_that_the_arguments_name_is_gone_on_from(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 0}
+    trainer(tmp_path, max_steps=3, **options).train()
+    made = trainer(tmp_path, max_steps=3, resume_from_checkpoint=str(tmp_path / "checkpoint-2"), **options)
+    made.train()
+    assert [each["step"] for each in made.state.log_history if "loss" in each] == [1, 2, 3]
+    with pytest.raises(OutputDirError, match="cannot resume from nowhere: there is no such directory"):
+        made.train("nowhere")
+
+
+def test_options_of_a_student_by_name_are_used(tmp_path):
+    save_models(tmp_path, student=llama(0))
+    made = DistillTrainer(
+        str(tmp_path / "student"),
+        llama(1),
+        config(tmp_path / "run", model_init_kwargs={"attn_implementation": "eager"}),
+        train_dataset=rows(2),
+    )
+    assert made.model.config._attn_implementation == "eager"
 
 
 def test_a_backend_for_several_processes_is_nothing_to_one(tmp_path):

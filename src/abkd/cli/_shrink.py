@@ -11,7 +11,8 @@ from rich.table import Table
 from abkd.cli._console import console
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.folders import check_model_folder, stored_layers
-from abkd.output_dir import check_place
+from abkd.output_dir import check_inputs, check_place
+from abkd.storage import in_full
 
 
 def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *, rows: int, max_length: int) -> None:
@@ -22,7 +23,9 @@ def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *,
         DataError: no usable rows.
         ConfigError: no model there, or it has not that many layers to choose from.
     """
+    output_dir = Path(in_full(str(output_dir)))
     _check_free(output_dir)
+    check_inputs(output_dir, {"TEACHER": [teacher], "--text_file": [text_file]})
     check_model_folder(teacher, "TEACHER")
     _check_layers(teacher, layers, stored_layers(teacher))
 

@@ -58,14 +58,14 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
     given, chat = chat, _ended_once(chat, turns, tokenizer)
     dated = [DATED] if writes_date(tokenizer) else []
     if not turns:
-        prompt = render(chat.messages, chat.tools, tokenizer, generation_prompt=True)
+        prompt = render(chat.messages, chat.beside(), tokenizer, generation_prompt=True)
         return ChatText([[(prompt, False)]], (*lost(chat, prompt, tokenizer), *dated))
     examples: list[list[Piece]] = []
     remarks = [] if chat is given else [ENDED_TWICE]
     before, full = "", ""
     for turn in turns:
-        prompt = render(chat.messages[:turn], chat.tools, tokenizer, generation_prompt=True)
-        full = render(chat.messages[: turn + 1], chat.tools, tokenizer, generation_prompt=False)
+        prompt = render(chat.messages[:turn], chat.beside(), tokenizer, generation_prompt=True)
+        full = render(chat.messages[: turn + 1], chat.beside(), tokenizer, generation_prompt=False)
         answer = _answer(prompt, full, turn, chat.messages[turn])
         check_prompt(chat, turn, prompt, answer, tokenizer)
         remarks += check_answer(chat, turn, answer, full, tokenizer)
@@ -92,7 +92,7 @@ def _ended_once(chat: Chat, turns: list[int], tokenizer: Any) -> Chat:
         end = next((each for each in _ends_of(tokenizer) if bare.endswith(each)), None)
         if end is None:
             continue
-        full = render(chat.messages[: turn + 1], chat.tools, tokenizer, generation_prompt=False).rstrip()
+        full = render(chat.messages[: turn + 1], chat.beside(), tokenizer, generation_prompt=False).rstrip()
         if full.endswith(end) and full.removesuffix(end).rstrip().endswith(end):
             messages[turn] = {**messages[turn], "content": bare.removesuffix(end)}
     return chat if messages == list(chat.messages) else replace(chat, messages=tuple(messages))

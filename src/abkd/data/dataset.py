@@ -26,6 +26,7 @@ from abkd.data.tally import Tally
 from abkd.data.template import check_template
 from abkd.data.tokenize import Example, encode_text
 from abkd.data.tokens import Tokens, tokens_of
+from abkd.data.vocabulary import check_deterministic
 from abkd.errors import ConfigError, DataError
 
 logger = logging.getLogger("abkd")
@@ -148,11 +149,12 @@ def prepare_dataset(
     Raises:
         DataError: no rows, unknown columns, a conversation and no chat template, no context, and, unless
             ``on_bad_row="drop"``, rows that cannot be used, with their numbers and reasons.
-        ConfigError: values out of range, a broken chat template, or none although it is to be applied.
+        ConfigError: values out of range, a broken chat template, or none although it is to be applied, a tokenizer
+            that encodes at random.
     """
     if isinstance(rows, TokenizedDataset):
         return rows
-    _check_options(max_length, on_bad_row)
+    _check_options(tokenizer, max_length, on_bad_row)
     loaded = load_rows(rows)
     steps = Steps(
         recognise(loaded.columns, completions),
@@ -193,7 +195,7 @@ def prepare_stream(
     Raises:
         DataError, ConfigError: as ``prepare_dataset``, for the first rows.
     """
-    _check_options(max_length, on_bad_row)
+    _check_options(tokenizer, max_length, on_bad_row)
     first = stream.first()
     if not first:
         raise DataError(f"{stream.name} has no rows: expected at least one")
@@ -210,7 +212,8 @@ def prepare_stream(
     return dataset
 
 
-def _check_options(max_length: int, on_bad_row: OnBadRow) -> None:
+def _check_options(tokenizer: Any, max_length: int, on_bad_row: OnBadRow) -> None:
+    check_deterministic(tokenizer, "the tokenizer")
     if on_bad_row not in ("error", "drop"):
         raise ConfigError(f"on_bad_row must be 'error' or 'drop', got {on_bad_row!r}")
     if max_length < 2:

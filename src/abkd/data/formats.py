@@ -8,7 +8,8 @@ text                    one string                                 loss on every
 prompt, instruction     a string, or a list of messages            nothing to learn from until a model has written to it
 
 A conversation may have ``tools`` (JSON schemas) and a ``system`` message beside it, an Alpaca row also a ``history`` of
-earlier questions and answers. A row may also have a ``context``, a text that a privileged teacher reads first.
+earlier questions and answers. A row may also have ``chat_template_kwargs``, which its chat template is given, and a
+``context``, a text that a privileged teacher reads first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from abkd.data.bad_rows import BadRowError
+from abkd.data.beside import read_template_kwargs
 from abkd.data.messages import Message, Turns, known_arguments, read_tools, read_turns
 from abkd.data.rows import Row
 from abkd.errors import DataError
@@ -35,17 +37,18 @@ class PlainPrompt:
     """One string that is to be completed.
 
     ``question``: what a user's turn holds, where it is not the prompt itself. ``before``: turns before that one, which
-    only a conversation can hold.
+    only a conversation can hold. ``template_kwargs``: as in ``Chat``.
     """
 
     prompt: str
     question: str | None = None
     before: tuple[Message, ...] = ()
+    template_kwargs: dict[str, Any] | None = None
 
     def as_chat(self) -> Chat:
         """The same as one user turn."""
         user = {"role": "user", "content": self.prompt if self.question is None else self.question}
-        return Chat((*self.before, user), first_trained=len(self.before) + 1)
+        return Chat((*self.before, user), len(self.before) + 1, template_kwargs=self.template_kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +59,30 @@ class PlainPair:
     completion: str
     question: str | None = None
     before: tuple[Message, ...] = ()
+    template_kwargs: dict[str, Any] | None = None
 
     def as_chat(self) -> Chat:
         """The same pair as one user turn and one assistant turn."""
-        asked = PlainPrompt(self.prompt, self.question, self.before).as_chat()
+        asked = PlainPrompt(self.prompt, self.question, self.before, self.template_kwargs).as_chat()
         return replace(asked, messages=(*asked.messages, {"role": "assistant", "content": self.completion}))
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation; assistant turns from index ``first_trained`` on are trained, except those in ``untrained``."""
+    """A conversation; assistant turns from index ``first_trained`` on are trained, except those in ``untrained``.
+
+    ``template_kwargs``: variables of the chat template that the row sets.
+    """
 
     messages: tuple[Message, ...]
     first_trained: int = 0
     tools: list[Any] | None = None
     untrained: frozenset[int] = frozenset()
+    template_kwargs: dict[str, Any] | None = None
+
+    def beside(self) -> dict[str, Any]:
+        """What ``apply_chat_template`` is given beside the messages."""
+        return {"tools": self.tools, **(self.template_kwargs or {})}
 
     def trained_turns(self) -> list[int]:
         """Indices of the trained turns."""
@@ -138,7 +150,7 @@ def _parse_pair(row: Row) -> Record:
     if isinstance(prompt, str) and isinstance(completion, str):
         _check_not_blank(prompt, "prompt")
         _check_not_blank(completion, "completion")
-        return PlainPair(prompt, completion, before=_system(row))
+        return PlainPair(prompt, completion, before=_system(row), template_kwargs=read_template_kwargs(row))
     if isinstance(prompt, list) and isinstance(completion, list):
         before, after = read_turns(prompt, "prompt"), read_turns(completion, "completion")
         turns = after.behind(before.messages)
@@ -154,7 +166,7 @@ def _parse_prompt(row: Row) -> Record:
     prompt = _present(row, "prompt")
     if isinstance(prompt, str):
         _check_not_blank(prompt, "prompt")
-        return PlainPrompt(prompt, before=_system(row))
+        return PlainPrompt(prompt, before=_system(row), template_kwargs=read_template_kwargs(row))
     turns = read_turns(prompt, "prompt")
     if turns.messages[-1]["role"] == "assistant":
         raise BadRowError("prompt ends with the assistant", "the last turn of a prompt must not be the assistant's")
@@ -178,7 +190,8 @@ def _chat(turns: Turns, row: Row, first_trained: int = 0) -> Chat:
             "two system messages", "there is a column 'system' and a system message in the conversation: keep one"
         )
     turns = turns.behind(before)
-    return Chat(known_arguments(turns.messages, tools), first_trained + len(before), tools, turns.untrained)
+    messages = known_arguments(turns.messages, tools)
+    return Chat(messages, first_trained + len(before), tools, turns.untrained, read_template_kwargs(row))
 
 
 def _parse_asked_conversation(row: Row) -> Record:
@@ -192,11 +205,12 @@ def _parse_alpaca(row: Row, completions: bool = True) -> Record:
     prompt = f"{ALPACA_WITH_INPUT if given.strip() else ALPACA}{request}### Response:\n"
     question = f"{instruction}\n\n{given}" if given.strip() else instruction
     before = (*_system(row), *_history(row.get("history")))
+    kwargs = read_template_kwargs(row)
     if not completions and not row.get("output"):
-        return PlainPrompt(prompt, question, before)
+        return PlainPrompt(prompt, question, before, kwargs)
     output = _string(row, "output")
     _check_not_blank(output, "output")
-    return PlainPair(prompt, output, question, before)
+    return PlainPair(prompt, output, question, before, kwargs)
 
 
 def _parse_instruction(row: Row) -> Record:

@@ -18,13 +18,14 @@ Message = dict[str, Any]
 
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "bot", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "bot", "ai", "model"), "assistant"),
+    "function_call": "assistant",
     **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
     **{name: name for name in ("system", "developer")},
 }
-"""ShareGPT's names of those who speak (and OpenAI's), in lower case."""
+"""Names of those who speak, ShareGPT's, OpenAI's and others', in lower case."""
 
-_OPENAI_ROLES = {"human": "user", "gpt": "assistant"}  # names that no template has a role for
+_SPOKEN = frozenset({"system", "user", "assistant"})  # roles that every template knows by these names
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields in which the reasoning before an answer comes."""
 
@@ -64,7 +65,7 @@ def role_of(message: Any) -> str | None:
         return None
     role, speaker = message.get("role"), message.get("from")
     if isinstance(role, str):
-        return _OPENAI_ROLES.get(role, role)
+        return _openai_role(role)
     return ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
 
 
@@ -85,16 +86,17 @@ def read_tools(value: Any) -> list[Any] | None:
 
 def row_of_table(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of an Arrow table as it was before: without the nulls that the keys of other rows have left inside it."""
-    return {column: _without_nulls(value) for column, value in row.items()}
+    return {column: without_nulls(value) for column, value in row.items()}
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """The value without the keys, at any depth, that are null."""
     if isinstance(value, Mapping):
-        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+        return {key: without_nulls(each) for key, each in value.items() if each is not None}
     if isinstance(value, bytes):  # texts of Hive and Spark, whose columns do not say that they are
         with suppress(UnicodeDecodeError):
             return value.decode()
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def reasoning_of(message: Message) -> str:
@@ -161,7 +163,7 @@ def _message(message: Any, where: str, column: str) -> tuple[Message, bool]:
         raise BadRowError(f"{column} has a message without content", f"{where} has no 'content'")
     marks = [_trains(made[key], key, where) for key in _TRAIN_KEYS if key in made]
     kept = {key: value for key, value in made.items() if key not in _TRAIN_KEYS}
-    kept["role"] = _OPENAI_ROLES.get(kept["role"], kept["role"])
+    kept["role"] = _openai_role(kept["role"])
     if "content" in kept:
         kept["content"] = _text(kept["content"], where)
     if "tool_calls" in kept:
@@ -170,6 +172,12 @@ def _message(message: Any, where: str, column: str) -> tuple[Message, bool]:
         del kept["tool_calls"]
         kept.setdefault("content", "")
     return kept, all(marks)
+
+
+def _openai_role(role: str) -> str:
+    """The role that a name such as "Assistant" or "model" means; others are for the template, which may know them."""
+    meant = ROLES.get(role.lower())
+    return meant if meant in _SPOKEN and role.lower() != "function_call" else role
 
 
 def _of_sharegpt(given: Message, where: str) -> Message:

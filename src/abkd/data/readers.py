@@ -6,12 +6,16 @@ import csv
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any
 
 from abkd.data.files import LONGEST, DataFile
 from abkd.data.messages import row_of_table
 from abkd.data.rows import Row
 from abkd.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Numbered = tuple[int, Row]
 """A row and the number under which its owner knows it, counted from 1: its line, or which row it is."""
@@ -212,7 +216,7 @@ def _read_parquet(file: DataFile) -> Iterator[Numbered]:
         with file.open() as handle, pyarrow.parquet.ParquetFile(handle) as table:
             _check_columns(table.schema_arrow.names, file)
             for batch in table.iter_batches(_BATCH):
-                for row in batch.to_pylist():
+                for row in _rows_of(batch):
                     number += 1
                     yield number, _checked(row_of_table(row), f"{file.path}, row {number}")
     # pyarrow raises them all: a table that claims more than there is, text that is no UTF-8, dates beyond the calendar
@@ -220,6 +224,51 @@ def _read_parquet(file: DataFile) -> Iterator[Numbered]:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{file.path} is not a readable parquet file, seen after row {number}: {error}") from error
+
+
+def _rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch; a column of times that Python has no form for gives their numbers."""
+    import pyarrow
+
+    try:
+        return batch.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        columns = [_representable(column) for column in batch.columns]
+        return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+
+
+def _representable(column: pyarrow.Array) -> pyarrow.Array:
+    """The column, or, where Python cannot hold its times (after the year 9999, in an unknown zone), their numbers.
+
+    What fails for another reason stays as it is, and fails again.
+    """
+    import pyarrow
+
+    try:
+        column.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        with suppress(pyarrow.ArrowException):
+            return column.cast(_with_numbers(column.type))
+    return column
+
+
+def _with_numbers(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """The type with integers where it has times, at any depth."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_temporal(kind):
+        return pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64()
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_with_numbers(field.type)) for field in kind.fields])
+    if types.is_map(kind):
+        return pyarrow.map_(_with_numbers(kind.key_type), _with_numbers(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_with_numbers(kind.value_type)), kind.list_size)
+    if types.is_list(kind) or types.is_large_list(kind):
+        make = pyarrow.large_list if types.is_large_list(kind) else pyarrow.list_
+        return make(kind.value_field.with_type(_with_numbers(kind.value_type)))
+    return _with_numbers(kind.value_type) if types.is_dictionary(kind) else kind
 
 
 def _check_columns(columns: list[str], file: DataFile) -> None:

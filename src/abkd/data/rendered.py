@@ -56,7 +56,7 @@ def check_prompt(chat: Chat, turn: int, prompt: str, answer: str, tokenizer: Any
         if not isinstance(content, str) or content.strip() not in answer or content.strip() in prompt:
             continue
         probed = (*chat.messages[:index], {**message, "content": content + _PROBE}, *chat.messages[index + 1 : turn])
-        if _PROBE not in render(probed, chat.tools, tokenizer, generation_prompt=True):
+        if _PROBE not in render(probed, chat.beside(), tokenizer, generation_prompt=True):
             raise BadRowError(
                 "chat template writes an earlier turn into the answer",
                 f"the chat template writes message {index + 1} ({message['role']}) into the answer, message "
@@ -80,6 +80,9 @@ def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
     names = [tool.get("function", tool).get("name") for tool in chat.tools or ()]
     if any(isinstance(name, str) and name not in full for name in names):
         yield Remark("the chat template does not render tools", warning=True)
+    for name in chat.template_kwargs or ():
+        if name not in str(tokenizer.chat_template):
+            yield Remark(f"the chat template does not know {name!r} of chat_template_kwargs", warning=True)
 
 
 def _is_lost(chat: Chat, call: Message, full: str, tokenizer: Any) -> bool:
@@ -110,8 +113,8 @@ def _changes_nothing(chat: Chat, messages: tuple[Message, ...], full: str, token
     """Whether the template writes ``full`` for these messages too, with or without a generation prompt."""
     try:
         return full in (
-            render(messages, chat.tools, tokenizer, generation_prompt=True),
-            render(messages, chat.tools, tokenizer, generation_prompt=False),
+            render(messages, chat.beside(), tokenizer, generation_prompt=True),
+            render(messages, chat.beside(), tokenizer, generation_prompt=False),
         )
     except BadRowError:
         return False

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from abkd.data.bad_rows import BadRowError
+from abkd.data.beside import check_text_only, read_template_kwargs
 from abkd.data.formats import Chat, Parser, PlainPair, PlainPrompt, PlainText, Record, context_of
 from abkd.data.remarks import Remark
 from abkd.data.rows import Row
@@ -21,6 +22,9 @@ _AS_TURNS = Remark(
 )
 _AS_IT_IS = Remark("the prompt holds tokens of the chat template already, so it is used as it is")
 _WITHOUT_SYSTEM = Remark("without a chat template the system message and the history are not used", warning=True)
+_WITHOUT_TEMPLATE = Remark(
+    "no chat template is applied to the row, so its chat_template_kwargs are not used", warning=True
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,10 @@ class Steps:
         record, remark = self._record(row)
         context = context_of(row, self.context) if self.privileged else None
         made = tokenize(record, self.tokenizer, self.max_length, context=context)
-        remarks = made.remarks if remark is None else (remark, *made.remarks)
-        return made._replace(remarks=remarks, form=_form(record))
+        remarks = [] if remark is None else [remark]
+        if not isinstance(record, Chat) and read_template_kwargs(row):
+            remarks.append(_WITHOUT_TEMPLATE)
+        return made._replace(remarks=(*remarks, *made.remarks), form=_form(record))
 
     def renders(self, rows: Iterable[Row]) -> bool:
         """Whether the first row that can be read becomes a conversation."""
@@ -56,6 +62,7 @@ class Steps:
 
     def _record(self, row: Row) -> tuple[Record, Remark | None]:
         """The row, as turns where it is to be, and what is to be said about that."""
+        check_text_only(row)
         record = self.parser(row)
         if isinstance(record, Chat):
             _check_has_template(self.tokenizer)
@@ -119,7 +126,7 @@ def _marks(tokenizer: Any, template: str) -> tuple[str, str, tuple[str, ...]]:
     ``template`` is the tokenizer's own, which somebody may change while the tokenizer stays.
     """
     try:
-        text = render([{"role": "user", "content": "\N{SECTION SIGN}"}], None, tokenizer, generation_prompt=True)
+        text = render([{"role": "user", "content": "\N{SECTION SIGN}"}], {}, tokenizer, generation_prompt=True)
     except BadRowError:  # then every row says so
         return "", "", ()
     before, _, behind = text.partition("\N{SECTION SIGN}")

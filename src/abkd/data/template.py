@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -78,7 +78,7 @@ def same_template(one: Any, other: Any) -> bool:
 def _written(messages: Sequence[Message], tokenizer: Any) -> str | None:
     """The messages rendered as a prompt; None where the template refuses."""
     try:
-        return render(messages, None, tokenizer, generation_prompt=messages[-1]["role"] == "user")
+        return render(messages, {}, tokenizer, generation_prompt=messages[-1]["role"] == "user")
     except BadRowError:
         return None
 
@@ -93,17 +93,20 @@ def _try(turns: Sequence[Message], tokenizer: Any, outcome: list[Exception | str
     errors: list[Exception] = []
     for messages in forms(tuple(turns)):
         try:
-            outcome.append(_apply(messages, None, tokenizer, generation_prompt=False))
+            outcome.append(_apply(messages, {}, tokenizer, generation_prompt=False))
             return
         except Exception as error:  # noqa: BLE001  # a template may fail in any way
             errors.append(error)
     outcome.append(errors[0])
 
 
-def render(messages: Sequence[Message], tools: list[Any] | None, tokenizer: Any, *, generation_prompt: bool) -> str:
-    """The template's text; whatever the template raises is a BadRowError with its words."""
+def render(messages: Sequence[Message], beside: Mapping[str, Any], tokenizer: Any, *, generation_prompt: bool) -> str:
+    """The template's text; whatever the template raises is a BadRowError with its words.
+
+    ``beside``: what ``apply_chat_template`` is given beside the messages (``Chat.beside``).
+    """
     try:
-        text = _apply(messages, tools, tokenizer, generation_prompt=generation_prompt)
+        text = _apply(messages, beside, tokenizer, generation_prompt=generation_prompt)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"the tokenizer's chat template is broken ({_named(error)}): repair it") from error
     except Exception as error:  # a template is a program, and may fail in any way
@@ -122,14 +125,15 @@ def render(messages: Sequence[Message], tools: list[Any] | None, tokenizer: Any,
     return text
 
 
-def _apply(messages: Sequence[Message], tools: list[Any] | None, tokenizer: Any, *, generation_prompt: bool) -> str:
+def _apply(messages: Sequence[Message], beside: Mapping[str, Any], tokenizer: Any, *, generation_prompt: bool) -> str:
     given = [dict(message) for message in messages]
+    template = tokenizer.get_chat_template(None, beside.get("tools")) if writes_date(tokenizer) else None
     return tokenizer.apply_chat_template(
         given,
-        tools=tools,
         tokenize=False,
         add_generation_prompt=generation_prompt,
-        **({"chat_template": _STOPPED + tokenizer.get_chat_template(None, tools)} if writes_date(tokenizer) else {}),
+        **beside,
+        **({} if template is None else {"chat_template": _STOPPED + template}),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from abkd.errors import VocabularyError
+from abkd.errors import ConfigError, VocabularyError
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -27,8 +27,10 @@ def check_same_tokenizer(student: Any, teacher: Any) -> None:
 
     Which tokens pad, open or end a text may differ, and one may have tokens behind those of the other.
 
-    Raises VocabularyError with the first probe, token or id that differs.
+    Raises VocabularyError with the first probe, token or id that differs, ConfigError where one encodes at random.
     """
+    check_deterministic(student, "the student's tokenizer")
+    check_deterministic(teacher, "the teacher's tokenizer")
     if student is teacher:
         return
     for probe in PROBES:
@@ -45,6 +47,35 @@ def check_same_tokenizer(student: Any, teacher: Any) -> None:
     _check_ids(mine, theirs, padding)
     text = " a ".join(sorted(added.keys() & both))
     _compare("a text of all added tokens", _encode(student, text), _encode(teacher, text))
+
+
+def check_deterministic(tokenizer: Any, what: str) -> None:
+    """Refuse a tokenizer that splits a text in another way each time, as subword regularisation does on purpose.
+
+    Nothing could be compared or resumed, and a cache would hold other tokens than the run. ``what``: who it is, for the
+    message. Raises ConfigError.
+    """
+    found = _sampling(tokenizer)
+    if found is None:
+        return
+    name = getattr(tokenizer, "name_or_path", "")
+    cause, way_out = found
+    raise ConfigError(
+        f"{what}{f' ({name})' if name else ''}: expected one that always encodes a text alike, found one that encodes "
+        f"at random ({cause}): {way_out}"
+    )
+
+
+def _sampling(tokenizer: Any) -> tuple[str, str] | None:
+    """What makes the tokenizer choose by chance, and how to switch it off; None where nothing does."""
+    core = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)  # slow ones have none
+    if dropout := getattr(core, "dropout", None):
+        return f"BPE dropout {dropout:g}", "set dropout to null in its tokenizer.json"
+    if (alpha := getattr(core, "alpha", None)) and getattr(core, "nbest_size", None) != 1:
+        return f"Unigram sampling, alpha {alpha:g}", "set backend_tokenizer.model.alpha to None"
+    if (getattr(tokenizer, "sp_model_kwargs", None) or {}).get("enable_sampling"):
+        return "SentencePiece sampling", "leave enable_sampling out of sp_model_kwargs in its tokenizer_config.json"
+    return None
 
 
 def _check_ids(mine: dict[str, int], theirs: dict[str, int], padding: set[str]) -> None:

@@ -116,8 +116,26 @@ def _try(sampling: Sampling, rest: Mapping[str, Any]) -> None:
         GenerationConfig(**rest)
         if sampling.draws:
             warpers(sampling, rest)
+        _processors(rest)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"generation_kwargs: {error}") from error
+
+
+def _processors(rest: Mapping[str, Any]) -> None:
+    """Make those of transformers that look at their value when they are made."""
+    from transformers.generation import logits_process as known
+
+    if "repetition_penalty" in rest:
+        known.RepetitionPenaltyLogitsProcessor(penalty=rest["repetition_penalty"])
+    if rest.get("no_repeat_ngram_size"):
+        known.NoRepeatNGramLogitsProcessor(rest["no_repeat_ngram_size"])
+    if rest.get("bad_words_ids"):
+        known.NoBadWordsLogitsProcessor(rest["bad_words_ids"], eos_token_id=None)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if not all(isinstance(token, int) for token in rest.get(name) or ()):
+            raise TypeError(f"{name} must be a list of token ids, but is {rest[name]!r}")
+    if not is_number(rest.get("length_penalty") or 1.0):
+        raise TypeError(f"length_penalty must be a number, but is {rest['length_penalty']!r}")
 
 
 def _unknown(name: str, known: set[str]) -> str:

@@ -171,13 +171,18 @@ class _Writer:
         # generate() would fill what is not set from the model's own settings: a top-k, a penalty, a length
         self.model.generation_config = settings
         with _positions(self.model, room):
-            written = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=settings,
-                logits_processor=self._processors(numbers),
-                synced_gpus=self.synced,
-            )
+            try:
+                written = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=settings,
+                    logits_processor=self._processors(numbers),
+                    synced_gpus=self.synced,
+                )
+            except (ValueError, TypeError, IndexError) as error:
+                if not self.rest:
+                    raise
+                raise ConfigError(f"generation_kwargs {dict(self.rest)} cannot be used: {error}") from error
         return [self._cut(row, limit) for row, limit in zip(written[:, longest:].tolist(), limits, strict=True)]
 
     def _settings(self, most: int) -> GenerationConfig:

@@ -84,19 +84,31 @@ def base_of(name: str, values: Mapping[str, Any], what: str) -> str:
     way_out = f"write where it lies into base_model_name_or_path of {Path(name) / ADAPTER}"
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{what}: the adapter in {name!r} does not say what its base model is: {way_out}")
-    for path in (Path(base).expanduser(), Path(name).expanduser() / base):
-        if path.is_dir():
-            if is_adapter(str(path)):
-                raise ConfigError(
-                    f"{what}: the base model of {name!r}, {base!r}, is an adapter itself: merge that first"
-                )
-            return str(path.resolve())
+    if (path := _local_base(name, base)) is not None:
+        if is_adapter(str(path)):
+            raise ConfigError(f"{what}: the base model of {name!r}, {base!r}, is an adapter itself: merge that first")
+        return str(path.resolve())
     if is_local(base):
         raise ConfigError(f"{what}: the base model of the adapter {name!r}, {base!r}, is not there: {way_out}")
     logger.warning(
         "abkd: the adapter in %s names the base model %r, which is fetched from the hub by that name", name, base
     )
     return base
+
+
+def base_folder(name: str) -> Path | None:
+    """The directory of an adapter's base model; None for what is no adapter, and where the base is none."""
+    try:
+        base = read_json(Path(name).expanduser() / ADAPTER).get("base_model_name_or_path") if is_adapter(name) else None
+    except ConfigError:  # whoever loads it says so
+        return None
+    return _local_base(name, base) if isinstance(base, str) and base else None
+
+
+def _local_base(name: str, base: str) -> Path | None:
+    """As seen from here, or from the adapter."""
+    places = (Path(base).expanduser(), Path(name).expanduser() / base)
+    return next((path for path in places if path.is_dir()), None)
 
 
 def read_adapter(model: nn.Module, name: str, base: str, what: str, *, trainable: bool) -> nn.Module:

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from abkd.data.vocabulary import check_deterministic
 from abkd.errors import ConfigError
 from abkd.models.adapters import adapter_config, base_of, read_adapter
 from abkd.models.finite import is_finite
 from abkd.models.folders import check_model_folder, is_adapter, missing_folder, stored_tensors
+from abkd.models.positions import text_config
 from abkd.models.remarks import logger, some
+from abkd.storage import in_full
 
 # What checkpoints hold beside the model: buffers that are computed, heads for reinforcement learning and for guessing
 # ahead, the eyes and ears of a model whose text alone is used.
@@ -40,6 +43,7 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
     Raises:
         ConfigError: nothing usable is there, weights are missing or not finite, or it is no causal language model.
     """
+    name_or_path, kwargs = in_full(name_or_path), with_dtype(kwargs)
     if not _OTHER_FILES & kwargs.keys():
         check_model_folder(name_or_path, what)
     if is_adapter(name_or_path):
@@ -55,7 +59,24 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
     model, report = loaded
     _judge_weights(model, report, name_or_path, what, student=student)
     _check_weights(model, f"{what}: {name_or_path!r}", student=student)
+    _untie(model, name_or_path, what)
     return model
+
+
+def _untie(model: Any, name: str, what: str) -> None:
+    """Let the configuration say what is: transformers ties no head whose numbers in the file are others."""
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    configs = [each for each in (model.config, text_config(model)) if getattr(each, "tie_word_embeddings", False)]
+    if head is None or not configs or head is model.get_input_embeddings().weight:
+        return
+    for config in configs:
+        config.tie_word_embeddings = False
+    logger.warning(
+        "abkd: %s: %r has a head with numbers of its own, though its config.json says that it is tied to the embedding "
+        "(tie_word_embeddings); they are kept apart",
+        what,
+        name,
+    )
 
 
 def load_student(name_or_path: str, *, use_peft: bool, **kwargs: Any) -> Any:
@@ -85,7 +106,20 @@ def load_student(name_or_path: str, *, use_peft: bool, **kwargs: Any) -> Any:
 def teacher_options(given: Any, device: torch.device, revision: str | None = None) -> dict[str, Any]:
     """Options that a teacher is loaded with: bf16 on a GPU, and ``teacher_model_init_kwargs``, which win."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"dtype": dtype, **(given or {}), **({"revision": revision} if revision else {})}
+    return {"dtype": dtype, **(with_dtype(given) or {}), **({"revision": revision} if revision else {})}
+
+
+def with_dtype(options: Any, what: str = "the options") -> Any:
+    """Options for ``from_pretrained`` with ``dtype`` under this name; it was ``torch_dtype``, and is called so still.
+
+    Raises:
+        ConfigError: both are there.
+    """
+    if not isinstance(options, Mapping) or "torch_dtype" not in options:
+        return options
+    if "dtype" in options:
+        raise ConfigError(f"{what}: dtype and torch_dtype are the same: keep dtype")
+    return {("dtype" if name == "torch_dtype" else name): value for name, value in options.items()}
 
 
 def placed(model: Any, device: torch.device) -> Any:
@@ -101,9 +135,10 @@ def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
+    name_or_path = in_full(name_or_path)
     if missing := missing_folder(name_or_path):
         raise ConfigError(f"{what}: {missing}")
-    folder = Path(name_or_path).expanduser()
+    folder = Path(name_or_path)
     if folder.is_dir() and not any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
         if is_adapter(name_or_path):  # PEFT saves none with it
             base = base_of(name_or_path, adapter_config(name_or_path, what), what)
@@ -112,11 +147,14 @@ def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **kwargs})
     except Exception as error:  # as above
+        if (folder / "config.json").is_file():  # which it reads too
+            _config(name_or_path, what, kwargs)
         raise ConfigError(
             f"{what}: no tokenizer in {name_or_path!r} can be read ({in_short(error)}); {_TOKENIZER_WAY_OUT}"
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ConfigError(f"{what}: the tokenizer in {name_or_path!r} has no vocabulary, {_TOKENIZER_WAY_OUT}")
+    check_deterministic(tokenizer, what)
     return tokenizer
 
 
@@ -187,6 +225,8 @@ def _config(name: str, what: str, kwargs: Mapping[str, Any]) -> Any:
     try:
         config = kwargs.get("config") or AutoConfig.from_pretrained(name, **hub)
     except Exception as error:  # as above
+        if Path(name, "config.json").is_file() and "trust_remote_code" not in str(error):
+            error = ValueError(f"its config.json cannot be read ({in_short(error)}); mend it, or download it again")
         raise ConfigError(_why_not(error, name, what, None)) from error
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(

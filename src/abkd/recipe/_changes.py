@@ -52,7 +52,8 @@ def check_same_run(recipe: Recipe, directory: Path, begun_in: str | None = None)
             logger.warning("abkd: %s cannot be read, so the settings are not compared with it", file)
         return {}
     changes = _changes(then, read_mapping(recipe.to_yaml(resolved=True), "recipe"), begun_in)
-    other = {name: values for name, values in changes.items() if not _may_change(name)}
+    follows = _follows_evaluations(then)
+    other = {name: values for name, values in changes.items() if not _may_change(name) or (follows and _judges(name))}
     if other:
         told = "; ".join(f"{name} was {written(then)}, now {written(now)}" for name, (then, now) in other.items())
         raise OutputDirError(
@@ -90,6 +91,16 @@ _UNRECORDED = ("overwrite_output_dir", "resume_from_checkpoint")
 
 def _may_change(name: str) -> bool:
     return name in _FREE | _JUDGED_BY_FINGERPRINT or (name.startswith(_ONLY_SEEN) and name not in _NOT_FREE)
+
+
+def _follows_evaluations(recipe: Mapping[str, Any]) -> bool:
+    """Whether the learning rate or the source is moved by what evaluations find."""
+    plateau = recipe.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
+    return plateau or "Adaptive" in str(recipe.get("source"))
+
+
+def _judges(name: str) -> bool:
+    return name in ("metric_for_best_model", "greater_is_better") or name.startswith("eval_")
 
 
 def _places(value: Any, begun_in: str | None) -> Any:

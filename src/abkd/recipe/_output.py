@@ -59,5 +59,8 @@ def _check_records(path: Path) -> None:
 
 def inputs_of(recipe: Recipe) -> dict[str, list[str]]:
     """The files and folders that a recipe reads, by the name of their setting."""
-    given = {name: getattr(recipe, name, None) for name in (*FILES, *DIRECTORIES, *MODELS)}
-    return {name: names(value) for name, value in given.items()}
+    from abkd.models.adapters import base_folder
+
+    given = {name: names(getattr(recipe, name, None)) for name in (*FILES, *DIRECTORIES, *MODELS)}
+    bases = {name: [str(base) for each in given[name] if (base := base_folder(each))] for name in MODELS}
+    return given | {f"the base model of {name}": found for name, found in bases.items()}

@@ -16,6 +16,7 @@ from abkd import notation
 from abkd.errors import ConfigError
 from abkd.output_dir import DEFAULT
 from abkd.recipe import _checks, _fields, _output, _text
+from abkd.storage import in_full
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
@@ -90,6 +91,7 @@ class Recipe:
                 known[name] = _value(name, types, value, flag=name in flags)
             except ConfigError as error:
                 problems.append(f"{'' if name in flags else f'{where}: '}{error}")
+        known = {name: _in_full(name, value) for name, value in known.items()}
         problems = problems or [f"{where}: {problem}" for problem in _checks.contradictions(known)]
         if problems:
             raise ConfigError(_listed(where, problems))
@@ -175,6 +177,13 @@ class Recipe:
             _output.check_output(
                 Path(self.output_dir), overwrite=overwrite, resume=resume, inputs=_output.inputs_of(self)
             )
+
+
+def _in_full(name: str, value: Any) -> Any:
+    """The value of a setting; of a path, or several, with ``~/`` as the home directory."""
+    if not value or name not in (*_checks.FILES, *_checks.DIRECTORIES, *_checks.MODELS, "output_dir"):
+        return value
+    return [*map(in_full, value)] if isinstance(value, list) else in_full(value)
 
 
 def load(path: str | Path) -> Recipe:

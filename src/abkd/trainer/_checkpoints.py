@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from abkd.errors import OutputDirError
+from abkd.models.folders import stored_tensors
 from abkd.output_dir import OF_CHECKPOINT, files_of
 from abkd.storage import read_json, refusals, write_whole
 
@@ -83,6 +84,8 @@ def choose(run_dir: Path, asked: str | bool | None) -> Path | None:
         raise OutputDirError(
             f"cannot resume from {asked}: {reason}. Choose an older checkpoint, or let --resume choose"
         )
+    if not Path(asked).is_dir():
+        raise OutputDirError(f"cannot resume from {asked}: there is no such directory; name a checkpoint-… of the run")
     return Path(asked)
 
 
@@ -92,6 +95,37 @@ def check_optimizer(checkpoint: Path) -> None:
         raise OutputDirError(
             f"cannot resume from {checkpoint}, saved with save_only_model: it has no optimizer to go on with. Start a "
             "new run, with it as the student"
+        )
+
+
+def check_student(checkpoint: Path, model: Any) -> None:
+    """Raise OutputDirError where a checkpoint holds other weights than this student has, by name and shape.
+
+    transformers goes on with what fits. Adapters and shards are stored under other names, and loaded by who knows them.
+    """
+    stored = stored_tensors(str(checkpoint))
+    held: dict[int, list[tuple[str, Any]]] = {}  # one tensor may have several names, of which one is stored
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        held.setdefault(id(tensor), []).append((name, tensor))
+    if not stored or hasattr(model, "get_base_model"):
+        return
+    for names in held.values():
+        found = [(name, stored[name].shape, tuple(tensor.shape)) for name, tensor in names if name in stored]
+        wrong = next((each for each in found if each[1] != each[2]), None)
+        apart = len(found) > 1 and hasattr(model, "save_pretrained")  # which stores what is shared once
+        if wrong is None and found and not apart:
+            continue
+        told = f"{wrong[0]} is {list(wrong[1])} there and {list(wrong[2])} now" if wrong else f"it has no {names[0][0]}"
+        told = f"{found[0][0]} and {found[1][0]} are two there and one now" if apart and not wrong else told
+        raise OutputDirError(
+            f"cannot resume from {checkpoint}: it is of another student ({told}). Put the student back that the run "
+            "began with, or start anew in another output_dir"
+        )
+    known = {name for names in held.values() for name, _ in names} | dict(model.named_buffers()).keys()
+    if unknown := stored.keys() - known:
+        raise OutputDirError(
+            f"cannot resume from {checkpoint}: it is of another student (it holds {min(unknown)}, which this one has "
+            "not). Put the student back that the run began with, or start anew in another output_dir"
         )
 
 

@@ -88,8 +88,11 @@ def _rounded(trainer: DistillTrainer, dtype: torch.dtype, *, merge: bool) -> Any
 
 def _last(trainer: DistillTrainer) -> dict[str, float]:
     """The held-out numbers of the student as it was trained."""
-    for entry in reversed(trainer.state.log_history):
-        if entry.get("step") == trainer.state.global_step and "eval_loss" in entry:
+    state = trainer.state
+    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint
+    step = state.best_global_step if best else state.global_step
+    for entry in reversed(state.log_history):
+        if entry.get("step") == step and "eval_loss" in entry:
             return entry
     return _measure(trainer, None)
 

@@ -18,7 +18,9 @@ import yaml
 import abkd
 from abkd import output_dir
 from abkd.storage import refusals, strict_json, write_sealed, write_whole
+from abkd.teachers.caches import weights_fingerprint
 from abkd.trainer._callbacks import evaluated
+from abkd.trainer._checkpoints import checkpoints
 from abkd.trainer._modality import RUN_FILE, read_record
 
 if TYPE_CHECKING:
@@ -74,6 +76,28 @@ class Record:
             told = describe(self.trainer) | ({"resumed": resumed} if resumed else {})
             told |= {"begun_in": "Python"} if self.recipe is None else {}
             write_whole(self.directory / RUN_FILE, strict_json(told).encode())
+
+    def make_room(self) -> None:
+        """Before a run begins anew: remove what an earlier one left, or say that it is there.
+
+        Raises:
+            OutputDirError: overwrite_output_dir is set, and the folder holds more than runs, or is an input.
+        """
+        trainer, directory = self.trainer, self.directory
+        if trainer.is_world_process_zero():
+            if trainer.distill_args.overwrite_output_dir:
+                given = [trainer.models.student.model, *getattr(trainer.models.teacher, "models", ())]
+                output_dir.check_inputs(directory, {"a model": [model_name(model) for model in given]})
+                output_dir.check_overwrite(directory)
+                output_dir.remove_runs(directory)
+            elif (old := checkpoints(directory)) and self.recipe is None:
+                logger.warning(
+                    "abkd: %s holds %s of an earlier run, which a resume might go on from: name another output_dir, or "
+                    "set overwrite_output_dir",
+                    directory,
+                    old[-1].name,
+                )
+        trainer.accelerator.wait_for_everyone()
 
     def is_evaluated(self) -> bool:
         """Whether there is an evaluation after the last step (of this run, or of one that it goes on from)."""
@@ -155,6 +179,7 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
         "source": repr(trainer.distill_args.source),
         "teacher": _teacher_name(trainer),
         "teacher_parameters": sum(map(_size, models.teacher.models if models.teacher is not None else ())) or None,
+        "teacher_fingerprint": _fingerprint(trainer),
         "data_fingerprint": getattr(train, "fingerprint", None),
         "train_rows": len(train) if train is not None else 0,
         "dropped": getattr(train, "dropped", 0),
@@ -181,6 +206,13 @@ def _teacher_name(trainer: DistillTrainer) -> str:
     kind, reader = repr(trainer.distill_args.teacher), trainer.models.teacher
     names = ", ".join(map(model_name, reader.models)) if reader is not None else ""
     return names if kind == "Live()" else f"{kind} {names}".strip()
+
+
+def _fingerprint(trainer: DistillTrainer) -> str | None:
+    """Of the models that were given as teachers; None where there are none, or where a cache has known them."""
+    spec, reader = trainer.distill_args.teacher, trainer.models.teacher
+    given: Any = () if reader is None or spec.needs[0] == 0 else reader.models  # type: ignore[union-attr]
+    return weights_fingerprint(given) if given else None
 
 
 def model_name(model: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ from abkd.training_arguments import word
 logger = logging.getLogger("abkd")
 
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # since transformers 5.20, and before
+_OF_CHECKPOINTING: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("use_reentrant", "preserve_rng_state", "debug"), (lambda x: isinstance(x, bool), "true or false")),
+    "determinism_check": (lambda x: x in ("default", "none"), "default or none"),
+    "context_fn": (callable, "a function"),
+}
 _NO_GRADIENT = 1e-9
 _LOOKED_AT = 256  # numbers of a weight
 _LARGE_RATE = 10.0  # SGD on images takes up to 1
@@ -101,8 +106,12 @@ def check_recomputed(model: Any, args: Any) -> None:
     options = [f"{name}_kwargs" for name in _CHECKPOINTING]
     known -= {"function", "args", "kwargs", *options}
     for name in options:
-        if unknown := set(getattr(args, name, None) or ()) - known:
+        given = getattr(args, name, None) or {}
+        if unknown := set(given) - known:
             raise ConfigError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")
+        for key, (fits, words) in _OF_CHECKPOINTING.items():
+            if key in given and not fits(given[key]):
+                raise ConfigError(f"{name}: {key} must be {words}, but is {shown(given[key])}")
 
 
 def check_metric(args: DistillConfig, values: Mapping[str, float]) -> None:

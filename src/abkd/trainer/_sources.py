@@ -250,6 +250,10 @@ class Followers(TrainerCallback):
     def __init__(self, trainer: DistillTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step == 0:  # also where auto_find_batch_size begins again
+            self.trainer.saved_step, self.trainer._sums = -1, {}
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.trainer.models.teacher is not None:
             self.trainer.models.teacher.after_step(state.global_step)

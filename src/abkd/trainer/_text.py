@@ -140,7 +140,8 @@ def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
     """The student with what is to be trained: all of it, fresh adapters, or those that it has."""
     if isinstance(model, str):
         use_peft = peft_config is not None
-        name, model = model, load_student(model, use_peft=use_peft, dtype=torch.float32)
+        options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+        name, model = model, load_student(model, use_peft=use_peft, **options)
         if args.save_dtype is None and (args.merge_adapter or not use_peft):
             args.save_dtype = stored_dtype(name)  # type: ignore[assignment]
         peft_config = None if has_adapters(model) else peft_config

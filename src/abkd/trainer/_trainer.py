@@ -208,6 +208,7 @@ class DistillTrainer(DataLoading):
             StorageError: a checkpoint could not be written; the one before it, if any, is whole.
             OutputDirError: there is no whole checkpoint to resume from.
         """
+        resume_from_checkpoint = resume_from_checkpoint or self.args.resume_from_checkpoint
         with output_dir.claimed(Path(str(self.args.output_dir))) if self.is_world_process_zero() else nullcontext():
             return self._train(resume_from_checkpoint, *args, **kwargs)
 
@@ -216,6 +217,9 @@ class DistillTrainer(DataLoading):
         start = _checkpoints.choose(Path(str(self.args.output_dir)), resume_from_checkpoint)
         if start is not None and not self.is_deepspeed_enabled:
             _checkpoints.check_optimizer(start)
+            _checkpoints.check_student(start, self.models.student.model)
+        if start is None:
+            self.record.make_room()
         logger.info("abkd: %s", self.task.objective.formula(self.modality.rows_are))
         say_what_is_extreme(self.distill_args)
         self._sums, self.saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None

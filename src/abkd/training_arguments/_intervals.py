@@ -112,4 +112,8 @@ def settle_metric(values: Mapping[str, Any], *, one_loss: bool) -> dict[str, Any
             )
         return {}
     name = name or "loss"
-    return {"metric_for_best_model": name, "greater_is_better": higher_is_better(name) if higher is None else higher}
+    higher = higher_is_better(name) if higher is None else higher
+    found = {"metric_for_best_model": name, "greater_is_better": higher}
+    if plateau and higher:
+        found["lr_scheduler_kwargs"] = {"mode": "max", **(values.get("lr_scheduler_kwargs") or {})}
+    return found

@@ -52,7 +52,7 @@ _RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
 }
 _EMPTY = (None, False, 0, "no", "", [], {})
-_OF_WORKERS = ("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context")
+_OF_WORKERS = ("dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
@@ -161,7 +161,26 @@ def _others(values: Mapping[str, Any]) -> list[str]:
         found.append("lr_scheduler_kwargs belong to lr_scheduler_type, which lr_milestones replace: leave them out")
     if values.get("warmup_ratio") and values.get("warmup_steps"):
         found.append("warmup_ratio is here warmup_steps below 1 (a share of all steps): keep warmup_steps")
-    return [*found, *_loader(values), *_optim_args(values)]
+    return [*found, *_loader(values), *_optim_args(values), *_of_others(values)]
+
+
+def _of_others(values: Mapping[str, Any]) -> list[str]:
+    """Numbers that belong to another schedule or optimizer than the one that is taken."""
+    schedule, optimizer = (word(values.get(*each)) for each in (("lr_scheduler_type", "cosine"), ("optim", "")))
+    found = []
+    if schedule in _NO_WARMUP and values.get("warmup_steps") not in (None, 0, _WARMUP):
+        found.append(
+            f"warmup_steps has no effect with lr_scheduler_type: {schedule}; constant_with_warmup has a warm-up"
+        )
+    if schedule.startswith("constant") and values.get("lr_scheduler_kwargs"):
+        found.append(f"lr_scheduler_kwargs have no effect with lr_scheduler_type: {schedule}: leave them out")
+    if optimizer in (*OPTIM_ARGS, "adafactor"):
+        adam = [name for name in ("adam_beta1", "adam_beta2", "adam_epsilon") if _changed(name, values)]
+        way_out = f"set optim_args ({OPTIM_ARGS[optimizer]})" if optimizer in OPTIM_ARGS else "leave it out"
+        found += [f"{name} has no effect with optim: {optimizer}: {way_out}" for name in adam]
+    if values.get("lr_decay", _LR_DECAY) != _LR_DECAY and not values.get("lr_milestones"):
+        found.append("lr_decay is the factor at lr_milestones, which are not set")
+    return found
 
 
 def _loader(values: Mapping[str, Any]) -> list[str]:
@@ -173,6 +192,11 @@ def _loader(values: Mapping[str, Any]) -> list[str]:
     accumulation = asked.get("gradient_accumulation_kwargs") or {}
     return [
         *(["accelerator_config: num_steps is gradient_accumulation_steps here"] if "num_steps" in accumulation else []),
+        *(
+            f"accelerator_config: gradient_accumulation_kwargs has no {name!r}; it has {', '.join(_ACCUMULATION)}"
+            for name in accumulation
+            if name not in (*_ACCUMULATION, "num_steps")
+        ),
         *(
             f"accelerator_config: {name}: {asked[name]!r} has no effect here, for batches are shared out by the order "
             "of the rows: leave it out"
@@ -204,17 +228,35 @@ def read_optim_args(name: str, text: str) -> dict[str, float | bool]:
     found: dict[str, float | bool] = {}
     for part in str(text).replace(" ", "").split(","):
         key, _, value = part.partition("=")
+        if key == "weight_decay":
+            raise ConfigError("optim_args: weight_decay is a setting of its own, which would win: set weight_decay")
         if key not in OPTIM_ARGS[name].split():
             taken = ", ".join(OPTIM_ARGS[name].split())
             raise ConfigError(f"optim_args of {name} are {taken}, as {taken.split(',')[0]}=0.9; got {part!r}")
-        try:
-            found[key] = value.lower() in ("true", "yes") if value.isalpha() else float(value)
-        except ValueError as error:
-            raise ConfigError(f"optim_args: {key} must be a number, or true or false; got {value!r}") from error
+        found[key] = _truth(key, value) if key in ("nesterov", "centered") else _number(key, value)
     return found
 
 
+def _truth(key: str, text: str) -> bool:
+    if text.lower() not in ("true", "yes", "false", "no"):
+        raise ConfigError(f"optim_args: {key} must be true or false; got {text!r}")
+    return text.lower() in ("true", "yes")
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(f"optim_args: {key} must be a number; got {text!r}")
+    return value
+
+
+_NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+_WARMUP, _LR_DECAY = 0.03, 0.1  # defaults of DistillConfig
 _OF_TORCH = ("adamw_torch", "adafactor")
+_ACCUMULATION = ("adjust_scheduler", "sync_with_dataloader", "sync_each_batch")
 _OF_LOADER = {
     "split_batches": (False, None),
     "dispatch_batches": (False, None),

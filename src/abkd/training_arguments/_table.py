@@ -18,10 +18,10 @@ WORKS = frozenset(
     log_level log_level_replica disable_tqdm report_to eval_strategy eval_steps eval_delay eval_on_start save_strategy
     save_steps save_total_limit save_only_model push_to_hub load_best_model_at_end
     metric_for_best_model greater_is_better full_determinism seed data_seed use_cpu no_cuda accelerator_config
-    dataloader_drop_last dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers
+    dataloader_drop_last dataloader_num_workers dataloader_pin_memory
     dataloader_prefetch_factor dataloader_multiprocessing_context ddp_find_unused_parameters ddp_bucket_cap_mb
     ddp_broadcast_buffers ddp_backend ddp_timeout fsdp deepspeed debug skip_memory_metrics
-    resume_from_checkpoint group_by_length overwrite_output_dir
+    resume_from_checkpoint group_by_length overwrite_output_dir restore_callback_states_from_checkpoint
     """.split()
 )
 
@@ -34,7 +34,6 @@ HARMLESS: Mapping[str, str] = {
     "eval_use_gather_object": "an evaluation gathers sums alone",
     "log_on_each_node": "the first process alone writes",
     "logging_nan_inf_filter": "a loss that is not finite ends the run",
-    "restore_callback_states_from_checkpoint": "it is about the callbacks of the caller, which transformers restores",
     "run_name": "a label for trackers",
     "logging_dir": "where tensorboard's files go",
     "use_mps_device": "transformers takes such a device by itself",
@@ -77,6 +76,7 @@ REFUSED: Mapping[str, str] = {
     "length_column_name": "lengths are counted when rows are tokenised; for batches of similar length: "
     "group_by_length: true",
     "dataloader_in_order": "a run could not be repeated if its batches came in any order",
+    "dataloader_persistent_workers": "a resumed run would draw other random numbers than one that was never stopped",
     "ignore_data_skip": "--resume goes on exactly where the run stopped",
     "enable_jit_checkpoint": "a checkpoint is saved at Ctrl-C and SIGTERM anyway",
     "parallelism_config": "tensor and context parallelism are not supported; for several GPUs: accelerate "
@@ -109,8 +109,8 @@ BELONGS: Mapping[str, str] = {
 """Fields that work where another setting is made, and mean nothing without it: which."""
 
 OPTIM_ARGS: Mapping[str, str] = {
-    "sgd": "momentum dampening weight_decay nesterov",
-    "adagrad": "lr_decay weight_decay eps",
-    "rmsprop": "momentum alpha eps weight_decay centered",
+    "sgd": "momentum dampening nesterov",
+    "adagrad": "lr_decay eps",
+    "rmsprop": "momentum alpha eps centered",
 }
 """Options of torch's optimizers that ``optim_args`` may set; those of other packages have their own."""

@@ -66,7 +66,7 @@ def step_problems(args: Any) -> list[str]:
         return [f"optim_args do not fit optim: {name}: {error}"]
     try:
         _try_schedule(args)
-    except (ValueError, TypeError, AssertionError) as error:
+    except Exception as error:  # noqa: BLE001  # of a schedule made of anything
         return [f"lr_scheduler_kwargs do not fit lr_scheduler_type: {word(args.lr_scheduler_type)}: {error}"]
     return []
 
@@ -81,10 +81,14 @@ def _try_schedule(args: Any) -> None:
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
-    get_scheduler(
+    schedule: Any = get_scheduler(
         args.lr_scheduler_type,
         optimizer=optimizer,
         num_warmup_steps=args.get_warmup_steps(_STEPS),
         num_training_steps=_STEPS,
         scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
     )
+    metric = {"metrics": 1.0} if word(args.lr_scheduler_type) in ("reduce_lr_on_plateau", "greedy") else {}
+    optimizer.step()
+    for _ in range(_STEPS):
+        schedule.step(**metric)

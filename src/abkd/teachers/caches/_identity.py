@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from abkd.data.vocabulary import PROBES
@@ -55,6 +56,20 @@ def image_identity(teacher: str | Classifier, options: Mapping[str, Any] | None 
         name = teacher.source or type(teacher.model).__name__
         known = _hash([*_weights(teacher.model), repr(teacher.preparation).encode()])
     return {"name": name, "revision": revision, "teacher": known, "images": True}
+
+
+def weights_fingerprint(models: Iterable[nn.Module]) -> str:
+    """16 hexadecimal digits of the names, shapes and samples of weights; the same for float32 and bfloat16 of them."""
+    return _hash(part for model in models for part in _rounded(model))
+
+
+def _rounded(model: nn.Module) -> Iterator[bytes]:
+    for name, tensor in model.state_dict().items():
+        yield f"{name} {tuple(tensor.shape)}".encode()
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // _SAMPLES)].cpu()
+        some = some.to(torch.bfloat16).view(torch.int16) if some.is_floating_point() else some
+        yield some.numpy().tobytes()
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
