@@ -135,6 +135,14 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
             "warmup_steps has no effect with lr_sched",
         ),
         ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 1}}, "lr_scheduler_kwargs have no effect with"),
+        (
+            {"eval_delay": 4, "eval_strategy": "epoch"},
+            "eval_delay is 4 epochs, and the run ends after 3: nothing would",
+        ),
+        (
+            {"eval_delay": 4, "eval_steps": 1, "max_steps": 3},
+            "eval_delay is 4 steps, and the run ends after 3: nothing",
+        ),
         ({"lr_decay": 0.5}, "lr_decay is the factor at lr_milestones, which are not set"),
         (
             {"accelerator_config": {"gradient_accumulation_kwargs": {"foo": 1}}},

@@ -49,7 +49,18 @@ def interval_problems(values: Mapping[str, Any]) -> list[str]:
     strategy = word(values.get("logging_strategy"))
     if strategy not in (None, "steps") and values.get("logging_steps", 10) != 10:
         found.append(f"logging_steps belongs to logging_strategy: steps, but that is {strategy!r}; leave one out")
-    return found
+    return [*found, *_never_evaluated(values)]
+
+
+def _never_evaluated(values: Mapping[str, Any]) -> list[str]:
+    """One sentence where ``eval_delay`` is longer than the run, as far as that can be told without its rows."""
+    strategy, delay = intervals(values)["eval_strategy"], values.get("eval_delay")
+    steps, epochs = values.get("max_steps", -1), values.get("num_train_epochs", 3.0)
+    end = {"steps": steps if steps > 0 else None, "epoch": epochs if steps <= 0 else None}.get(strategy)
+    if not isinstance(delay, int | float) or end is None or delay <= end:
+        return []
+    unit = "steps" if strategy == "steps" else "epochs"
+    return [f"eval_delay is {delay:g} {unit}, and the run ends after {end:g}: nothing would be evaluated"]
 
 
 def best_model_problems(values: Mapping[str, Any]) -> list[str]:
