@@ -24,6 +24,7 @@ PLAIN: dict[str, Any] = {  # a step of plain gradient descent moves the weights 
     "max_grad_norm": 0.0,
     "learning_rate": 0.05,
     "lr_scheduler_type": "constant",
+    "lr_scheduler_kwargs": None,
     "warmup_steps": 0,
     "weight_decay": 0.0,
     "max_steps": 2,

@@ -184,7 +184,8 @@ def _check_layers(model: PreTrainedModel, student: PreTrainedModel, kept: Sequen
     for each in (model, student):
         each.eval()
     try:
-        model.base_model(input_ids=torch.arange(1, 1 + _TOKENS, device=model.device)[None], use_cache=False)
+        ids = torch.arange(1, 1 + _TOKENS, device=model.device) % model.get_input_embeddings().weight.shape[0]
+        model.base_model(input_ids=ids[None], use_cache=False)
         for place, number in enumerate(kept):
             args, kwargs, expected = calls[number]
             found, expected = _hidden(after[place](*args, **kwargs)), _hidden(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import pickle
 from collections.abc import Callable
@@ -102,12 +103,14 @@ class DataLoading(Optimizing):
         The best number is that of all evaluations: early stopping goes by it.
         """
         state, best = self.state, self.state.best_global_step
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if not math.isfinite(metrics.get(name, 0.0)):  # which is said already
+            return False
         is_best = super()._determine_best_metric(metrics, trial)
         if word(self.args.save_strategy) == "best" or not self.args.metric_for_best_model:
             return is_best
         state.best_global_step = best
         if self.control.should_save:
-            name = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
             before = next((each[name] for each in state.log_history if each["step"] == best and name in each), None)
             sign = -1 if self.args.greater_is_better else 1
             if before is None or sign * metrics[name] < sign * before:
