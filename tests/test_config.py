@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from abkd import AlphaBeta, DistillConfig, ForwardKL, ReverseKL, TeacherConfidence, WeightedSum, anneal, stages
 from abkd.errors import ConfigError
+from training_parts import SINCE_5
 
 
 def config(**options: Any) -> DistillConfig:
@@ -115,7 +116,7 @@ def test_torch_dtype_is_dtype() -> None:
         DistillConfig(output_dir="run", model_init_kwargs={"torch_dtype": "float16", "dtype": "float32"})
 
 
-@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", pytest.param("greedy", marks=SINCE_5)])
 def test_a_schedule_that_follows_a_metric_knows_which_way_is_better(schedule: str) -> None:
     options = {"output_dir": "run", "lr_scheduler_type": schedule, "eval_strategy": "epoch", "warmup_steps": 0}
     modes = [

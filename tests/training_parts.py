@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from abkd import AlphaBeta, DistillConfig, DistillTrainer
 from tiny_parts import make_chatml
+
+SINCE_5 = pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 does otherwise, or has it not")
 
 # its name since transformers 5.20
 CHECKPOINTING = "activation_checkpointing"

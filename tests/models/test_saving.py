@@ -276,5 +276,5 @@ def test_generation_settings_that_cannot_be_saved_do_not_end_a_run(given, tmp_pa
     run(load_student(name, use_peft=False, dtype=torch.float32), tmp_path / "out")
     assert "generation_config.json of" in caplog.text
     kept = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert kept["eos_token_id"] == 1
+    assert kept["eos_token_id"] in (1, [1])
     assert not given.keys() & kept.keys() - {"do_sample"}

@@ -16,7 +16,19 @@ from abkd.errors import ConfigError, OutputDirError
 from abkd.trainer import _trainer
 from abkd.trainer._checkpoints import checkpoints
 from abkd.trainer._final import _last
-from training_parts import CHECKPOINTING, config, gap, gpt2, llama, rows, save_models, tokenizer, trainer, weights
+from training_parts import (
+    CHECKPOINTING,
+    SINCE_5,
+    config,
+    gap,
+    gpt2,
+    llama,
+    rows,
+    save_models,
+    tokenizer,
+    trainer,
+    weights,
+)
 
 SHORT = {"max_steps": 2, "lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0}
 
@@ -124,6 +136,7 @@ def test_what_is_evaluated_and_logged_when(tmp_path, monkeypatch):
     assert [record["step"] for record in history if "eval_loss" in record] == [0, 3, 4]  # 0: the untrained student
 
 
+@SINCE_5
 def test_the_loader_is_as_it_was_asked_for(tmp_path):
     loader = trainer(
         tmp_path,

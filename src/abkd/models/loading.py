@@ -247,7 +247,7 @@ def _why_not(error: Exception, name: str, what: str, config: Any) -> str:
             "it needs code that comes with the model, which abkd does not run; if you trust that code, load the model "
             "yourself and give it to DistillTrainer"
         )
-    elif "ignore_mismatched_sizes" in text and config is not None:
+    elif ("ignore_mismatched_sizes" in text or "size mismatch" in text) and config is not None:
         reason = f"{_reshaped(name, config)}: config.json and the weights are of different models; download them again"
     elif isinstance(error, UnpicklingError):
         reason = "its .bin file holds more than tensors, and would run code; take a model in safetensors"
