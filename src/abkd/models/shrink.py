@@ -184,7 +184,8 @@ def _check_layers(model: PreTrainedModel, student: PreTrainedModel, kept: Sequen
     for each in (model, student):
         each.eval()
     try:
-        ids = torch.arange(1, 1 + _TOKENS, device=model.device) % model.get_input_embeddings().weight.shape[0]
+        table: Any = model.get_input_embeddings()
+        ids = torch.arange(1, 1 + _TOKENS, device=model.device) % len(table.weight)
         model.base_model(input_ids=ids[None], use_cache=False)
         for place, number in enumerate(kept):
             args, kwargs, expected = calls[number]
