@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,11 @@ def test_a_model_that_cannot_be_packed_says_so(tmp_path: Path) -> None:
     config = transformers.BloomConfig(vocab_size=340, hidden_size=32, n_layer=1, n_head=4)
     with pytest.raises(ConfigError, match=r"BloomForCausalLM cannot be run on packed rows .*set packing: false"):
         trainer(tmp_path, transformers.BloomForCausalLM(config), packing=True)
+
+
+def test_packed_rows_are_counted_as_rows(tmp_path):
+    made = trainer(tmp_path, max_steps=1, packing=True, eval_dataset=rows(5))
+    made.train()
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["train_rows"], record["held_out_rows"]) == (12, 5)
+    assert len(made.train_dataset) < 12

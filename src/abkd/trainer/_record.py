@@ -17,6 +17,7 @@ import yaml
 
 import abkd
 from abkd import output_dir
+from abkd.data import TokenizedDataset
 from abkd.storage import refusals, strict_json, write_sealed, write_whole
 from abkd.teachers.caches import weights_fingerprint
 from abkd.trainer._callbacks import evaluated
@@ -181,12 +182,12 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
         "teacher_parameters": sum(map(_size, models.teacher.models if models.teacher is not None else ())) or None,
         "teacher_fingerprint": _fingerprint(trainer),
         "data_fingerprint": getattr(train, "fingerprint", None),
-        "train_rows": len(train) if train is not None else 0,
+        "train_rows": _rows_of(train),
         "dropped": getattr(train, "dropped", 0),
         "truncated": getattr(train, "truncated", 0),
         **(trainer.modality.describe(models, train) if train is not None else {}),
         "held_out_fingerprint": getattr(held_out, "fingerprint", None),
-        "held_out_rows": len(held_out) if held_out is not None else 0,
+        "held_out_rows": _rows_of(held_out),
         "seed": trainer.args.seed,
         "processes": trainer.args.world_size,
         "device": str(trainer.args.device),
@@ -206,6 +207,13 @@ def _teacher_name(trainer: DistillTrainer) -> str:
     kind, reader = repr(trainer.distill_args.teacher), trainer.models.teacher
     names = ", ".join(map(model_name, reader.models)) if reader is not None else ""
     return names if kind == "Live()" else f"{kind} {names}".strip()
+
+
+def _rows_of(data: Any) -> int:
+    """The rows that are used; several of them may be packed into one sequence."""
+    if isinstance(data, TokenizedDataset) and data.account.rows:
+        return data.account.rows - sum(data.account.dropped.values())
+    return 0 if data is None else len(data)
 
 
 def _fingerprint(trainer: DistillTrainer) -> str | None:
