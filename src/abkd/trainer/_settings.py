@@ -23,6 +23,7 @@ from transformers.training_args import ParallelMode
 from abkd.config import DistillConfig
 from abkd.divergences import AlphaBeta
 from abkd.errors import ConfigError, shown
+from abkd.sources import Dataset
 from abkd.trainer._hub import check_hub
 from abkd.training_arguments import word
 
@@ -33,6 +34,10 @@ _OF_CHECKPOINTING: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("use_reentrant", "preserve_rng_state", "debug"), (lambda x: isinstance(x, bool), "true or false")),
     "determinism_check": (lambda x: x in ("default", "none"), "default or none"),
     "context_fn": (callable, "a function"),
+}
+_OF_WRITING = {
+    name: DistillConfig.__dataclass_fields__[name].default
+    for name in ("generation_kwargs", "num_generations", "max_completion_length")
 }
 _NO_GRADIENT = 1e-9
 _LOOKED_AT = 256  # numbers of a weight
@@ -124,7 +129,11 @@ def check_metric(args: DistillConfig, values: Mapping[str, float]) -> None:
 
 
 def say_what_is_extreme(args: DistillConfig) -> None:
-    """Warn of numbers with which a run is likely to learn nothing or not to stay finite."""
+    """Warn of numbers that mean nothing, or with which a run is likely to learn nothing or not to stay finite."""
+    if args.source == Dataset() and not args.eval_samples:
+        unused = [name for name, unset in _OF_WRITING.items() if getattr(args, name) not in (None, unset)]
+        if unused:
+            logger.warning("abkd: no model writes text in this run, which leaves %s without effect", ", ".join(unused))
     if args.learning_rate > _LARGE_RATE:
         logger.warning("abkd: learning_rate is %g; usual are 1e-5 to 1e-1", args.learning_rate)
     divergences = {term.divergence for term in args.objective().at_any_time()}
