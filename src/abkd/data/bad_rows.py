@@ -16,3 +16,8 @@ class BadRowError(Exception):
 
     def __reduce__(self) -> tuple[type[BadRowError], tuple[str, str]]:
         return type(self), (self.reason, str(self))  # exceptions travel between processes
+
+
+def cannot_be_read(error: Exception) -> str:
+    """What a data set of the user's own said when it was asked for a row."""
+    return f"cannot be read ({type(error).__name__}: {error})"

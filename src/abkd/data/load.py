@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from abkd.data.bad_rows import cannot_be_read
 from abkd.data.files import READABLE, DataFile, find_files
 from abkd.data.messages import row_of_table
 from abkd.data.progress import progress
@@ -177,9 +178,7 @@ def _each(rows: Iterable[Any], name: str) -> Iterator[Any]:
     except AbkdError:
         raise
     except Exception as error:  # of code that is not ours
-        raise DataError(
-            f"{name}, row {at + 1}: cannot be read ({type(error).__name__}: {error}). Repair it, or leave it out"
-        ) from error
+        raise DataError(f"{name}, row {at + 1}: {cannot_be_read(error)}. Repair it, or leave it out") from error
 
 
 def open_table(name: str, config: str | None, split: str, way_out: str, *, streaming: bool = False) -> Any:

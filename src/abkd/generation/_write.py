@@ -152,6 +152,7 @@ class _Writer:
     def __post_init__(self) -> None:
         if hasattr(self.model, "get_base_model"):  # PEFT: the adapters are inside
             self.model = self.model.get_base_model()
+        self.first_position = first_position(self.model)
         own = getattr(self.model.generation_config, "eos_token_id", None)
         ends = {*([] if own is None else [own] if isinstance(own, int) else own), self.tokenizer.eos_token_id}
         self.ends = sorted(ends - {None})
@@ -170,7 +171,7 @@ class _Writer:
         settings = self._settings(max(limits))
         # generate() would fill what is not set from the model's own settings: a top-k, a penalty, a length
         self.model.generation_config = settings
-        with _positions(self.model, room):
+        with _positions(self.model, self.first_position, room):
             try:
                 written = self.model.generate(
                     input_ids=ids,
@@ -218,12 +219,11 @@ class _Writer:
 
 
 @contextlib.contextmanager
-def _positions(model: Any, room: int) -> Iterator[None]:
-    """Counted from the model's first one, where generate() counts from 0.
+def _positions(model: Any, first: int, room: int) -> Iterator[None]:
+    """Counted from the model's ``first`` one, where generate() counts from 0.
 
     Rows that are done stay in the batch, and go on counting beyond what the model knows: they count no further.
     """
-    first = first_position(model)
 
     def settled(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         positions = kwargs.get("position_ids")

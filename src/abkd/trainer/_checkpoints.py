@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from abkd.errors import OutputDirError
-from abkd.models.folders import stored_tensors
+from abkd.models.folders import Stored, stored_tensors
 from abkd.output_dir import OF_CHECKPOINT, files_of
 from abkd.storage import read_json, refusals, write_whole
 
@@ -104,29 +104,32 @@ def check_student(checkpoint: Path, model: Any) -> None:
     transformers goes on with what fits. Adapters and shards are stored under other names, and loaded by who knows them.
     """
     stored = stored_tensors(str(checkpoint))
-    held: dict[int, list[tuple[str, Any]]] = {}  # one tensor may have several names, of which one is stored
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        held.setdefault(id(tensor), []).append((name, tensor))
-    if not stored or hasattr(model, "get_base_model"):
-        return
-    for names in held.values():
-        found = [(name, stored[name].shape, tuple(tensor.shape)) for name, tensor in names if name in stored]
-        wrong = next((each for each in found if each[1] != each[2]), None)
-        apart = len(found) > 1 and hasattr(model, "save_pretrained")  # which stores what is shared once
-        if wrong is None and found and not apart:
-            continue
-        told = f"{wrong[0]} is {list(wrong[1])} there and {list(wrong[2])} now" if wrong else f"it has no {names[0][0]}"
-        told = f"{found[0][0]} and {found[1][0]} are two there and one now" if apart and not wrong else told
+    why = _why_another(stored, model) if stored and not hasattr(model, "get_base_model") else None
+    if why is not None:
         raise OutputDirError(
-            f"cannot resume from {checkpoint}: it is of another student ({told}). Put the student back that the run "
+            f"cannot resume from {checkpoint}: it is of another student ({why}). Put the student back that the run "
             "began with, or start anew in another output_dir"
         )
-    known = {name for names in held.values() for name, _ in names} | dict(model.named_buffers()).keys()
-    if unknown := stored.keys() - known:
-        raise OutputDirError(
-            f"cannot resume from {checkpoint}: it is of another student (it holds {min(unknown)}, which this one has "
-            "not). Put the student back that the run began with, or start anew in another output_dir"
-        )
+
+
+def _why_another(stored: Mapping[str, Stored], model: Any) -> str | None:
+    """How the weights of a model differ from stored ones; None where they do not."""
+    held: dict[int, dict[str, Any]] = {}  # one tensor may have several names
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        held.setdefault(id(tensor), {})[name] = tensor
+    stored_once = hasattr(model, "save_pretrained")  # under one of its names; a plain module stores them all
+    for tensors in held.values():
+        there = [name for name in tensors if name in stored]
+        if not there:
+            return f"it has no {next(iter(tensors))}"
+        for name in there:
+            if stored[name].shape != tensors[name].shape:
+                return f"{name} is {list(stored[name].shape)} there and {list(tensors[name].shape)} now"
+        if stored_once and len(there) > 1:
+            return f"{there[0]} and {there[1]} are two there and one now"
+    known = {name for tensors in held.values() for name in tensors} | dict(model.named_buffers()).keys()
+    unknown = min(stored.keys() - known, default=None)
+    return None if unknown is None else f"it holds {unknown}, which this one has not"
 
 
 def newest_whole(run_dir: Path) -> tuple[Path, list[str]]:

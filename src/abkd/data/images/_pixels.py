@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from abkd.data.bad_rows import BadRowError
+from abkd.data.bad_rows import BadRowError, cannot_be_read
 from abkd.data.images._decode import Uint8
 from abkd.errors import AbkdError
 
@@ -93,7 +93,7 @@ class Items:
         except AbkdError:
             raise
         except Exception as error:  # of code that is not ours
-            raise BadRowError("cannot be read", f"cannot be read ({type(error).__name__}: {error})") from error
+            raise BadRowError("cannot be read", cannot_be_read(error)) from error
 
     def where(self, row: int) -> str:
         return f"row {row + 1}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from abkd.data.bad_rows import cannot_be_read
 from abkd.data.images._images import Images
 from abkd.data.images._labels import tidy_labels
 from abkd.data.images._pixels import Items
@@ -76,9 +77,7 @@ def _item(source: Any, row: int, name: str) -> Any:
     except AbkdError:
         raise
     except Exception as error:  # of code that is not ours
-        raise DataError(
-            f"{name}, row {row + 1}: cannot be read ({type(error).__name__}: {error}). Repair it, or leave it out"
-        ) from error
+        raise DataError(f"{name}, row {row + 1}: {cannot_be_read(error)}. Repair it, or leave it out") from error
 
 
 def _parts(item: Any, row: int, name: str) -> tuple[Any, Any]:
