@@ -21,7 +21,7 @@ from abkd.image_data import load_image_data
 from abkd.models.adapters import check_peft, has_adapters
 from abkd.models.loading import load_student, load_tokenizer
 from abkd.models.saving import stored_dtype
-from abkd.output_dir import OF_CHECKPOINT, check_overwrite, claimed, remove_runs
+from abkd.output_dir import OF_CHECKPOINT, check_overwrite, claimed
 from abkd.recipe import Recipe
 from abkd.recipe._changes import check_same_run, written
 from abkd.storage import read_sealed
@@ -73,13 +73,12 @@ def _distill(recipe: Recipe, resume: bool, prepare: Callable[[], object] | None)
         return None
     config = recipe.distill_config()
     check_hub(config)
-    config.overwrite_output_dir = not start  # what an earlier run in its place recorded is not to be taken up
+    config.overwrite_output_dir = not start  # the trainer empties the folder, and takes up nothing recorded there
     trainer = build_trainer(recipe, config, *load_data(recipe, config))
     if start:
         _check_data(trainer, directory)
     if prepare is not None:
         prepare()
-    _clear(directory, keep=bool(start), processes=config.world_size)
     trainer.record.recipe, trainer.record.changed = _to_record(recipe), changed
     trainer.train(resume_from_checkpoint=start)
     finish(trainer)
@@ -140,16 +139,6 @@ def _check_data(trainer: DistillTrainer, directory: Path) -> None:
             f"{directory} was begun with another teacher (the weights of {now['teacher']} have changed since): put "
             "those back, or start anew in another output_dir"
         )
-
-
-def _clear(directory: Path, *, keep: bool, processes: int) -> None:
-    """Remove what an earlier run left, now that all of the new one is loaded and checked."""
-    if _first_process() and not keep:
-        remove_runs(directory)
-    if processes > 1:  # the others look into it next
-        import torch
-
-        torch.distributed.barrier()
 
 
 def _to_record(recipe: Recipe) -> str:
