@@ -144,7 +144,8 @@ EXPECTED |= {"NaN weight": 3, "NaN gradient": 3}
 
 def disturbed(folder: Path, variant: str, steps: int, draw: random.Random) -> tuple[Counter[str], list[str]]:
     """Run to the end through faults: how often each happened, and what ended otherwise than it should."""
-    happened, wrong, bag = Counter[str](), [], list[str]()
+    happened, wrong = Counter[str](), []
+    bag, damages = list[str](), list[str]()  # each kind once before any comes again
     while not (folder / FINAL).exists():
         reached = max([_checkpoints.step_of(path) for path in whole(folder)], default=0)
         bag = bag or draw.sample(FAULTS, len(FAULTS))
@@ -155,8 +156,9 @@ def disturbed(folder: Path, variant: str, steps: int, draw: random.Random) -> tu
         if code not in (EXPECTED[kind], 0):
             wrong.append(f"{kind} from step {reached}: exit code {code}")
         happened[kind] += code != 0
-        if len(whole(folder)) > 1 and draw.random() < 0.4:
-            how = draw.choice(DAMAGES)
+        if len(whole(folder)) > 1 and draw.random() < 0.6:
+            damages = damages or draw.sample(DAMAGES, len(DAMAGES))
+            how = damages.pop()
             damage(whole(folder)[-1], how, draw)
             happened[how] += 1
         if len(wrong) > 3 or sum(happened.values()) > 3 * steps:
