@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from abkd.data import check_same_tokenizer, prepare_dataset, shared_vocabulary_size
+from abkd.data import check_same_tokenizer, prepare_dataset, pretraining_chunks, shared_vocabulary_size
 from abkd.data.vocabulary import check_deterministic
 from abkd.errors import ConfigError, VocabularyError
 from tiny_parts import make_chatml, make_llama
@@ -89,6 +89,8 @@ class TestAtRandom:
                 check_same_tokenizer(*pair)
         with pytest.raises(ConfigError, match="the tokenizer: expected one that always encodes a text alike"):
             prepare_dataset([{"text": "hello"}], random)
+        with pytest.raises(ConfigError, match="the tokenizer: expected one that always encodes a text alike"):
+            pretraining_chunks(["hello"], random, 16)
 
     def test_the_tokenizer_is_named(self, tmp_path):
         with_dropout(0.3).save_pretrained(tmp_path)

@@ -246,8 +246,10 @@ def _check_dropped(tally: Tally, rows: int, name: str, on_bad_row: OnBadRow) -> 
 def pretraining_chunks(texts: Iterable[str], tokenizer: Any, length: int) -> list[Sequence[int]]:
     """Documents one after the other (each BOS … EOS), cut into chunks of ``length`` tokens; the rest is left out.
 
-    Where there is less than one chunk of text, that text is the only chunk. Raises DataError where there is no text.
+    Where there is less than one chunk of text, that text is the only chunk. Raises DataError where there is no text,
+    ConfigError for a tokenizer that encodes at random.
     """
+    check_deterministic(tokenizer, "the tokenizer")
     stream = array("i")  # 4 bytes a token
     for number, text in enumerate(texts, 1):
         try:
