@@ -17,6 +17,10 @@ from typing import Any
 
 def main(started: str, file: str, recipe: str) -> None:
     """Run the recipe and write what was seen."""
+    from abkd.cli import collect_rarely
+
+    collect_rarely()  # as the command does
+
     from abkd.cli._console import speak
     from abkd.recipe import Recipe
     from abkd.run import distill

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 import pytest
 
@@ -38,6 +39,13 @@ def test_nobody_else_can_set_the_epoch():
 
 def test_shuffled_is_not_sorted():
     assert list(Shuffled(50, seed=0)) != list(range(50))
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 63, 64, 1000])
+def test_an_order_is_that_of_random_sample(length):
+    order = Shuffled(length, seed=5)
+    order.epoch = 2
+    assert list(order) == random.Random("5/2").sample(range(length), length)
 
 
 def test_a_stream_s_order_takes_no_memory_however_long():

@@ -44,7 +44,12 @@ class Shuffled(Sampler[int]):
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        return iter(random.Random(f"{self.seed}/{self.epoch}").sample(range(self.length), self.length))
+        """One after the other, as ``random.sample`` chooses: the first comes at once, of however many."""
+        chance, left = random.Random(f"{self.seed}/{self.epoch}"), list(range(self.length))
+        while left:
+            place = chance.randrange(len(left))
+            left[place], left[-1] = left[-1], left[place]
+            yield left.pop()
 
 
 class AsTheyCome(Shuffled):
