@@ -220,7 +220,7 @@ def test_what_is_seen_when_the_arguments_are_made_is_one_sentence(options, says)
         ({"seed": math.inf}, "seed must be a whole number, but is inf"),
         ({"adam_beta1": [0.9]}, "adam_beta1 must be a number"),
         ({"kd_temperature": "2"}, "kd_temperature must be a number"),
-        ({"image_size": 0, "task": "image-classification"}, "image_size must be at least 1, but it is 0"),
+        ({"image_size": 0, "task": "image-classification"}, "image_size must be 1 or more, but is 0"),
     ],
     ids=str,
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,18 +15,17 @@ from abkd.divergences import AlphaBeta, Divergence
 from abkd.errors import ConfigError
 from abkd.generation import Sampling, settle
 from abkd.models.loading import with_dtype
-from abkd.models.saving import DTYPES
 from abkd.objective import Objective
 from abkd.ops import plan_for
 from abkd.schedules import Schedule, is_number
 from abkd.sequence_rules import check_sequences, check_written_for, short_form
+from abkd.setting_rules import of_other_tasks, out_of_range
 from abkd.sources import Dataset, Source
 from abkd.storage import in_full
 from abkd.teachers import Live, Teacher
 from abkd.training_arguments._trial import for_this_machine, step_problems
 from abkd.weights import RowWeights
 
-_LEAST = {"max_completion_length": 1, "num_generations": 1, "eval_samples": 0, "image_size": 1}
 Task = Literal["text-generation", "image-classification", "zero-shot-image-classification"]
 TASKS: tuple[str, ...] = get_args(Task)
 TEXT, IMAGES, CLIP = TASKS
@@ -63,7 +61,7 @@ class DistillConfig(TrainingArguments):
     num_train_epochs: float = 3.0
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.03
-    report_to: Any = "none"
+    report_to: str | list[str] | None = "none"
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool = False
     logging_steps: float = 10
@@ -165,24 +163,15 @@ class DistillConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._read_texts()
-        training_arguments.settle_numbers(self)
-        _raise_first(training_arguments.problems(vars(self)))
+        training_arguments.settle_kinds(self, DistillConfig)
+        _raise_first([*out_of_range(vars(self)), *training_arguments.problems(vars(self))])
         if self.kd_ratio is not None:
             self._take_kd_ratio(self.kd_ratio)
-        if self.max_length < 2:
-            raise ConfigError(
-                f"max_length must be at least 2 (a token and the one before it), but it is {self.max_length}"
-            )
         self._take_short_forms()
-        check_task(self.task, vars(self))
-        if self.save_dtype not in (None, *DTYPES):
-            raise ConfigError(f"save_dtype must be one of {', '.join(DTYPES)}, got {self.save_dtype!r}")
+        self._check_task()
         check_sequences(self.source, self.teacher, packing=self.packing, eval_samples=self.eval_samples)
         check_written_for(self.objective(), self.source)
         settle(Sampling(), self.generation_kwargs)  # type: ignore[arg-type]  # a text was parsed
-        for name, least in _LEAST.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, but it is {getattr(self, name)}")
         self._take_milestones()
         plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
         _raise_first(training_arguments.needed_by_settings(vars(self)))
@@ -239,6 +228,14 @@ class DistillConfig(TrainingArguments):
                 values[name] = notation.render(values[name])
         return values
 
+    def _check_task(self) -> None:
+        """Raise ConfigError where a setting belongs to another task than this one."""
+        changed = {each.name for each in fields(self) if getattr(self, each.name) != training_arguments.default(each)}
+        _raise_first(of_other_tasks({name: value for name, value in vars(self).items() if name in changed}))
+        parts = [] if self.augmentation is None else self.augmentation
+        if not isinstance(parts, list) or not all(isinstance(part, Augmentation) for part in parts):
+            raise ConfigError(f"augmentation is a list such as [RandomCrop(4), HorizontalFlip()], but it is {parts!r}")
+
     def _take_short_forms(self) -> None:
         """``lmbda`` and ``seq_kd`` as a source."""
         if self.lmbda is None and not self.seq_kd:
@@ -252,14 +249,8 @@ class DistillConfig(TrainingArguments):
         after: Any = self.lr_milestones or []
         if not all(is_number(epoch) and epoch > 0 for epoch in after) or list(after) != sorted(set(after)):
             raise ConfigError(f"lr_milestones are epochs in rising order, such as [150, 180, 210], but are {after!r}")
-        if not (is_number(self.lr_decay) and 0 < self.lr_decay <= 1):
-            raise ConfigError(f"lr_decay must be above 0 and at most 1, but it is {self.lr_decay!r}")
 
     def _take_kd_ratio(self, ratio: float) -> None:
-        if not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
-            raise ConfigError(
-                f"kd_ratio must lie in [0, 1], but it is {ratio!r}; for CE + 32·D use ce_weight and kd_weight"
-            )
         if (self.ce_weight, self.kd_weight) not in ((0.0, 1.0), (1 - ratio, ratio)):
             raise ConfigError("kd_ratio is the short form of ce_weight and kd_weight: give one or the other")
         self.ce_weight, self.kd_weight = 1.0 - ratio, float(ratio)
@@ -268,25 +259,6 @@ class DistillConfig(TrainingArguments):
 def _raise_first(problems: list[str]) -> None:
     if problems:
         raise ConfigError(problems[0])
-
-
-def check_task(task: str, values: Mapping[str, Any]) -> None:
-    """Raise ConfigError where a setting belongs to another task than this one."""
-    if task not in TASKS:
-        raise ConfigError(f"task must be one of {', '.join(TASKS)}, but it is {task!r}")
-    if task == TEXT:
-        for name in ("augmentation", "image_size", "allow_code"):
-            if values.get(name):
-                raise ConfigError(f"{name} is about images: set task: {IMAGES}, or leave it out")
-        return
-    of_text = {"packing": False, "group_by_length": False, "lm_coef": 0.0, "eval_samples": 0, "source": Dataset()}
-    of_text |= {"save_dtype": None, "merge_adapter": False}
-    for name, unused in of_text.items():
-        if values.get(name, unused) != unused:
-            raise ConfigError(f"{name} is about text, and the task is {task}: leave it out")
-    parts = values.get("augmentation") or []
-    if not isinstance(parts, list) or not all(isinstance(part, Augmentation) for part in parts):
-        raise ConfigError(f"augmentation is a list such as [RandomCrop(4), HorizontalFlip()], but it is {parts!r}")
 
 
 def _read_mapping(name: str, text: str) -> dict[str, Any]:

@@ -94,6 +94,11 @@ def at(value: Any, progress: float) -> Any:
     return value(progress) if isinstance(value, Schedule) else value
 
 
+def samples(value: Any) -> list[Any]:
+    """``value`` itself, or what a schedule is along a run."""
+    return [value(step / 100) for step in range(101)] if isinstance(value, Schedule) else [value]
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite number (and not a truth value)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -39,7 +39,7 @@ def test_a_dtype_is_not_needed(tmp_path):
     [
         ({"divergence": "ForwardKl()"}, "ForwardKL"),
         ({"kd_temperature": 0.0}, "kd_temperature"),
-        ({"lmbda": 2}, "from 0 to 1"),
+        ({"lmbda": 2}, "lmbda must be between 0"),
         ({"teacher_model_init_kwargs": "bfloat16"}, "must be a mapping"),
         ({"kd_ratio": -0.1}, "kd_ratio"),
     ],

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abkd import imports, training_arguments
-from abkd.errors import ConfigError, shown
+from abkd.errors import ConfigError
 from abkd.models.folders import broken_model, missing_folder
-from abkd.recipe._fields import samples
+from abkd.schedules import samples
+from abkd.setting_rules import OF_CLIP, OF_IMAGES, OF_TEXT, WRITING, of_other_tasks, out_of_range
 
 if TYPE_CHECKING:
     from abkd.recipe._recipe import Recipe
 
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
-WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 HELD_OUT = ("eval_file", "eval_dir", "dataset_test_split", "split_file")
-OF_IMAGES = {"augmentation", "image_size", "allow_code"}
-OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
-OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
-OF_TEXT |= {"streaming", "source", "lmbda", "seq_kd", "generation_kwargs", "save_dtype", "merge_adapter"}
 _WEIGHTS = ("ce_weight", "kd_weight")
 FILES = ("train_file", "eval_file", "split_file", "pretrain_file")
 DIRECTORIES = ("train_dir", "eval_dir")
@@ -39,36 +35,11 @@ _NO_DATA = {
 
 _STREAM_SAVES = 500
 _STREAMED = {"max_steps": -1, "packing": False, "group_by_length": False}
-_ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "above 0")
-_NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
-_WEIGHT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x <= 1e30, "0 or more, and at most 1e30")
-_AT_LEAST_ONE: tuple[Callable[[float], bool], str] = (lambda x: x >= 1, "1 or more")
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "kd_ratio": (lambda x: 0 <= x <= 1, "between 0 and 1 (the loss is (1 - kd_ratio)·CE + kd_ratio·D)"),
-    "kd_temperature": (lambda x: 1e-4 <= x <= 1e6, "above 0, from 0.0001 to 1000000"),
-    "ce_weight": _WEIGHT,
-    "kd_weight": _WEIGHT,
-    "lm_coef": _WEIGHT,
-    "max_length": (lambda x: x >= 2, "2 or more (a row predicts a token from the ones before it)"),
-    "memory_budget_mb": _ABOVE_ZERO,
-    "eval_fraction": (lambda x: 0 <= x < 1, "from 0 (hold nothing out) to below 1"),
-    "lora_r": _AT_LEAST_ONE,
-    "lora_alpha": _AT_LEAST_ONE,
-    "lora_dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
-    "image_size": _AT_LEAST_ONE,
-    "lr_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
-    "visual_prompt_length": _NOT_NEGATIVE,
-    "visual_prompt_depth": _NOT_NEGATIVE,
-    "lmbda": (lambda x: 0 <= x <= 1, "between 0 (no batch is the student's) and 1 (every batch is)"),
-    "max_completion_length": _AT_LEAST_ONE,
-    "num_generations": _AT_LEAST_ONE,
-    "eval_samples": _NOT_NEGATIVE,
-}
 
 
 def contradictions(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each value out of its range and each combination that cannot be meant."""
-    problems = [*_out_of_range(values), *_models(values), *_data(values), *_weights(values), *_lora(values)]
+    problems = [*out_of_range(values), *_models(values), *_data(values), *_weights(values), *_lora(values)]
     problems += training_arguments.problems(values)
     return problems or _of_other_tasks(values) or _sequences(values)
 
@@ -168,14 +139,6 @@ def no_file(path: str) -> str:
     return f"{what} {path!r}" + _seen_from(path)
 
 
-def _out_of_range(values: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} must be {words}, but is {shown(values[name])}"
-        for name, (fits, words) in _RANGES.items()
-        if not all(fits(value) for value in samples(values.get(name)) if isinstance(value, int | float))
-    ]
-
-
 def _models(values: Mapping[str, Any]) -> list[str]:
     teacher, given = values.get("teacher"), names(values.get("teacher_model_name_or_path"))
     least, most = (1, 1) if teacher is None else teacher.needs
@@ -267,15 +230,9 @@ def _data(values: Mapping[str, Any]) -> list[str]:
 def _of_other_tasks(values: Mapping[str, Any]) -> list[str]:
     """Settings that mean nothing to the task of this recipe."""
     task = values.get("task", _TEXT)
-    others = {
-        _TEXT: {*OF_IMAGES, *OF_CLIP, "train_dir", "eval_dir"},
-        _IMAGES: OF_TEXT | OF_CLIP,
-        _CLIP: OF_TEXT | {"use_peft"},
-    }
-    given = sorted(name for name in others[task] & values.keys() if values[name] not in (False, 0))
-    problems = [f"{name} means nothing to the task {task}; leave it out, or set another task" for name in given]
     several = [name for name in ("train_file", "eval_file") if isinstance(values.get(name), list) and task != _TEXT]
-    return problems + [f"{name} of images is one .npz file; name one, or set train_dir" for name in several]
+    problems = [f"{name} of images is one .npz file; name one, or set train_dir" for name in several]
+    return [*of_other_tasks(values), *problems]
 
 
 def _weights(values: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from abkd import notation
 from abkd.errors import ConfigError, shown
 from abkd.recipe._text import FlagText, read_yaml
-from abkd.schedules import Schedule
+from abkd.schedules import Schedule, samples
 
 _WORDS = {
     bool: "true or false",
@@ -162,11 +162,6 @@ def _check_schedule(name: str, hint: Any, schedule: Schedule) -> None:
     for value in samples(schedule):
         if not _adapter_accepts(hint, value):
             raise ConfigError(f"{name} must be {_wanted(hint)}, but {schedule!r} gives {value!r} on its way")
-
-
-def samples(value: Any) -> list[Any]:
-    """``value`` itself, or what a schedule is along a run."""
-    return [value(step / 100) for step in range(101)] if isinstance(value, Schedule) else [value]
 
 
 def _adapter_accepts(hint: Any, value: Any) -> bool:

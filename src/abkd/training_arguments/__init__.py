@@ -1,7 +1,7 @@
 """The settings that are transformers' own: which work here, which would be ignored, what follows from which."""
 
 from abkd.training_arguments._intervals import intervals, settle_metric, word
-from abkd.training_arguments._numbers import settle_numbers
+from abkd.training_arguments._kinds import settle_kinds
 from abkd.training_arguments._packages import PEFT, TRACKERS, needed_by_models, needed_by_settings
 from abkd.training_arguments._rules import RANGES, default, problems, read_optim_args
 from abkd.training_arguments._table import BELONGS, HARMLESS, OPTIM_ARGS, REFUSED, WORKS
@@ -21,7 +21,7 @@ __all__ = [
     "needed_by_settings",
     "problems",
     "read_optim_args",
+    "settle_kinds",
     "settle_metric",
-    "settle_numbers",
     "word",
 ]

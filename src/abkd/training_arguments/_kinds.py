@@ -1,0 +1,88 @@
+"""Whether settings have the kind of value that they are declared with: in Python nobody else checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from functools import cache
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from abkd.errors import ConfigError, shown
+
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+    types.NoneType: "None",
+}
+_KINDS: dict[Any, Any] = {str: str, dict: Mapping, list: (list, tuple), types.NoneType: types.NoneType}
+_NUMBERS = frozenset((bool, int, float, types.NoneType))
+
+
+def settle_kinds(config: Any, declared: type) -> None:
+    """Make ``2.0`` a 2 where a whole number is wanted, and scalars of numpy plain ones; refuse any other kind.
+
+    Args:
+        config: a dataclass.
+        declared: the class whose own annotations hold to the letter. Of the fields that it inherits, numbers and
+            switches are checked alone, for more is taken there than is written.
+
+    Raises:
+        ConfigError: a value of another kind, or none of those that there are.
+    """
+    hints, own = _hints(declared), inspect.get_annotations(declared)
+    for field in dataclasses.fields(config):
+        name, arms, value = field.name, _arms(hints.get(field.name, Any)), getattr(config, field.name)
+        if name not in own and (value is None or not arms <= _NUMBERS):
+            continue
+        value = value.item() if isinstance(value, np.generic) else value
+        if not any(_fits(arm, value) for arm in arms):
+            hint = ": write 1e-3 in Python, 1.0e-3 in YAML" if isinstance(value, str) and float in arms else ""
+            raise ConfigError(f"{name} must be {_wanted(arms)}, but is {shown(value)}{hint}")
+        setattr(config, name, _plain(arms, value))
+
+
+@cache
+def _hints(declared: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(declared)
+
+
+def _arms(hint: Any) -> frozenset[Any]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return frozenset(typing.get_args(hint) if union else (hint,))
+
+
+def _fits(arm: Any, value: Any) -> bool:
+    """Whether it is of this kind; of components, whoever uses them says."""
+    if typing.get_origin(arm) is typing.Literal:
+        return isinstance(value, str) and value in typing.get_args(arm)
+    kind = typing.get_origin(arm) or arm
+    if kind is bool:
+        return isinstance(value, Integral) and value in (0, 1)
+    if kind in (int, float):
+        whole = kind is float or isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
+        return isinstance(value, Real) and not isinstance(value, bool) and whole
+    return kind not in _KINDS or isinstance(value, _KINDS[kind])
+
+
+def _plain(arms: frozenset[Any], value: Any) -> Any:
+    if bool in arms and isinstance(value, Integral):
+        return bool(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return value
+    return int(value) if int in arms else value if isinstance(value, int) else float(value)  # type: ignore[arg-type]
+
+
+def _wanted(arms: frozenset[Any]) -> str:
+    choices = [f"one of {', '.join(typing.get_args(arm))}" for arm in arms if typing.get_origin(arm) is typing.Literal]
+    kinds = [words for kind, words in _WORDS.items() if kind in {typing.get_origin(arm) or arm for arm in arms}]
+    return " or ".join([*choices, *kinds])
