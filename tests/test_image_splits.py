@@ -13,6 +13,7 @@ from PIL import Image
 from abkd.errors import DataError
 from abkd.recipe import Recipe
 from abkd.run import distill, load_image_data
+from abkd.sweep._plan import changed
 
 
 def arrays(count: int) -> dict[str, Any]:
@@ -73,6 +74,18 @@ def test_the_folder_beside_the_training_images_is_evaluated_on(tmp_path, monkeyp
     said = "evaluating on photos/valid (3 images); set eval_fraction to hold out training images instead"
     assert f"abkd: {said}" in caplog.text
     assert "abkd: evaluating on 3 of the 12 images of train, which are not trained on" in caplog.text
+
+
+def test_a_share_that_is_asked_for_is_held_out_also_where_it_is_the_usual_one(tmp_path):
+    train = album(tmp_path / "train", cat=10, dog=10)
+    album(tmp_path / "val", cat=2, dog=2)
+    asked, unsaid = (recipe(tmp_path, train_dir=str(train), **given) for given in ({"eval_fraction": 0.05}, {}))
+    assert counts(asked) == (19, 1)
+    assert counts(unsaid) == (20, 4)
+    for made, parts in ((asked, (19, 1)), (unsaid, (20, 4))):  # as the recipe that a run records, and as one in a sweep
+        assert counts(Recipe.from_dict(made.resolved())) == parts
+        assert counts(changed(made, {"seed": 1})) == parts
+    assert recipe(tmp_path, dataset_name="digits").resolved()["eval_fraction"] == 0.05
 
 
 def test_what_no_images_lie_in_is_not_evaluated_on(tmp_path):

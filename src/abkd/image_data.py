@@ -44,15 +44,16 @@ def _image_parts(recipe: Recipe, config: DistillConfig) -> tuple[Images, Images 
         return train, load_images(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
     if recipe.eval_fraction == 0 or len(train) < 2:
         return train, None
-    beside = None if recipe.dataset_name else held_out_beside(str(source))
-    if beside is not None and recipe.eval_fraction == Recipe.eval_fraction:
+    asked = recipe.dataset_name or recipe.eval_fraction is not None
+    beside = None if asked else held_out_beside(str(source))
+    if beside is not None:
         logger.info(
             "abkd: evaluating on %s (%d images); set eval_fraction to hold out training images instead",
             beside.name,
             len(beside.images),
         )
         return train, beside.images
-    rest, held_out = split_images(train, recipe.eval_fraction, seed=config.data_seed or 0)
+    rest, held_out = split_images(train, recipe.share_held_out, seed=config.data_seed or 0)
     logger.info(
         "abkd: evaluating on %d of the %d images of %s, which are not trained on", len(held_out), len(train), train.name
     )

@@ -166,9 +166,9 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
         return train, load_rows(recipe.eval_file)
     if recipe.dataset_test_split:
         return train, load_rows(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
-    if recipe.streaming or recipe.eval_fraction == 0 or len(train) < 2:
+    if recipe.streaming or recipe.share_held_out == 0 or len(train) < 2:
         return train, None
-    return split_held_out(train, recipe.eval_fraction, seed=config.data_seed or 0)
+    return split_held_out(train, recipe.share_held_out, seed=config.data_seed or 0)
 
 
 def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: Any) -> DistillTrainer:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from abkd.data.images import Images, load_images
+from abkd.data.images import Images, held_out_beside, held_out_splits, load_images
 from abkd.errors import DataError
 
 CHANCE = np.random.default_rng(0)
@@ -158,8 +158,40 @@ class TestFolders:
         assert load_images(tmp_path, split="val").where(0) == "validation/cat/validation.png"
         with pytest.raises(DataError, match="no split 'test': there are train, validation"):
             load_images(tmp_path, split="test")
-        png(tmp_path / "car" / "0.png", PIXELS[0])  # now these are classes, one of which is trains
-        assert load_images(tmp_path).class_names == ("car", "train", "validation")
+        png(tmp_path / "val" / "cat" / "0.png", PIXELS[0])
+        with pytest.raises(DataError, match="has validation and val for split 'validation': name one of them"):
+            load_images(tmp_path, split="validation")
+
+    @pytest.mark.parametrize("names", [("Train", "Val"), ("training", "testing"), ("train", "dev"), ("TRAIN", "eval")])
+    def test_what_splits_are_called(self, names, tmp_path, caplog):
+        for name in names:
+            png(tmp_path / name / "cat" / "0.png", PIXELS[0])
+        (tmp_path / "logs").mkdir()
+        (tmp_path / "logs" / "run.txt").write_text("no image")
+        assert load_images(tmp_path).where(0) == f"{names[0]}/cat/0.png"
+        [held_out] = held_out_splits(str(tmp_path))
+        assert load_images(tmp_path, split=held_out).where(0) == f"{names[1]}/cat/0.png"
+        beside = held_out_beside(str(tmp_path / names[0]))
+        assert (beside.name, beside.images.where(0)) == (str(tmp_path / names[1]), f"{names[1]}/cat/0.png")
+        assert not caplog.text
+        png(tmp_path / "0.png", PIXELS[0])
+        assert len(load_images(tmp_path)) == 1
+        assert f"1 image(s) beside {', '.join(sorted(names))} are passed over" in caplog.text
+
+    @pytest.mark.parametrize("name", ["train", "test", "Eval"])
+    def test_a_class_may_be_called_as_a_split_is(self, name, tmp_path):
+        for each in (name, "bus"):
+            png(tmp_path / each / "0.png", PIXELS[0])
+        assert load_images(tmp_path).class_names == tuple(sorted((name, "bus")))
+        assert held_out_splits(str(tmp_path)) == ()
+
+    @pytest.mark.parametrize("splits", [("train",), ("train", "val"), ("test", "val")])
+    def test_splits_and_classes_in_one_folder_are_refused(self, splits, tmp_path):
+        for each in splits:
+            png(tmp_path / each / "cat" / "0.png", PIXELS[0])
+        png(tmp_path / "car" / "0.png", PIXELS[0])
+        with pytest.raises(DataError, match=f"images in car, so which .* name the folder to .*/{splits[0]}.* rename"):
+            load_images(tmp_path)
 
     def test_an_image_is_one_by_its_content(self, tmp_path, caplog):
         for name in ("a.jfif", "b", "c.ppm", "d.data"):
@@ -310,6 +342,19 @@ class TestLabels:
             self.load(LABELS, ["a", "b"])
         with pytest.raises(DataError, match="'d' is not among the 2 class names: a, b"):
             self.load(["a", "b", "d"] * 2, ["a", "b"])
+
+    def test_of_two_classes_with_one_name(self):
+        images = self.load(LABELS, ["crane", "crane", "dog"])
+        assert images.with_classes(["crane", "crane", "dog"]).labels.tolist() == LABELS.tolist()
+        for other in (["dog", "crane", "crane"], ["crane", "dog"]):
+            with pytest.raises(DataError, match="there are several called 'crane', so which one is meant"):
+                images.with_classes(other)
+        cranes = self.load(["crane", "dog"] * 3, ["crane", "dog"])
+        with pytest.raises(DataError, match="several called 'crane'"):
+            cranes.with_classes(["crane", "crane", "dog"])
+        assert self.load(["dog"] * 6).with_classes(["crane", "crane", "dog"]).labels.tolist() == [2] * 6
+        with pytest.raises(DataError, match="several classes called 'crane', so a label that is a name does not"):
+            self.load(["crane", "dog"] * 3, ["crane", "crane", "dog"])
 
     def test_can_be_taken_away(self):
         images = self.load(LABELS).without_labels()

@@ -107,6 +107,11 @@ def test_the_command_streams_and_evaluates_on_a_file(file, tmp_path, monkeypatch
     assert torch.isfinite(next(trained.model.parameters())).all()
 
 
+def test_the_recorded_recipe_of_a_run_without_held_out_rows_is_one(file, tmp_path):
+    made = Recipe.from_dict(values(file, tmp_path))
+    assert Recipe.from_dict(made.resolved()).resolved() == made.resolved()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

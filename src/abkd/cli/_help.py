@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("train_dir", "", "images, a folder a class"),
         Option("dataset_name", "", "a dataset on the hub; --streaming reads it as it comes"),
         Option("eval_file", "", "held-out rows, if you have them"),
-        Option("eval_fraction", "0.05", "else the share of the training rows that is held out"),
+        Option("eval_fraction", "", "else the share of the training rows that is held out: 0.05"),
         Option("output_dir", "distilled", "gets the student, metrics.jsonl and report.html"),
     ),
     "Objective": (

@@ -66,6 +66,11 @@ def _source(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"source": short_form(values.get("lmbda"), bool(values.get("seq_kd"))), "lmbda": None, "seq_kd": None}
 
 
+def may_lie_beside(values: Mapping[str, Any]) -> bool:
+    """Whether it is seen only when the data is loaded what is evaluated on where nobody says."""
+    return values.get("task", _TEXT) != _TEXT and not values.get("dataset_name")
+
+
 def not_asked(values: Mapping[str, Any]) -> set[str]:
     """The names of settings that mean nothing in this run."""
     from abkd.sources import Dataset

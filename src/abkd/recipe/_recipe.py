@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from abkd.config import DistillConfig
     from abkd.objective import Objective
 
+_HELD_OUT = 0.05
 _PLAIN = (bool, int, float, str, list, tuple, dict)
 
 
@@ -56,8 +57,9 @@ class Recipe:
     dataset_test_split: str | None = None
     streaming: bool = False
     """Read training rows when their turn comes and keep no copy of them: for data that does not fit the disk."""
-    eval_fraction: float = 0.05
-    """The share of the training rows that is held out when nothing to evaluate on is given."""
+    eval_fraction: float | None = None
+    """The share of the training rows that is held out when nothing to evaluate on is given; 0.05 where nobody says and,
+    of images, no split to evaluate on lies beside them."""
     pretrain_file: str | list[str] | None = None
     """Plain text for the language-modelling term (lm_coef)."""
 
@@ -70,6 +72,11 @@ class Recipe:
     output_dir: str = DEFAULT
 
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def share_held_out(self) -> float:
+        """``eval_fraction``, or what it is where nobody says."""
+        return _HELD_OUT if self.eval_fraction is None else self.eval_fraction
 
     @classmethod
     def from_dict(
@@ -127,7 +134,9 @@ class Recipe:
         values |= _checks.meant(values)
         unused = {"ce_weight", "kd_weight"} if values.get("kd_ratio") is not None else {"kd_ratio"}
         unused |= set() if self.use_peft else _checks.LORA
-        unused |= {"eval_fraction"} if any(getattr(self, name) for name in _checks.HELD_OUT) else set()
+        elsewhere = self.streaming or any(getattr(self, name) for name in _checks.HELD_OUT)
+        unused |= {"eval_fraction"} if elsewhere else set()
+        values["eval_fraction"] = self.eval_fraction if _checks.may_lie_beside(values) else self.share_held_out
         unused |= set() if self.dataset_name else _checks.DATASET
         unused |= _checks.not_asked(values)
         return {

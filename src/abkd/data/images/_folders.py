@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,23 @@ from abkd.data.images._splits import HELD_OUT, SPLITS, spellings
 from abkd.data.images._walk import LeftOut, folders_in, images_below, images_in, place
 from abkd.errors import DataError
 
+logger = logging.getLogger("abkd")
+
 
 def read_folder(root: Path, split: str) -> Images:
-    """The images below ``root``; where all its folders are called as splits are, those of one split.
+    """The images below ``root``; where its folders are splits by their names, those of one split.
 
-    Folder names in their order are the classes, also where a folder is empty. What an image is, its content tells,
-    whatever the file is called; files that are left out are counted and said, but for hidden ones and what systems
-    put there (Thumbs.db).
+    A folder without images that is called otherwise makes no classes of splits. Else folder names in their order are
+    the classes, also where a folder is empty. What an image is, its content tells, whatever the file is called; files
+    that are left out are counted and said, but for hidden ones and what systems put there (Thumbs.db).
     """
     root = root.absolute()
-    if (folders := folders_in(root)) and SPLITS.issuperset(folders):
-        root = root / _chosen(folders, split, root)
-        folders = folders_in(root)
+    if splits := _splits_in(root):
+        if above := images_in(root, LeftOut()):
+            names = ", ".join(map(printable, splits))
+            logger.warning("abkd: %s: %d image(s) beside %s are passed over", printable(root.name), len(above), names)
+        root = root / _chosen(splits, split, root)
+    folders = folders_in(root)
     name, left_out = printable(root.name), LeftOut()
     loose = images_in(root, left_out)
     here = frozenset({place(root)})
@@ -44,11 +51,16 @@ def read_folder(root: Path, split: str) -> Images:
 
 
 def splits_of_folder(root: Path) -> tuple[str, ...]:
-    """Which of validation and test a folder has, where all its folders are called as splits are."""
-    folders = folders_in(root)
-    if not folders or not SPLITS.issuperset(folders):
-        return ()
-    return tuple(split for split in HELD_OUT if any(name in folders for name in spellings(split)))
+    """Which of validation and test a folder has, where its folders are splits."""
+    splits = _splits_in(root)
+    return tuple(split for split in HELD_OUT if named_as(split, splits))
+
+
+def named_as(split: str, folders: Iterable[str]) -> list[str]:
+    """Those of the folders that are called as this split is, in whatever case, its own name first."""
+    names = spellings(split.casefold())
+    found = [folder for folder in folders if folder.casefold() in names]
+    return sorted(found, key=lambda folder: (folder != split, names.index(folder.casefold())))
 
 
 def has_images(root: Path) -> bool:
@@ -56,10 +68,31 @@ def has_images(root: Path) -> bool:
     return next(images_below(root, LeftOut()), None) is not None
 
 
-def _chosen(folders: list[str], split: str, root: Path) -> str:
-    found = next((name for name in spellings(split) if name in folders), None)
-    if found is None:
-        raise DataError(
-            f"{printable(str(root))} has no split {split!r}: there are {', '.join(map(printable, folders))}"
-        )
-    return found
+def _splits_in(root: Path) -> list[str]:
+    """The folders of splits in ``root``; none where its folders are classes.
+
+    A class may be called as a split is: a single such folder that holds its images itself, among others with images.
+    """
+    folders = folders_in(root)
+    splits = [folder for folder in folders if folder.casefold() in SPLITS]
+    others = [folder for folder in folders if folder not in splits and splits and has_images(root / folder)]
+    if not others:
+        return splits
+    if len(splits) == 1 and images_in(root / splits[0], LeftOut()):
+        return []
+    where, named = printable(str(root)), ", ".join(map(printable, splits))
+    raise DataError(
+        f"{where}: {named} {'is called as a split is' if len(splits) == 1 else 'are called as splits are'}, and beside "
+        f"there are images in {', '.join(map(printable, others[:5]))}{', …' * (len(others) > 5)}, so which are classes "
+        f"cannot be told: name the folder to learn from ({where}/{printable(splits[0])}) and the one to evaluate on "
+        "(eval_dir), or rename or move those that are no classes"
+    )
+
+
+def _chosen(splits: list[str], split: str, root: Path) -> str:
+    there = [name for name in named_as(split, splits) if has_images(root / name)] or named_as(split, splits)
+    if len(there) != 1:
+        which = f"has {' and '.join(map(printable, there))} for" if there else "has no"
+        way_out = "name one of them" if there else f"there are {', '.join(map(printable, splits))}; name one of them"
+        raise DataError(f"{printable(str(root))} {which} split {split!r}: {way_out}")
+    return there[0]

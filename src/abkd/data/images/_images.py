@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from abkd.data.formats import BadRowError
 from abkd.data.images._decode import Uint8, decoded, digest, encoded, quiet, size_of
-from abkd.data.images._labels import empty_classes
+from abkd.data.images._labels import empty_classes, repeated
 from abkd.data.images._pixels import Array, Pixels, printable
 from abkd.data.progress import progress
 from abkd.errors import DataError
@@ -65,14 +65,22 @@ class Images:
     def with_classes(self, class_names: Sequence[str]) -> Images:
         """The same images, their labels renumbered by name as ``class_names`` stand.
 
-        Raises DataError where a class has no place there.
+        Raises DataError where a class has no place there, or more than one.
         """
-        mine, place = self.class_names or (), {name: number for number, name in enumerate(class_names)}
-        name = self.name or "the held-out images"
+        mine, name = self.class_names or (), self.name or "the held-out images"
+        if mine == tuple(class_names):  # nothing to renumber: two classes may have one name
+            return self
+        place = {name: number for number, name in enumerate(class_names)}
         if strange := [each for each in mine if each not in place]:
             raise DataError(
                 f"{name} has {'classes' if len(strange) > 1 else 'a class'} {_some(list(map(repr, strange)))} that the "
                 f"training images do not have ({_some(class_names)}): the same classes are needed in both"
+            )
+        if twice := sorted(set(mine).intersection(repeated(mine) + repeated(class_names))):
+            raise DataError(
+                f"{name} has other classes, or another order of them, than the training images, and there are several "
+                f"called {_some(list(map(repr, twice)))}, so which one is meant cannot be told: give each a name of "
+                "its own, or both the same list of classes"
             )
         if missing := [each for each in class_names if each not in mine]:
             logger.warning("abkd: %s has no images of these training classes: %s", name, _some(missing))

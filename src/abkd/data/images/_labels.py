@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -83,11 +84,21 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and (value == -1 or value != value))
 
 
+def repeated(names: Sequence[str]) -> list[str]:
+    """The names that more than one class has."""
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
 def _by_name(values: Sequence[str], names: tuple[str, ...] | None, name: str) -> Labels:
     known = tuple(sorted(set(values))) if names is None else names
     position = {label: number for number, label in enumerate(known)}
     if unknown := sorted(set(values) - position.keys()):
         raise DataError(f"{name}: {unknown[0]!r} is not among the {len(known)} class names: {_some(known)}")
+    if twice := sorted(set(values).intersection(repeated(known))):
+        raise DataError(
+            f"{name}: there are several classes called {twice[0]!r}, so a label that is a name does not tell which: "
+            "number the labels, or give each class a name of its own"
+        )
     return np.array([position[value] for value in values], dtype=np.int64), known
 
 

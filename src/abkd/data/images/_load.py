@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from abkd.data.images._arrays import digits, of_arrays, read_npz, splits_of_npz
-from abkd.data.images._folders import has_images, read_folder, splits_of_folder
+from abkd.data.images._folders import has_images, named_as, read_folder, splits_of_folder
 from abkd.data.images._images import Images
 from abkd.data.images._pixels import printable
-from abkd.data.images._splits import HELD_OUT, spellings
+from abkd.data.images._splits import HELD_OUT
 from abkd.data.images._tables import of_items, of_table
+from abkd.data.images._walk import folders_in
 from abkd.data.load import is_saved, open_table
 from abkd.errors import DataError
 
@@ -69,18 +71,16 @@ def held_out_beside(source: str) -> Beside | None:
     """
     path = Path(source)
     if splits := held_out_splits(source):
-        inside = path if path.suffix.lower() == ".npz" else _split_folder(path, splits[0])
-        name = f"{path}, {splits[0]}" if inside == path else str(inside)
-        return Beside(printable(name), load_images(source, split=splits[0]))
-    if source == "digits" or path.absolute().name.lower() != "train":
+        images = load_images(source, split=splits[0])
+        name = f"{path}, {splits[0]}" if path.suffix.lower() == ".npz" else str(path / images.name)
+        return Beside(printable(name), images)
+    if source == "digits" or not named_as("train", [path.absolute().name]):
         return None
-    folders = [_split_folder(path.absolute().parent, split) for split in HELD_OUT]
-    found = next((folder for folder in folders if folder is not None and has_images(folder)), None)
-    return None if found is None else Beside(printable(str(path.parent / found.name)), load_images(found))
-
-
-def _split_folder(parent: Path, split: str) -> Path | None:
-    return next((parent / name for name in spellings(split) if (parent / name).is_dir()), None)
+    parent, folders = path.absolute().parent, []
+    with suppress(DataError):  # what lies among folders that cannot be listed is not looked for
+        folders = folders_in(parent)
+    found = next((name for split in HELD_OUT for name in named_as(split, folders) if has_images(parent / name)), None)
+    return None if found is None else Beside(printable(str(path.parent / found)), load_images(parent / found))
 
 
 def _open(source: Any, config: str | None, split: str) -> Images:
