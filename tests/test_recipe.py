@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -15,6 +18,7 @@ from abkd.errors import AbkdError, ConfigError, OutputDirError
 from abkd.recipe import Recipe, dump, load, parse_flags, shipped
 from abkd.recipe._text import read_mapping
 from abkd.schedules import anneal, stages
+from abkd.sweep import sweep
 
 BASE = {"model_name_or_path": "student", "teacher_model_name_or_path": "teacher", "train_file": "data.jsonl"}
 
@@ -420,6 +424,37 @@ def test_files_and_model_directories_must_exist(ready: dict[str, str]) -> None:
     ):
         with pytest.raises(ConfigError, match=f"{name}: there is no .*'{path}'"):
             make(**{**ready, name: path}).check_ready()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cifar:nonexist", "There is no CIFAR network 'nonexist'"),
+        ("cifar:wrn_17_2", "has a depth of 10, 16, 22, 28"),
+        ("timm:resnet19", "timm has no classifier called 'resnet19'"),
+        ("torchvision:deeplabv3_resnet50", "torchvision has no classifier called 'deeplabv3_resnet50'"),
+        ("keras:resnet50", "'keras:resnet50' begins with none of cifar:, python:"),
+        ("python:mynets", "python:mynets names no function"),
+    ],
+)
+def test_networks_of_collections_must_exist(name: str, says: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """For the student and the teacher, in a sweep too before the first run; of those that exist nothing is built."""
+    zoos = {"timm": {"is_model": "resnet18".__eq__}, "torchvision": {}}
+    zoos["torchvision.models"] = {"list_models": lambda module: ["resnet18"]}
+    for zoo, there in zoos.items():
+        monkeypatch.setitem(sys.modules, zoo, SimpleNamespace(__spec__=True, **there))
+    monkeypatch.setattr("abkd.training_arguments.needed_by_models", lambda _: [])
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4))
+    own = {"task": "image-classification", "train_file": str(tmp_path / "a.npz"), "output_dir": str(tmp_path / "run")}
+    fine = ["cifar:wrn_16_4", "timm:resnet18", "timm:hf-hub:a/b", "torchvision:ResNet18", "hub/name"]
+    for each in fine:
+        made = Recipe.from_dict({**own, "model_name_or_path": each, "teacher_model_name_or_path": "cifar:resnet8"})
+        made.check_ready()
+    with pytest.raises(ConfigError, match=says):
+        sweep(made, grid={"model_name_or_path": [*fine, name]})
+    with pytest.raises(ConfigError, match=says):
+        sweep(made, grid={"teacher_model_name_or_path": [*fine, name]})
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_data_file_several_or_a_pattern(ready: dict[str, str], tmp_path: Path) -> None:

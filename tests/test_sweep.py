@@ -202,6 +202,28 @@ def test_only_what_is_not_finished_is_done_and_seeds_may_be_added(undisturbed, c
         assert len(one["summary"]["perplexity"]["last"]["values"]) == 3
 
 
+def test_a_setting_keeps_its_folder_whatever_else_is_asked_for(shelf, tmp_path, begun):
+    """Also where another's name gives the same folder, and where the keys of the grid stand in another order."""
+    for name in ("a b", "a_b"):
+        shutil.copy(shelf / "data.jsonl", tmp_path / f"{name}.jsonl")
+    one, other = (str(tmp_path / f"{name}.jsonl") for name in ("a b", "a_b"))
+    asked = recipe(shelf, tmp_path / "out", max_steps=1, eval_strategy="no", eval_file=None, eval_fraction=0.0)
+    first = sweep(asked, [1], {"train_file": [one], "weight_decay": [0.1]})
+    [place] = {Path(directory).parent for directory, _ in begun}
+    for grid in (
+        {"weight_decay": [0.1], "train_file": [other]},
+        {"weight_decay": [0.1], "train_file": [other, one]},
+        {"train_file": [one, other], "weight_decay": [0.1]},
+    ):
+        found = sweep(asked, [1], grid, resume=True)
+    assert len(begun) == 2
+    assert found["settings"][0] == first["settings"][0]
+    assert found["settings"][0]["runs"][0]["directory"] == f"{place}/seed-1"
+    assert all("result" in run for each in found["settings"] for run in each["runs"])
+    (tmp_path / "out" / SWEEP_FILE).write_text('{"places": [{"directory": "../x", "changes": {}}, 3]}')
+    assert _run._known_places(tmp_path / "out") == []
+
+
 def test_ctrl_c_leaves_what_is_finished(shelf, tmp_path, monkeypatch):
     def interrupted(one: Recipe, resume: bool = False, **options: Any) -> Any:
         if one.config["seed"] == 2:

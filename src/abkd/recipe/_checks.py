@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abkd import imports, training_arguments
+from abkd import training_arguments
 from abkd.errors import ConfigError
 from abkd.models.folders import broken_model, missing_folder
+from abkd.recipe._model_names import check_code, check_name
 from abkd.schedules import samples
 from abkd.setting_rules import OF_CLIP, OF_IMAGES, OF_TEXT, WRITING, of_other_tasks, out_of_range
 
@@ -107,29 +108,20 @@ def missing_models(recipe: Recipe) -> list[str]:
     problems += training_arguments.needed_by_models(given)
     if recipe.use_peft and not training_arguments.PEFT.installed:
         problems.append(training_arguments.PEFT.sentence("use_peft"))
-    return problems if of_text else problems + _code(recipe)
+    return problems if of_text else problems + _unknown(recipe)
 
 
-def _code(recipe: Recipe) -> list[str]:
-    """One sentence for each module that is named and not there, or that a model's directory names without leave."""
+def _unknown(recipe: Recipe) -> list[str]:
+    """One sentence for each model whose name says already that it cannot be had."""
     allowed, problems = names(recipe.config.get("allow_code")), []
+    check = check_name if recipe.config["task"] == _IMAGES else check_code
     for field in MODELS:
         for name in names(getattr(recipe, field)):
             try:
-                _check_code(name, field, allowed)
+                check(name, field, allowed)
             except ConfigError as error:
                 problems.append(str(error))
     return problems
-
-
-def _check_code(name: str, field: str, allowed: list[str]) -> None:
-    zoo, _, place = name.partition(":")
-    if zoo == "python" and ":" in place:
-        imports.locate(place.rpartition(":")[0])
-    elif Path(name, "abkd.json").is_file():
-        from abkd.models.vision import check_code
-
-        check_code(name, field, allowed)
 
 
 def no_file(path: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -29,12 +30,23 @@ _OURS = {
 }
 
 
+class Place(NamedTuple):
+    """A folder in the directory of a sweep, and what the setting whose runs lie there changes, as JSON has it."""
+
+    directory: str
+    changes: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Run:
-    """One of the runs: its setting (no text where there is one only), its seed, and the recipe of it alone."""
+    """One of the runs: its setting (no text where there is one only), its seed, and the recipe of it alone.
+
+    ``place``: where in the directory of the sweep the runs of its setting lie.
+    """
 
     setting: str
     recipe: Recipe
+    place: Place
 
     @property
     def seed(self) -> int:
@@ -81,8 +93,13 @@ def settings_of(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, 
     return found
 
 
-def plan(recipe: Recipe, settings: Settings, seeds: Sequence[int] | None = None) -> list[Run]:
+def plan(
+    recipe: Recipe, settings: Settings, seeds: Sequence[int] | None = None, known: Sequence[Place] = ()
+) -> list[Run]:
     """The runs in their order: every setting from the first seed, then from the next.
+
+    Args:
+        known: where runs of settings lie already; the same setting has the same place, whatever others are asked for.
 
     Raises:
         ConfigError: seeds or settings that cannot be meant.
@@ -90,15 +107,16 @@ def plan(recipe: Recipe, settings: Settings, seeds: Sequence[int] | None = None)
     if "resume_from_checkpoint" in recipe.config:
         raise ConfigError("resume_from_checkpoint is about one run; to go on with several: --resume")
     chosen = _checked_seeds([recipe.distill_config().seed] if seeds is None else seeds)
-    places = _directories(settings)
-    for values in settings.values():
-        variant = changed(recipe, values)
+    variants = [changed(recipe, values) for values in settings.values()]
+    for variant in variants:
         variant.distill_config()
         variant.check_ready(output=False)
+    changes = [_changes(variant, values) for variant, values in zip(variants, settings.values(), strict=True)]
+    places = _places(list(settings), changes, known)
     return [
-        Run(name, changed(recipe, {**values, "seed": seed, "output_dir": str(place / f"seed-{seed}")}))
+        Run(name, changed(recipe, {**values, "seed": seed, "output_dir": _output(recipe, place, seed)}), place)
         for seed in chosen
-        for (name, values), place in zip(settings.items(), (Path(recipe.output_dir) / p for p in places), strict=True)
+        for (name, values), place in zip(settings.items(), places, strict=True)
     ]
 
 
@@ -129,14 +147,38 @@ def _values(recipe: Recipe) -> dict[str, Any]:
     return yaml.safe_load(recipe.to_yaml())
 
 
-def _directories(settings: Settings) -> list[str]:
+def _output(recipe: Recipe, place: Place, seed: int) -> str:
+    return str(Path(recipe.output_dir) / place.directory / f"seed-{seed}")
+
+
+def _changes(variant: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a setting changes, in the one form that a recipe writes it in."""
+    set_now = _values(variant)
+    return json.loads(json.dumps({name: set_now.get(name, value) for name, value in values.items()}, default=str))
+
+
+def _places(names: Sequence[str], changes: Sequence[dict[str, Any]], known: Sequence[Place]) -> list[Place]:
+    """Where the runs of each setting lie: where they lay before, else in a folder that is no other setting's."""
+    left, taken = list(known), {place.directory for place in known}
+    found: list[Place] = []
+    for name, short, change in zip(names, _directories(names), changes, strict=True):
+        before = next((place for place in left if place.changes == change), None)
+        if before is not None:
+            left.remove(before)
+        found.append(before or Place(_numbered(name, short) if short in taken else short, change))
+    return found
+
+
+def _directories(names: Sequence[str]) -> list[str]:
     """A name in the file system for each setting: its own, as far as that goes; none where there is only one."""
-    if list(settings) == [""]:
+    if list(names) == [""]:
         return [""]
-    plain = [re.sub(r"[^\w.+=-]+", "_", name).strip("_.") for name in settings]
+    plain = [re.sub(r"[^\w.+=-]+", "_", name).strip("_.") for name in names]
     return [
-        short
-        if 0 < len(short) <= _LONGEST_NAME and plain.count(short) == 1
-        else f"{short[:_LONGEST_NAME]}-{blake2b(name.encode(), digest_size=4).hexdigest()}"
-        for name, short in zip(settings, plain, strict=True)
+        short if 0 < len(short) <= _LONGEST_NAME and plain.count(short) == 1 else _numbered(name, short)
+        for name, short in zip(names, plain, strict=True)
     ]
+
+
+def _numbered(name: str, short: str) -> str:
+    return f"{short[:_LONGEST_NAME]}-{blake2b(name.encode(), digest_size=4).hexdigest()}"

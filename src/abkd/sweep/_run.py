@@ -23,8 +23,8 @@ from abkd.recipe._changes import check_same_run
 from abkd.report import write_report
 from abkd.report.sweep import summary_of
 from abkd.run import RECIPE_FILE, RESULT_FILE, distill
-from abkd.storage import read_sealed, refusals, strict_json, write_sealed, write_whole
-from abkd.sweep._plan import Run, Settings, changed, plan, settings_of
+from abkd.storage import read_json, read_sealed, refusals, strict_json, write_sealed, write_whole
+from abkd.sweep._plan import Place, Run, Settings, changed, plan, settings_of
 from abkd.trainer._modality import read_record
 
 logger = logging.getLogger("abkd")
@@ -72,18 +72,27 @@ def sweep_settings(
 
     ``progress`` is called with (runs done, runs in all).
     """
-    runs = plan(recipe, settings, seeds)
+    known = _known_places(Path(recipe.output_dir)) if resume else []
+    runs = plan(recipe, settings, seeds, known)
     _check_output(recipe, runs, resume=resume)
     with claimed(Path(recipe.output_dir)) if _first_process() else nullcontext():
         _check_output(recipe, runs, resume=resume)  # another sweep may have come first
-        return _Sweep(recipe, runs, grid, resume).run(progress)
+        return _Sweep(recipe, runs, known, grid, resume).run(progress)
 
 
 class _Sweep:
     """The runs of a sweep, and what is known of them."""
 
-    def __init__(self, recipe: Recipe, runs: Sequence[Run], grid: Mapping[str, Any] | None, resume: bool) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        runs: Sequence[Run],
+        known: Sequence[Place],
+        grid: Mapping[str, Any] | None,
+        resume: bool,
+    ) -> None:
         self.recipe, self.runs, self.grid = recipe, runs, grid
+        self.places = list({place.directory: place for place in (*known, *(run.place for run in runs))}.values())
         self.directory = Path(recipe.output_dir)
         self.results = {
             run.directory: found for run in runs if resume and (found := read_sealed(run.directory / RESULT_FILE))
@@ -144,7 +153,7 @@ class _Sweep:
 
     def save(self) -> None:
         """Write what is known by now, as JSON and as a page."""
-        self.found = _save(self.recipe, self.runs, self.results, self.grid)
+        self.found = _save(self.recipe, self.runs, self.results, self.grid, self.places)
 
 
 def _check_output(recipe: Recipe, runs: Sequence[Run], *, resume: bool) -> None:
@@ -164,8 +173,27 @@ def _check_output(recipe: Recipe, runs: Sequence[Run], *, resume: bool) -> None:
         check_same_run(run.recipe, run.directory, read_record(run.directory).get("working_directory"))
 
 
+def _known_places(directory: Path) -> list[Place]:
+    """Where an earlier sweep says that the runs of its settings lie, also of those that it was not asked for again."""
+    try:
+        found = read_json(directory / SWEEP_FILE)
+    except (OSError, ValueError):  # that it is not there is said where the directory is looked at
+        return []
+    listed = found.get("places") if isinstance(found, dict) else None
+    places = []
+    for each in listed if isinstance(listed, list) else []:
+        match each:
+            case {"directory": str(name), "changes": dict(changes)} if name in ("", Path(name).name) and name != "..":
+                places.append(Place(name, changes))
+    return places
+
+
 def _save(
-    recipe: Recipe, runs: Sequence[Run], results: Mapping[Path, dict[str, Any]], grid: Mapping[str, Any] | None
+    recipe: Recipe,
+    runs: Sequence[Run],
+    results: Mapping[Path, dict[str, Any]],
+    grid: Mapping[str, Any] | None,
+    places: Sequence[Place],
 ) -> dict[str, Any]:
     """Write what is known by now, as JSON and as a page."""
     directory, resolved = Path(recipe.output_dir), [run.recipe.resolved() for run in runs]
@@ -177,6 +205,7 @@ def _save(
         "working_directory": os.getcwd(),
         "unlabelled_classes": list(dict.fromkeys(values.get("unlabelled_classes", "") for values in resolved)),
         "settings": _by_setting(directory, runs, results),
+        "places": [place._asdict() for place in places],
     }
     text = strict_json(found)
     if _first_process():

@@ -8,6 +8,6 @@ arXiv 1910.10699), so checkpoints fit both ways. The mean over places comes last
 from __future__ import annotations
 
 from abkd.models.cifar._checkpoint import load_checkpoint
-from abkd.models.cifar._names import create, names
+from abkd.models.cifar._names import create, find, names
 
-__all__ = ["create", "load_checkpoint", "names"]
+__all__ = ["create", "find", "load_checkpoint", "names"]

@@ -48,7 +48,16 @@ def create(name: str, num_classes: int = 100) -> nn.Module:
     """
     if num_classes < 2:
         raise ConfigError(f"A classifier tells at least 2 classes apart, but num_classes={num_classes}.")
-    return (_NETWORKS.get(name) or _wide(name) or _refuse(name))(num_classes)
+    return find(name)(num_classes)
+
+
+def find(name: str) -> Callable[[int], nn.Module]:
+    """What builds the network of that name from a number of classes.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    return _NETWORKS.get(name) or _wide(name) or _refuse(name)
 
 
 def _wide(name: str) -> Callable[[int], nn.Module] | None:
