@@ -78,7 +78,17 @@ class TestModes:
         for values in (deep, dark):
             found = pixels(stored(Image.fromarray(values)))[..., 0]
             assert np.array_equal(found, np.rint(values / 257))
-        assert np.array_equal(pixels(Image.fromarray(deep.astype(np.int32)))[..., 0], np.rint(deep / 257))
+            pgm = b"P5 8 9 65535 " + values.astype(">u2").tobytes()
+            assert np.array_equal(pixels(pgm)[..., 0], np.rint(values / 257))
+
+    def test_integers_of_32_bits_are_taken_as_of_an_array(self):
+        values = PHOTO[..., 0].astype(np.int32)
+        for raw in (Image.fromarray(values), stored(Image.fromarray(values), "TIFF"), values):
+            assert np.array_equal(pixels(raw)[..., 0], values)
+        for beyond in (values + 1, values - 1, values * 257):
+            for raw in (Image.fromarray(beyond), stored(Image.fromarray(beyond), "TIFF")):
+                with pytest.raises(BadRowError, match=r"whose black and white nobody knows: save it with 8 or 16 bits"):
+                    pixels(raw)
 
     def test_other_colours(self):
         cmyk = RGB.convert("CMYK")
@@ -112,7 +122,7 @@ class TestModes:
         ("raw", "reason"),
         [
             (Image.new("F", (4, 4)), "floating-point pixels"),
-            (Image.fromarray(np.full((2, 2), 70_000, dtype=np.int32)), "more than 16 bits a pixel"),
+            (Image.fromarray(np.full((2, 2), 70_000, dtype=np.int32)), "32-bit pixels"),
             (Image.new("RGB", (0, 4)), "no pixels"),
             (np.zeros((0, 3, 3), dtype=np.uint8), "no pixels"),
             (PHOTO / 255, "pixels are not 8-bit"),

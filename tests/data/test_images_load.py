@@ -136,6 +136,17 @@ def test_which_arrays_are_taken(tmp_path):
     assert load_images(tmp_path / "b.npz", split="test").labels.tolist() == LABELS.tolist()
 
 
+@pytest.mark.parametrize("shape", [(5, 3, 8, 4), (5, 1, 8, 3), (5, 3, 3, 3)])
+def test_of_a_shape_that_could_be_either_the_channels_of_a_tensor_come_first(shape):
+    values = CHANCE.integers(0, 256, shape, dtype=np.uint8)
+    for source in (torch.from_numpy(values), {"images": torch.from_numpy(values)}, list(torch.from_numpy(values))):
+        assert np.array_equal(load_images(source).image(1), values[1].transpose(1, 2, 0))
+    for source in (values, list(values)):
+        assert load_images(source).image(1).shape == (*shape[1:3], 3)
+    grey = torch.from_numpy(values[..., 0])
+    assert np.array_equal(load_images(grey).image(1)[..., 0], values[1, ..., 0])
+
+
 class TestFolders:
     def test_names_and_order(self, tmp_path):
         root = folder(tmp_path / "photos")
@@ -308,6 +319,27 @@ class TestLabels:
         images = self.load(["dog", "cat", "cat", "cat", "cat", "cat"], ["dog", "cat"])
         assert images.labels.tolist() == [0, 1, 1, 1, 1, 1]
         assert images.num_classes == 2
+
+    @pytest.mark.parametrize(
+        ("classes", "names"),
+        [
+            ([("tench", "Tinca tinca"), ("goldfish",), ("crane",)], ("tench, Tinca tinca", "goldfish", "crane")),
+            (np.array([["a", "b"], ["c", "d"], ["e", "f"]]), ("a, b", "c, d", "e, f")),
+            (np.array([name.encode() for name in NAMES]), NAMES),
+            ([0, np.int64(1), "caf\xe9".encode()], ("0", "1", "caf\xe9")),
+            (np.array([NAMES]), NAMES),
+        ],
+    )
+    def test_class_names_as_collections_write_them(self, classes, names):
+        assert self.load(LABELS, classes).class_names == names
+        data = Torch()
+        data.classes = classes if len(classes) > 1 else classes[0]
+        assert load_images(data).class_names == names
+
+    @pytest.mark.parametrize("wrong", [None, 0.5, True, b"\xff", (), ("a", 1), {"a": 1}])
+    def test_class_names_of_another_kind_are_refused(self, wrong):
+        with pytest.raises(DataError, match=r"expected class names that are texts, or tuples of texts, got"):
+            self.load(LABELS, ["a", "b", wrong])
 
     @pytest.mark.parametrize(
         ("labels", "message"),

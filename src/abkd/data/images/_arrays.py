@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from abkd.data.formats import BadRowError
 from abkd.data.images._decode import Uint8, eight_bit, over_white
@@ -39,6 +40,7 @@ def splits_of_npz(path: Path) -> tuple[str, ...]:
 def of_arrays(arrays: Mapping[str, Any], split: str = "train", name: str = "the arrays") -> Images:
     """Images ``images`` or ``x`` [N, H, W], [N, H, W, C] or [N, C, H, W], with ``labels`` or ``y``, and ``classes``.
 
+    Where a shape could be either, the channels of a tensor come first and those of any other array last.
     ``x_train``, ``images_train`` or ``train_images`` are those of a split, and come first.
     """
     ours = _first(arrays, _of_split(_IMAGES, split))
@@ -49,12 +51,13 @@ def of_arrays(arrays: Mapping[str, Any], split: str = "train", name: str = "the 
             f"{name} has no images of the split {split!r}: expected an array x_{split} or images_{split}, or without "
             f"splits x or images; there are {', '.join(arrays) or 'none'}"
         )
-    pixels = _checked(_array(arrays[key], f"{name}, {key}"), f"{name}, {key}")
+    first = isinstance(arrays[key], Tensor)
+    pixels = _checked(_array(arrays[key], f"{name}, {key}"), f"{name}, {key}", channels_first=first)
     labels = _first(arrays, (*(_of_split(_LABELS, split) if ours else ()), *_LABELS, _UNNAMED[1]))
     classes = _first(arrays, _CLASSES)
     found, names = tidy_labels(
         None if labels is None else _array(arrays[labels], f"{name}, {labels}"),
-        None if classes is None else _array(arrays[classes], f"{name}, {classes}").reshape(-1).tolist(),
+        None if classes is None else _names(arrays[classes], f"{name}, {classes}"),
         len(pixels),
         name,
     )
@@ -95,12 +98,20 @@ def _array(values: Any, name: str) -> NDArray[Any]:
         ) from error
 
 
-def _checked(array: NDArray[Any], name: str) -> Uint8:
-    """uint8 [N, H, W, C], C of 1 or 3."""
+def _names(classes: Any, name: str) -> list[Any]:
+    """One a class; a row of several names is one class's, unless there is only one row."""
+    if isinstance(classes, list | tuple):
+        return list(classes)
+    array = np.atleast_1d(_array(classes, name))
+    return array.reshape(-1).tolist() if 1 in array.shape else array.tolist()
+
+
+def _checked(array: NDArray[Any], name: str, *, channels_first: bool) -> Uint8:
+    """uint8 [N, H, W, C], C of 1 or 3; ``channels_first``: which is meant where a shape could be either."""
     shape = list(array.shape)
     if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim == 4 and array.shape[3] not in (1, 3, 4) and array.shape[1] in (1, 3, 4):
+        array, channels_first = array[..., None], False
+    if array.ndim == 4 and array.shape[1] in (1, 3, 4) and (channels_first or array.shape[3] not in (1, 3, 4)):
         array = np.moveaxis(array, 1, 3)
     if array.ndim != 4 or array.shape[3] not in (1, 3, 4):
         raise DataError(

@@ -29,6 +29,7 @@ _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM
 _SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # of several frames; MPO's other pictures are a camera's previews
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError, OverflowError)
 _BROKEN = (*_BROKEN, lzma.LZMAError, RuntimeError, AttributeError, AssertionError, NotImplementedError)
+_SIXTEEN_AS_32 = ("PNG", "PPM")  # whose 16 bits PIL opens in its mode of 32 (PNG in older versions)
 _LARGEST = 2**30  # bytes of a file: beyond, it holds more pixels than PIL would read
 _ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
 _LYING = (5, 6, 7, 8)  # its values for which height and width change places
@@ -184,10 +185,13 @@ def _of_picture(picture: Any) -> Uint8:
 
     if 0 in picture.size:
         raise BadRowError("no pixels", "no pixels ({} × {})".format(*picture.size))
+    sixteen = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in _SIXTEEN_AS_32)
     if picture.getexif().get(_ORIENTATION, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):
+    if sixteen:
         return _sixteen_bit(np.asarray(picture))
+    if picture.mode == "I":
+        return _of_integers(np.asarray(picture))
     if picture.mode == "F":
         raise BadRowError("floating-point pixels", "floating-point pixels (mode F): save it with 8 bits a channel")
     if picture.has_transparency_data:
@@ -197,11 +201,16 @@ def _of_picture(picture: Any) -> Uint8:
     return of_array(np.asarray(picture))
 
 
+def _of_integers(grey: NDArray[Any]) -> Uint8:
+    """32-bit numbers as they are where they are 0..255, as of an array: a dark image of 16 bits looks no other."""
+    if grey.min() < 0 or grey.max() > 255:
+        seen = f"32-bit integers from {grey.min()} to {grey.max()}, whose black and white nobody knows"
+        raise BadRowError("32-bit pixels", f"{seen}: save it with 8 or 16 bits a pixel (mode L or I;16)")
+    return grey.astype(np.uint8)[..., None]
+
+
 def _sixteen_bit(grey: NDArray[Any]) -> Uint8:
     """0..65535 to 0..255; which part of the range an image fills does not matter."""
-    if grey.min() < 0 or grey.max() > 65_535:
-        seen = f"pixels from {grey.min()} to {grey.max()}"
-        raise BadRowError("more than 16 bits a pixel", f"{seen}: at most 16 bits are read")
     return np.rint(grey / 257.0).astype(np.uint8)[..., None]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from abkd.errors import DataError
+from abkd.errors import DataError, shown
 
 MOST_CLASSES = 1_000_000
 """Most classes that data or a file may claim; a larger head is a mistake, and would take all the memory."""
@@ -18,14 +19,16 @@ MOST_CLASSES = 1_000_000
 Labels = tuple[NDArray[np.int64] | None, tuple[str, ...] | None]
 
 
-def tidy_labels(labels: Any, class_names: Sequence[str] | None, count: int, name: str) -> Labels:
+def tidy_labels(labels: Any, class_names: Sequence[Any] | None, count: int, name: str) -> Labels:
     """``(labels int64 [N] or None, class names or None)`` of labels that are whole numbers or names.
 
     None, NaN and -1 say that there is no label; where all do, the images are unlabelled. Where classes come by name
-    and in no given order, they are sorted.
-    Raises DataError: labels in part, another number of them than images, negative ones, or beyond the class names.
+    and in no given order, they are sorted. A class name is a text or a number, bytes of a text, or several texts that
+    mean the same, which are joined by commas.
+    Raises DataError: labels in part, another number of them than images, negative ones, or beyond the class names;
+    a class name of another kind.
     """
-    names = None if class_names is None else tuple(map(str, class_names))
+    names = None if class_names is None else tuple(_class_name(each, name) for each in class_names)
     if labels is None:
         return None, names
     values = _flat(labels, name)
@@ -60,6 +63,18 @@ def empty_classes(labels: NDArray[np.int64] | None, class_names: Sequence[str] |
     count = int(labels.max()) + 1 if class_names is None else len(class_names)
     without = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
     return [str(number) if class_names is None else class_names[number] for number in without.tolist()]
+
+
+def _class_name(value: Any, name: str) -> str:
+    value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    if isinstance(value, tuple | list) and value and all(isinstance(each, str | bytes) for each in value):
+        return ", ".join(_class_name(each, name) for each in value)  # as models that know ImageNet write them
+    raise DataError(f"{name}: expected class names that are texts, or tuples of texts, got {shown(value)}")
 
 
 def _flat(labels: Any, name: str) -> list[Any]:

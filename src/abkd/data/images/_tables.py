@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch.utils.data import IterableDataset
 
 from abkd.data.bad_rows import cannot_be_read
@@ -54,7 +55,8 @@ def of_items(items: Iterable[Any], name: str) -> Images:
     rows = progress(range(len(source)), len(source), f"reading the labels of {name}")
     labels = [_parts(_item(source, row, name), row, name)[1] for row in rows]
     classes = getattr(source, "classes", None)
-    found, names = tidy_labels(labels, classes if isinstance(classes, list | tuple) else None, len(source), name)
+    classes = list(classes) if isinstance(classes, list | tuple | np.ndarray) else None
+    found, names = tidy_labels(labels, classes, len(source), name)
     return Images(Items(source, image_of), labels=found, class_names=names, name=name)
 
 
