@@ -34,7 +34,7 @@ from training_parts import gap
 
 CHANCE = (RandomCrop(padding=2), HorizontalFlip(), Mixup(alpha=0.4, share=0.5))
 MILD = "[RandomCrop(padding=2), HorizontalFlip(), Mixup(alpha=0.4, share=0.5)]"
-WAY_OUT = "another augmentation, seed or image_size, or more epochs make other images: run abkd cache"
+WAY_OUT = "more epochs, or for TopKCache other labels make other images: run abkd cache"
 
 
 def images(count: int = 12, *, augmentation: Any = CHANCE, rows: Any = None, seed: int = 3) -> ImageDataset:
@@ -129,9 +129,25 @@ def test_the_likeliest_classes_the_tail_and_the_label(tmp_path: Path) -> None:
     torch.testing.assert_close(rows.log_target, of_label.float())
     assert 0 < reader.logs()["covered_mass"] < 1
 
-    nameless = TopKCache(k=2, path=str(tmp_path / "unlabelled"))
-    build(nameless, Passes(images(rows=unlabelled(), augmentation=()), batch_size=4), temperature=2.0)
-    assert opened(nameless, temperature=2.0)(batch.teacher).log_target is None
+    nameless, plain = TopKCache(k=2, path=str(tmp_path / "unlabelled")), images(rows=unlabelled(), augmentation=())
+    build(nameless, Passes(plain, batch_size=4), temperature=2.0)
+    reader = opened(nameless, temperature=2.0)
+    assert reader(ImageCollator()(list(plain))["batch"].teacher).log_target is None
+    with pytest.raises(DataError, match=WAY_OUT):
+        reader(batch.teacher)
+
+
+def test_labels_that_were_mended_are_other_rows_of_the_likeliest_and_the_same_logits(tmp_path: Path) -> None:
+    mended = [{**row, "label": (row["label"] + 1) % CLASSES} for row in pictures()]
+    before, after = (Passes(images(rows=rows, augmentation=()), batch_size=4) for rows in (pictures(), mended))
+    for spec, more in ((TopKCache(k=2, path=str(tmp_path / "top")), 12), (HiddenCache(path=str(tmp_path / "all")), 0)):
+        assert build(spec, before).made == 12
+        assert build(spec, after).made == more
+    reader = opened(TopKCache(k=2, path=str(tmp_path / "top")))
+    for passes in (before, after):
+        batch = ImageCollator()(list(passes.dataset))["batch"]
+        of_label = live()(batch.teacher).values.double().log_softmax(-1).gather(-1, batch.targets[:, None])
+        torch.testing.assert_close(reader(batch.teacher).log_target, of_label.squeeze(-1).float())
 
 
 def test_half_precision_takes_half_the_bytes(tmp_path: Path) -> None:

@@ -23,10 +23,12 @@ class View:
     inputs: ``input_ids`` and ``position_ids`` int64 [B, T]; ``attention_mask`` int64 [B, T], or for packed rows
     bool [B, 1, T, T].
     rows: int64 [N], flat index b·T + t of the position whose output predicts row n.
+    labels: of images, int64 [B], the class that each is of, below 0 where nobody knows or it is of two.
     """
 
     inputs: dict[str, Tensor]
     rows: Tensor
+    labels: Tensor | None = None
 
     def inputs_for(self, model: Any) -> dict[str, Tensor]:
         """``inputs`` with the mask of packed rows in the form that this transformers model's attention takes.
@@ -46,7 +48,8 @@ class View:
     def to(self, device: torch.device | str, **kwargs: Any) -> View:
         """The same view with its tensors on ``device``; ``kwargs`` as for ``Tensor.to``."""
         moved = {name: tensor.to(device, **kwargs) for name, tensor in self.inputs.items()}
-        return View(inputs=moved, rows=self.rows.to(device, **kwargs))
+        labels = None if self.labels is None else self.labels.to(device, **kwargs)
+        return View(inputs=moved, rows=self.rows.to(device, **kwargs), labels=labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """From image files and arrays to batches of rows: load, check, augment, collate, split."""
 
-from abkd.data.images._collate import ImageCollator
+from abkd.data.images._collate import ImageCollator, label_of
 from abkd.data.images._coop import base_and_new, read_coop_split
 from abkd.data.images._dataset import ImageDataset, ImageExample, prepare_images
 from abkd.data.images._images import Images
@@ -15,6 +15,7 @@ __all__ = [
     "base_and_new",
     "held_out_beside",
     "held_out_splits",
+    "label_of",
     "load_images",
     "prepare_images",
     "read_coop_split",

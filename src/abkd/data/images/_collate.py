@@ -31,7 +31,8 @@ class ImageCollator:
         if len({bool(example["labels"]) for example in chosen}) > 1:
             raise DataError("a batch has images with and without labels: label all or none")
         rows = torch.tensor([image for image, example in enumerate(chosen) for _ in example["labels"] or [None]])
-        view = View(inputs={"pixels": _stacked([example["pixels"] for example in chosen])}, rows=rows)
+        pixels = _stacked([example["pixels"] for example in chosen])
+        view = View(inputs={"pixels": pixels}, rows=rows, labels=torch.tensor(list(map(label_of, chosen))))
         targets, weight = _targets(chosen)
         batch = Batch(
             student=view,
@@ -42,6 +43,11 @@ class ImageCollator:
             sequence=rows,
         )
         return {"batch": batch}
+
+
+def label_of(example: ImageExample) -> int:
+    """The class that an image is of; -1 where nobody knows, or where two images are mixed."""
+    return example["labels"][0][0] if len(example["labels"]) == 1 else -1
 
 
 def _stacked(pixels: Sequence[Tensor]) -> Tensor:

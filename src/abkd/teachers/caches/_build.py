@@ -91,7 +91,9 @@ def build_cache(
         store = open_store(folder, work.owner, check=False)
         if _manifest.of_images(facts):
             passes: Any = list(examples)
-            todo = _Todo(missing_images(store, passes, share, workers), images_in(passes, share))
+            todo = _Todo(
+                missing_images(store, passes, share, workers, labelled=teacher.labelled), images_in(passes, share)
+            )
         else:
             todo = _sequences_to_do(store, examples, share, batch_size)
         first, made = next(todo.portions, None), 0

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abkd.data import View
-from abkd.teachers.caches._keys import Portion, image_keys, image_reading
+from abkd.data.images import label_of
+from abkd.teachers.caches._keys import Portion, example_key, image_reading
 from abkd.teachers.caches._store import Store
 
 if TYPE_CHECKING:
@@ -72,12 +73,13 @@ def images_in(passes: Sequence[Passes], share: tuple[int, int]) -> int:
 
 
 def missing_images(
-    store: Store, passes: Iterable[Passes], share: tuple[int, int], workers: int = 0
+    store: Store, passes: Iterable[Passes], share: tuple[int, int], workers: int = 0, *, labelled: bool
 ) -> Iterator[Portion]:
     """Batches of what is not stored, once each; ``done`` counts what was looked at.
 
     Args:
         workers: processes that read the images.
+        labelled: whether an image with another label is another row.
     """
     found, looked_at = set(store.places), 0
     for each in passes:
@@ -91,7 +93,7 @@ def missing_images(
             looked_at += len(examples)
             new: dict[bytes, ImageExample] = {}
             for example in examples:
-                (key,) = image_keys(example["pixels"][None])
+                key = example_key(example, labelled=labelled)
                 if key not in found:
                     new[key] = example
             found.update(new)
@@ -103,10 +105,5 @@ def _portion(new: dict[bytes, ImageExample], looked_at: int) -> Portion:
     from abkd.data.images import ImageCollator
 
     inputs = ImageCollator()(list(new.values()))["batch"].teacher.inputs
-    targets = torch.tensor([_target(example) for example in new.values()])
+    targets = torch.tensor([label_of(example) for example in new.values()])
     return Portion(list(map(image_reading, new)), View(inputs=inputs, rows=torch.arange(len(new))), targets, looked_at)
-
-
-def _target(example: ImageExample) -> int:
-    """The class that an image is of, of a mixed one the first of the two; -1 where nobody knows."""
-    return example["labels"][0][0] if example["labels"] else -1

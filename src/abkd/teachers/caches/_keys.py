@@ -2,7 +2,8 @@
 
 Nothing else goes into it, no index and no step: shuffling, accumulation, another batch size, padding and packing find
 the same rows, and a row whose context differs by one token is another row. An image is one row, found by a fingerprint
-of the pixels that the teacher is given, before it prepares them.
+of the pixels that the teacher is given, before it prepares them, and, where the probability of its class is stored, of
+this class.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from abkd.data import Example, View
+from abkd.data.images import label_of
 
 KEY_BYTES = 16
 Run = tuple[int, int]
@@ -60,10 +62,13 @@ def key_of(ids: bytes) -> bytes:
     return hashlib.blake2b(ids, digest_size=KEY_BYTES).digest()
 
 
-def readings(example: Any) -> Iterator[Reading]:
-    """The teacher's side of an example, each packed segment by itself; those without rows are left out."""
+def readings(example: Any, *, labelled: bool = False) -> Iterator[Reading]:
+    """The teacher's side of an example, each packed segment by itself; those without rows are left out.
+
+    ``labelled``: whether the key of an image contains the class that it is of.
+    """
     if "pixels" in example:
-        yield image_reading(image_keys(example["pixels"][None])[0])
+        yield image_reading(example_key(example, labelled=labelled))
         return
     ids = array("i", example.get("teacher_input_ids", example["input_ids"]))
     trained = bytes(example.get("teacher_trained", example["trained"]))
@@ -122,19 +127,30 @@ def image_reading(key: bytes) -> Reading:
     return Reading(key, array("i"), _IMAGE)
 
 
-def image_keys(pixels: Tensor) -> list[bytes]:
+def image_keys(pixels: Tensor, labels: Tensor | None = None) -> list[bytes]:
     """The key of each image of ``[B, 3, H, W]``, uint8, or float32 from 0 to 255.
 
     An image of whole numbers has the same key as either: in a batch with mixed images it comes as float32.
+
+    Args:
+        labels: [B], where something that is stored depends on the class that an image is of (if it is known: >= 0).
     """
     plain = pixels.cpu().contiguous()
     size = f"{tuple(plain.shape[1:])} ".encode()
+    known = [-1] * len(plain) if labels is None else labels.tolist()
+    classes = [f"{label} ".encode() if label >= 0 else b"" for label in known]
     if not plain.is_floating_point():
-        return [key_of(size + image.tobytes()) for image in plain.numpy()]
-    whole = plain.clamp(0, 255).to(torch.uint8)
-    same = (whole == plain).flatten(1).all(1).tolist()
-    images = (short if fits else long for fits, short, long in zip(same, whole.numpy(), plain.numpy(), strict=True))
-    return [key_of(size + image.tobytes()) for image in images]
+        images = iter(plain.numpy())
+    else:
+        whole = plain.clamp(0, 255).to(torch.uint8)
+        same = (whole == plain).flatten(1).all(1).tolist()
+        images = (short if fits else long for fits, short, long in zip(same, whole.numpy(), plain.numpy(), strict=True))
+    return [key_of(label + size + image.tobytes()) for label, image in zip(classes, images, strict=True)]
+
+
+def example_key(example: Any, *, labelled: bool) -> bytes:
+    """The key of an image, which is an example of its own."""
+    return image_keys(example["pixels"][None], torch.tensor([label_of(example)]) if labelled else None)[0]
 
 
 def _lengths(example: Example) -> list[int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ _WAY_OUT = (
     "which adds what is missing"
 )
 _WAY_OUT_OF_IMAGES = (
-    "Other data, another augmentation, seed or image_size, or more epochs make other images: run abkd cache with this "
-    "recipe, which adds what is missing"
+    "Other data, another augmentation, seed or image_size, more epochs, or for TopKCache other labels make other "
+    "images: run abkd cache with this recipe, which adds what is missing"
 )
 _LOOKED_AT = 4096  # images of a long training: to work out all of them would take as long as reading all its data
 
@@ -39,6 +40,8 @@ class CacheReader(Reader):
     Raises:
         ConfigError: there is no cache in the folder, or it is of something else than the wanted facts.
     """
+
+    labelled: ClassVar[bool] = False  # as the specification says
 
     def __init__(self, folder: Path, wanted: Mapping[str, Any]) -> None:
         manifest = _manifest.read(folder)
@@ -75,7 +78,8 @@ class CacheReader(Reader):
         """
         if isinstance(examples, Passes) and self.manifest.get("sequences") == len(self.store.places):
             examples = examples.some(_LOOKED_AT)
-        wanted = list(map(self.store.covers, itertools.chain.from_iterable(map(readings, examples))))
+        of_each = map(partial(readings, labelled=self.labelled), examples)
+        wanted = list(map(self.store.covers, itertools.chain.from_iterable(of_each)))
         missing = wanted.count(False)
         if missing:
             raise DataError(
@@ -96,7 +100,8 @@ class CacheReader(Reader):
         return torch.cat(shards), torch.cat(rows)
 
     def _images(self, view: View) -> tuple[Tensor, Tensor]:
-        places = list(map(self.store.places.get, image_keys(view.inputs["pixels"])))
+        labels = view.labels if self.labelled else None
+        places = list(map(self.store.places.get, image_keys(view.inputs["pixels"], labels)))
         if None in places:
             raise self._missing(f"{places.count(None)} of the {len(places)} images of a batch")
         found = torch.tensor([(place.shard, place.start) for place in places if place is not None])[view.rows.cpu()]
@@ -120,6 +125,8 @@ class TopKReader(CacheReader):
 
     Of images of which all classes are stored: logits.
     """
+
+    labelled = True
 
     def __init__(self, folder: Path, wanted: Mapping[str, Any]) -> None:
         super().__init__(folder, wanted)

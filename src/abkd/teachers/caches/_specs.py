@@ -23,6 +23,9 @@ class CachedTeacher(Teacher):
     """A teacher whose rows were worked out beforehand, by ``abkd cache``; no model is loaded to read them."""
 
     cached: ClassVar[bool] = True
+    labelled: ClassVar[bool] = False
+    """Whether what is stored of an image depends on the class that it is of."""
+
     path: str | None
 
     def facts(self, identity: Mapping[str, Any] | None, temperature: float) -> dict[str, Any]:
@@ -62,6 +65,8 @@ class TopKCache(CachedTeacher):
     Raises:
         ConfigError: a value that cannot be meant.
     """
+
+    labelled = True  # the probability of its class
 
     k: int = 64
     path: str | None = None
