@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -31,6 +31,9 @@ from abkd.teachers.caches import CachedTeacher, image_identity
 from abkd.teachers.caches._build import Built, build_cache
 from abkd.teachers.caches._manifest import read as read_manifest
 from abkd.trainer._text_data import prepare_data
+
+if TYPE_CHECKING:
+    from abkd.models.vision import Classifier
 
 _WORDS = {TEXT: "token", IMAGES: "image"}
 """The tasks whose teachers are cached, and what a row is."""
@@ -86,7 +89,7 @@ def _text(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
 def _images(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
     """The same of images: those of all epochs as training will ask for them, and those held out."""
     from abkd.teachers.caches._images import Passes
-    from abkd.trainer._image_caches import training_passes
+    from abkd.trainer._image_caches import told_apart_by, training_passes
     from abkd.trainer._images import prepare_data as prepare_images
 
     options: dict[str, Any] = dict(config.teacher_model_init_kwargs or {})  # type: ignore[arg-type]  # parsed
@@ -98,10 +101,11 @@ def _images(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
     if held_out is not None:
         other = prepare_images(held_out, config.image_size, config, "eval")
         passes.append(Passes(other, batch_size=config.per_device_eval_batch_size))
+    teacher = told_apart_by(name, options, config.allow_code or (), images)
     return {
         "examples": passes,
-        "load": lambda: _load_classifier(name, options, config, images),
-        "identity": image_identity(name, options),
+        "load": lambda: _load_classifier(teacher, options, config, images),
+        "identity": image_identity(teacher, options),
         "about": {"data": {each.dataset.name: each.dataset.fingerprint for each in passes}, "epochs": train.epochs},
         "workers": config.dataloader_num_workers,
     }
@@ -149,14 +153,16 @@ def _load(name: str, options: dict[str, Any], config: DistillConfig) -> CausalRo
     return CausalRows(model.eval().requires_grad_(False))
 
 
-def _load_classifier(name: str, options: dict[str, Any], config: DistillConfig, data: Any) -> ModelRows:
+def _load_classifier(given: str | Classifier, options: dict[str, Any], config: DistillConfig, data: Any) -> ModelRows:
     from abkd.models.vision import ImageRows, check_classes, load_classifier
-    from abkd.trainer._images import classes_known
+    from abkd.trainer._image_caches import classes_known
 
     allowed: Any = config.allow_code or ()
-    teacher = load_classifier(
-        name, what="teacher_model_name_or_path", allow_code=allowed, **classes_known(data), **options
-    )
+    teacher = given
+    if isinstance(teacher, str):
+        teacher = load_classifier(
+            teacher, what="teacher_model_name_or_path", allow_code=allowed, **classes_known(data), **options
+        )
     check_classes(teacher, teacher, data.class_names)
     placed(teacher.model, config.device).eval().requires_grad_(False)
     return ImageRows(teacher)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+from torch import nn
+
 from abkd.config import DistillConfig
-from abkd.data.images import ImageDataset
-from abkd.models.vision import as_classifier, check_classes
+from abkd.data.images import ImageDataset, Images
+from abkd.models.vision import as_classifier, check_classes, load_classifier
 from abkd.teachers import Setting
 from abkd.teachers.caches import image_identity
 from abkd.teachers.caches._images import Passes
@@ -31,14 +34,40 @@ def training_passes(train: ImageDataset, args: DistillConfig) -> Passes:
     return Passes(train, epochs(args, len(train)), args.train_batch_size, of)
 
 
-def open_cache(teacher: Any, args: DistillConfig) -> CacheReader:
-    """What a teacher, by its name or as it is, was found to say; no model is loaded.
+def classes_known(data: Images | None) -> dict[str, Any]:
+    """What ``load_classifier`` is told of the classes of the data; nothing where they are not known."""
+    if data is None or data.num_classes is None:
+        return {}
+    return {"num_classes": data.num_classes, "class_names": data.class_names}
+
+
+def told_apart_by(
+    teacher: str | nn.Module | Classifier, options: Mapping[str, Any], allow_code: Sequence[str], data: Images | None
+) -> str | Classifier:
+    """What tells a teacher from others: its name, or itself where it has none, or a function of the user's builds it.
+
+    Such a function may read anything, so that the same name may be another teacher tomorrow.
+    """
+    if not isinstance(teacher, str):
+        return as_classifier(teacher)
+    if not teacher.startswith("python:"):
+        return teacher
+    with torch.random.fork_rng([]):  # a student begins with the same weights whoever teaches it
+        return load_classifier(
+            teacher, what="teacher_model_name_or_path", allow_code=allow_code, **classes_known(data), **options
+        )
+
+
+def open_cache(teacher: Any, args: DistillConfig, data: Images | None) -> CacheReader:
+    """What a teacher, by its name or as it is, was found to say; only one of the user's own code is loaded.
 
     Raises:
         ConfigError: there is no cache, or it is of something else.
     """
-    spec, options = cast(Any, args.teacher), cast(Any, args.teacher_model_init_kwargs)
-    known = image_identity(teacher if isinstance(teacher, str) else as_classifier(teacher), options)
+    spec, options, allowed = (
+        cast(Any, each) for each in (args.teacher, args.teacher_model_init_kwargs or {}, args.allow_code or ())
+    )
+    known = image_identity(told_apart_by(teacher, options, allowed, data), options)
     nobody = cast(Any, None)  # who learns from a cache makes no difference to it
     return spec.open(Setting(student=nobody, identity=known, temperature=args.kd_temperature, device=args.device))
 

@@ -22,7 +22,7 @@ from abkd.ops._types import Rows, TeacherRows, TopK
 from abkd.teachers import Reader, Setting
 from abkd.teachers.caches._images import Passes
 from abkd.teachers.caches._readers import CacheReader
-from abkd.trainer._image_caches import check_cached_classes, open_cache, training_passes
+from abkd.trainer._image_caches import check_cached_classes, classes_known, open_cache, training_passes
 from abkd.trainer._image_checks import check_batches_of_one, check_labels, check_mixed, check_student
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
 
@@ -51,7 +51,7 @@ class ImageClassification(Modality):
     ) -> Models:
         self.given = data = images_of(train)
         given, spec = wanted_teachers(teacher, args), cast(Any, args.teacher)
-        cache = open_cache(given[0], args) if spec.cached and given else None
+        cache = open_cache(given[0], args, data) if spec.cached and given else None
         student, teachers = self._load(model, [] if cache else given, args, data, cache)
         if peft_config is not None:
             student = student._replace(model=with_adapters(student.model, _with_head(student, peft_config)))
@@ -213,13 +213,6 @@ class ImageClassification(Modality):
 def images_of(train: Any) -> Images | None:
     """The images of what a trainer is given to train on."""
     return None if train is None else train.images if isinstance(train, ImageDataset) else load_images(train)
-
-
-def classes_known(data: Images | None) -> dict[str, Any]:
-    """What ``load_classifier`` is told of the classes of the data; nothing where they are not known."""
-    if data is None or data.num_classes is None:
-        return {}
-    return {"num_classes": data.num_classes, "class_names": data.class_names}
 
 
 def prepare_data(images: Images, side: int | tuple[int, int] | None, args: DistillConfig, name: str) -> ImageDataset:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from abkd.data.images._labels import MOST_CLASSES
@@ -118,6 +118,8 @@ def load(directory: Path, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
     if count is not None:
         wanted.refuse_head(str(directory), count)
     names = wanted.own_names or (saved.class_names if wanted.num_classes in (None, count) else None)
+    if wanted.own_names and saved.class_names and wanted.num_classes in (None, count):
+        wanted.say_other_classes(str(directory), saved.class_names)
     needed = wanted.num_classes or count
     options = {**described, **({"num_classes": needed} if needed else {})}
     try:
@@ -133,7 +135,8 @@ def _described(directory: Path, wanted: Wanted) -> Classifier:
     try:
         values = json.loads((directory / _OURS).read_bytes())
         mean, std = (tuple(float(each) for each in values[name]) for name in ("mean", "std"))
-        preparation = Preparation(mean, std, values["size"], values["resized"], values["filter"])
+        geometry = (values[name] for name in ("size", "resized", "filter"))
+        preparation = Preparation(mean, std, *geometry, grey=bool(values.get("grey")))
         options = {**values["options"], "num_classes": _count(values["num_classes"])}
         names = None if values["class_names"] is None else tuple(map(str, values["class_names"]))
         if not isinstance(values["name"], str):
@@ -154,10 +157,9 @@ def _fill(model: nn.Module, directory: Path, wanted: Wanted, *, new_head: bool) 
     try:
         if fault := fault_of_file(weights) if weights.is_file() else "the file is not there":
             raise ConfigError(f"{wanted.what}: the weights in {weights} do not load: {fault}")
-        if new_head:
-            wanted.fill(model, load_file(weights), str(directory))
-        else:
-            load_model(model, str(weights))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        wanted.fill(model, load_file(weights), str(directory), new_head=new_head)
+    except ConfigError:
+        raise
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{wanted.what}: the weights in {weights} do not load: {in_short(error)}") from error
     check_finite(model.state_dict().items(), f"{wanted.what}: {weights}")

@@ -15,7 +15,7 @@ from abkd.models.folders import check_model_folder
 from abkd.models.loading import check_finite, in_short
 from abkd.models.remarks import some
 from abkd.models.vision import _files, _zoos
-from abkd.models.vision._classes import names_of, same_name
+from abkd.models.vision._classes import names_of
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import preparation_of, timm_preparation
 from abkd.models.vision._rows import Classifier
@@ -88,7 +88,7 @@ def as_classifier(model: nn.Module | Classifier) -> Classifier:
         ConfigError: it is no module.
     """
     if isinstance(model, Classifier):
-        return model
+        return model._replace(model=_unwrapped(model.model))
     model = _unwrapped(model)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a classifier is a name, a torch module or a Classifier, but came {type(model).__name__}")
@@ -144,10 +144,8 @@ def _fit_classes(config: Any, name: str, wanted: Wanted) -> None:
     if wanted.num_classes not in (None, count):
         wanted.refuse_head(name, count)
         config.num_labels = wanted.num_classes
-    elif names and wanted.class_names and not all(map(same_name, names, wanted.class_names)):
-        if not wanted.fresh_head:
-            return  # a teacher's classes are compared with the data's by check_classes
-        logger.warning("abkd: the head of %s was trained for other classes; training starts from it all the same", name)
+    elif names:
+        wanted.say_other_classes(name, names)
     if wanted.fresh_head and wanted.class_names:
         config.id2label = dict(enumerate(wanted.class_names))
         config.label2id = {each: number for number, each in enumerate(wanted.class_names)}

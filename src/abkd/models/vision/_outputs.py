@@ -14,7 +14,6 @@ from abkd.errors import ConfigError
 
 _SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 112, 160, 192, 227, 240, 448, 512, 8, 16, 24, 48, 84, 105, 14, 56)
 _SECONDS = 10.0  # that are spent on looking for a side which fits
-_GREY = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R 601)
 
 
 def logits_in(out: Any, name: str) -> Tensor:
@@ -39,12 +38,6 @@ def logits_in(out: Any, name: str) -> Tensor:
     if out.ndim > 2 and out.shape[2:].numel() == 1:
         return out.flatten(1)
     return out[None] if out.ndim == 1 else out  # of one image, squeezed
-
-
-def in_grey(images: Tensor) -> Tensor:
-    """``[B, 3, H, W]`` to ``[B, 1, H, W]``."""
-    weights = torch.tensor(_GREY, dtype=images.dtype, device=images.device)
-    return torch.einsum("bchw,c->bhw", images, weights)[:, None]
 
 
 def fitting(call: Callable[[int, int], Any]) -> tuple[int, int] | None:

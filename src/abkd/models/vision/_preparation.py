@@ -14,6 +14,7 @@ from abkd.errors import ConfigError
 Filter = Literal["nearest", "bilinear", "bicubic"]
 
 _LARGEST = 16_384
+_GREY = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R 601)
 
 FILTERS: dict[Filter, tuple[str, bool]] = {
     "nearest": ("nearest-exact", False),
@@ -33,6 +34,7 @@ class Preparation:
         resized: the shorter side of the image before that square is cut out of its middle; None: the whole image is
             made a square.
         filter: how it is resized; an image that has the wanted side already is left as it is.
+        grey: whether the model reads one channel, a weighted mean of the three.
 
     Raises:
         ConfigError: not three channels, a std that is not positive, an unknown filter, or a square larger than the
@@ -44,6 +46,7 @@ class Preparation:
     size: int | None = None
     resized: int | None = None
     filter: Filter = "bicubic"
+    grey: bool = False
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -56,12 +59,13 @@ class Preparation:
             raise ConfigError(f"the square of side {self.size} is cut out of an image of side {self.resized}")
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` from 0 to 255, integers or not, as ``[B, 3, S, S]`` float32."""
+        """``[B, 3, H, W]`` from 0 to 255, integers or not, as ``[B, 3, S, S]`` float32, or [B, 1, S, S] in grey."""
         image = pixels.float() / 255.0
         if self.size is not None:
             image = _middle(self._resize(image), self.size)
         mean, std = _constants(self.mean, self.std, image.device)
-        return (image - mean) / std
+        image = (image - mean) / std
+        return _in_grey(image) if self.grey else image
 
     def _resize(self, image: Tensor) -> Tensor:
         sides = self._sides(*image.shape[-2:])
@@ -84,6 +88,12 @@ def _is_side(side: int | None) -> bool:
 def _middle(image: Tensor, size: int) -> Tensor:
     top, left = ((side - size) // 2 for side in image.shape[-2:])
     return image[..., top : top + size, left : left + size]
+
+
+def _in_grey(images: Tensor) -> Tensor:
+    """``[B, 3, H, W]`` to ``[B, 1, H, W]``."""
+    weights = torch.tensor(_GREY, dtype=images.dtype, device=images.device)
+    return torch.einsum("bchw,c->bhw", images, weights)[:, None]
 
 
 @lru_cache(maxsize=16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from abkd.data import View
 from abkd.errors import ConfigError, VocabularyError
 from abkd.models.rows import ModelRows, call_of
-from abkd.models.vision._outputs import fitting, in_eval_mode, in_grey, logits_in, untouched
+from abkd.models.vision._outputs import fitting, in_eval_mode, logits_in, untouched
 from abkd.models.vision._preparation import Preparation
 from abkd.ops import Dense
 
@@ -49,7 +50,6 @@ class ImageRows(ModelRows):
     Args:
         classes: how many of its classes are used (None: all).
         side: of the images that it is going to see, or (H, W), for a model that takes no other and does not say so.
-        channels: 1 for a model that sees images in grey, as the first look at its logits finds out.
     """
 
     def __init__(
@@ -58,13 +58,12 @@ class ImageRows(ModelRows):
         *,
         classes: int | None = None,
         side: int | tuple[int, int] | None = None,
-        channels: int = 3,
     ) -> None:
         self.classifier = classifier
         self.model = classifier.model
         self.classes = classes
         self.forward: Callable[..., Any] = call_of(self.model)  # before anything wraps it
-        self._side, self._channels = side, channels
+        self._side = side
         self._head_rows: int | None = None
 
     @property
@@ -89,7 +88,7 @@ class ImageRows(ModelRows):
 
     def of(self, model: Any) -> ImageRows:
         classifier = self.classifier._replace(model=model)
-        return ImageRows(classifier, classes=self.classes, side=self._side, channels=self._channels)
+        return ImageRows(classifier, classes=self.classes, side=self._side)
 
     def check(self) -> None:
         """Prove that the model gives logits, one for each of the classes it names, for one image as for several.
@@ -130,7 +129,6 @@ class ImageRows(ModelRows):
 
     def _logits(self, pixels: Tensor) -> Tensor:
         images = self.classifier.preparation(pixels)
-        images = in_grey(images) if self._channels == 1 else images
         return logits_in(self.forward(images.to(_number_type(self.model))), self.name)
 
     def _probe(self) -> Tensor:
@@ -165,17 +163,18 @@ class ImageRows(ModelRows):
         try:
             return self._logits(pixels)
         except Exception:
-            if self._channels == 1 or not self._reads_grey(pixels):
+            if self.classifier.preparation.grey or not self._reads_grey(pixels):
                 raise
         return self._logits(pixels)
 
     def _reads_grey(self, pixels: Tensor) -> bool:
-        self._channels = 1
+        in_colour = self.classifier
+        self.classifier = in_colour._replace(preparation=replace(in_colour.preparation, grey=True))
         with suppress(Exception):  # then the other one, of colour, is raised
             self._logits(pixels)
             logger.info("abkd: %s reads one channel: it sees images in grey", self.name)
             return True
-        self._channels = 3
+        self.classifier = in_colour
         return False
 
     def _size(self) -> tuple[int, int]:
@@ -193,7 +192,8 @@ class ImageRows(ModelRows):
         """Why the model cannot be used; with a side that it takes, where one is found."""
         said = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
         (height, width), like = self._size(), {"dtype": _number_type(self.model), "device": _device(self.model)}
-        shape = f"{self.name} cannot read images of shape [{count}, {self._channels}, {height}, {width}] ({said})"
+        mine = 1 if self.classifier.preparation.grey else 3
+        shape = f"{self.name} cannot read images of shape [{count}, {mine}, {height}, {width}] ({said})"
         found = fitting(lambda channels, side: self.forward(torch.zeros(2, channels, side, side, **like)))
         if found is None:
             return f"{shape}. If it wants another side, say so: Classifier(model, Preparation(size=…))"

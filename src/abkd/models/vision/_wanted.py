@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from abkd.errors import ConfigError, VocabularyError
+from abkd.models.remarks import some
+from abkd.models.vision._classes import real_names, same_name
 
 logger = logging.getLogger("abkd")
 
@@ -44,6 +48,18 @@ class Wanted(NamedTuple):
                 "(abkd distill without a teacher)"
             )
 
+    def say_other_classes(self, name: str, names: Sequence[str]) -> None:
+        """Say where a student's head was trained for others than it is to tell apart, though as many.
+
+        (A teacher's classes are compared with the data's by ``check_classes``.)
+        """
+        if self.own_names and real_names(names) and not all(map(same_name, names, self.own_names)):
+            logger.warning(
+                "abkd: the head of %s was trained for other classes, or for the same in another order; training starts "
+                "from it all the same",
+                name,
+            )
+
     def say_new(self, name: str, new: Sequence[str]) -> None:
         """Say which weights are not the trained ones."""
         if new:
@@ -54,15 +70,46 @@ class Wanted(NamedTuple):
                 ", ".join(new[:4]) + (" …" if len(new) > 4 else ""),
             )
 
-    def fill(self, model: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
-        """Load weights that were trained for another number of classes, all but those of the head.
+    def fill(self, model: nn.Module, weights: Mapping[str, Tensor], name: str, *, new_head: bool) -> None:
+        """Load weights, of which a file may hold those that several layers share once or several times.
+
+        Args:
+            new_head: they were trained for another number of classes: all but those of the head.
 
         Raises:
-            ConfigError: the weights are of another architecture.
+            ConfigError: some are missing, or they are of another architecture.
         """
         own = model.state_dict()
-        new = [key for key in own if key in weights and own[key].shape != weights[key].shape]
-        if set(weights) - set(own) or any(own[key].shape[1:] != weights[key].shape[1:] for key in new):
-            raise ConfigError(f"{self.what}: the weights of {name} are those of another architecture")
+        new = [key for key in own if key in weights and _of_other_size(own[key], weights[key])]
+        strange = sorted(set(weights) - set(own))
+        if strange or (new and not (new_head and all(own[key].shape[1:] == weights[key].shape[1:] for key in new))):
+            raise ConfigError(
+                f"{self.what}: the weights of {name} are those of another architecture ({some([*strange, *new])})"
+            )
         model.load_state_dict({key: value for key, value in weights.items() if key not in new}, strict=False)
+        for names in _by_weight(model):
+            found = [key for key in names if key in weights]
+            if not found:
+                raise ConfigError(
+                    f"{self.what}: {name} has no weights for {names[0]}: download or save it again, with all of them"
+                )
+            if any(not torch.equal(weights[found[0]], weights[key]) for key in found):
+                raise ConfigError(
+                    f"{self.what}: {name} has different weights for {some(found)}, which are one in the network: it "
+                    "was saved from another"
+                )
         self.say_new(name, new)
+
+
+def _of_other_size(own: Tensor, found: Tensor) -> bool:
+    return not is_lazy(own) and own.shape != found.shape
+
+
+def _by_weight(model: nn.Module) -> list[list[str]]:
+    """The names of each weight: several where layers share it."""
+    names: dict[Any, list[str]] = {}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        unplaced = is_lazy(weight) or not weight.numel()
+        place = name if unplaced else (weight.data_ptr(), *weight.shape, *weight.stride())
+        names.setdefault(place, []).append(name)
+    return list(names.values())

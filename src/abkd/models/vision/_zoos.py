@@ -119,7 +119,7 @@ def _from_torchvision(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Clas
     model = _built(source, _torchvision_builder(name), weights=weights, **kwargs)
     if options["num_classes"] != len(names):
         trained, model = model, architecture(source, options)
-        wanted.fill(model, trained.state_dict(), source)
+        wanted.fill(model, trained.state_dict(), source, new_head=True)
     return Classifier(model, _of_torchvision(weights.transforms()), wanted.own_names or names, source, options)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import ConfigError, NonFiniteError
@@ -39,7 +40,7 @@ class Encoder:
             weight, own = teacher.head.weight, {"hidden_size": teacher.head.weight.shape[-1]}
             dtype: Any = teacher.language_model.dtype
         else:
-            weight = next(each for each in teacher.model.parameters() if each.is_floating_point())
+            weight = _first_weight(teacher.model)
             own, dtype = {"class_names": _class_names(teacher)}, weight.dtype
         self.device = weight.device
         self.details = {"computed_in": str(dtype).removeprefix("torch."), "head_rows": teacher.head_rows, **own}
@@ -55,6 +56,12 @@ class Encoder:
     def prepare(self, folder: Path) -> dict[str, Any]:
         """Store what all rows need; what the manifest must hold of it."""
         return {}
+
+
+def _first_weight(model: nn.Module) -> Tensor:
+    """Which tells device and dtype; of a model whose weights are all quantised, what it computes with otherwise."""
+    weights = itertools.chain(model.parameters(), model.buffers())
+    return next((each for each in weights if each.is_floating_point()), torch.zeros(()))
 
 
 class LikeliestEncoder(Encoder):

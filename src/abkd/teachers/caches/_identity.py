@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from abkd.data.vocabulary import PROBES
 
@@ -44,7 +45,8 @@ def image_identity(teacher: str | Classifier, options: Mapping[str, Any] | None 
     """Which image classifier, with how it prepares its pixels: what a cache of images must be of.
 
     ``options`` (teacher_model_init_kwargs) belong to the model: of a file that they name it is the content. A name
-    stands for its own preparation; of a classifier itself, it is hashed with samples of the weights.
+    stands for its own preparation; of a classifier itself, it is hashed with samples of the weights. A name
+    ``python:…`` says nothing of what the function reads: give the classifier that it builds.
     """
     given = dict(options or {})
     revision = given.get("revision")
@@ -64,12 +66,26 @@ def weights_fingerprint(models: Iterable[nn.Module]) -> str:
 
 
 def _rounded(model: nn.Module) -> Iterator[bytes]:
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _tensors(model):
         yield f"{name} {tuple(tensor.shape)}".encode()
-        flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // _SAMPLES)].cpu()
+        some = _some(tensor)
         some = some.to(torch.bfloat16).view(torch.int16) if some.is_floating_point() else some
         yield some.numpy().tobytes()
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The state, also where a part of it holds several tensors, or things that are none, as quantised layers do."""
+    for name, value in model.state_dict().items():
+        for place, part in tree_flatten_with_path(value)[0]:
+            if isinstance(part, Tensor):
+                yield name + keystr(place), part
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """Up to twice as many numbers as samples, on the CPU."""
+    plain = tensor.detach().dequantize() if tensor.is_quantized else tensor.detach()
+    flat = plain.flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLES)].cpu()
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
@@ -115,10 +131,9 @@ def _samples(file: Path) -> Iterator[bytes]:
 
 
 def _weights(model: nn.Module) -> Iterator[bytes]:
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _tensors(model):
         yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
-        flat = tensor.detach().flatten()
-        yield flat[:: max(1, flat.numel() // _SAMPLES)].float().cpu().numpy().tobytes()
+        yield _some(tensor).float().numpy().tobytes()
 
 
 def _commit(name: str, revision: str | None) -> str | None:
