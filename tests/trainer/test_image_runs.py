@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from abkd import DistillConfig, DistillTrainer
+from abkd.data import View
 from abkd.errors import ConfigError, DataError, NonFiniteError, VocabularyError
+from abkd.models.adapters import has_adapters
 from abkd.models.vision import Classifier, ImageRows, check_classes, load_classifier
 from abkd.trainer._image_checks import check_batches_of_one
 from image_parts import (
@@ -307,18 +309,27 @@ def test_a_batch_axis_sees_each_image_once(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 @pytest.mark.filterwarnings("ignore:Could not find a config file")
-def test_adapters_leave_the_head_to_be_trained_and_saved(tmp_path):
+@pytest.mark.parametrize(
+    ("student", "layers", "head"),
+    [(lambda: vit(0), ["query", "q_proj"], "classifier"), ("cifar:resnet8", r".*layer1\.0\.conv1", "fc")],
+)
+def test_adapters_leave_the_head_to_be_trained_and_are_merged_when_saved(tmp_path, student, layers, head):
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["query", "q_proj"], task_type=None)
-    run = image_trainer(tmp_path, vit(0), peft_config=config, learning_rate=1e-2)
-    head = weights(run.model)
+    config = peft.LoraConfig(r=2, target_modules=layers, task_type=None)
+    model = student if isinstance(student, str) else student()
+    run = image_trainer(tmp_path, model, peft_config=config, learning_rate=1e-2, save_strategy="steps", save_steps=2)
+    before = weights(run.model)
     run.train()
-    moved = [name for name, value in weights(run.model).items() if "classifier" in name and (value != head[name]).any()]
+    moved = [name for name, value in weights(run.model).items() if head in name and (value != before[name]).any()]
     assert moved
     run.save_model()
-    again = peft.PeftModel.from_pretrained(vit(0), tmp_path)
-    pixels = torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(again.eval()(pixels).logits, run.model.eval()(pixels).logits)
+    rows, again = run.models.student, ImageRows(load_classifier(str(tmp_path)))
+    view = View(inputs={"pixels": torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)}, rows=torch.arange(4))
+    for each in (rows, again):
+        each.model.eval()
+    torch.testing.assert_close(again(view).logits(slice(None)), rows(view).logits(slice(None)), rtol=1e-4, atol=1e-5)
+    assert has_adapters(rows.model)  # what was trained is as it was
+    assert (tmp_path / "checkpoint-6" / "adapter_model.safetensors").is_file()
 
 
 def test_a_student_of_nans_is_named_also_without_a_teacher(tmp_path):

@@ -172,7 +172,7 @@ def load_student(directory: Path | str) -> Classifier:
             raise FileNotFoundError
         told = json.loads((directory / DESCRIPTION_FILE).read_bytes())
         student = _rebuilt(told)
-        student.load_state_dict(load_file(directory / WEIGHTS_FILE))
+        student.load_state_dict(load_file(directory / WEIGHTS_FILE), assign=True)  # each in the dtype it was trained in
         kept = told["preparation"]
         preparation = Preparation(**{**kept, "mean": tuple(kept["mean"]), "std": tuple(kept["std"])})
     except FileNotFoundError as error:
@@ -191,7 +191,8 @@ def _rebuilt(told: dict[str, Any]) -> PromptedStudent:
     """A student of the right shapes; its numbers are random still."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    plain = {key: value for key, value in told["vision"].items() if "attn_implementation" not in key}  # may name code
+    unwanted = ("attn_implementation", "dtype")  # the one may name code, the other is that of the weights themselves
+    plain = {key: value for key, value in told["vision"].items() if not any(each in key for each in unwanted)}
     config = CLIPVisionConfig(**{**plain, "projection_dim": told["feature_width"]})
     empty = torch.zeros(len(told["class_names"]), told["teacher_width"])
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: the caller's random numbers stay his

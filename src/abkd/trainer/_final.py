@@ -30,12 +30,12 @@ def final_form(trainer: DistillTrainer) -> Iterator[None]:
     not taken, which is said; where they are taken, the last evaluation is of them.
     """
     args, student = trainer.distill_args, trainer.models.student
-    merge = args.merge_adapter and has_adapters(student.model)
+    merge = has_adapters(student.model) and (args.merge_adapter or trainer.modality.merges_adapters)
     dtype = _dtype(trainer)
     if (merge or dtype) and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         logger.warning(
-            "abkd: each process holds a part of the student's weights, so it is saved as it was trained, without "
-            "save_dtype and merge_adapter"
+            "abkd: each process holds a part of the student's weights, so it is saved as it was trained, not rounded "
+            "(save_dtype) and with its adapters apart"
         )
         merge, dtype = False, None
     if not merge and dtype is None:

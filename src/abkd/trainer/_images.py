@@ -39,6 +39,7 @@ class ImageClassification(Modality):
     """A row is an image."""
 
     rows_are = "images"
+    merges_adapters = True  # an adapter has no place for the names of the classes, nor for how pixels are prepared
 
     given: Images | None = None
     """What there is to train on, opened once."""

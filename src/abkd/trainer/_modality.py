@@ -53,9 +53,13 @@ class Models:
 
 
 class Modality(ABC):
-    """One kind of rows. ``rows_are``: what a formula calls them."""
+    """One kind of rows.
+
+    ``rows_are``: what a formula calls them. ``merges_adapters``: whether a student is always saved with them merged.
+    """
 
     rows_are: ClassVar[str]
+    merges_adapters: ClassVar[bool] = False
 
     @abstractmethod
     def models(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,4 +295,6 @@ class DistillTrainer(DataLoading):
             super().save_model(str(directory), _internal_call=True)  # without a push: not all is there yet
         _checkpoints.drop_pickle(directory)
         if self.args.should_save:
-            self.modality.finish(self.models, directory, self.train_dataset)
+            student, model = self.models.student, self.accelerator.unwrap_model(self.model)
+            saved = self.models if model is student.model else replace(self.models, student=student.of(model))
+            self.modality.finish(saved, directory, self.train_dataset)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from abkd.errors import ConfigError, VocabularyError
-from abkd.models.folders import check_model_folder
+from abkd.models.folders import check_model_folder, is_adapter
 from abkd.models.loading import check_finite, in_short
 from abkd.models.remarks import some
 from abkd.models.vision import _files, _zoos
@@ -60,6 +60,7 @@ def load_classifier(
     names = None if class_names is None else tuple(class_names)
     wanted = Wanted(what, num_classes or (len(names) if names else None), names, fresh_head, tuple(allow_code))
     number_type = _zoos.dtype_of(kwargs.pop("dtype", None), wanted)
+    kwargs = wanted.plain(kwargs)
     zoo, _, entry = name.partition(":")
     if entry and zoo in _zoos.ZOOS:
         loaded = _zoos.ZOOS[zoo](entry, wanted, kwargs)
@@ -114,6 +115,11 @@ def _from_transformers(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Cla
     from transformers import AutoConfig, AutoModelForImageClassification
 
     check_model_folder(name, wanted.what)
+    if is_adapter(name):
+        raise ConfigError(
+            f"{wanted.what}: {name} holds an adapter, and an image classifier is loaded whole: merge the two and save "
+            "them (merge_and_unload, save_pretrained)"
+        )
     kwargs = {"trust_remote_code": False, **kwargs}  # said, or transformers would ask whoever sits there
     hub = {key: kwargs[key] for key in _HUB if key in kwargs}
     try:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from abkd.errors import ConfigError, VocabularyError
+from abkd.errors import ConfigError, VocabularyError, shown
 from abkd.models.remarks import some
 from abkd.models.vision._classes import real_names, same_name
 
@@ -38,6 +40,23 @@ class Wanted(NamedTuple):
     def own_names(self) -> tuple[str, ...] | None:
         """Names for a head that is trained for the data; a head that is kept has names of its own."""
         return self.class_names if self.fresh_head else None
+
+    def plain(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What a model is built with, as it is written beside a student: numbers of numpy as Python's.
+
+        Raises ConfigError where a student is to be built with what no file can hold.
+        """
+        made = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+        for name, value in made.items() if self.fresh_head else ():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{self.options}: {name} is {shown(value)}, which cannot be written beside the saved student, so "
+                    "that it could not be built again: expected numbers, strings, lists and dicts; build the rest "
+                    "inside the function"
+                ) from error
+        return made
 
     def refuse_head(self, name: str, count: int) -> None:
         """Raise VocabularyError where a model for ``count`` classes must keep its head and cannot."""
