@@ -42,6 +42,42 @@ def own_net(num_classes: int = 3, width: int = 4) -> nn.Module:
     )
 
 
+def tied_net(num_classes: int = 3, *, tied: bool = True) -> nn.Module:
+    """Two layers that share a weight."""
+    first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    if tied:
+        second.weight = first.weight
+    return nn.Sequential(first, nn.ReLU(), second, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+
+
+def lazy_net(num_classes: int = 3) -> nn.Module:
+    """Whose sizes are known when it has seen an image."""
+    return nn.Sequential(
+        nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+    )
+
+
+def grey_net(num_classes: int = 3) -> nn.Module:
+    """Which reads one channel."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+    )
+
+
+def quantised_net(num_classes: int = 3) -> nn.Module:
+    """None of whose weights is a parameter."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, num_classes))
+    return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+
+
+def net_of_file(num_classes: int = 3) -> nn.Module:
+    """Whose name does not tell its weights."""
+    net = own_net(num_classes)
+    net.load_state_dict(torch.load("weights.pt"))
+    return net
+
+
 def leaving(num_classes: int = 3) -> nn.Module:
     """A script that was never meant to be imported."""
     raise SystemExit(0)

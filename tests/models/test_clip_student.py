@@ -196,6 +196,16 @@ def test_its_directory_is_enough(directories, tmp_path, pixels, depth):
     assert not changed(state(student), loaded.model)
 
 
+def test_its_directory_keeps_the_number_types(directories, head, tmp_path, pixels):
+    student = PromptedStudent(load_clip(directories[1], what="", dtype=torch.bfloat16), head, prompt_depth=DEPTH).eval()
+    student.save_pretrained(tmp_path, Preparation())
+    loaded = load_student(tmp_path).model
+    types = {name: weight.dtype for name, weight in student.named_parameters()}
+    assert {name: weight.dtype for name, weight in loaded.named_parameters()} == types
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels), student(pixels))
+
+
 def test_a_copy_is_its_own(student, pixels):
     """An EMA teacher is a deep copy: it must not look at the student's prompts."""
     twin = copy.deepcopy(student).eval()

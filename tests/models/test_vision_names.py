@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
@@ -280,6 +281,73 @@ def test_a_network_of_ones_own_comes_back_by_the_function_that_built_it(tmp_path
     assert torch.equal(logits(again, 8), logits(usual, 8))
 
 
+OWN = {"allow_code": ["vision_parts"]}
+
+
+@pytest.mark.parametrize("net", ["tied_net", "lazy_net", "grey_net"])
+@pytest.mark.parametrize("written_by", ["us", "a trainer"])
+def test_weights_that_are_shared_or_lazy_and_images_in_grey_come_back(
+    net: str, written_by: str, tmp_path: Path
+) -> None:
+    student = load_classifier(f"python:vision_parts:{net}", what=STUDENT, num_classes=4, fresh_head=True)
+    rows = ImageRows(student)
+    rows.check()
+    save_classifier(rows.classifier, tmp_path, weights=True)
+    if written_by == "a trainer":  # which keeps a weight under each of its names
+        weights = {name: value.clone() for name, value in student.model.state_dict().items()}
+        save_file(weights, tmp_path / "model.safetensors")
+    again = load_classifier(str(tmp_path), what=TEACHER, **OWN)
+    with torch.no_grad():
+        for side in (16, 24):
+            found = again.model.eval()(again.preparation(photos(5, side)))
+            assert torch.equal(found, rows.classifier.model.eval()(rows.classifier.preparation(photos(5, side))))
+    assert again.preparation.grey == (net == "grey_net")
+    other = load_classifier(str(tmp_path), what=STUDENT, num_classes=5, fresh_head=True, **OWN)
+    assert ImageRows(other).head_rows == 5
+
+
+def test_a_shared_weight_of_which_a_file_holds_two_is_refused(tmp_path: Path) -> None:
+    student = load_classifier("python:vision_parts:tied_net", what=STUDENT, num_classes=4, fresh_head=True, tied=False)
+    saved(student._replace(options={"num_classes": 4}), tmp_path)
+    with pytest.raises(ConfigError, match=r"different weights for 0\.weight, 2\.weight, which are one in the network"):
+        load_classifier(str(tmp_path), what=TEACHER, **OWN)
+
+
+@pytest.mark.parametrize("classes", [4, 7])
+def test_weights_that_are_missing_are_named_whatever_the_classes(classes: int, tmp_path: Path) -> None:
+    saved(load_classifier("cifar:resnet8", what=STUDENT, num_classes=4, fresh_head=True), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["conv1.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"has no weights for conv1\.weight: download or save it again"):
+        load_classifier(str(tmp_path), what=STUDENT, num_classes=classes, fresh_head=True)
+
+
+def test_a_head_for_the_same_classes_in_another_order_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    student = load_classifier("cifar:resnet8", what=STUDENT, class_names=ANIMALS, fresh_head=True)
+    directory = saved(student, tmp_path)
+    for names, said in ((ANIMALS, False), (ANIMALS[::-1], True)):
+        caplog.clear()
+        again = load_classifier(directory, what=STUDENT, class_names=names, fresh_head=True)
+        assert again.class_names == names
+        assert ("was trained for other classes, or for the same in another order" in caplog.text) == said
+
+
+def test_options_that_no_file_can_hold_are_refused_of_a_student(tmp_path: Path) -> None:
+    name = "python:vision_parts:own_net"
+    student = load_classifier(name, what=STUDENT, num_classes=4, fresh_head=True, width=np.int64(6))
+    assert load_classifier(saved(student, tmp_path), what=TEACHER, **OWN).options == {"num_classes": 4, "width": 6}
+    with pytest.raises(ConfigError, match=r"model_init_kwargs: width is .*, which cannot be written beside the saved"):
+        load_classifier(name, what=STUDENT, num_classes=4, fresh_head=True, width=nn.Tanh)
+
+
+def test_an_adapter_of_an_image_classifier_is_no_classifier(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"a": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ConfigError, match="holds an adapter, and an image classifier is loaded whole: merge the two"):
+        load_classifier(str(tmp_path), what=STUDENT)
+
+
 # -- what a saved directory says runs no code ---------------------------------------------------------------------
 
 
@@ -384,7 +452,7 @@ def test_broken_directories_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the weights in .* do not load"):
         load_classifier(str(tmp_path), what=STUDENT)
     save_model(cifar.create("vgg8", 4), str(tmp_path / "model.safetensors"))
-    with pytest.raises(ConfigError, match=r"the weights in .* do not load"):
+    with pytest.raises(ConfigError, match=r"those of another architecture \(block0\.0\.bias"):
         load_classifier(str(tmp_path), what=STUDENT)
     with pytest.raises(ConfigError, match="those of another architecture"):
         load_classifier(str(tmp_path), what=STUDENT, num_classes=5, fresh_head=True)

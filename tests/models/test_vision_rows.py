@@ -316,11 +316,14 @@ def test_a_module_that_squeezes_or_writes_into_its_input_is_read() -> None:
     assert torch.equal(pixels, photos(3, 8))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, when it is compiled
 def test_lazy_modules_and_wrapped_ones_are_the_modules_themselves() -> None:
     lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(3))
     assert ImageRows(Classifier(lazy)).head_rows == 3
     assert all(parameter.requires_grad for parameter in lazy.parameters())
-    assert as_classifier(nn.DataParallel(lazy)).model is lazy
+    for wrapped in (nn.DataParallel(lazy), torch.compile(lazy)):
+        assert as_classifier(wrapped).model is lazy
+        assert as_classifier(Classifier(wrapped, Preparation(size=8))) == Classifier(lazy, Preparation(size=8))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from abkd.trainer import _images
 from abkd.trainer._image_caches import training_passes
 from image_parts import CLASSES, NAMES, image_teacher, image_trainer, pictures, plain, unlabelled
 from training_parts import gap
+from vision_parts import own_net
 
 CHANCE = (RandomCrop(padding=2), HorizontalFlip(), Mixup(alpha=0.4, share=0.5))
 MILD = "[RandomCrop(padding=2), HorizontalFlip(), Mixup(alpha=0.4, share=0.5)]"
@@ -355,6 +356,27 @@ def test_what_a_run_needs_of_its_cache(shelf: Path) -> None:
     )
     assert cache(shelf, num_train_epochs=3).exit_code == 0
     assert distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "longer"), num_train_epochs=3)))
+
+
+def test_a_teacher_of_code_of_ones_own_is_known_by_what_it_built(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shelf)
+    more = {"teacher_model_name_or_path": "python:vision_parts:net_of_file", "max_steps": 2}
+    torch.save(own_net(CLASSES).state_dict(), "weights.pt")
+    assert cache(shelf, **more).exit_code == 0
+    assert distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "stored"), **more)))
+    torch.save(own_net(CLASSES).state_dict(), "weights.pt")
+    refused(shelf, ConfigError, "cannot be used here: another teacher", **more)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch means to leave this to others
+def test_a_quantised_teacher(shelf: Path) -> None:
+    more = {"teacher_model_name_or_path": "python:vision_parts:quantised_net", "max_steps": 2}
+    done = cache(shelf, **more)
+    assert done.exit_code == 0, done.output
+    stored = distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "stored"), **more)))
+    alive = distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "live"), **{**more, "teacher": "Live()"})))
+    assert gap(alive.model, stored.model) == 0.0
+    assert json.loads((shelf / "live" / "run.json").read_text())["teacher_fingerprint"]
 
 
 def test_unlabelled_images_get_the_classes_of_the_cached_teacher(shelf: Path) -> None:

@@ -89,7 +89,8 @@ def as_classifier(model: nn.Module | Classifier) -> Classifier:
         ConfigError: it is no module.
     """
     if isinstance(model, Classifier):
-        return model._replace(model=_unwrapped(model.model))
+        inside = _unwrapped(model.model)
+        return model if inside is model.model else model._replace(model=inside)
     model = _unwrapped(model)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a classifier is a name, a torch module or a Classifier, but came {type(model).__name__}")

@@ -112,7 +112,7 @@ class Wanted(NamedTuple):
                 raise ConfigError(
                     f"{self.what}: {name} has no weights for {names[0]}: download or save it again, with all of them"
                 )
-            if any(not torch.equal(weights[found[0]], weights[key]) for key in found):
+            if any(not torch.equal(weights[found[0]], weights[key]) for key in found[1:]):
                 raise ConfigError(
                     f"{self.what}: {name} has different weights for {some(found)}, which are one in the network: it "
                     "was saved from another"
