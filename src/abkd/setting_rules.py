@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from abkd.errors import shown
 from abkd.schedules import samples
+
+KINDS: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+    types.NoneType: "None",
+}
+"""What each kind of value is called in messages."""
 
 WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 OF_IMAGES = {"augmentation", "image_size", "allow_code"}

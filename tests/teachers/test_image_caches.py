@@ -27,7 +27,7 @@ from abkd.teachers.caches import _build, image_identity
 from abkd.teachers.caches._build import build_cache
 from abkd.teachers.caches._images import Passes
 from abkd.teachers.caches._keys import image_keys
-from abkd.trainer import _images
+from abkd.trainer import _image_caches, _images
 from abkd.trainer._image_caches import training_passes
 from image_parts import CLASSES, NAMES, image_teacher, image_trainer, pictures, plain, unlabelled
 from training_parts import gap
@@ -329,7 +329,8 @@ def test_the_command_and_the_run(shelf: Path, monkeypatch: pytest.MonkeyPatch) -
         assert not name.endswith("teacher")
         return original(name, **kwargs)
 
-    monkeypatch.setattr(_images, "load_classifier", load)
+    for module in (_images, _image_caches):
+        monkeypatch.setattr(module, "load_classifier", load)
     stored = distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "stored"))))
     assert gap(alive.model, stored.model) == 0.0
     told = [list(map(measured, trainer.state.log_history)) for trainer in (alive, stored)]

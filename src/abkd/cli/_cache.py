@@ -154,15 +154,11 @@ def _load(name: str, options: dict[str, Any], config: DistillConfig) -> CausalRo
 
 
 def _load_classifier(given: str | Classifier, options: dict[str, Any], config: DistillConfig, data: Any) -> ModelRows:
-    from abkd.models.vision import ImageRows, check_classes, load_classifier
-    from abkd.trainer._image_caches import classes_known
+    from abkd.models.vision import ImageRows, check_classes
+    from abkd.trainer._image_caches import load_teacher
 
     allowed: Any = config.allow_code or ()
-    teacher = given
-    if isinstance(teacher, str):
-        teacher = load_classifier(
-            teacher, what="teacher_model_name_or_path", allow_code=allowed, **classes_known(data), **options
-        )
+    teacher = load_teacher(given, options, allowed, data) if isinstance(given, str) else given
     check_classes(teacher, teacher, data.class_names)
     placed(teacher.model, config.device).eval().requires_grad_(False)
     return ImageRows(teacher)

@@ -19,16 +19,9 @@ from abkd import notation
 from abkd.errors import ConfigError, shown
 from abkd.recipe._text import FlagText, read_yaml
 from abkd.schedules import Schedule, samples
+from abkd.setting_rules import KINDS
 
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    dict: "a mapping",
-    list: "a list",
-    types.NoneType: "null",
-}
+_WORDS = {**KINDS, types.NoneType: "null"}
 
 # What people type who come from elsewhere, and how it is said here.
 SPELLINGS = {

@@ -41,6 +41,14 @@ def classes_known(data: Images | None) -> dict[str, Any]:
     return {"num_classes": data.num_classes, "class_names": data.class_names}
 
 
+def load_teacher(name: str, options: Mapping[str, Any], allow_code: Sequence[str], data: Images | None) -> Classifier:
+    """A teacher by its name; a student begins with the same weights whoever teaches it."""
+    with torch.random.fork_rng([]):
+        return load_classifier(
+            name, what="teacher_model_name_or_path", allow_code=allow_code, **classes_known(data), **options
+        )
+
+
 def told_apart_by(
     teacher: str | nn.Module | Classifier, options: Mapping[str, Any], allow_code: Sequence[str], data: Images | None
 ) -> str | Classifier:
@@ -52,10 +60,7 @@ def told_apart_by(
         return as_classifier(teacher)
     if not teacher.startswith("python:"):
         return teacher
-    with torch.random.fork_rng([]):  # a student begins with the same weights whoever teaches it
-        return load_classifier(
-            teacher, what="teacher_model_name_or_path", allow_code=allow_code, **classes_known(data), **options
-        )
+    return load_teacher(teacher, options, allow_code, data)
 
 
 def open_cache(teacher: Any, args: DistillConfig, data: Images | None) -> CacheReader:

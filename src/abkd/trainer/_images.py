@@ -22,7 +22,7 @@ from abkd.ops._types import Rows, TeacherRows, TopK
 from abkd.teachers import Reader, Setting
 from abkd.teachers.caches._images import Passes
 from abkd.teachers.caches._readers import CacheReader
-from abkd.trainer._image_caches import check_cached_classes, classes_known, open_cache, training_passes
+from abkd.trainer._image_caches import check_cached_classes, classes_known, load_teacher, open_cache, training_passes
 from abkd.trainer._image_checks import check_batches_of_one, check_labels, check_mixed, check_student
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
 
@@ -168,13 +168,10 @@ class ImageClassification(Modality):
         known = classes_known(data)
         given: Any = args.teacher_model_init_kwargs or {}
         allowed: Any = args.allow_code or ()
-        with torch.random.fork_rng([]):  # a student begins with the same weights whoever teaches it
-            loaded = [
-                load_classifier(each, what="teacher_model_name_or_path", allow_code=allowed, **known, **given)
-                if isinstance(each, str)
-                else as_classifier(each)
-                for each in teachers
-            ]
+        loaded = [
+            load_teacher(each, given, allowed, data) if isinstance(each, str) else as_classifier(each)
+            for each in teachers
+        ]
         if not isinstance(model, str):
             return as_classifier(model), loaded
         if not known and loaded:  # unlabelled images: the classes are the teacher's

@@ -14,16 +14,8 @@ from typing import Any
 import numpy as np
 
 from abkd.errors import ConfigError, shown
+from abkd.setting_rules import KINDS
 
-_WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    dict: "a mapping",
-    list: "a list",
-    types.NoneType: "None",
-}
 _KINDS: dict[Any, Any] = {str: str, dict: Mapping, list: (list, tuple), types.NoneType: types.NoneType}
 _NUMBERS = frozenset((bool, int, float, types.NoneType))
 
@@ -84,5 +76,5 @@ def _plain(arms: frozenset[Any], value: Any) -> Any:
 
 def _wanted(arms: frozenset[Any]) -> str:
     choices = [f"one of {', '.join(typing.get_args(arm))}" for arm in arms if typing.get_origin(arm) is typing.Literal]
-    kinds = [words for kind, words in _WORDS.items() if kind in {typing.get_origin(arm) or arm for arm in arms}]
+    kinds = [words for kind, words in KINDS.items() if kind in {typing.get_origin(arm) or arm for arm in arms}]
     return " or ".join([*choices, *kinds])

@@ -118,7 +118,7 @@ def load(directory: Path, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
     if count is not None:
         wanted.refuse_head(str(directory), count)
     names = wanted.own_names or (saved.class_names if wanted.num_classes in (None, count) else None)
-    if wanted.own_names and saved.class_names and wanted.num_classes in (None, count):
+    if saved.class_names and wanted.num_classes in (None, count):
         wanted.say_other_classes(str(directory), saved.class_names)
     needed = wanted.num_classes or count
     options = {**described, **({"num_classes": needed} if needed else {})}
