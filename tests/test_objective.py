@@ -113,3 +113,13 @@ def test_it_is_a_value():
     assert Objective(divergence=ForwardKL()) == Objective(divergence=ForwardKL())
     with pytest.raises(ConfigError, match="nothing would be learned"):
         Objective(divergence=ForwardKL(), kd_weight=0.0)
+
+
+def test_a_short_stage_is_among_the_terms_that_are_looked_at_before_a_run():
+    short = abkd.stages((0.1, ForwardKL()), (0.2, abkd.Standardized(ForwardKL())), (0.7, ForwardKL()))
+    objective = Objective(divergence=short, kd_weight=abkd.stages((97, 0.0), (1, 2.0), (2, 0.0)))
+    divergences = {term.divergence for term in objective.all_terms()}
+    assert divergences == {ForwardKL(), abkd.Standardized(ForwardKL())}
+    assert {term.kd_weight for term in objective.all_terms()} == {0.0, 2.0}
+    assert objective.ever_needs_teacher()
+    assert objective.changes

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from abkd.divergences import AlphaBeta, ForwardKL, JensenShannon, ReverseKL, TotalVariation, WeightedSum
 from abkd.errors import ConfigError
-from abkd.schedules import Schedule, anneal, at, stages
+from abkd.schedules import Schedule, anneal, at, moments_of, stages, values_of
 
 steady = settings(deadline=None, derandomize=True, max_examples=50, database=None)
 progress = st.floats(0, 1)
@@ -163,3 +163,39 @@ def test_what_cannot_be_annealed(arguments: tuple, said: str) -> None:
 def test_what_are_no_stages(parts: tuple) -> None:
     with pytest.raises(ConfigError):
         stages(*parts)
+
+
+numbers = st.integers(0, 5).map(float)
+shares = st.floats(0.01, 10)
+schedules = st.recursive(
+    st.one_of(numbers, st.builds(anneal, numbers, numbers)),
+    lambda inner: st.lists(st.tuples(shares, inner), min_size=1, max_size=4).map(lambda parts: stages(*parts)),
+    max_leaves=8,
+)
+
+
+@steady
+@given(schedules)
+def test_every_value_of_a_run_is_among_those_looked_at_before_it(schedule) -> None:
+    along = [at(schedule, step / 5000) for step in range(5001)]
+    values = values_of(schedule)
+    assert min(values) <= min(along) + 1e-9
+    assert max(values) >= max(along) - 1e-9
+    assert any(along) <= any(at(schedule, moment) for moment in moments_of(schedule))
+
+
+@steady
+@given(st.lists(shares, min_size=1, max_size=30))
+def test_no_stage_is_too_short_to_be_seen(widths) -> None:
+    schedule = stages(*((width, float(place)) for place, width in enumerate(widths)))
+    assert {at(schedule, moment) for moment in moments_of(schedule)} == set(range(len(widths)))
+    assert values_of(schedule) == list(range(len(widths)))
+
+
+def test_a_schedule_of_somebody_else_is_sampled() -> None:
+    class Bump(Schedule):
+        def __call__(self, progress: float) -> float:
+            return float(0.4 < progress < 0.45)
+
+    assert {0.0, 1.0} <= set(values_of(Bump()))
+    assert 0.42 in moments_of(Bump(), 3.0)

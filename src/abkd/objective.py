@@ -15,14 +15,14 @@ from abkd.ops import Plan, RowLosses, linear_divergence
 from abkd.ops._rows import Terms
 from abkd.ops._types import Rows, TeacherRows
 from abkd.posterior import teacher_share
-from abkd.schedules import Schedule, at, is_number, stages
+from abkd.schedules import Schedule, at, is_number, moments_of, stages, values_of
 from abkd.term import ORIGINS, Term, check_weight
 from abkd.weights import RowWeights
 
 COLDEST, HOTTEST = 1e-4, 1e6
 """Of the temperature: between them losses and gradients of random logits are far from the ends of float32."""
 
-_PROGRESS = (0.0, 0.5, 1.0)  # where a schedule is looked at before a run
+_SCHEDULED = ("divergence", "weight", "ce_weight", "kd_weight")  # what of a term may be a schedule
 
 
 class History(NamedTuple):
@@ -67,11 +67,12 @@ class Objective:
             raise ConfigError("terms bring their own divergences: give terms, or divergence with its weights, not both")
         if isinstance(self.terms, list):
             object.__setattr__(self, "terms", tuple(self.terms))
-        for progress in _PROGRESS:
-            _check_terms(at(self._terms, progress))
-        if self.temperature != 1.0 and any(term.posterior for term in self.at_any_time()):
+        for terms in values_of(self._terms):
+            _check_terms(terms)
+        every = self.all_terms()
+        if self.temperature != 1.0 and any(term.posterior for term in every):
             raise ConfigError("posterior is about sequences drawn at temperature 1: set kd_temperature: 1.0")
-        if not any(at(w, t) for t in _PROGRESS for term in self.at(t) for w in (term.ce_weight, term.kd_weight)):
+        if not any(term.ce_weight or term.kd_weight for term in every):
             raise ConfigError("ce_weight and kd_weight are both 0: nothing would be learned; set one above 0")
 
     @property
@@ -85,19 +86,19 @@ class Objective:
     def at(self, progress: float) -> tuple[Term, ...]:
         """The terms at ``progress`` in [0, 1], every schedule in them taken at that moment."""
         return tuple(
-            replace(
-                term,
-                divergence=at(term.divergence, progress),
-                weight=at(term.weight, progress),
-                ce_weight=at(term.ce_weight, progress),
-                kd_weight=at(term.kd_weight, progress),
-            )
+            replace(term, **{name: at(getattr(term, name), progress) for name in _SCHEDULED})
             for term in at(self._terms, progress)
         )
 
-    def at_any_time(self) -> list[Term]:
-        """The terms at the beginning, in the middle and at the end: for what must hold all along a run."""
-        return [term for progress in _PROGRESS for term in self.at(progress)]
+    def moments(self) -> list[float]:
+        """Values of ``progress`` among which is one of each part of a run that its schedules make different."""
+        terms = [term for value in values_of(self._terms) for term in value]
+        fields = [getattr(term, name) for term in terms for name in _SCHEDULED]
+        return moments_of(self._terms, *fields)
+
+    def all_terms(self) -> list[Term]:
+        """The terms at each of the :meth:`moments`: for what must hold all along a run."""
+        return [term for progress in self.moments() for term in self.at(progress)]
 
     def __call__(
         self,
@@ -118,7 +119,7 @@ class Objective:
             origin: ``[N]`` who wrote each row's sequence (index in ``abkd.term.ORIGINS``); None: the dataset.
             total_weight: what each term is divided by, ``[K]``, or one number for all.
             history: what the terms with ``posterior`` need.
-            teacher: None where no term asks it (``asks_teacher``).
+            teacher: None where no term asks it (``needs_teacher``).
         """
         parts: list[RowLosses] = []
         for k, term in enumerate(self.at(progress)):
@@ -146,15 +147,15 @@ class Objective:
     def changes(self) -> bool:
         """Whether it is another function later in a run than at its start, so that two of its values do not compare."""
         first = self.at(0.0)
-        return any(self.at(step / 100) != first for step in range(1, 101))
+        return any(self.at(progress) != first for progress in self.moments())
 
-    def asks_teacher(self, progress: float) -> bool:
+    def needs_teacher(self, progress: float) -> bool:
         """Whether any term needs p at ``progress``; what only the labels teach can do without."""
         return any((term.weight and term.kd_weight) or term.row_weight is not None for term in self.at(progress))
 
-    def asks_teacher_ever(self) -> bool:
+    def ever_needs_teacher(self) -> bool:
         """Whether any term does at any time."""
-        return any(self.asks_teacher(step / 100) for step in range(101))
+        return any(self.needs_teacher(progress) for progress in self.moments())
 
     def totals(self, origin: Tensor, weight: Tensor, progress: float) -> Tensor:
         """``[K]`` the weight of the rows of each term at ``progress``."""

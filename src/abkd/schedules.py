@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from abkd.divergences import AlphaBeta, Pointwise, WeightedSum
@@ -18,6 +19,14 @@ class Schedule:
     def __call__(self, progress: float) -> Any:
         """The value at ``progress`` (clipped to [0, 1])."""
         raise NotImplementedError
+
+    def values(self) -> list[Any]:
+        """Every value that it takes; where it moves steadily from one to another, these two."""
+        return [self(progress) for progress in self.moments()]
+
+    def moments(self) -> list[float]:
+        """Values of ``progress`` in [0, 1], one at least of each stretch in which it is steady."""
+        return [step / 100 for step in range(101)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +65,12 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
             return WeightedSum((1.0 - t, start), (t, end))
         return _between(start, end, t)
 
+    def values(self) -> list[Any]:
+        return [self.start, self.end]
+
+    def moments(self) -> list[float]:
+        return [0.0, 0.5, 1.0]
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7)))
@@ -88,15 +103,36 @@ class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.
             begin += width
         return at(self.parts[-1][1], 1.0)
 
+    def values(self) -> list[Any]:
+        return [each for _, value in self.parts for each in values_of(value)]
+
+    def moments(self) -> list[float]:
+        total = sum(share for share, _ in self.parts)
+        begin, found = 0.0, []
+        for share, value in self.parts:
+            found += [begin + moment * share / total for moment in moments_of(value)]
+            begin += share / total
+        return found
+
 
 def at(value: Any, progress: float) -> Any:
     """``value`` itself, or what it is at ``progress`` if it is a schedule."""
     return value(progress) if isinstance(value, Schedule) else value
 
 
-def samples(value: Any) -> list[Any]:
-    """``value`` itself, or what a schedule is along a run."""
-    return [value(step / 100) for step in range(101)] if isinstance(value, Schedule) else [value]
+def values_of(value: Any) -> list[Any]:
+    """``value`` itself, or every value that a schedule takes."""
+    return value.values() if isinstance(value, Schedule) else [value]
+
+
+def moments_of(*values: Any) -> list[float]:
+    """Values of ``progress``, in order, so that whatever holds at some time of a run holds at one of them.
+
+    Between two of them each of ``values`` is one value, or moves steadily from one to another.
+    """
+    found = {moment for value in values if isinstance(value, Schedule) for moment in value.moments()} | {0.0, 1.0}
+    ends = sorted(found)
+    return sorted(found | {(before + after) / 2 for before, after in pairwise(ends)})
 
 
 def is_number(value: Any) -> bool:

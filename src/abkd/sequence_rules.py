@@ -6,7 +6,7 @@ from typing import Any
 
 from abkd.errors import ConfigError
 from abkd.objective import Objective
-from abkd.schedules import at, is_number
+from abkd.schedules import at, is_number, moments_of, values_of
 from abkd.sources import (
     Dataset,
     Mix,
@@ -39,9 +39,8 @@ def check_sequences(source: Any, teacher: Any, *, packing: bool, eval_samples: i
     Raises:
         ConfigError: they do not.
     """
-    for progress in (0.0, 0.5, 1.0):
-        if not isinstance(at(source, progress), Source):
-            raise ConfigError(f"source must be one, such as StudentSamples(), but it is {source!r}")
+    if not all(isinstance(value, Source) for value in values_of(source)):
+        raise ConfigError(f"source must be one, such as StudentSamples(), but it is {source!r}")
     if not isinstance(teacher, Teacher):
         raise ConfigError(f"teacher must be one, such as Live() or TopKCache(k=64), but it is {teacher!r}")
     if packing and source != Dataset():
@@ -73,14 +72,13 @@ def check_streaming(source: Any, teacher: Any, *, max_steps: int, packing: bool,
 def check_written_for(objective: Objective, source: Any) -> None:
     """Raise ConfigError where, at some time of the run, no term is about any text that the source gives then."""
     writers = {"dataset": Dataset, "teacher": TeacherSamples, "student": StudentSamples}
-    for step in range(100):
-        wanted = {term.on for term in objective.at(step / 100)}
-        there = {
-            name for name, kind in writers.items() if any(isinstance(s, kind) for s in walk(at(source, step / 100)))
-        }
+    for progress in sorted({*objective.moments(), *moments_of(source)} - {1.0}):
+        wanted = {term.on for term in objective.at(progress)}
+        now = [*walk(at(source, progress))]
+        there = {name for name, kind in writers.items() if any(isinstance(each, kind) for each in now)}
         if None not in wanted and not wanted & there:
             asked, given = (" and the ".join(sorted(map(str, names))) for names in (wanted, there))
             raise ConfigError(
-                f"after {step} % of the run the terms are about text of the {asked}, and the source gives text of the "
-                f"{given}: nothing would be learned"
+                f"after {progress:.0%} of the run the terms are about text of the {asked}, and the source gives text "
+                f"of the {given}: nothing would be learned"
             )

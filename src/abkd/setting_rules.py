@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from abkd.errors import shown
-from abkd.schedules import samples
+from abkd.schedules import values_of
 
 KINDS: Mapping[type, str] = {
     bool: "true or false",
@@ -64,7 +64,7 @@ def out_of_range(values: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} must be {words}, but is {shown(values[name])}"
         for name, (fits, words) in _RANGES.items()
-        if not all(fits(value) for value in samples(values.get(name)) if isinstance(value, int | float))
+        if not all(fits(value) for value in values_of(values.get(name)) if isinstance(value, int | float))
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from abkd.divergences import Divergence, JensenShannon, SkewForwardKL, SkewReverseKL
 from abkd.errors import ConfigError
-from abkd.schedules import Schedule, at, is_number
+from abkd.schedules import Schedule, is_number, values_of
 from abkd.weights import RowWeights
 
 __all__ = ["Term"]
@@ -45,9 +45,8 @@ class Term:
     posterior: bool = False
 
     def __post_init__(self) -> None:
-        for progress in (0.0, 1.0):
-            if not isinstance(at(self.divergence, progress), Divergence):
-                raise ConfigError(f"divergence must be one, such as AlphaBeta(0.2, 0.7), but it is {self.divergence!r}")
+        if not all(isinstance(value, Divergence) for value in values_of(self.divergence)):
+            raise ConfigError(f"divergence must be one, such as AlphaBeta(0.2, 0.7), but it is {self.divergence!r}")
         if self.on is not None and self.on not in ORIGINS:
             raise ConfigError(f"on must be one of {', '.join(ORIGINS)}, or None for all, but it is {self.on!r}")
         for name in ("weight", "ce_weight", "kd_weight"):
@@ -56,7 +55,8 @@ class Term:
             raise ConfigError(
                 f"row_weight must be one of abkd.weights, such as TeacherConfidence(), but it is {self.row_weight!r}"
             )
-        if self.posterior and not isinstance(self.divergence, JensenShannon | SkewForwardKL | SkewReverseKL):
+        mixtures = (JensenShannon, SkewForwardKL, SkewReverseKL)
+        if self.posterior and not all(isinstance(value, mixtures) for value in values_of(self.divergence)):
             raise ConfigError(
                 "posterior is about the mixture inside JensenShannon, SkewForwardKL or SkewReverseKL, "
                 f"but the divergence is {self.divergence!r}"
@@ -65,7 +65,7 @@ class Term:
 
 def check_weight(name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is a finite number of at least 0 all along a run."""
-    if not all(is_number(at(value, progress)) and at(value, progress) >= 0 for progress in (0.0, 0.5, 1.0)):
+    if not all(is_number(each) and each >= 0 for each in values_of(value)):
         raise ConfigError(f"{name} must be a finite number of at least 0, but it is {value!r}")
-    if any(at(value, progress) > LARGEST_WEIGHT for progress in (0.0, 0.5, 1.0)):
+    if any(each > LARGEST_WEIGHT for each in values_of(value)):
         raise ConfigError(f"{name} must be at most {LARGEST_WEIGHT:g}, got {value!r}: a float32 loss would overflow")

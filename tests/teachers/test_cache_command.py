@@ -170,12 +170,16 @@ def test_the_teachers_own_text_is_cached_too(shelf, monkeypatch):
     assert logged["completion_length"] > 0
 
 
-def test_a_row_weight_wants_whole_distributions(shelf):
+def test_a_row_weight_and_a_short_stage_want_whole_distributions(shelf):
     recipe = values(shelf, teacher="TopKCache(k=16)", row_weight="TeacherConfidence()", kd_temperature="2.0")
     given = {name: value for name, value in recipe.items() if name != "output_dir"}
     assert CliRunner().invoke(app, words(**given)).exit_code == 0
     with pytest.raises(ConfigError, match="knows the likeliest classes only"):
         distill(Recipe.from_dict({**recipe, "output_dir": str(shelf / "weighed")}))
+    short = "stages((0.1, ForwardKL()), (0.2, Standardized()), (0.7, ForwardKL()))"
+    later = {**recipe, "row_weight": None, "divergence": short, "output_dir": str(shelf / "later")}
+    with pytest.raises(ConfigError, match="Standardized.* knows the likeliest classes only"):
+        distill(Recipe.from_dict(later))  # now, and not from 10 % of the run on
     without = {**recipe, "row_weight": None, "output_dir": str(shelf / "tempered"), "max_steps": 1}
     found = distill(Recipe.from_dict(without)).evaluate()
     assert found["eval_forward_kl_top_k"] > 0

@@ -27,7 +27,7 @@ from abkd.sources import Author, Privileged, Server, TeacherSamples, ensure_teac
 from abkd.sources._bar import writing_bar
 from abkd.sources._store import Store
 from abkd.sources._teacher_text import uses
-from abkd.sources._walk import stage_sources
+from abkd.sources._types import stage_sources
 from abkd.teachers import identity
 from abkd.trainer._text_data import prepare_data
 
@@ -142,7 +142,7 @@ def _prompts(recipe: Recipe, settings: Any, tokenizer: Any) -> TokenizedDataset:
 
 def _teachers(recipe: Recipe, settings: Any) -> dict[str, Any]:
     """The tokenizers that a run of this recipe loads beside the student's."""
-    if settings.teacher_model_server_url and not recipe.objective().asks_teacher_ever():
+    if settings.teacher_model_server_url and not recipe.objective().ever_needs_teacher():
         return {}
     options, found = settings.teacher_model_init_kwargs or {}, names(recipe.teacher_model_name_or_path)
     revision = recipe.teacher_model_revision or options.get("revision")

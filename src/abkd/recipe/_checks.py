@@ -12,7 +12,7 @@ from abkd import training_arguments
 from abkd.errors import ConfigError
 from abkd.models.folders import broken_model, missing_folder
 from abkd.recipe._model_names import check_code, check_name
-from abkd.schedules import samples
+from abkd.schedules import values_of
 from abkd.setting_rules import OF_CLIP, OF_IMAGES, OF_TEXT, WRITING, of_other_tasks, out_of_range
 
 if TYPE_CHECKING:
@@ -160,10 +160,10 @@ def _labels_alone(values: Mapping[str, Any]) -> bool:
     if values.get("kd_ratio") is not None:
         weights = [values["kd_ratio"]]
     if values.get("terms") is not None:
-        weights = [term.kd_weight for each in samples(values["terms"]) for term in each]
+        weights = [term.kd_weight for each in values_of(values["terms"]) for term in each]
     if values.get("row_weight") is not None:
         return False
-    return not any(any(samples(weight)) for weight in weights)
+    return not any(any(values_of(weight)) for weight in weights)
 
 
 def _sequences(values: Mapping[str, Any]) -> list[str]:
@@ -236,7 +236,7 @@ def _weights(values: Mapping[str, Any]) -> list[str]:
     given = [name for name in _WEIGHTS if name in values]
     if "kd_ratio" in values and given:
         return [f"kd_ratio is the short form of ce_weight and kd_weight; keep it, or {' and '.join(given)}, not both"]
-    if values.get("kd_weight", 1) == 0 and values.get("ce_weight", 0) == 0 and not values.get("lm_coef"):
+    if values.get("kd_weight", 1) == 0 and values.get("ce_weight", 0) == 0:
         return ["ce_weight and kd_weight are both 0, so there is nothing to learn; set one of them"]
     return []
 

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from abkd import notation
 from abkd.errors import ConfigError, shown
 from abkd.recipe._text import FlagText, read_yaml
-from abkd.schedules import Schedule, samples
+from abkd.schedules import Schedule
 from abkd.setting_rules import KINDS
 
 _WORDS = {**KINDS, types.NoneType: "null"}
@@ -152,7 +152,7 @@ def coerce(name: str, hint: Any, value: Any) -> Any:
 
 def _check_schedule(name: str, hint: Any, schedule: Schedule) -> None:
     """What a schedule gives must itself fit the field: a divergence is no temperature."""
-    for value in samples(schedule):
+    for value in schedule.values():
         if not _adapter_accepts(hint, value):
             raise ConfigError(f"{name} must be {_wanted(hint)}, but {schedule!r} gives {value!r} on its way")
 

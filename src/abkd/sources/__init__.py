@@ -24,9 +24,8 @@ from abkd.sources._teacher_text import Author as Author
 from abkd.sources._teacher_text import TeacherText as TeacherText
 from abkd.sources._teacher_text import ensure_teacher_text as ensure_teacher_text
 from abkd.sources._teacher_text import write_with as write_with
-from abkd.sources._types import Completion, Source, Step, Stream
+from abkd.sources._types import Completion, Source, Step, Stream, walk
 from abkd.sources._types import Writers as Writers  # as Author and Server: the notation writes what __all__ names
-from abkd.sources._walk import walk
 
 __all__ = [
     "Adaptive",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from abkd.data import Example
 from abkd.errors import ConfigError
-from abkd.schedules import Schedule, anneal, at, is_number, stages
+from abkd.schedules import Schedule, at, is_number, values_of
 from abkd.sources._streams import Combined, coin, entry
-from abkd.sources._types import Source, Step, Stream, Writers
-from abkd.sources._walk import walk
+from abkd.sources._types import Source, Step, Stream, Writers, walk
 
 
 @dataclass(frozen=True)
@@ -208,22 +207,8 @@ def check_parts(who: str, parts: Sequence[Any]) -> None:
 
 def check_probability(who: str, name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` lies between 0 and 1 all along a run."""
-    for one in _values(value):
+    for one in values_of(value):
         if isinstance(one, Adaptive):
             raise ConfigError(f"{who}: Adaptive is the whole share of a Mix; {name} must be a number or a schedule")
         if not (is_number(one) and 0 <= one <= 1):
             raise ConfigError(f"{who}: {name} is a probability and must lie between 0 and 1, but it is {value!r}")
-
-
-def _values(value: Any) -> Iterator[Any]:
-    """What a value can be in the course of a run."""
-    match value:
-        case stages(parts=parts):
-            for _, part in parts:
-                yield from _values(part)
-        case anneal(start=start, end=end):
-            yield from (start, end)
-        case Schedule():
-            yield from (value(progress) for progress in (0.0, 0.5, 1.0))
-        case _:
-            yield value

@@ -12,8 +12,7 @@ from abkd.sources._combine import Mix, Privileged, contexts
 from abkd.sources._leaves import Dataset, StudentSamples
 from abkd.sources._streams import Combined, without_text
 from abkd.sources._teacher_samples import TeacherSamples
-from abkd.sources._types import Completion, Source, Step, Stream, Writers
-from abkd.sources._walk import stage_sources, walk
+from abkd.sources._types import Completion, Source, Step, Stream, Writers, stage_sources, walk
 from abkd.term import ORIGINS
 
 

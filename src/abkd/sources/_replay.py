@@ -13,8 +13,7 @@ from abkd.schedules import Schedule, at
 from abkd.sources._combine import check_parts, check_probability, open_parts
 from abkd.sources._leaves import Dataset
 from abkd.sources._streams import Combined, coin, entry, own_chance, without_text
-from abkd.sources._types import Source, Step, Stream, Writers
-from abkd.sources._walk import walk
+from abkd.sources._types import Source, Step, Stream, Writers, walk
 
 
 @dataclass(frozen=True)

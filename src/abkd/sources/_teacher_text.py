@@ -22,8 +22,7 @@ from abkd.schedules import Schedule
 from abkd.sources._combine import Privileged
 from abkd.sources._store import Answers, Part, Row, Store, key_of
 from abkd.sources._teacher_samples import TeacherSamples
-from abkd.sources._types import Source
-from abkd.sources._walk import stage_sources
+from abkd.sources._types import Source, stage_sources
 
 logger = logging.getLogger("abkd")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from abkd.data import Example
+from abkd.errors import ConfigError
 from abkd.generation import Completion
+from abkd.schedules import Schedule, values_of
 
 
 class Step(NamedTuple):
@@ -82,3 +84,27 @@ class Source:
     def parts(self) -> tuple[Source, ...]:
         """The sources it is made of."""
         return ()
+
+
+def stage_sources(source: Source | Schedule) -> tuple[Source, ...]:
+    """The source itself, or the different ones among the stages.
+
+    Raises:
+        ConfigError: something in it is not a source.
+    """
+    found = tuple(dict.fromkeys(values_of(source)))
+    for each in found:
+        if not isinstance(each, Source):
+            raise ConfigError(
+                "source must be one, such as StudentSamples(), or stages((0.3, Dataset()), (0.7, StudentSamples())), "
+                f"but it is {each!r}"
+            )
+    return found
+
+
+def walk(source: Source | Schedule) -> Iterator[Source]:
+    """All sources in the tree: each before its parts."""
+    for found in stage_sources(source):
+        yield found
+        for part in found.parts:
+            yield from walk(part)

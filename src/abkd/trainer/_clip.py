@@ -47,7 +47,7 @@ class BaseToNew(ImageClassification):
         names = None if self.given is None else self.given.class_names
         if names is None:
             raise ConfigError("CLIP knows a class by its name, and these images have none: name the folders after them")
-        if any(term.ce_weight for term in args.objective().at_any_time()):
+        if any(term.ce_weight for term in args.objective().all_terms()):
             raise ConfigError("base-to-new distillation sees no labels: set ce_weight: 0.0")
         self.base, _ = base_and_new(names)
         self.unlabelled_classes = args.unlabelled_classes

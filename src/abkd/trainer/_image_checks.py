@@ -48,7 +48,7 @@ def check_mixed(data: ImageDataset, args: DistillConfig) -> None:
     """Raise ConfigError where a batch axis would see a mixed image twice, once for each of its labels."""
     if not data.labelled or not any(isinstance(step, Mixup) for step in data.augmentation):
         return
-    divergences = [cast(Any, term.divergence) for term in args.objective().at_any_time()]
+    divergences = [cast(Any, term.divergence) for term in args.objective().all_terms()]
     if any(each.batch_axis for each in divergences):
         raise ConfigError(
             f"{divergences[0]!r} compares the images of a batch, and a mixed image with two labels stands in it twice: "
@@ -58,7 +58,7 @@ def check_mixed(data: ImageDataset, args: DistillConfig) -> None:
 
 def check_labels(data: Images, student: ImageRows, args: DistillConfig) -> None:
     """Raise ConfigError where labels are asked for that are not there, or are not of the model's classes."""
-    terms = args.objective().at_any_time()
+    terms = args.objective().all_terms()
     if data.labels is None:
         if any(term.ce_weight for term in terms):
             raise ConfigError(f"{data.name} has no labels, so there is no cross-entropy: set ce_weight: 0.0")

@@ -147,7 +147,7 @@ def wanted_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
     given = [] if teacher is None else list(teacher) if type(teacher) in (list, tuple) else [teacher]
     spec: Any = args.teacher
     least, most = spec.needs
-    labels_alone = not args.objective().asks_teacher_ever()
+    labels_alone = not args.objective().ever_needs_teacher()
     if labels_alone and (args.teacher_model_server_url or (least and not given)):
         return [each for each in given if isinstance(each, str)]  # at most what its server calls it
     if len(given) < least or (most is not None and len(given) > most):
@@ -160,7 +160,7 @@ def check_known(reader: Reader | None, args: DistillConfig) -> None:
     """Raise ConfigError where whole distributions are looked at, and a cache has a part of them only."""
     if reader is None or reader.exact:
         return
-    terms = args.objective().at_any_time()
+    terms = args.objective().all_terms()
     divergences: list[Any] = [term.divergence for term in terms]
     looking = [term.row_weight for term in terms if term.row_weight is not None]
     looking += [divergence for divergence in divergences if divergence.whole]

@@ -59,7 +59,7 @@ class Task:
 
     def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
         """``loss``, this batch's part of the step's; and sums over its rows of what is logged, with their number."""
-        asked = self.objective.asks_teacher(progress)
+        asked = self.objective.needs_teacher(progress)
         teacher = self.teacher(batch.teacher) if asked and self.teacher is not None else None
         student = self.student(batch.student)
         rows = self.objective(

@@ -192,7 +192,7 @@ def _load_teachers(
     given = wanted_teachers(teacher, args)
     spec: Any = args.teacher
     names = [each for each in given if isinstance(each, str)]
-    if args.teacher_model_server_url and not args.objective().asks_teacher_ever():
+    if args.teacher_model_server_url and not args.objective().ever_needs_teacher():
         return [], names, {}
     what, options = "teacher_model_name_or_path", _teacher_options(args)
     theirs = {name: load_tokenizer(name, what=what, revision=options.get("revision")) for name in names}
