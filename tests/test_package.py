@@ -77,7 +77,21 @@ def project_texts() -> dict[Path, str]:
     else:
         folders = [ROOT / name for name in ("src", "tests", "docs", "tools", "examples", ".ci")]
         paths = [*ROOT.glob("*"), *(path for folder in folders for path in folder.rglob("*"))]
-    endings = {"", ".cff", ".css", ".html", ".jinja", ".json", ".md", ".py", ".svg", ".toml", ".txt", ".yaml", ".yml"}
+    endings = {
+        "",
+        ".cff",
+        ".css",
+        ".html",
+        ".jinja",
+        ".json",
+        ".md",
+        ".py",
+        ".svg",
+        ".toml",
+        ".txt",
+        ".yaml",
+        ".yml",
+    }
     return {
         path: path.read_text(encoding="utf-8")
         for path in paths

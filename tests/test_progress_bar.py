@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from transformers import TrainerControl, TrainerState
 
-from abkd.cli._console import speak
+from abkd.cli._console import configure_logging
 from abkd.trainer._callbacks import ProgressBar
 
 FLAGS = ["--task", "image-classification", "--model_name_or_path", "cifar:resnet8", "--dataset_name", "digits"]
@@ -57,7 +57,7 @@ def shown(one_loss: bool, logs: dict[str, float]) -> str:
     state, args = TrainerState(max_steps=9), SimpleNamespace(disable_tqdm=False)
     bar.on_train_begin(args, state, TrainerControl())
     bar.on_log(args, state, TrainerControl(), logs=logs)
-    speak()
+    configure_logging()
     logging.getLogger("abkd").info("abkd: a message that is longer than the terminal is wide, told during the run")
     bar.on_train_end(args, state, TrainerControl())
     return seen.getvalue()

@@ -33,7 +33,7 @@ def config(**options: Any) -> DistillConfig:
     return DistillConfig(output_dir="run", **{"use_cpu": True, **options})
 
 
-def refusals(**options: Any) -> tuple[str, str]:
+def disk_errors(**options: Any) -> tuple[str, str]:
     """What Python and the command say; they must agree."""
     with pytest.raises(ConfigError) as of_python:
         config(**options)
@@ -57,7 +57,7 @@ def test_what_would_have_no_effect_is_refused_by_both(name):
     if name == "parallelism_config":  # no recipe can write it
         assert problems({name: object()})[0].startswith(f"{name} has no effect here")
         return
-    for said in refusals(**{name: value}):
+    for said in disk_errors(**{name: value}):
         assert f"{name} has no effect here: {REFUSED[name]}" in said
 
 
@@ -179,7 +179,7 @@ def test_what_cannot_be_meant_is_refused_by_both(options, says):
     if options.get("task"):
         assert says in problems(options)[0]
         return
-    for said in refusals(**options):
+    for said in disk_errors(**options):
         assert says in said
 
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from abkd.objective import Objective
     from abkd.ops import (
         Averaged,
+        ChunkPlan,
         Dense,
         Head,
-        Plan,
         Projected,
         RowLosses,
         TopK,
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
         linear_divergence,
     )
     from abkd.recipe import Recipe
+    from abkd.row_weights import TeacherConfidence
     from abkd.schedules import anneal, stages
     from abkd.term import Term
     from abkd.trainer import DistillTrainer
-    from abkd.weights import TeacherConfidence
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_EXPORTS = {
     "abkd.config": ("DistillConfig",),
     "abkd.divergences": (
         "CLKD",
@@ -71,7 +71,7 @@ _HOMES = {
         "Averaged",
         "Dense",
         "Head",
-        "Plan",
+        "ChunkPlan",
         "Projected",
         "RowLosses",
         "TopK",
@@ -82,9 +82,9 @@ _HOMES = {
     "abkd.schedules": ("anneal", "stages"),
     "abkd.term": ("Term",),
     "abkd.trainer": ("DistillTrainer",),
-    "abkd.weights": ("TeacherConfidence",),
+    "abkd.row_weights": ("TeacherConfidence",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _EXPORTS.items() for name in names}
 
 __all__ = [
     "CLKD",
@@ -92,6 +92,7 @@ __all__ = [
     "DKD",
     "AlphaBeta",
     "Averaged",
+    "ChunkPlan",
     "Dense",
     "DistillConfig",
     "DistillTrainer",
@@ -101,7 +102,6 @@ __all__ = [
     "Hellinger",
     "JensenShannon",
     "Objective",
-    "Plan",
     "Projected",
     "Recipe",
     "ReverseKL",

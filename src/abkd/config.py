@@ -16,7 +16,8 @@ from abkd.errors import ConfigError
 from abkd.generation import Sampling, settle
 from abkd.models.loading import with_dtype
 from abkd.objective import Objective
-from abkd.ops import plan_for
+from abkd.ops import plan_chunks
+from abkd.row_weights import RowWeights
 from abkd.schedules import Schedule, is_number
 from abkd.sequence_rules import check_sequences, check_written_for, short_form
 from abkd.setting_rules import of_other_tasks, out_of_range
@@ -24,7 +25,6 @@ from abkd.sources import Dataset, Source
 from abkd.storage import in_full
 from abkd.teachers import Live, Teacher
 from abkd.training_arguments._trial import for_this_machine, step_problems
-from abkd.weights import RowWeights
 
 Task = Literal["text-generation", "image-classification", "zero-shot-image-classification"]
 TASKS: tuple[str, ...] = get_args(Task)
@@ -89,7 +89,7 @@ class DistillConfig(TrainingArguments):
     )
     terms: list[Any] | Schedule | str | None = field(
         default=None,
-        metadata={"help": "several terms, as [Term(ForwardKL(), on='teacher'), ...], instead of divergence"},
+        metadata={"help": "several terms, as [Term(ForwardKL(), origin='teacher'), ...], instead of divergence"},
     )
     source: Source | Schedule | str = field(
         default_factory=Dataset, metadata={"help": "who writes the sequences, as Mix(0.5, StudentSamples(), Dataset())"}
@@ -173,7 +173,7 @@ class DistillConfig(TrainingArguments):
         check_written_for(self.objective(), self.source)
         settle(Sampling(), self.generation_kwargs)  # type: ignore[arg-type]  # a text was parsed
         self._take_milestones()
-        plan_for(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
+        plan_chunks(1, 1, torch.device("cpu"), memory_budget_mb=self.memory_budget_mb)
         _raise_first(training_arguments.needed_by_settings(vars(self)))
         self._settle_inherited()
         output_dir = in_full(str(self.output_dir)) if self.output_dir else self.output_dir

@@ -20,14 +20,14 @@ from functools import cache
 
 from abkd.errors import ConfigError
 
-_HOUSES = (
+_COMPONENT_MODULES = (
     "abkd.data.augment",
     "abkd.divergences",
     "abkd.schedules",
     "abkd.sources",
     "abkd.teachers",
     "abkd.term",
-    "abkd.weights",
+    "abkd.row_weights",
 )
 _MAX_CHARACTERS = 10_000  # far beyond any objective; keeps the recursive reading shallow
 _LARGEST = 2**63 - 1  # of whole numbers; what is larger has no place in a tensor or a JSON file
@@ -48,7 +48,7 @@ _NICKNAMES = {
 def components() -> types.MappingProxyType[str, Callable[..., object]]:
     """What a text may call, by name: the concrete public components of abkd."""
     found: dict[str, Callable[..., object]] = {}
-    for house in _HOUSES:
+    for house in _COMPONENT_MODULES:
         if importlib.util.find_spec(house) is None:
             continue
         module = importlib.import_module(house)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from abkd.divergences import Divergence, JensenShannon, SkewReverseKL
 from abkd.errors import ConfigError
-from abkd.ops import Plan, RowLosses, linear_divergence
-from abkd.ops._rows import Terms
+from abkd.ops import ChunkPlan, RowLosses, linear_divergence
+from abkd.ops._rows import RowLossSpec
 from abkd.ops._types import Rows, TeacherRows
-from abkd.posterior import teacher_share
+from abkd.row_weights import RowWeights
 from abkd.schedules import Schedule, at, is_number, moments_of, stages, values_of
+from abkd.sequence_mixture import teacher_share
 from abkd.term import ORIGINS, Term, check_weight
-from abkd.weights import RowWeights
 
 COLDEST, HOTTEST = 1e-4, 1e6
 """Of the temperature: between them losses and gradients of random logits are far from the ends of float32."""
@@ -25,7 +25,7 @@ COLDEST, HOTTEST = 1e-4, 1e6
 _SCHEDULED = ("divergence", "weight", "ce_weight", "kd_weight")  # what of a term may be a schedule
 
 
-class History(NamedTuple):
+class TokenLogProbs(NamedTuple):
     """What both models gave to the token that stands at each row, and which rows are of one sequence; ``[N]`` each."""
 
     teacher_log_prob: Tensor
@@ -70,8 +70,8 @@ class Objective:
         for terms in values_of(self._terms):
             _check_terms(terms)
         every = self.all_terms()
-        if self.temperature != 1.0 and any(term.posterior for term in every):
-            raise ConfigError("posterior is about sequences drawn at temperature 1: set kd_temperature: 1.0")
+        if self.temperature != 1.0 and any(term.sequence_mixture for term in every):
+            raise ConfigError("sequence_mixture is about sequences drawn at temperature 1: set kd_temperature: 1.0")
         if not any(term.ce_weight or term.kd_weight for term in every):
             raise ConfigError("ce_weight and kd_weight are both 0: nothing would be learned; set one above 0")
 
@@ -110,20 +110,20 @@ class Objective:
         progress: float,
         origin: Tensor | None = None,
         total_weight: Tensor | float | None = None,
-        history: History | None = None,
-        plan: Plan | None = None,
+        history: TokenLogProbs | None = None,
+        plan: ChunkPlan | None = None,
     ) -> RowLosses:
         """The loss of some rows at ``progress`` in [0, 1]; see :func:`abkd.linear_divergence` for shapes.
 
         Args:
             origin: ``[N]`` who wrote each row's sequence (index in ``abkd.term.ORIGINS``); None: the dataset.
             total_weight: what each term is divided by, ``[K]``, or one number for all.
-            history: what the terms with ``posterior`` need.
+            history: what the terms with ``sequence_mixture`` need.
             teacher: None where no term asks it (``needs_teacher``).
         """
         parts: list[RowLosses] = []
         for k, term in enumerate(self.at(progress)):
-            used = weight if term.on is None else weight * selected(term, origin, weight)
+            used = weight if term.origin is None else weight * selected(term, origin, weight)
             total = total_weight[k] if isinstance(total_weight, Tensor) and total_weight.ndim else total_weight
             part = linear_divergence(
                 student,
@@ -161,10 +161,10 @@ class Objective:
         """``[K]`` the weight of the rows of each term at ``progress``."""
         return torch.stack([(weight * selected(term, origin, weight)).sum() for term in self.at(progress)])
 
-    def row_terms(self, progress: float) -> list[tuple[Term, Terms]]:
+    def row_specs(self, progress: float) -> list[tuple[Term, RowLossSpec]]:
         """The terms at ``progress``, each with its row function, for evaluation."""
         return [
-            (term, Terms(term.divergence, self.temperature, row_weight=term.row_weight))  # type: ignore[arg-type]
+            (term, RowLossSpec(term.divergence, self.temperature, row_weight=term.row_weight))  # type: ignore[arg-type]
             for term in self.at(progress)
         ]
 
@@ -184,15 +184,15 @@ class Objective:
 
 def selected(term: Term, origin: Tensor | None, like: Tensor) -> Tensor:
     """``[N]`` 1 for the rows that a term is about, else 0; of the dtype of ``like``."""
-    if term.on is None:
+    if term.origin is None:
         return torch.ones_like(like)
-    mine = ORIGINS.index(term.on)
+    mine = ORIGINS.index(term.origin)
     return torch.full_like(like, float(mine == 0)) if origin is None else (origin == mine).to(like.dtype)
 
 
-def _share(term: Term, history: History | None) -> Tensor | None:
+def _share(term: Term, history: TokenLogProbs | None) -> Tensor | None:
     """The teacher's share in the mixture of whole sequences; before the first token it is the divergence's own."""
-    if not term.posterior:
+    if not term.sequence_mixture:
         return None
     if history is None:
         raise ConfigError(f"{term!r} needs what both models gave to the tokens before: pass history")
@@ -204,8 +204,8 @@ def _share(term: Term, history: History | None) -> Tensor | None:
 def _check_terms(terms: object) -> None:
     if not isinstance(terms, list | tuple) or not terms or not all(isinstance(term, Term) for term in terms):
         raise ConfigError(
-            "terms must be a list of terms, such as [Term(SkewForwardKL(0.5), on='teacher'), "
-            f"Term(SkewReverseKL(0.5), on='student')], but it is {terms!r}"
+            "terms must be a list of terms, such as [Term(SkewForwardKL(0.5), origin='teacher'), "
+            f"Term(SkewReverseKL(0.5), origin='student')], but it is {terms!r}"
         )
 
 
@@ -243,13 +243,13 @@ def _terms_formula(terms: Sequence[Term] | Schedule, rows: str, squared: bool) -
 
 
 def _term_formula(term: Term, rows: str, squared: bool) -> str:
-    whose = {None: rows, "dataset": "the dataset's tokens"}.get(term.on, f"the {term.on}'s tokens")
+    whose = {None: rows, "dataset": "the dataset's tokens"}.get(term.origin, f"the {term.origin}'s tokens")
     weight = "" if term.row_weight is None else f"{term.row_weight!r}·"
     divergence = ("T²·" if squared else "") + _describe(term.divergence)
     parts = [_weighted(term.ce_weight, "CE"), _weighted(term.kd_weight, divergence)]
     inside = " + ".join(part for part in parts if part)
     mean = f"mean over {whose} of {weight}{f'({inside})' if weight or all(parts) else inside}"
-    return _weighted(term.weight, mean) + (" (posterior mixture)" if term.posterior else "")
+    return _weighted(term.weight, mean) + (" (sequence mixture)" if term.sequence_mixture else "")
 
 
 def _weighted(weight: float | Schedule, what: str) -> str:

@@ -24,7 +24,7 @@ from abkd.models.saving import stored_dtype
 from abkd.output_dir import OF_CHECKPOINT, check_overwrite, claimed
 from abkd.recipe import Recipe
 from abkd.recipe._changes import check_same_run, written
-from abkd.storage import read_sealed
+from abkd.storage import read_checksummed
 from abkd.trainer import DistillTrainer
 from abkd.trainer._checkpoints import checkpoints, newest_whole
 from abkd.trainer._hub import check_hub
@@ -98,7 +98,7 @@ def _start_of(recipe: Recipe, directory: Path, resume: bool) -> bool | str | Non
 
 def is_finished(directory: Path) -> bool:
     """Whether the run in a folder has come to its end, and not because its loss was not finite."""
-    result = read_sealed(directory / RESULT_FILE)
+    result = read_checksummed(directory / RESULT_FILE)
     return result is not None and "failed" not in result
 
 

@@ -73,7 +73,7 @@ def check_written_for(objective: Objective, source: Any) -> None:
     """Raise ConfigError where, at some time of the run, no term is about any text that the source gives then."""
     writers = {"dataset": Dataset, "teacher": TeacherSamples, "student": StudentSamples}
     for progress in sorted({*objective.moments(), *moments_of(source)} - {1.0}):
-        wanted = {term.on for term in objective.at(progress)}
+        wanted = {term.origin for term in objective.at(progress)}
         now = [*walk(at(source, progress))]
         there = {name for name, kind in writers.items() if any(isinstance(each, kind) for each in now)}
         if None not in wanted and not wanted & there:

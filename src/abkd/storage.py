@@ -50,7 +50,7 @@ def in_full(path: str) -> str:
     return os.path.expanduser(path) if path.startswith("~/") else path
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path``, replacing what is there.
 
     It is on disk before its name is, so that nobody ever sees a part of it.
@@ -94,10 +94,10 @@ def check_place_of(path: Path, what: str) -> None:
         raise OutputDirError(f"no {what} can be written to {name} ({error.strerror}): name another file") from error
 
 
-def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+def write_checksummed(path: Path, values: Mapping[str, Any]) -> None:
     """JSON, whole or not there, that shows when a character of it was changed."""
     values = json.loads(strict_json(values))
-    write_whole(path, strict_json({**values, _SEAL: _seal(values)}).encode())
+    atomic_write(path, strict_json({**values, _SEAL: _seal(values)}).encode())
 
 
 def strict_json(values: Any, indent: int | None = 1) -> str:
@@ -139,8 +139,8 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path.name} is nested too deeply") from error
 
 
-def read_sealed(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_sealed` wrote; None where it was changed, cut short or is not there."""
+def read_checksummed(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_checksummed` wrote; None where it was changed, cut short or is not there."""
     try:
         values = read_json(path)
     except (OSError, ValueError):
@@ -173,7 +173,7 @@ def lock_file(file: int | IO[Any], *, shared: bool = False, wait: bool = False) 
 
 
 @contextmanager
-def refusals(what: str, way_out: str) -> Iterator[None]:
+def disk_errors(what: str, way_out: str) -> Iterator[None]:
     """Turns a disk's refusal while ``what`` is written into a StorageError that names the ``way_out``."""
     try:
         yield

@@ -18,7 +18,7 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from abkd import DistillConfig, DistillTrainer
 from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._finite import FiniteRun
-from abkd.trainer._sources import Followers
+from abkd.trainer._sources import ComponentCallback
 from training_parts import llama
 
 OVERRIDDEN = [
@@ -75,7 +75,7 @@ def test_the_loss_is_not_divided_again():  # loss_is_scaled_for_ga, or model_acc
 
 
 @pytest.mark.parametrize(
-    "callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteRun, Followers, AlreadyEvaluated]
+    "callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteRun, ComponentCallback, AlreadyEvaluated]
 )
 def test_callbacks_answer_to_known_events(callback):
     events = {name for name in vars(callback) if name.startswith("on_")}

@@ -181,8 +181,8 @@ class TestKey:
 
     def test_an_index_alone_is_the_image_as_it_is(self):
         assert digest(digits()[index] for index in range(40)) == digest(digits(steps=())[0, i] for i in range(40))
-        assert digits().keyed
-        assert not digits(steps=()).keyed
+        assert digits().indexed_by_epoch
+        assert not digits(steps=()).indexed_by_epoch
 
 
 class Recorder(Augmentation):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abkd.data import Batch, Collator, Example, stand_in
+from abkd.data import Batch, Collator, Example, padding_example
 from abkd.errors import ConfigError, DataError
 from tiny_parts import FAMILIES, make_model
 
@@ -126,7 +126,7 @@ def test_one_pretraining_text_in_the_batch_is_enough():
 def test_every_row_knows_its_origin_and_its_sequence(side):
     joined = Example(input_ids=[5, 6, 7, 9, 10], trained=[False, True, True, False, True], segments=[0, 0, 0, 1, 1])
     unsaid, written = B, Example(**A, origin=2)
-    batch = collate(written, joined, stand_in(A), unsaid, padding_side=side)
+    batch = collate(written, joined, padding_example(A), unsaid, padding_side=side)
     assert batch.targets.tolist() == [7, 8, 6, 7, 10, 10]
     assert batch.origin.tolist() == [2, 2, 0, 0, 0, 0]
     assert batch.sequence.tolist() == [0, 0, 1, 1, 2, 4]

@@ -10,8 +10,8 @@ from abkd.data import (
     Example,
     TokenizedDataset,
     pack,
+    padding_example,
     prompt_of,
-    stand_in,
     teacher_prompt_of,
     with_completion,
 )
@@ -78,14 +78,14 @@ def test_packed_rows_have_no_prompt():
 
 
 def test_a_stand_in_reads_and_trains_nothing():
-    made = stand_in(HINT)
+    made = padding_example(HINT)
     assert made == {
         "input_ids": [5],
         "trained": [False],
         "teacher_input_ids": [1],
         "teacher_trained": [False],
         "pretrain_ids": [8],
-        "empty": True,
+        "is_padding": True,
     }
     batch = Collator(pad_token_id=0)([made])["batch"]
     assert len(batch) == 0

@@ -47,7 +47,7 @@ def test_a_dataset_is_a_sequence_of_examples(chatml):
 def test_not_every_example_needs_every_column():
     plain = Example(input_ids=[1, 2], trained=[False, True])
     hint = Example(**plain, teacher_input_ids=[3, 1, 2], teacher_trained=[False, False, True])
-    full = Example(**plain, pretrain_ids=[4], origin=2, empty=True)
+    full = Example(**plain, pretrain_ids=[4], origin=2, is_padding=True)
     for examples in ([plain, hint, full], [full, hint, plain], [hint, plain]):
         assert list(TokenizedDataset(examples)) == examples
     assert list(TokenizedDataset([full]).with_pretraining([[7, 8]])) == [{**full, "pretrain_ids": [7, 8]}]

@@ -33,14 +33,14 @@ class TestDataset:
             assert example["pixels"].dtype == torch.uint8
             assert np.array_equal(example["pixels"].permute(1, 2, 0), pixels)
             assert example["labels"] == [(LABELS[index], 1.0)]
-            assert not example["empty"]
+            assert not example["is_padding"]
         grey = prepare_images(PIXELS[..., 0], size=(6, 9))[2]["pixels"]
         assert np.array_equal(grey, np.repeat(PIXELS[2, None, ..., 0], 3, axis=0))
 
     def test_what_it_knows(self):
         data = dataset()
         assert (data.name, data.size, data.labelled, data.num_classes) == ("train", (6, 9), True, 4)
-        assert (data.class_names, data.dropped, data.truncated, data.keyed) == (None, {}, 0, False)
+        assert (data.class_names, data.dropped, data.truncated, data.indexed_by_epoch) == (None, {}, 0, False)
         assert prepare_images(data) is data
         unlabelled = dataset(None, name="held out")
         assert (unlabelled.name, unlabelled.labelled, unlabelled.num_classes) == ("held out", False, None)
@@ -160,7 +160,7 @@ class TestBatch:
     def test_stand_ins_change_nothing(self, labels):
         data = dataset(labels)
         real = [data[4], data[2]]
-        filled = batch_of([data.stand_in(), real[0], data.stand_in(), real[1]])
+        filled = batch_of([data.padding_example(), real[0], data.padding_example(), real[1]])
         alone = batch_of(real)
         assert torch.equal(filled.student.inputs["pixels"], alone.student.inputs["pixels"])
         for name in ("targets", "weight", "sequence", "origin"):
@@ -170,7 +170,7 @@ class TestBatch:
     @pytest.mark.parametrize("labels", [LABELS, None])
     def test_of_stand_ins_alone(self, labels):
         data = dataset(labels)
-        batch = batch_of([data.stand_in()] * 3)
+        batch = batch_of([data.padding_example()] * 3)
         assert batch.student.inputs["pixels"].shape == (1, 3, 6, 9)
         assert batch.weight.tolist() == [0.0]
         assert batch.student.rows.tolist() == [0]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from abkd.cache import cache_directory
 from abkd.demo import teacher
 from abkd.errors import ConfigError
+from abkd.paths import cache_directory
 
 
 @pytest.fixture

@@ -228,5 +228,5 @@ def test_whole_numbers_are_numbers() -> None:
 def test_one_compiled_function_serves_the_quadrant_and_another_the_rest() -> None:
     assert AlphaBeta(0.2, 0.7).kind == AlphaBeta(1, 0).kind
     assert AlphaBeta(1.2, -0.1).kind == AlphaBeta(-1, 2).kind != AlphaBeta(0.2, 0.7).kind
-    assert len(AlphaBeta(1.2, -0.1).numbers) == len(AlphaBeta(-1, 2).numbers)
-    assert len(AlphaBeta(0, 0).numbers) == len(AlphaBeta(0.2, 0.7).numbers)
+    assert len(AlphaBeta(1.2, -0.1).params) == len(AlphaBeta(-1, 2).params)
+    assert len(AlphaBeta(0, 0).params) == len(AlphaBeta(0.2, 0.7).params)

@@ -61,18 +61,18 @@ def rows(kind: str) -> tuple[Tensor, Tensor]:
 
 
 def compiled_terms(divergence: Pointwise) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    def terms(log_p: Tensor, log_q: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        term, slope = divergence.terms(log_p, log_q, numbers.unbind())
+    def value_and_slope(log_p: Tensor, log_q: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        term, slope = divergence.value_and_slope(log_p, log_q, params.unbind())
         return term.sum(-1), slope
 
-    return torch.compile(terms)
+    return torch.compile(value_and_slope)
 
 
 def check(divergence: Pointwise, compiled: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
     for kind in ("ordinary", "near", "agreed"):
         log_p, log_q = rows(kind)
-        value, slope = compiled(log_p, log_q, torch.tensor(divergence.numbers))
-        term, exact = divergence.terms(log_p.double(), log_q.double(), divergence.numbers)
+        value, slope = compiled(log_p, log_q, torch.tensor(divergence.params))
+        term, exact = divergence.value_and_slope(log_p.double(), log_q.double(), divergence.params)
         assert torch.allclose(value.double(), term.sum(-1), rtol=3e-6, atol=1e-33), (divergence, kind)
         assert (slope - exact).abs().max() <= 2e-5 * exact.abs().max(), (divergence, kind)
 

@@ -128,7 +128,7 @@ def close(got: Tensor, wanted: Tensor, relative: float, noise: float = 0.0) -> b
 
 def noise(divergence: Divergence) -> float:
     """What the sums in which a row is normalised anew may differ by, when they are added up in another order."""
-    return 1e-12 if divergence.whole else 0.0
+    return 1e-12 if divergence.needs_full_distribution else 0.0
 
 
 def without(z: Tensor, classes: Tensor) -> Tensor:

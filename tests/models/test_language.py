@@ -19,7 +19,7 @@ from abkd.generation import Sampling, write_completions
 from abkd.models.language import CausalRows
 from abkd.models.positions import Positions, first_position, positions_of
 from abkd.objective import Objective
-from abkd.ops import Dense, Projected, plan_for
+from abkd.ops import Dense, Projected, plan_chunks
 from abkd.teachers import LiveReader
 from abkd.trainer._task import Task, Totals
 from tiny_parts import make_model
@@ -93,7 +93,7 @@ def dense_loss(student: Any, teach: Any, batch: Any) -> torch.Tensor:
 
 def our_loss(rows: CausalRows, teach: Any, batch: Any) -> torch.Tensor:
     objective = Objective(divergence=abkd.AlphaBeta(0.2, 0.7))
-    plan = plan_for(len(batch), V, torch.device("cpu"))
+    plan = plan_chunks(len(batch), V, torch.device("cpu"))
     return Task(rows, LiveReader(teach), objective, plan).losses(batch, 0.0, Totals.of([batch], objective, 0.0))["loss"]
 
 

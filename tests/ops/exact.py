@@ -10,7 +10,7 @@ from op_parts import Problem, gradients
 from torch import Tensor
 
 import abkd
-from abkd.ops import Averaged, Dense, Plan, Projected, RowLosses, TeacherRows, TopK
+from abkd.ops import Averaged, ChunkPlan, Dense, Projected, RowLosses, TeacherRows, TopK
 from rounding import FACTOR, assert_rounded
 
 NUMBERS = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement", "weight")
@@ -130,7 +130,7 @@ def sizes_of_rows(
 
 def assert_same(one: Problem, divergence: abkd.Divergence, **options: Any) -> RowLosses:
     """The chunked op and the reference give the loss, the numbers and the gradients of the reference in float64."""
-    plan = options.pop("plan", Plan(5, False))
+    plan = options.pop("plan", ChunkPlan(5, False))
     exact = exactly(one, divergence, **options)
     want, wanted = gradients(one, divergence, impl="reference", **options)
     got, given = gradients(one, divergence, plan=plan, **options)

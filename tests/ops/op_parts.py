@@ -20,7 +20,9 @@ EVERY = [
     if isinstance(kind := getattr(divergences, name), type) and kind not in (abkd.Divergence, divergences.Pointwise)
     for each in kind.examples()
 ]
-OF_BUCKETS = [each for each in EVERY if not each.whole]  # those that a TopK teacher can be asked about
+OF_BUCKETS = [
+    each for each in EVERY if not each.needs_full_distribution
+]  # those that a TopK teacher can be asked about
 
 FORMS = [False] if compiler_missing(torch.device("cpu")) else [False, True]  # compiled?
 WEIGHT = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 0.25])

@@ -11,7 +11,7 @@ from op_parts import EVERY, FORMS, OPTIONS, SHAPES, Problem, gradients, problem
 
 import abkd
 from abkd.errors import ConfigError, VocabularyError
-from abkd.ops import Averaged, Dense, Head, Plan, Projected, linear_divergence
+from abkd.ops import Averaged, ChunkPlan, Dense, Head, Projected, linear_divergence
 
 AB = abkd.AlphaBeta(0.2, 0.7)
 Of = Literal["probabilities", "logits"]
@@ -33,7 +33,7 @@ def ensemble(of: Of, **shape: Any) -> Problem:
 def test_every_divergence_is_that_of_the_naive_form(divergence: abkd.Divergence, of: Of, compiled: bool) -> None:
     one = ensemble(of, **SHAPES["everything"])
     for temperature in (1.0, 2.5):
-        assert_same(one, divergence, plan=Plan(5, compiled), temperature=temperature)
+        assert_same(one, divergence, plan=ChunkPlan(5, compiled), temperature=temperature)
 
 
 @pytest.mark.parametrize("of", BOTH)

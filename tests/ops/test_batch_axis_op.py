@@ -13,11 +13,11 @@ from torch import Tensor
 import abkd
 from abkd import CLKD, DIST, DKD, Standardized, TransformedTeacher
 from abkd.errors import ConfigError
-from abkd.ops import Averaged, Dense, Head, Plan, TopK, divergence_loss, linear_divergence, row_metrics
-from abkd.ops._terms import Terms
+from abkd.ops import Averaged, ChunkPlan, Dense, Head, TopK, divergence_loss, linear_divergence, row_metrics
+from abkd.ops._row_loss_spec import RowLossSpec
 
 TOGETHER = [DIST(), CLKD(), Standardized(DIST(0.5, 2.0))]
-WHOLE = [each for each in EVERY if each.whole]
+WHOLE = [each for each in EVERY if each.needs_full_distribution]
 
 
 @pytest.mark.parametrize("divergence", TOGETHER, ids=repr)
@@ -28,8 +28,8 @@ def test_all_rows_are_seen_together_whatever_the_plan(divergence: abkd.Divergenc
     assert gap(alone, wanted[:5]) > 1e-3
     for rows in (1, 5, 1000):
         for compiled in (False, True):
-            result = assert_same(one, divergence, plan=Plan(rows, compiled))
-            assert result.plan == Plan(rows, compiled)
+            result = assert_same(one, divergence, plan=ChunkPlan(rows, compiled))
+            assert result.plan == ChunkPlan(rows, compiled)
             torch.testing.assert_close(result.divergence, wanted, check_dtype=False)
     large = problem(40, 4000, dtype=torch.float64)  # more than the processor's cache is meant to take
     assert_same(large, divergence)
@@ -38,7 +38,7 @@ def test_all_rows_are_seen_together_whatever_the_plan(divergence: abkd.Divergenc
 @pytest.mark.parametrize("divergence", TOGETHER, ids=repr)
 def test_a_row_without_weight_is_left_out_of_the_columns_too(divergence: abkd.Divergence) -> None:
     one = problem(dense_student=True, dense_teacher=True, row_weight=WEIGHT)
-    got, given = gradients(one, divergence, plan=Plan(3, False))
+    got, given = gradients(one, divergence, plan=ChunkPlan(3, False))
     kept = WEIGHT.nonzero().squeeze(-1)
     values = one.leaves["values"].detach()[kept].requires_grad_()
     assert isinstance(one.teacher, Dense)
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_said_and_not_halved(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Head, "_write", full)
     with pytest.raises(torch.OutOfMemoryError, match="never halved, but the logits of 13 rows do not fit") as told:
-        problem(13).solve(DIST(), plan=Plan(4, False))
+        problem(13).solve(DIST(), plan=ChunkPlan(4, False))
     assert "no room" in str(told.value.__cause__)
 
 
@@ -97,7 +97,7 @@ def test_of_a_top_k_teacher_they_are_refused_with_the_way_out(divergence: abkd.D
         with pytest.raises(ConfigError, match=says):
             linear_divergence(one.student, known, divergence, targets=one.targets, impl=impl)
     with pytest.raises(ConfigError, match=says):
-        row_metrics(one.student, known, {"d": Terms(divergence)}, one.targets)
+        row_metrics(one.student, known, {"d": RowLossSpec(divergence)}, one.targets)
     assert isinstance(known, TopK)
     ensemble = Averaged((one.teacher, Dense(one.teacher.values.flip(-1))))
     assert linear_divergence(one.student, ensemble, divergence, targets=one.targets).loss > 0
@@ -107,7 +107,7 @@ def test_labels_that_are_not_there() -> None:
     one = problem()
     for call in (
         lambda: linear_divergence(one.student, one.teacher, DKD()),
-        lambda: row_metrics(one.student, one.teacher, {"d": Terms(Standardized(DKD()))}, None),
+        lambda: row_metrics(one.student, one.teacher, {"d": RowLossSpec(Standardized(DKD()))}, None),
         lambda: divergence_loss(torch.randn(3, 4), torch.randn(3, 4), DKD()),
     ):
         with pytest.raises(ConfigError, match="about the label of each row, but there are none"):
@@ -117,22 +117,22 @@ def test_labels_that_are_not_there() -> None:
 
 def test_without_targets_whatever_is_not_about_them_is_worked_out() -> None:
     one = problem(13)
-    wanted = {"kl": Terms(abkd.ForwardKL()), "lsd": Terms(Standardized()), "dist": Terms(DIST())}
-    got = row_metrics(one.student, one.teacher, wanted, None, plan=Plan(5, False))
+    wanted = {"kl": RowLossSpec(abkd.ForwardKL()), "lsd": RowLossSpec(Standardized()), "dist": RowLossSpec(DIST())}
+    got = row_metrics(one.student, one.teacher, wanted, None, plan=ChunkPlan(5, False))
     labelled = row_metrics(one.student, one.teacher, wanted, one.targets)
     assert set(labelled) - set(got) == {"cross_entropy", "teacher_cross_entropy"}
     assert set(got) == {*wanted, "agreement"}
     for name, column in got.items():
         torch.testing.assert_close(column, labelled[name])
-    some = row_metrics(one.student, bucketed(one.teacher, 4), {"kl": Terms(abkd.ForwardKL())}, None)
+    some = row_metrics(one.student, bucketed(one.teacher, 4), {"kl": RowLossSpec(abkd.ForwardKL())}, None)
     assert set(some) == {"kl", "agreement"}
-    assert set(row_metrics(one.student, None, {"kl": Terms(abkd.ForwardKL())}, None)) == {"kl"}
+    assert set(row_metrics(one.student, None, {"kl": RowLossSpec(abkd.ForwardKL())}, None)) == {"kl"}
 
 
 @pytest.mark.parametrize("divergence", TOGETHER, ids=repr)
 def test_evaluation_sees_the_rows_of_a_call_together(divergence: abkd.Divergence) -> None:
     one = problem(13)
-    got = row_metrics(one.student, one.teacher, {"d": Terms(divergence)}, one.targets, plan=Plan(2, False))
+    got = row_metrics(one.student, one.teacher, {"d": RowLossSpec(divergence)}, one.targets, plan=ChunkPlan(2, False))
     torch.testing.assert_close(got["d"], one.solve(divergence).divergence)
 
 

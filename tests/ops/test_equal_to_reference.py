@@ -9,7 +9,7 @@ from op_parts import EVERY, FORMS, OPTIONS, SHAPES, WEIGHT, gradients, problem
 from torch import Tensor
 
 import abkd
-from abkd.ops import Dense, Head, Plan, Projected, linear_divergence
+from abkd.ops import ChunkPlan, Dense, Head, Projected, linear_divergence
 
 AB, KL = abkd.AlphaBeta(0.2, 0.7), abkd.ForwardKL()
 
@@ -38,13 +38,13 @@ def test_every_divergence_with_every_option(divergence: abkd.Divergence, option:
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_any_chunk_size(rows: int, weight: Tensor | None) -> None:
     one = problem(bias=True, scale=0.9)
-    assert_same(one, AB, plan=Plan(rows, False), row_weight=weight, targets=one.targets, ce_weight=0.5)
+    assert_same(one, AB, plan=ChunkPlan(rows, False), row_weight=weight, targets=one.targets, ce_weight=0.5)
 
 
 def test_rows_wider_than_a_block_and_many_rows_in_one() -> None:
     # in float64, because torch's log_softmax of 70 000 float32 numbers is off by 1e-5 by itself
     for rows, classes, chunk in ((7, 70_000, 4), (3000, 50, 2900)):
-        assert_same(problem(rows, classes, dtype=torch.float64), AB, plan=Plan(chunk, False))
+        assert_same(problem(rows, classes, dtype=torch.float64), AB, plan=ChunkPlan(chunk, False))
 
 
 def test_targets_alone_are_reported_and_change_nothing() -> None:
@@ -170,7 +170,7 @@ def test_logits_may_lie_in_any_order(compiled: bool) -> None:
     one = problem(26, 8, dense_student=True, dense_teacher=True)
     _, wanted = gradients(one, AB)
     columns = one.leaves["values"].detach().T.contiguous().requires_grad_()
-    plan = Plan(7, compiled)
+    plan = ChunkPlan(7, compiled)
     out = linear_divergence(Dense(columns.T), one.teacher, AB, plan=plan)
     out.loss.backward()
     assert columns.grad is not None

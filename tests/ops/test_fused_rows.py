@@ -13,11 +13,11 @@ from exact import assert_same, sizes_of_rows
 from op_parts import EVERY, problem
 
 import abkd
-from abkd.ops import Plan, _native, plan_for
+from abkd.ops import ChunkPlan, _native, plan_chunks
 from abkd.ops._compilers import compiler_missing, fused_by_torch
-from abkd.ops._passes import _masses, _pull, masses, pull
+from abkd.ops._passes import _tail_gradient, _tail_logsumexp, tail_gradient, tail_logsumexp
+from abkd.ops._row_loss_spec import RowLossSpec
 from abkd.ops._rows import _torch_compiled_block, blocks
-from abkd.ops._terms import Terms
 from rounding import assert_rounded
 
 AB = abkd.AlphaBeta(0.2, 0.7)
@@ -30,9 +30,9 @@ WITHOUT = """
 import logging, torch, sys
 logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
 from abkd.divergences import ForwardKL, TotalVariation
-from abkd.ops import Dense, Plan, linear_divergence, plan_for
-plan = plan_for(4096, 4096, torch.device("cpu"))
-plan_for(4096, 4096, torch.device("cpu"))
+from abkd.ops import Dense, Plan, linear_divergence, plan_chunks
+plan = plan_chunks(4096, 4096, torch.device("cpu"))
+plan_chunks(4096, 4096, torch.device("cpu"))
 print("planned compiled:", plan.compiled)
 student, teacher = torch.randn(9, 50, requires_grad=True), torch.randn(9, 50)
 losses = [linear_divergence(Dense(student), Dense(teacher), d, plan=Plan(4, compiled)).loss.item()
@@ -107,13 +107,13 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
 
 
 def test_small_problems_are_not_worth_compiling() -> None:
-    assert not plan_for(100, 1000, torch.device("cpu")).compiled
+    assert not plan_chunks(100, 1000, torch.device("cpu")).compiled
 
 
 @needs_compiler
 @pytest.mark.parametrize("divergence", EVERY, ids=repr)
 def test_compiled_equals_reference(divergence: abkd.Divergence) -> None:
-    plan, one = Plan(8, True), problem(21, bias=True)
+    plan, one = ChunkPlan(8, True), problem(21, bias=True)
     assert_same(one, divergence, plan=plan)
     assert_same(one, divergence, plan=plan, targets=one.targets, ce_weight=0.5)
     assert_same(one, divergence, plan=plan, targets=one.targets, ce_weight=0.5, temperature=2.0)
@@ -125,7 +125,7 @@ def test_compiled_equals_reference(divergence: abkd.Divergence) -> None:
 @needs_compiler
 def test_every_parameter_is_a_run_time_number() -> None:
     """α, β, the named points, weights, the temperature and the number of rows and classes: one library."""
-    plan, one = Plan(8, True), problem(21, bias=True)
+    plan, one = ChunkPlan(8, True), problem(21, bias=True)
     assert_same(one, AB, plan=plan)
     built = _native._library.cache_info().misses
     named = (abkd.ForwardKL(), abkd.ReverseKL(), abkd.Hellinger())
@@ -160,7 +160,7 @@ def test_compiled_and_eager_are_right_but_for_rounding(dtype: torch.dtype, threa
     for divergence in EVERY:
         if not _native.serves(divergence, z, y):
             continue
-        terms = Terms(divergence, 1.5, 0.2)
+        terms = RowLossSpec(divergence, 1.5, 0.2)
         exact = z.double().clone()
         want = blocks(exact, y.double(), targets, weight, terms, grad=True, compiled=False)
         row, pull, of_row = sizes_of_rows(divergence, z, y, targets, 1.5, 0.2)
@@ -182,12 +182,12 @@ def test_impossible_classes_compiled() -> None:
         one.leaves["values"][:, :3] = -torch.inf
         one.teacher.values[:, 2:5] = -torch.inf
     for divergence in (AB, abkd.JensenShannon(0.3), abkd.SkewForwardKL(), abkd.SkewReverseKL(), abkd.TotalVariation()):
-        assert_same(one, divergence, plan=Plan(8, True))
-    assert one.solve(abkd.ForwardKL(), plan=Plan(8, True)).loss == torch.inf
+        assert_same(one, divergence, plan=ChunkPlan(8, True))
+    assert one.solve(abkd.ForwardKL(), plan=ChunkPlan(8, True)).loss == torch.inf
     with torch.no_grad():
         one.leaves["values"][3, 1] = torch.nan
     for divergence in EVERY:
-        result = one.solve(divergence, plan=Plan(8, True))
+        result = one.solve(divergence, plan=ChunkPlan(8, True))
         assert result.divergence[3].isnan()
         assert result.loss.isnan() or result.loss.isinf()
 
@@ -203,7 +203,7 @@ def test_as_torch_compiles_it_for_a_gpu(divergence: abkd.Divergence, shared: boo
     """The same function of tensors, compiled here for the CPU."""
     z, y, weight, targets = torch.randn(6, 400), torch.randn(6, 400), torch.rand(6), torch.randint(400, (6,))
     share = torch.rand(6) if shared else None
-    terms = Terms(divergence, 2.0, 0.5)
+    terms = RowLossSpec(divergence, 2.0, 0.5)
     fused, plain = z.clone(), z.clone()
     got = _torch_compiled_block(fused, y, targets, weight, terms, grad=True, share=share)
     want = blocks(plain, y, targets, weight, terms, grad=True, compiled=False, share=share)
@@ -218,13 +218,13 @@ def test_as_torch_compiles_it_for_a_gpu(divergence: abkd.Divergence, shared: boo
 def test_the_passes_over_one_model_as_torch_compiles_them_for_a_gpu(plain: bool) -> None:
     z, cold, soft, hard = torch.randn(6, 400), torch.tensor(0.5), torch.randn(6), torch.randn(6) if plain else None
     z[0] = z[1, :7] = -torch.inf
-    want = masses(z, 0.5, plain=plain, compiled=False)
-    got = fused_by_torch(("masses", plain), _masses, z, cold, plain)
+    want = tail_logsumexp(z, 0.5, plain=plain, compiled=False)
+    got = fused_by_torch(("tail_logsumexp", plain), _tail_logsumexp, z, cold, plain)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs)
     fused = z.clone()
-    pull(z, want, 0.5, soft, hard, compiled=False)
-    assert fused_by_torch(("pull", plain), _pull, fused, want, cold, soft, hard) is not None
+    tail_gradient(z, want, 0.5, soft, hard, compiled=False)
+    assert fused_by_torch(("tail_gradient", plain), _tail_gradient, fused, want, cold, soft, hard) is not None
     torch.testing.assert_close(fused, z)
 
 

@@ -11,7 +11,7 @@ from op_parts import gap, gradients, problem
 from torch import Tensor
 
 import abkd
-from abkd.ops import Head, Plan, _linear_divergence, plan_for
+from abkd.ops import ChunkPlan, Head, _linear_divergence, plan_chunks
 from abkd.ops._memory import available_mb
 
 CPU = torch.device("cpu")
@@ -34,16 +34,18 @@ def test_the_control_group_counts(tmp_path: Path) -> None:
 
 def test_a_quarter_of_what_is_free_is_taken_and_said(monkeypatch, caplog) -> None:
     monkeypatch.setattr(_linear_divergence, "available_mb", lambda _: 256.0)
-    assert plan_for(4096, 50_000, CPU, memory_budget_mb=64.0) == plan_for(4096, 50_000, CPU, memory_budget_mb=64.0)
+    assert plan_chunks(4096, 50_000, CPU, memory_budget_mb=64.0) == plan_chunks(
+        4096, 50_000, CPU, memory_budget_mb=64.0
+    )
     assert not caplog.messages
     with caplog.at_level(logging.WARNING, logger="abkd"):
-        assert plan_for(4096, 50_000, CPU) == plan_for(4096, 50_000, CPU, memory_budget_mb=64.0)
+        assert plan_chunks(4096, 50_000, CPU) == plan_chunks(4096, 50_000, CPU, memory_budget_mb=64.0)
     assert "256 MB are free, so the loss takes 64 MB at once" in caplog.text
 
 
 def test_where_nobody_tells_the_budget_holds(monkeypatch) -> None:
     monkeypatch.setattr(_linear_divergence, "available_mb", lambda _: None)
-    assert plan_for(4096, 151_936, CPU).rows_per_chunk == 192
+    assert plan_chunks(4096, 151_936, CPU).rows_per_chunk == 192
 
 
 NO_ROOM = [
@@ -58,7 +60,7 @@ def test_a_chunk_that_does_not_fit_is_halved_and_nothing_counts_twice(
     monkeypatch, caplog, fits: int, refusal: Exception
 ) -> None:
     one = problem(13, bias=True, dtype=torch.float64)
-    wanted = gradients(one, AB, plan=Plan(fits, False))
+    wanted = gradients(one, AB, plan=ChunkPlan(fits, False))
     write = Head._write
 
     def limited(self: Head, hidden: Tensor, out: Tensor) -> Tensor:
@@ -67,8 +69,8 @@ def test_a_chunk_that_does_not_fit_is_halved_and_nothing_counts_twice(
         return write(self, hidden, out)
 
     monkeypatch.setattr(Head, "_write", limited)
-    result, given = gradients(one, AB, plan=Plan(12, False))
-    assert result.plan == Plan(fits, False)
+    result, given = gradients(one, AB, plan=ChunkPlan(12, False))
+    assert result.plan == ChunkPlan(fits, False)
     assert gap(result.loss, wanted[0].loss) < 1e-12
     for name, gradient in given.items():
         expected = wanted[1][name]
@@ -84,12 +86,12 @@ def test_a_row_that_does_not_fit_is_an_error(monkeypatch) -> None:
 
     monkeypatch.setattr(Head, "_write", full)
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
-        problem().solve(AB, plan=Plan(4, False))
+        problem().solve(AB, plan=ChunkPlan(4, False))
 
 
 def test_the_graph_may_be_used_twice() -> None:
     one = problem(9, bias=True, scale=0.7)
-    loss = one.solve(AB, plan=Plan(4, False)).loss
+    loss = one.solve(AB, plan=ChunkPlan(4, False)).loss
     leaves = list(one.leaves.values())
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     twice = torch.autograd.grad(2 * loss, leaves)

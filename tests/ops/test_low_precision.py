@@ -12,7 +12,7 @@ from op_parts import EVERY, Problem, gradients, problem
 from torch import Tensor
 
 import abkd
-from abkd.ops import Dense, Head, Plan, Projected, divergence_loss
+from abkd.ops import ChunkPlan, Dense, Head, Projected, divergence_loss
 from rounding import once_more
 
 AB = abkd.AlphaBeta(0.2, 0.7)
@@ -47,7 +47,7 @@ def naive(one: Problem, divergence: abkd.Divergence, *, autocast: torch.dtype | 
 
 
 def ours(
-    one: Problem, divergence: abkd.Divergence, *, autocast: torch.dtype | None = None, plan: Plan | None = None
+    one: Problem, divergence: abkd.Divergence, *, autocast: torch.dtype | None = None, plan: ChunkPlan | None = None
 ) -> dict[str, Tensor]:
     context = nullcontext() if autocast is None else torch.autocast("cpu", autocast)
     with context:
@@ -76,7 +76,7 @@ def test_half_precision_is_no_worse_than_by_hand(
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_the_gradient_over_chunks_is_no_worse_than_in_one(dtype: torch.dtype) -> None:
-    assert_no_worse(problem(777, 300, dtype=dtype), AB, plan=Plan(100, False))
+    assert_no_worse(problem(777, 300, dtype=dtype), AB, plan=ChunkPlan(100, False))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -98,7 +98,10 @@ def test_half_precision_logits_are_no_worse_than_by_hand(dtype: torch.dtype, div
 def test_autocast_is_no_worse_than_by_hand(dtype: torch.dtype, divergence: abkd.Divergence) -> None:
     one = problem(333, 300)
     judge = judged(one, divergence)
-    by_hand, mine = naive(one, divergence, autocast=dtype), ours(one, divergence, autocast=dtype, plan=Plan(512, False))
+    by_hand, mine = (
+        naive(one, divergence, autocast=dtype),
+        ours(one, divergence, autocast=dtype, plan=ChunkPlan(512, False)),
+    )
     for name, true in judge.items():
         assert mine[name].dtype == by_hand[name].dtype
         assert error(mine[name], true) <= error(by_hand[name], true) + once_more(dtype), name
@@ -155,7 +158,7 @@ def test_many_chunks_are_summed_in_float32() -> None:
     weight.requires_grad_()
     teacher = Dense(torch.tensor([[0.0, -50.0]]).expand(rows, 2))
     student = Projected(hidden, Head(weight))
-    abkd.linear_divergence(student, teacher, abkd.ForwardKL(), plan=Plan(1, False)).loss.backward()
+    abkd.linear_divergence(student, teacher, abkd.ForwardKL(), plan=ChunkPlan(1, False)).loss.backward()
     assert weight.grad.tolist() == [[-0.5], [0.5]]
 
 
@@ -165,7 +168,7 @@ def test_fp16_keeps_gradients_that_a_loss_scaler_would_save(size: float) -> None
     one = problem(1000, 1500, dtype=torch.float16, spread=size**0.5)
     one.teacher = Projected(one.teacher.hidden.double() / 3, one.teacher.head.to(torch.float64))
     mine = one.fresh()
-    loss = mine.solve(abkd.ForwardKL(), plan=Plan(512, False)).loss
+    loss = mine.solve(abkd.ForwardKL(), plan=ChunkPlan(512, False)).loss
     scaled = torch.autograd.grad(loss * 1024.0, mine.leaves["weight"])[0]
     true = judged(one, abkd.ForwardKL())["weight"] * 1024
     assert error(scaled, true) <= 3e-3

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import abkd
 from abkd.errors import ConfigError
-from abkd.ops import Head, Plan
+from abkd.ops import ChunkPlan, Head
 from rounding import once_more
 
 AB = abkd.AlphaBeta(0.2, 0.7)
@@ -23,7 +23,12 @@ AB = abkd.AlphaBeta(0.2, 0.7)
 def test_it_is_torch_s_cross_entropy(shape: dict[str, Any], compiled: bool) -> None:
     one = problem(**shape)
     one.teacher = None
-    options: dict[str, Any] = {"targets": one.targets, "ce_weight": 0.7, "kd_weight": 0.0, "plan": Plan(5, compiled)}
+    options: dict[str, Any] = {
+        "targets": one.targets,
+        "ce_weight": 0.7,
+        "kd_weight": 0.0,
+        "plan": ChunkPlan(5, compiled),
+    }
     for more in ({}, {"temperature": 3.0}, {"row_weight": WEIGHT, "total_weight": 5.0}):
         for divergence in (AB, abkd.TotalVariation(), Counting()):
             result = assert_same(one, divergence, **options, **more)
@@ -46,7 +51,7 @@ def test_half_precision_is_no_worse_than_by_hand(dtype: torch.dtype, compiled: b
     options: dict[str, Any] = {"targets": one.targets, "ce_weight": 1.0, "kd_weight": 0.0}
     _, wanted = gradients(one.fresh(torch.float64), AB, impl="reference", **options)
     _, by_hand = gradients(one, AB, impl="reference", **options)
-    _, given = gradients(one, AB, plan=Plan(100, compiled), **options)
+    _, given = gradients(one, AB, plan=ChunkPlan(100, compiled), **options)
     for name, true in wanted.items():
         assert true is not None
         errors = [(each[name].double() - true).norm() / true.norm() for each in (given, by_hand)]
@@ -63,9 +68,9 @@ def test_one_product_of_the_student_s_head_is_all_that_is_made_ahead(monkeypatch
 
     monkeypatch.setattr(Head, "_write", counted)
     one = problem()
-    one.solve(AB, plan=Plan(13, False))
+    one.solve(AB, plan=ChunkPlan(13, False))
     one.teacher = None
-    one.solve(AB, targets=one.targets, ce_weight=1.0, kd_weight=0.0, plan=Plan(13, False))
+    one.solve(AB, targets=one.targets, ce_weight=1.0, kd_weight=0.0, plan=ChunkPlan(13, False))
     assert made == [13, 13, 13]
 
 

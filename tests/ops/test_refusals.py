@@ -11,7 +11,7 @@ from op_parts import bucketed, problem
 
 import abkd
 from abkd.errors import ConfigError, VocabularyError
-from abkd.ops import Averaged, Dense, Head, Projected, divergence_loss, linear_divergence, plan_for, row_metrics
+from abkd.ops import Averaged, Dense, Head, Projected, divergence_loss, linear_divergence, plan_chunks, row_metrics
 
 AB = abkd.AlphaBeta(0.2, 0.7)
 
@@ -99,6 +99,6 @@ def test_a_head_of_another_width() -> None:
 
 def test_a_budget_gives_whole_multiples_of_32_rows_or_few() -> None:
     device = torch.device("cpu")
-    assert plan_for(10**6, 151_936, device).rows_per_chunk == 192
-    assert plan_for(10**6, 151_936, device, memory_budget_mb=1e-3).rows_per_chunk == 1
-    assert plan_for(10, 10, device).compiled is False
+    assert plan_chunks(10**6, 151_936, device).rows_per_chunk == 192
+    assert plan_chunks(10**6, 151_936, device, memory_budget_mb=1e-3).rows_per_chunk == 1
+    assert plan_chunks(10, 10, device).compiled is False

@@ -10,15 +10,15 @@ from op_parts import bucketed, problem
 
 import abkd
 from abkd.errors import ConfigError
-from abkd.ops import Averaged, Dense, Plan, Projected, TopK, row_metrics
-from abkd.ops._terms import Terms
+from abkd.ops import Averaged, ChunkPlan, Dense, Projected, TopK, row_metrics
+from abkd.ops._row_loss_spec import RowLossSpec
 
-WANTED = {"kl": Terms(abkd.ForwardKL()), "ab": Terms(abkd.AlphaBeta(), temperature=2.0)}
+WANTED = {"kl": RowLossSpec(abkd.ForwardKL()), "ab": RowLossSpec(abkd.AlphaBeta(), temperature=2.0)}
 
 
 def test_every_number_is_the_op_s_own() -> None:
     one = problem(13, bias=True)
-    got = row_metrics(one.student, one.teacher, WANTED, one.targets, plan=Plan(5, False))
+    got = row_metrics(one.student, one.teacher, WANTED, one.targets, plan=ChunkPlan(5, False))
     kl = one.solve(abkd.ForwardKL(), targets=one.targets)
     ab = one.solve(abkd.AlphaBeta(), temperature=2.0)
     torch.testing.assert_close(got["kl"], kl.divergence)
@@ -32,7 +32,7 @@ def test_every_number_is_the_op_s_own() -> None:
 
 def test_row_weight_functions_weigh_their_column() -> None:
     one = problem(13)
-    weighted = {"kl": Terms(abkd.ForwardKL(), row_weight=lambda log_p, log_q: log_p.exp().amax(-1))}
+    weighted = {"kl": RowLossSpec(abkd.ForwardKL(), row_weight=lambda log_p, log_q: log_p.exp().amax(-1))}
     got = row_metrics(one.student, one.teacher, weighted, one.targets)["kl"]
     confidence = torch.softmax(one.teacher.logits(slice(None)), -1).amax(-1)
     torch.testing.assert_close(got, one.solve(abkd.ForwardKL()).divergence * confidence)
@@ -55,8 +55,8 @@ def test_every_kind_of_rows_gives_the_op_s_own_numbers(kind: str) -> None:
     else:
         one.teacher = bucketed(one.teacher, 5, 2.0)
     temperatures = (1.0, 2.0) if kind == "averaged" else (2.0,)  # a cache is of one temperature
-    wanted = {f"at {t}": Terms(abkd.AlphaBeta(), temperature=t) for t in temperatures}
-    got = row_metrics(one.student, one.teacher, wanted, one.targets, plan=Plan(5, False))
+    wanted = {f"at {t}": RowLossSpec(abkd.AlphaBeta(), temperature=t) for t in temperatures}
+    got = row_metrics(one.student, one.teacher, wanted, one.targets, plan=ChunkPlan(5, False))
     for temperature in temperatures:
         want = one.solve(abkd.AlphaBeta(), temperature=temperature, targets=one.targets)
         torch.testing.assert_close(got[f"at {temperature}"], want.divergence)
@@ -83,7 +83,7 @@ def test_the_teacher_s_cross_entropy_as_far_as_it_is_known() -> None:
     bound = row_metrics(one.student, known, {}, one.targets)["teacher_cross_entropy"]
     torch.testing.assert_close(bound, torch.where(within, exact, -known.log_tail))
     assert (bound <= exact + 1e-6).all()
-    told = row_metrics(one.student, replace(known, log_target=-exact.half()), {}, one.targets, plan=Plan(5, False))
+    told = row_metrics(one.student, replace(known, log_target=-exact.half()), {}, one.targets, plan=ChunkPlan(5, False))
     torch.testing.assert_close(told["teacher_cross_entropy"], exact, rtol=1e-3, atol=1e-3)
     assert isinstance(known, TopK)
 
@@ -95,7 +95,7 @@ def test_without_distances_and_without_a_teacher() -> None:
     assert set(some) == {"cross_entropy", "agreement", "teacher_cross_entropy"}
     for name, column in some.items():
         torch.testing.assert_close(column, every[name])
-    alone = row_metrics(one.student, None, WANTED, one.targets, plan=Plan(5, False))
+    alone = row_metrics(one.student, None, WANTED, one.targets, plan=ChunkPlan(5, False))
     assert set(alone) == {"kl", "ab", "cross_entropy"}
     torch.testing.assert_close(alone["cross_entropy"], every["cross_entropy"])
     assert not alone["kl"].any()
@@ -103,9 +103,9 @@ def test_without_distances_and_without_a_teacher() -> None:
 
 def test_a_teacher_s_share_by_the_divergence_s_name() -> None:
     one, share = problem(13), torch.rand(13)
-    wanted = {"mixed": Terms(abkd.JensenShannon()), "half": Terms(abkd.JensenShannon())}
+    wanted = {"mixed": RowLossSpec(abkd.JensenShannon()), "half": RowLossSpec(abkd.JensenShannon())}
     got = row_metrics(
-        one.student, one.teacher, wanted, one.targets, teacher_share={"mixed": share}, plan=Plan(5, False)
+        one.student, one.teacher, wanted, one.targets, teacher_share={"mixed": share}, plan=ChunkPlan(5, False)
     )
     torch.testing.assert_close(got["mixed"], one.solve(abkd.JensenShannon(), teacher_share=share).divergence)
     torch.testing.assert_close(got["half"], one.solve(abkd.JensenShannon()).divergence)

@@ -8,7 +8,7 @@ from exact import NUMBERS, assert_same
 from op_parts import EVERY, Counting, gradients, problem
 
 import abkd
-from abkd.ops import Plan
+from abkd.ops import ChunkPlan
 
 AB = abkd.AlphaBeta(0.2, 0.7)
 WEIGHT = torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0, 0.0, 0.0])
@@ -17,7 +17,7 @@ WEIGHT = torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0, 0.0, 0.0])
 def test_a_row_without_weight_is_never_computed() -> None:
     for impl, seen in (("chunked", [2, 1]), ("reference", [3])):
         divergence = Counting()
-        problem(7, row_weight=WEIGHT).solve(divergence, impl=impl, plan=Plan(2, False))
+        problem(7, row_weight=WEIGHT).solve(divergence, impl=impl, plan=ChunkPlan(2, False))
         assert divergence.seen == seen
 
 
@@ -73,8 +73,8 @@ def test_a_row_whose_function_weighs_it_zero_may_be_infinite(impl: str) -> None:
 def test_a_divergence_of_one_s_own_in_plain_torch_runs_through_the_op(options: dict[str, object]) -> None:
 
     one = problem(7, bias=True, **options)
-    assert_same(one, Counting(), plan=Plan(3, False))
-    assert_same(one, Counting(), plan=Plan(3, False), targets=one.targets, ce_weight=0.3)
+    assert_same(one, Counting(), plan=ChunkPlan(3, False))
+    assert_same(one, Counting(), plan=ChunkPlan(3, False), targets=one.targets, ce_weight=0.3)
 
 
 def test_without_grad_mode_no_gradient_is_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:

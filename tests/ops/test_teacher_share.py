@@ -13,7 +13,7 @@ from torch import Tensor
 
 import abkd
 from abkd.errors import ConfigError
-from abkd.ops import Dense, Plan, linear_divergence
+from abkd.ops import ChunkPlan, Dense, linear_divergence
 
 MIXTURES = [abkd.JensenShannon(0.3), abkd.SkewForwardKL(0.2), abkd.SkewReverseKL(0.2)]
 SHARE = torch.rand(13, generator=torch.Generator().manual_seed(1))
@@ -42,7 +42,7 @@ def test_every_row_is_the_divergence_of_its_own_share(
     for option in ({}, {"temperature": 2.0}, {"row_weight": lambda log_p, log_q: log_p.exp().amax(-1)}):
         one = problem(bias=True)
         one = one if k is None else with_top_k(one, k, option.get("temperature", 1.0))
-        options: dict[str, Any] = {**option, "teacher_share": SHARE, "plan": Plan(5, compiled)}
+        options: dict[str, Any] = {**option, "teacher_share": SHARE, "plan": ChunkPlan(5, compiled)}
         assert_same(one, divergence, **options)
         weight = (torch.arange(13.0) % 3, option["row_weight"]) if "row_weight" in option else torch.arange(13.0) % 3
         assert_same(one, divergence, **{**options, "row_weight": weight}, targets=one.targets, ce_weight=0.4)
@@ -56,7 +56,7 @@ def test_it_is_what_the_papers_write_and_its_gradient_is_autograd_s(
     one = problem(dense_student=True, dense_teacher=True, dtype=torch.float64)
     assert isinstance(one.teacher, Dense)
     share = SHARE.double()
-    got, given = gradients(one, divergence, teacher_share=share, plan=Plan(5, compiled))
+    got, given = gradients(one, divergence, teacher_share=share, plan=ChunkPlan(5, compiled))
     leaf = one.leaves["values"].detach().clone().requires_grad_()
     row = naive(type(divergence), one.teacher.values.log_softmax(-1), leaf.log_softmax(-1), share)
     row.mean().backward()
@@ -69,9 +69,9 @@ def test_it_is_what_the_papers_write_and_its_gradient_is_autograd_s(
 @pytest.mark.parametrize("divergence", MIXTURES, ids=repr)
 def test_the_same_share_everywhere_is_the_ordinary_divergence(divergence: abkd.Divergence, compiled: bool) -> None:
     one = problem(bias=True, dtype=torch.float64)
-    want, wanted = gradients(one, divergence, plan=Plan(5, compiled))
+    want, wanted = gradients(one, divergence, plan=ChunkPlan(5, compiled))
     share = torch.full((13,), OWN[type(divergence).__name__], dtype=torch.float64)
-    got, given = gradients(one, divergence, teacher_share=share, plan=Plan(5, compiled))
+    got, given = gradients(one, divergence, teacher_share=share, plan=ChunkPlan(5, compiled))
     torch.testing.assert_close(got.divergence, want.divergence, rtol=1e-12, atol=0)
     for name, gradient in wanted.items():
         assert gradient is not None

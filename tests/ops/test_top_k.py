@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import abkd
-from abkd.ops import Averaged, Dense, Head, Plan, Projected, TopK
+from abkd.ops import Averaged, ChunkPlan, Dense, Head, Projected, TopK
 from rounding import assert_rounded, once_more
 
 AB, KL = abkd.AlphaBeta(0.2, 0.7), abkd.ForwardKL()
@@ -40,7 +40,7 @@ def with_top_k(one: Problem, k: int, temperature: float = 1.0, dtype: torch.dtyp
 @pytest.mark.parametrize("shape", ["plain", "everything", "dense student"])
 def test_every_divergence_is_that_of_the_naive_form(divergence: abkd.Divergence, shape: str, compiled: bool) -> None:
     one = problem(**SHAPES[shape])
-    plan: dict[str, Any] = {"plan": Plan(5, compiled)}
+    plan: dict[str, Any] = {"plan": ChunkPlan(5, compiled)}
     for k, temperature in ((1, 1.0), (4, 2.5), (36, 0.5), (37, 1.0)):
         mine = with_top_k(one, k, temperature)
         assert_same(mine, divergence, temperature=temperature, **plan)
@@ -54,9 +54,9 @@ def test_every_option(option: dict[str, Any], compiled: bool) -> None:
     one = problem(bias=True, spread=0.8)
     mine = with_top_k(one, 5, option.get("temperature", 1.0))
     for divergence in (AB, abkd.JensenShannon(0.3), Counting()):
-        assert_same(mine, divergence, plan=Plan(5, compiled), **option)
+        assert_same(mine, divergence, plan=ChunkPlan(5, compiled), **option)
         labels = {"targets": one.targets, "ce_weight": 1.0}
-        assert_same(mine, divergence, plan=Plan(5, compiled), **{"kd_weight": 3.0, **labels, **option})
+        assert_same(mine, divergence, plan=ChunkPlan(5, compiled), **{"kd_weight": 3.0, **labels, **option})
 
 
 @pytest.mark.parametrize("compiled", FORMS)
@@ -71,7 +71,7 @@ def test_all_classes_known_is_the_whole_divergence(divergence: abkd.Divergence, 
         for log_tail in (-torch.inf, -35.0):
             assert isinstance(mine.teacher, TopK)
             mine.teacher = replace(mine.teacher, log_tail=torch.full((13,), log_tail, dtype=torch.float64))
-            got, given = gradients(mine, divergence, plan=Plan(5, compiled), **options)
+            got, given = gradients(mine, divergence, plan=ChunkPlan(5, compiled), **options)
             for name in ("loss", "divergence", "student_entropy", "teacher_entropy", "agreement"):
                 assert gap(getattr(got, name), getattr(want, name)) <= 1e-12, name
             for name, gradient in wanted.items():
@@ -92,7 +92,7 @@ def test_a_tail_that_the_student_has_nearly_emptied(depth: float, compiled: bool
     for divergence in (KL, AB, abkd.Hellinger(), abkd.SkewForwardKL(), abkd.AlphaBeta(0.0, 0.4)):
         for options in ({}, {"targets": one.targets, "ce_weight": 1.0}):
             exact = exactly(mine, divergence, **options)
-            got, given = gradients(mine, divergence, plan=Plan(4, compiled), **options)
+            got, given = gradients(mine, divergence, plan=ChunkPlan(4, compiled), **options)
             torch.testing.assert_close(got.divergence.double(), exact.result.divergence, rtol=1e-5, atol=0)
             # slopes of order one, of which the normalisation leaves little; what float32 cannot hold may vanish
             share = torch.softmax(mine.leaves["values"].detach().double(), -1)
@@ -110,13 +110,13 @@ def test_impossible_classes_on_either_side(compiled: bool) -> None:
         one.teacher.values[0, 6:] = -torch.inf  # leaves the tail nothing
         one.leaves["values"][1, one.teacher.values[1].argsort()[:-4]] = -torch.inf  # likewise the student's
     for divergence in (AB, abkd.JensenShannon(0.3), abkd.SkewForwardKL(), abkd.SkewReverseKL(), abkd.TotalVariation()):
-        options: dict[str, Any] = {"plan": Plan(3, compiled), "temperature": 1.5}
+        options: dict[str, Any] = {"plan": ChunkPlan(3, compiled), "temperature": 1.5}
         result = assert_same(with_top_k(one, 4, 1.5), divergence, **options)
         assert torch.isfinite(result.loss)
-    assert with_top_k(one, 4).solve(KL, plan=Plan(3, compiled)).divergence[1] == torch.inf
+    assert with_top_k(one, 4).solve(KL, plan=ChunkPlan(3, compiled)).divergence[1] == torch.inf
     with torch.no_grad():
         one.leaves["values"][3, 7] = torch.nan
-    assert with_top_k(one, 4).solve(AB, plan=Plan(3, compiled)).divergence.isnan().nonzero().tolist() == [[3]]
+    assert with_top_k(one, 4).solve(AB, plan=ChunkPlan(3, compiled)).divergence.isnan().nonzero().tolist() == [[3]]
 
 
 @pytest.mark.parametrize("divergence", OF_BUCKETS, ids=repr)
@@ -142,7 +142,7 @@ def test_a_cache_in_half_precision_and_models_in_half_precision(compiled: bool) 
             options: dict[str, Any] = {"targets": one.targets, "ce_weight": 0.5}
             judge, wanted = gradients(one.fresh(torch.float64, teacher=True), AB, impl="reference", **options)
             hand, by_hand = gradients(one, AB, impl="reference", **options)
-            got, given = gradients(one, AB, plan=Plan(100, compiled), **options)
+            got, given = gradients(one, AB, plan=ChunkPlan(100, compiled), **options)
             assert abs(got.loss - judge.loss) <= abs(hand.loss - judge.loss) + once_more(dtype) * judge.loss
             for name, true in wanted.items():
                 assert true is not None
@@ -152,9 +152,9 @@ def test_a_cache_in_half_precision_and_models_in_half_precision(compiled: bool) 
 
 def test_the_gradient_again_and_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     one = with_top_k(problem(bias=True, scale=0.9, dtype=torch.float64), 5)
-    wanted, plain = gradients(one, AB, plan=Plan(3, False), targets=one.targets, ce_weight=0.5)
+    wanted, plain = gradients(one, AB, plan=ChunkPlan(3, False), targets=one.targets, ce_weight=0.5)
     twice = one.fresh()
-    loss = twice.solve(AB, plan=Plan(3, False), targets=one.targets, ce_weight=0.5).loss
+    loss = twice.solve(AB, plan=ChunkPlan(3, False), targets=one.targets, ce_weight=0.5).loss
     loss.backward(retain_graph=True)
     loss.backward()
     for name, gradient in plain.items():
@@ -168,8 +168,8 @@ def test_the_gradient_again_and_in_smaller_chunks(monkeypatch: pytest.MonkeyPatc
         return write(self, hidden, out)
 
     monkeypatch.setattr(Head, "_write", limited)
-    result, given = gradients(one, AB, plan=Plan(12, False), targets=one.targets, ce_weight=0.5)
-    assert result.plan == Plan(3, False)
+    result, given = gradients(one, AB, plan=ChunkPlan(12, False), targets=one.targets, ce_weight=0.5)
+    assert result.plan == ChunkPlan(3, False)
     assert gap(result.loss, wanted.loss) <= 1e-12
     for name, gradient in plain.items():
         assert gap(given[name], gradient) <= 1e-12
@@ -209,7 +209,7 @@ def test_the_logits_of_one_chunk_are_all_that_is_ever_built(kind: str, compiled:
     """And beside a top-k teacher, or none, that is one room: the gradient takes its place."""
     rows, classes, chunk = 320, 5000, 32
     one = problem(rows, classes)
-    options: dict[str, Any] = {"targets": one.targets, "ce_weight": 0.5, "plan": Plan(chunk, compiled)}
+    options: dict[str, Any] = {"targets": one.targets, "ce_weight": 0.5, "plan": ChunkPlan(chunk, compiled)}
     if kind == "top-k":
         one = with_top_k(one, 8)
     elif kind == "averaged":

@@ -13,7 +13,7 @@ from torch import Tensor
 from abkd import Dense, Divergence, ForwardKL, Objective, SkewForwardKL, SkewReverseKL, linear_divergence
 from abkd.data import Example, TokenizedDataset, prompt_of, with_completion
 from abkd.generation import Sampling, write_completions
-from abkd.objective import History
+from abkd.objective import TokenLogProbs
 from abkd.recipe import load
 from abkd.term import ORIGINS
 from training_parts import gap, llama, rows, teacher, tokenizer, trainer, weights
@@ -177,10 +177,10 @@ def test_pre_distillation_is_forward_kl_with_labels_on_the_data(method: str) -> 
     recipe = load(f"fdistill_{method}")
     assert repr(recipe.config["source"](0.69)) == "Dataset()"
     assert recipe.objective().at(0.69) == Objective(divergence=ForwardKL(), ce_weight=0.2, kd_weight=0.8).at(0.0)
-    assert {term.on for term in recipe.objective().at(0.7)} <= {"teacher", "student"}
+    assert {term.origin for term in recipe.objective().at(0.7)} <= {"teacher", "student"}
 
 
-def _on_both_texts(recipe: str, history: History | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def _on_both_texts(recipe: str, history: TokenLogProbs | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a recipe's last stage on six rows of the teacher's text and four of the student's; and p, q."""
     p, q = torch.randn(2, 10, 8, dtype=torch.float64).unbind()
     origin = torch.tensor([ORIGINS.index("teacher")] * 6 + [ORIGINS.index("student")] * 4)
@@ -214,7 +214,7 @@ def test_the_exact_one_is_the_published_one_where_the_tokens_before_tell_nothing
     torch.manual_seed(1)
     published = _on_both_texts("fdistill_js")[0]
     torch.manual_seed(1)
-    torch.testing.assert_close(_on_both_texts("fdistill_js_exact", History(same, same, one_text))[0], published)
+    torch.testing.assert_close(_on_both_texts("fdistill_js_exact", TokenLogProbs(same, same, one_text))[0], published)
     source = f"Union(TeacherSamples(temperature=0), {GREEDY})"
     steps = {
         (name, length): Learnt(

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from abkd import Divergence, JensenShannon, Plan, SkewForwardKL, SkewReverseKL
+from abkd import ChunkPlan, Divergence, JensenShannon, SkewForwardKL, SkewReverseKL
 from abkd.errors import ConfigError
-from abkd.posterior import teacher_share
+from abkd.sequence_mixture import teacher_share
 
 INF = math.inf
 LOG_PROB = st.floats(-2, 0) | st.floats(-60, 0) | st.just(-INF) | st.just(0.0)
@@ -119,7 +119,9 @@ def test_other_shapes_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
 
 
 @pytest.mark.parametrize("divergence", [JensenShannon(), SkewForwardKL(0.5), SkewReverseKL(0.5)], ids=repr)
-@pytest.mark.parametrize("how", [{"impl": "reference"}, {"plan": Plan(7, False)}, {"plan": Plan(7, True)}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"impl": "reference"}, {"plan": ChunkPlan(7, False)}, {"plan": ChunkPlan(7, True)}], ids=str
+)
 def test_the_op_gives_each_row_the_divergence_of_its_own_share(divergence: Divergence, how: dict[str, Any]) -> None:
     where = space(3, 3)
     pair = Pair(where, table(where, 3), table(where, 4).requires_grad_())

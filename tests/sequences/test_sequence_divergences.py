@@ -26,7 +26,7 @@ from abkd import (
     TotalVariation,
 )
 from abkd.ops import Dense, linear_divergence, row_metrics
-from abkd.ops._rows import Terms
+from abkd.ops._rows import RowLossSpec
 
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.space.classes}^{pair.space.length}")
 PRIORS = [0.1, 0.5, 0.85]
@@ -199,7 +199,7 @@ def test_the_two_questions_put_to_the_texts_and_what_the_kls_add_to_them(pair: P
     """
     where = pair.space
     numbers = row_metrics(
-        Dense(pair.z_q[where.row]), Dense(pair.z_p[where.row]), {"kl": Terms(ForwardKL())}, where.target
+        Dense(pair.z_q[where.row]), Dense(pair.z_p[where.row]), {"kl": RowLossSpec(ForwardKL())}, where.target
     )
     student_says, teacher_says = (
         where.sum_along(numbers[name].double()) for name in ("cross_entropy", "teacher_cross_entropy")

@@ -14,6 +14,7 @@ from abkd.sources import (
     Adaptive,
     Completion,
     Dataset,
+    Generators,
     Mix,
     Privileged,
     Replay,
@@ -23,7 +24,6 @@ from abkd.sources import (
     StudentSamples,
     TeacherSamples,
     Union,
-    Writers,
 )
 from abkd.term import ORIGINS
 
@@ -66,8 +66,8 @@ class TeacherText:
         return Completion([*reversed(prompt), 1], finished=True)
 
 
-def writers(**options: Any) -> Writers:
-    return Writers(**{"student": Written(), "teacher_text": TeacherText(), **options})
+def writers(**options: Any) -> Generators:
+    return Generators(**{"student": Written(), "teacher_text": TeacherText(), **options})
 
 
 def step(number: int = 0, *, process: int = 0, seed: int = 0, steps: int = 20) -> Step:

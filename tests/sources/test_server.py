@@ -17,7 +17,7 @@ import torch
 from abkd.data import Collator, prepare_dataset
 from abkd.errors import ServerError
 from abkd.generation import Sampling, write_completions
-from abkd.sources import Author, Server, TeacherSamples, ensure_teacher_text, write_with
+from abkd.sources import Server, TeacherSamples, TeacherWriter, ensure_teacher_text, write_with
 from training_parts import llama, rows, tokenizer
 
 ROWS = rows(10)  # ten different prompts
@@ -130,9 +130,9 @@ def server(model: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     thread.join()
 
 
-def author(write: Any, *, limit: int = 16) -> Author:
+def author(write: Any, *, limit: int = 16) -> TeacherWriter:
     known = {"teacher": "one", "tokenizer": "two"}
-    return Author(known, tokenizer(), 64, limit, write, server=isinstance(write, Server))
+    return TeacherWriter(known, tokenizer(), 64, limit, write, server=isinstance(write, Server))
 
 
 def client(server: Any, **options: Any) -> Server:
@@ -141,7 +141,7 @@ def client(server: Any, **options: Any) -> Server:
     )
 
 
-def written(source: TeacherSamples, by: Author) -> list[dict[str, Any]]:
+def written(source: TeacherSamples, by: TeacherWriter) -> list[dict[str, Any]]:
     ensure_teacher_text(source, prepare_dataset(ROWS, tokenizer(), max_length=64), by)
     return [json.loads(line) for line in Path(str(source.file)).read_bytes().splitlines()]
 

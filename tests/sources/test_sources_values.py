@@ -13,6 +13,7 @@ from abkd.schedules import anneal, stages
 from abkd.sources import (
     Adaptive,
     Dataset,
+    Generators,
     Mix,
     Privileged,
     Replay,
@@ -20,7 +21,6 @@ from abkd.sources import (
     StudentSamples,
     TeacherSamples,
     Union,
-    Writers,
     fingerprint,
     is_privileged,
     needs_completions,
@@ -138,7 +138,7 @@ def test_a_student_really_writes():
         return write_completions(student, words, prompts, sampling, max_new_tokens=6, seed=seed)
 
     for source, alike in ((StudentSamples(temperature=0.0), True), (StudentSamples(), False)):
-        stream = open_source(source, Writers(student=write))
+        stream = open_source(source, Generators(student=write))
         first, again, other = (stream.draw(data, Step(number, 0.0, 3, 0)) for number in (1, 1, 2))
         assert first == again
         assert (first == other) == alike

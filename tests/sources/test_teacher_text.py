@@ -16,14 +16,14 @@ from abkd.data import prepare_dataset, prompt_of, teacher_prompt_of
 from abkd.errors import ConfigError, DataError, OutputDirError, StorageError
 from abkd.generation import Completion, Sampling, write_completions
 from abkd.sources import (
-    Author,
     Dataset,
+    Generators,
     Mix,
     Privileged,
     Step,
     TeacherSamples,
+    TeacherWriter,
     Union,
-    Writers,
     ensure_teacher_text,
     open_source,
     write_with,
@@ -55,9 +55,9 @@ class Scribe:
             yield {i: Completion([*tokenizer()(answer)["input_ids"], EOS], finished=True)}
 
 
-def author(write: Any, **options: Any) -> Author:
+def author(write: Any, **options: Any) -> TeacherWriter:
     known = {"teacher": "one", "tokenizer": "two"}
-    return Author(
+    return TeacherWriter(
         known, **{"tokenizer": tokenizer(), "max_length": 64, "max_completion_length": 16, **options, "write": write}
     )
 
@@ -128,7 +128,7 @@ def test_a_stream_gives_the_very_tokens(source: TeacherSamples) -> None:
         yield {i: answers.get(at[tuple(prompt)], Completion(end, finished=True)) for i, prompt in enumerate(prompts)}
 
     text = ensure_teacher_text(source, rows, author(write))
-    stream = open_source(source, Writers(student=lambda *_, **__: [], teacher_text=text))
+    stream = open_source(source, Generators(student=lambda *_, **__: [], teacher_text=text))
     drawn = stream.draw(list(rows), NOW)
     assert [len(sequences) for sequences in drawn] == [1, 0, *[1] * 25]
     for row, (sequence, *_), ids in zip(rows, (drawn[0], drawn[2], drawn[3]), ([7, 8, 9], [EOS], end), strict=False):
@@ -308,7 +308,7 @@ def test_a_privileged_teacher_writes_with_its_context(source: TeacherSamples) ->
     rows = data(context="be nice ", privileged=True)
     text = ensure_teacher_text(tree, rows, author(scribe := Scribe()))
     assert sorted(scribe.asked) == sorted("be nice " + row["prompt"] for row in ROWS)
-    stream = open_source(tree, Writers(student=lambda *_, **__: [], teacher_text=text))
+    stream = open_source(tree, Generators(student=lambda *_, **__: [], teacher_text=text))
     for row, (sequence,) in zip(rows, stream.draw(list(rows), NOW), strict=True):
         ids = text.completion(source, teacher_prompt_of(row)).ids
         assert sequence["input_ids"] == prompt_of(row) + ids
@@ -338,4 +338,4 @@ def test_what_cannot_be_meant(source: TeacherSamples) -> None:
     with pytest.raises(ConfigError, match="num_beams"):
         TeacherSamples(num_beams=0)
     with pytest.raises(ConfigError, match="ensure_teacher_text"):
-        source.open(Writers(student=lambda *_, **__: []))
+        source.open(Generators(student=lambda *_, **__: []))

@@ -12,7 +12,7 @@ import torch
 from abkd.data import Collator, Example, TokenizedDataset, View, prepare_dataset
 from abkd.data.vocabulary import vocabulary_size
 from abkd.models.language import CausalRows
-from abkd.teachers import HiddenCache, LiveReader, Setting, TopKCache, identity
+from abkd.teachers import HiddenCache, LiveReader, TeacherContext, TopKCache, identity
 from abkd.teachers.caches._build import Built, build_cache
 from training_parts import gpt2, llama, rows, teacher, tokenizer
 
@@ -39,8 +39,8 @@ def build(spec: Cache, examples: Iterable[Example] | None = None, model: Any = N
     return build_cache(spec, data() if examples is None else examples, lambda: loaded, **options)
 
 
-def setting(**options: Any) -> Setting:
-    return Setting(**{"student": CausalRows(llama(0)), "identity": known(), **options})
+def setting(**options: Any) -> TeacherContext:
+    return TeacherContext(**{"student": CausalRows(llama(0)), "identity": known(), **options})
 
 
 def view(examples: Sequence[Example], **options: Any) -> View:

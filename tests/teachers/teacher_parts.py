@@ -10,7 +10,7 @@ from torch import Tensor
 
 from abkd.data import Batch, Collator, View, prepare_dataset
 from abkd.models.language import CausalRows
-from abkd.teachers import Setting
+from abkd.teachers import TeacherContext
 from training_parts import llama, rows, tokenizer
 
 
@@ -18,8 +18,8 @@ def a_batch(count: int = 4) -> Batch:
     return Collator(1)(list(prepare_dataset(rows(count), tokenizer(), max_length=64)))["batch"]
 
 
-def setting(student: Any, *models: Any) -> Setting:
-    return Setting(student=CausalRows(student), models=models)
+def setting(student: Any, *models: Any) -> TeacherContext:
+    return TeacherContext(student=CausalRows(student), models=models)
 
 
 def logits(reader: Any, view: View) -> Tensor:

@@ -22,7 +22,7 @@ from abkd.models.vision import Classifier, ImageRows, Preparation, save_classifi
 from abkd.ops import TopK
 from abkd.recipe import Recipe
 from abkd.run import distill
-from abkd.teachers import HiddenCache, LiveReader, Setting, TopKCache
+from abkd.teachers import HiddenCache, LiveReader, TeacherContext, TopKCache
 from abkd.teachers.caches import _build, image_identity
 from abkd.teachers.caches._build import build_cache
 from abkd.teachers.caches._images import Passes
@@ -50,7 +50,7 @@ def build(spec: Any, *passes: Passes, teacher: Any = None, **options: Any) -> An
 
 def opened(spec: Any, teacher: Any = None, temperature: float = 1.0) -> Any:
     known, student = image_identity(image_teacher() if teacher is None else teacher), ImageRows(Classifier(plain(0)))
-    return spec.open(Setting(student=student, identity=known, temperature=temperature))
+    return spec.open(TeacherContext(student=student, identity=known, temperature=temperature))
 
 
 def views(passes: Passes) -> list[Any]:
@@ -75,7 +75,7 @@ def test_logits_are_the_live_teachers_bit_for_bit_in_the_batches_of_training(tmp
         assert torch.equal(reader(view).values, alive(view).values)
         assert reader(view).values.shape == (len(view.rows), CLASSES)
     reader.check_covers(passes, "train")
-    alone = ImageCollator()([passes.dataset.stand_in()])["batch"].teacher
+    alone = ImageCollator()([passes.dataset.padding_example()])["batch"].teacher
     assert torch.equal(reader(alone).values, alive(alone).values) or not augmentation
     assert built.rows == (36 + 1 if augmentation else 12)  # and the one that stands in where there is none
     assert built.bytes_per_row < 4 * CLASSES + 16 + 12 + 80
@@ -208,7 +208,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another teacher"):
         opened(spec, image_teacher(7))
     with pytest.raises(ConfigError, match="another kind"):
-        HiddenCache(path=str(tmp_path)).open(Setting(student=ImageRows(Classifier(plain(0)))))
+        HiddenCache(path=str(tmp_path)).open(TeacherContext(student=ImageRows(Classifier(plain(0)))))
     reader = opened(spec)
     reader.classes = CLASSES - 1
     with pytest.raises(VocabularyError, match="tells 5 classes apart, and the student 4"):

@@ -15,7 +15,7 @@ from torch import nn
 import abkd
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.language import CausalRows
-from abkd.teachers import EMA, AdapterOff, Live, Setting, Snapshot
+from abkd.teachers import EMA, AdapterOff, Live, Snapshot, TeacherContext
 from abkd.trainer._task import run_inside
 from training_parts import gpt2, llama, weights
 
@@ -183,7 +183,7 @@ def test_a_copy_runs_itself(when, wrap):
     expected = own_logits(student, view)
     if when == "after":
         run_inside(student)
-    reader = Snapshot().open(Setting(student=rows))
+    reader = Snapshot().open(TeacherContext(student=rows))
     if when == "before":
         run_inside(student)
     with torch.no_grad():

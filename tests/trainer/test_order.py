@@ -8,7 +8,7 @@ import random
 import pytest
 
 from abkd.data import Collator, prepare_dataset
-from abkd.trainer._order import AsTheyCome, Evened, Shuffled, TrainOrder, train_order
+from abkd.trainer._order import AsTheyCome, PadToMultiple, Shuffled, TrainOrder, train_order
 from training_parts import rows, tokenizer
 
 
@@ -19,7 +19,7 @@ def dataset(count: int):
 @pytest.mark.parametrize("by_length", [False, True])
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_an_epoch(by_length, multiple):
-    data = Evened(dataset(10), multiple)
+    data = PadToMultiple(dataset(10), multiple)
     assert len(data) == (12 if multiple == 4 else 10)
     order = train_order(data, batch_size=4, by_length=by_length, seed=3)
     epochs = []
@@ -54,7 +54,7 @@ def test_a_stream_s_order_takes_no_memory_however_long():
 
 
 def test_an_empty_row_has_no_target():
-    data = Evened(dataset(3).with_pretraining([[5, 6, 7]]), 4)
+    data = PadToMultiple(dataset(3).with_pretraining([[5, 6, 7]]), 4)
     assert data[2] == data.rows[2]
     assert len(data[3]["input_ids"]) == 1
     batch = Collator(1)([data[3]])["batch"]

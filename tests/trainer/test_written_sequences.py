@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from abkd.errors import ConfigError, OutputDirError
-from abkd.trainer._order import Evened
+from abkd.trainer._order import PadToMultiple
 from training_parts import EVERY_THIRD, FROM_BUFFER, SHORT, gap, llama, rows, teacher, trainer, weights
 
 
@@ -74,9 +74,9 @@ def test_what_each_thinks_of_the_others_text(tmp_path):
 
 def test_a_row_that_only_fills_a_batch_is_not_answered(tmp_path):
     made = trainer(tmp_path, llama(0), source="StudentSamples()", **SHORT)
-    evened = Evened(made.train_dataset, 8)
+    evened = PadToMultiple(made.train_dataset, 8)
     assert len(evened) == 16
-    assert evened[15]["empty"]
+    assert evened[15]["is_padding"]
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_row_that_only_fills_a_batch_is_not_answered(tmp_path):
         ({"lmbda": 0.5, "source": "StudentSamples()"}, "give one or the other"),
         ({"source": "ForwardKL()"}, "source must be one"),
         ({"terms": "[ForwardKL()]"}, "terms must be a list of terms"),
-        ({"terms": "[Term(SkewForwardKL(0.1), posterior=True)]", "kd_temperature": 2.0}, "temperature 1"),
+        ({"terms": "[Term(SkewForwardKL(0.1), sequence_mixture=True)]", "kd_temperature": 2.0}, "temperature 1"),
         ({"max_completion_length": 0}, "must be 1 or more"),
-        ({"terms": "[Term(ForwardKL(), on='teacher')]", "lmbda": 1.0}, "nothing would be learned"),
+        ({"terms": "[Term(ForwardKL(), origin='teacher')]", "lmbda": 1.0}, "nothing would be learned"),
         ({"teacher": "Ensemble()"}, "needs at least 2"),
         ({"teacher": "EMA()"}, "needs 0"),
     ],

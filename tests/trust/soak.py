@@ -123,7 +123,7 @@ def _train(folder: Path, variant: str, steps: int, fault: Fault | None) -> int:
 
 
 def whole(folder: Path) -> list[Path]:
-    return [path for path in _checkpoints.checkpoints(folder) if _checkpoints.why_broken(path) is None]
+    return [path for path in _checkpoints.checkpoints(folder) if _checkpoints.corruption(path) is None]
 
 
 def damage(checkpoint: Path, kind: str, draw: random.Random) -> None:

@@ -40,8 +40,8 @@ SOURCES: dict[str, dict[str, Any]] = {
     },
     "teacher's and student's": {
         "source": "Union(TeacherSamples(), StudentSamples())",
-        "terms": "[Term(SkewForwardKL(0.5), on='teacher', weight=0.5, posterior=True), "
-        "Term(SkewReverseKL(0.5), on='student', weight=anneal(0.5, 1.0), posterior=True)]",
+        "terms": "[Term(SkewForwardKL(0.5), origin='teacher', weight=0.5, sequence_mixture=True), "
+        "Term(SkewReverseKL(0.5), origin='student', weight=anneal(0.5, 1.0), sequence_mixture=True)]",
     },
     "stages": {"source": "stages((0.3, Dataset()), (0.7, StudentSamples()))"},
     "privileged": {"source": "Privileged(StudentSamples(), context='Say bye. ')"},

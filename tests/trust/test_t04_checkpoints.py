@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from abkd.errors import OutputDirError, StorageError
-from abkd.storage import refusals
+from abkd.storage import disk_errors
 from abkd.trainer import _checkpoints, _save
 from training_parts import gap, llama, lora, rows, trainer, weights
 
@@ -25,7 +25,7 @@ EVERY_SECOND = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
 
 
 def whole(directory: Path) -> list[str]:
-    return [path.name for path in _checkpoints.checkpoints(directory) if _checkpoints.why_broken(path) is None]
+    return [path.name for path in _checkpoints.checkpoints(directory) if _checkpoints.corruption(path) is None]
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_torch_s_own_words_for_a_full_disk():
         raise RuntimeError("basic_ios::clear: iostream error")
 
     for call in (lambda: torch.save(torch.zeros(9), Full()), closed):
-        with pytest.raises(StorageError, match="make room"), refusals("it", "make room"):
+        with pytest.raises(StorageError, match="make room"), disk_errors("it", "make room"):
             call()
 
 

@@ -27,7 +27,7 @@ from abkd.report import render_report
 from abkd.report.content import CLIP
 from abkd.report.results import read_result
 from abkd.report.sweep import summary_of
-from abkd.storage import _SEAL, _seal, read_sealed, write_sealed
+from abkd.storage import _SEAL, _seal, read_checksummed, write_checksummed
 from abkd.teachers import TopKCache
 from abkd.trainer import _checkpoints
 from abkd.trainer._modality import read_record
@@ -60,7 +60,7 @@ TARGETS = [
     Target("run/metrics.jsonl", lambda run: (read_result(run / "run"), render_report(run / "run"))),
     Target("run/recipe.yaml", lambda run: render_report(run / "run")),
     Target("sweep/sweep.json", lambda run: render_report(run / "sweep")),
-    Target("run/result.json", lambda run: read_sealed(run / "run" / "result.json"), sealed=True),
+    Target("run/result.json", lambda run: read_checksummed(run / "run" / "result.json"), sealed=True),
     Target("run/.abkd_files.json", lambda run: contents(run / "run")),
     Target("cache/manifest.json", lambda run: read_cache(run / "cache"), sealed=True),
     Target("cache/rows-0.json", lambda run: read_cache(run / "cache"), sealed=True),
@@ -90,7 +90,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "run" / "recipe.yaml").write_text("model_name_or_path: a\ndivergence: ForwardKL()\n")
     (folder / "run" / ".abkd_files.json").write_text('["run.json", "metrics.jsonl"]')
-    write_sealed(folder / "run" / "result.json", read_result(folder / "run"))
+    write_checksummed(folder / "run" / "result.json", read_result(folder / "run"))
     (folder / "sweep").mkdir()
     (folder / "sweep" / "sweep.json").write_text(json.dumps(sweep_of(read_result(folder / "run"))))
     build(TopKCache(k=4, path=str(folder / "cache")), data(2))
@@ -158,7 +158,7 @@ def fuzz(shelf: Path, target: Target, many: int) -> int:
 def test_what_we_wrote_ourselves_is_read(shelf):
     for target in TARGETS:
         target.read(shelf)
-    assert _checkpoints.why_broken(shelf / "run" / "checkpoint-2") is None
+    assert _checkpoints.corruption(shelf / "run" / "checkpoint-2") is None
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.file)

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from abkd import __version__
-from abkd.cli._console import console, end_processes, endings, is_main_process, speak
+from abkd.cli._console import configure_logging, console, end_processes, exit_codes, is_main_process
 from abkd.cli._help import CacheHelp, DistillHelp, GenerateHelp, ShowHelp
 from abkd.errors import ConfigError
 
@@ -20,7 +20,7 @@ class _Verbs(TyperGroup):
     """The verbs, with the exit codes of :mod:`abkd.errors`."""
 
     def invoke(self, ctx: Any) -> Any:
-        with endings():
+        with exit_codes():
             return super().invoke(ctx)
 
 
@@ -62,7 +62,7 @@ def distill(ctx: typer.Context) -> None:
     if extra["seeds"] is not None or extra["grid"] is not None:
         from abkd.cli._sweep import run_sweep
 
-        speak()
+        configure_logging()
         run_sweep(recipe, extra["seeds"], extra["grid"], resume=extra["resume"], console=console())
         end_processes()
         return
@@ -70,7 +70,7 @@ def distill(ctx: typer.Context) -> None:
 
     from abkd.run import distill as run_recipe
 
-    speak()
+    configure_logging()
     run_recipe(recipe, resume=extra["resume"])
     end_processes()
 
@@ -85,7 +85,7 @@ def generate(ctx: typer.Context) -> None:
 
     from abkd.cli._generate import generate_text
 
-    speak()
+    configure_logging()
     generate_text(recipe, extra["output_file"])
 
 
@@ -99,7 +99,7 @@ def cache(ctx: typer.Context) -> None:
 
     from abkd.cli._cache import cache_recipe
 
-    speak()
+    configure_logging()
     cache_recipe(recipe, console())
     end_processes()
 
@@ -166,7 +166,7 @@ def demo(
     """Distil a real pretrained model on this machine: no hub, no GPU, a table and a report at the end."""
     if vision + clip + compare > 1:
         raise ConfigError("--vision, --clip and --compare are three demos: choose one")
-    speak()
+    configure_logging()
     if vision or clip:
         from abkd.cli._sweep import print_sweep
         from abkd.demo import base_to_new

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from abkd import terminal
 from abkd.cli._console import is_main_process
-from abkd.cli._generate import author_of
+from abkd.cli._generate import teacher_writer
 from abkd.config import IMAGES, TEXT, DistillConfig
 from abkd.data import Example, TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
@@ -88,7 +88,7 @@ def _text(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
 
 def _images(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
     """The same of images: those of all epochs as training will ask for them, and those held out."""
-    from abkd.teachers.caches._images import Passes
+    from abkd.teachers.caches._images import EpochImages
     from abkd.trainer._image_caches import told_apart_by, training_passes
     from abkd.trainer._images import prepare_data as prepare_images
 
@@ -100,7 +100,7 @@ def _images(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
     passes = [train]
     if held_out is not None:
         other = prepare_images(held_out, config.image_size, config, "eval")
-        passes.append(Passes(other, batch_size=config.per_device_eval_batch_size))
+        passes.append(EpochImages(other, batch_size=config.per_device_eval_batch_size))
     teacher = told_apart_by(name, options, config.allow_code or (), images)
     return {
         "examples": passes,
@@ -141,7 +141,9 @@ def _sequences(
     source: Any = config.source
     text = None
     if needs_teacher_text(source):
-        author = dataclasses.replace(author_of(recipe, config, tokenizer), write=None)  # that is abkd generate's work
+        author = dataclasses.replace(
+            teacher_writer(recipe, config, tokenizer), write=None
+        )  # that is abkd generate's work
         text = ensure_teacher_text(source, datasets[0], author)
     yield from known_sequences(source, datasets[0], text)
     for held_out in datasets[1:]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from abkd.cache import cache_directory, readable
 from abkd.errors import ConfigError, StorageError
+from abkd.paths import cache_directory, readable
 from abkd.storage import lock_file
 
 

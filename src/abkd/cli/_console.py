@@ -33,7 +33,7 @@ def console() -> Console:
     return Console(quiet=not is_main_process())
 
 
-class _Remarks(logging.Handler):
+class _LogHandler(logging.Handler):
     """A remark is a line, a warning a yellow one."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,14 +48,14 @@ def _printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def speak() -> None:
+def configure_logging() -> None:
     """Show our own remarks on standard error (the first process alone); transformers only says what went wrong."""
     from transformers.utils import logging as of_transformers
 
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
     logger = logging.getLogger("abkd")
-    logger.handlers = [_Remarks()]
+    logger.handlers = [_LogHandler()]
     logger.propagate = False  # or whoever sets up the root logger (absl does) makes us say everything twice
     logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
 
@@ -74,7 +74,7 @@ def end_processes() -> None:
 
 
 @contextmanager
-def endings() -> Iterator[None]:
+def exit_codes() -> Iterator[None]:
     """Errors that we raise on purpose become one clean paragraph and their exit code; a bug keeps its traceback."""
     try:
         yield

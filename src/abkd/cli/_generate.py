@@ -20,10 +20,18 @@ from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
 from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.recipe import Recipe
-from abkd.recipe._checks import meant, names
+from abkd.recipe._checks import expand_short_forms, names
 from abkd.recipe._fields import config_defaults
 from abkd.run import load_data
-from abkd.sources import Author, Privileged, Server, TeacherSamples, ensure_teacher_text, privileged_context, write_with
+from abkd.sources import (
+    Privileged,
+    Server,
+    TeacherSamples,
+    TeacherWriter,
+    ensure_teacher_text,
+    privileged_context,
+    write_with,
+)
 from abkd.sources._bar import writing_bar
 from abkd.sources._store import Store
 from abkd.sources._teacher_text import uses
@@ -43,7 +51,7 @@ def generate_text(recipe: Recipe, output_file: str | None) -> None:
     """
     settings = _settings(recipe, output_file)
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
-    author = author_of(recipe, settings, tokenizer)
+    author = teacher_writer(recipe, settings, tokenizer)
     dataset = _prompts(recipe, settings, tokenizer)
     process, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     start = time.monotonic()
@@ -73,7 +81,7 @@ def _settings(recipe: Recipe, output_file: str | None) -> Any:
     fields = dataclasses.fields(DistillConfig)
     plain = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     given = {**config_defaults(), **recipe.config}
-    settings = SimpleNamespace(**{**plain, **given, **meant(given)})
+    settings = SimpleNamespace(**{**plain, **given, **expand_short_forms(given)})
     settings.lm_coef, settings.packing = 0.0, False  # neither changes a prompt
     settings.source = _source(settings.source, output_file)
     return settings
@@ -87,7 +95,7 @@ def _source(source: Any, output_file: str | None) -> Any:
     return Privileged(chosen, privileged_context(source)) if privileged else chosen
 
 
-def author_of(recipe: Recipe, settings: Any, tokenizer: Any) -> Author:
+def teacher_writer(recipe: Recipe, settings: Any, tokenizer: Any) -> TeacherWriter:
     """The recipe's teacher as one who writes: its server where one is named, else its model, loaded when it is needed.
 
     Raises:
@@ -106,7 +114,7 @@ def author_of(recipe: Recipe, settings: Any, tokenizer: Any) -> Author:
         batch_size = settings.per_device_eval_batch_size
         load = _loading(name, options, device)
         write = write_with(load, tokenizer, batch_size=batch_size, classes=vocabulary_size(tokenizer))
-    return Author(
+    return TeacherWriter(
         identity=identity(name, revision, tokenizer),
         tokenizer=tokenizer,
         max_length=settings.max_length,

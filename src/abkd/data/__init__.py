@@ -1,7 +1,7 @@
 """From a data file to batches of rows: load, check, tokenise, pack, order, collate."""
 
 from abkd.data.collate import Batch, Collator, View
-from abkd.data.completion import prompt_of, stand_in, teacher_prompt_of, with_completion
+from abkd.data.completion import padding_example, prompt_of, teacher_prompt_of, with_completion
 from abkd.data.dataset import TokenizedDataset, prepare_dataset, prepare_stream, pretraining_chunks
 from abkd.data.load import load_rows
 from abkd.data.pack import check_packing, pack
@@ -32,6 +32,7 @@ __all__ = [
     "fingerprint",
     "load_rows",
     "pack",
+    "padding_example",
     "prepare_dataset",
     "prepare_stream",
     "pretraining_chunks",
@@ -39,7 +40,6 @@ __all__ = [
     "say_of_templates",
     "shared_vocabulary_size",
     "split_held_out",
-    "stand_in",
     "stream_rows",
     "teacher_prompt_of",
     "with_completion",

@@ -47,14 +47,14 @@ def with_completion(example: Example, ids: Sequence[int], origin: int, *, privil
     return made
 
 
-def stand_in(example: Example) -> Example:
+def padding_example(example: Example) -> Example:
     """The first token of a row, which nothing predicts: a batch without rows still needs something to read."""
     kept = cast("dict[str, Any]", example)
     first = {name: value[:1] for name, value in kept.items() if isinstance(value, list)}
     for name in ("trained", "teacher_trained"):
         if name in first:
             first[name] = [False]
-    return cast(Example, {**first, "empty": True})
+    return cast(Example, {**first, "is_padding": True})
 
 
 def _border(trained: Sequence[bool]) -> int:

@@ -14,10 +14,10 @@ from typing import Any, cast
 from abkd.data.account import Account
 from abkd.data.bad_rows import BadRowError, OnBadRow
 from abkd.data.columns import Column, Groups, Joined, Lists, Repeated, Segments, fingerprint_of
-from abkd.data.completion import stand_in
+from abkd.data.completion import padding_example
 from abkd.data.formats import recognise
 from abkd.data.load import load_rows
-from abkd.data.prepared import Prepared
+from abkd.data.prepared import ExampleDataset
 from abkd.data.remarks import say
 from abkd.data.rows import Row
 from abkd.data.steps import Steps
@@ -34,7 +34,7 @@ logger = logging.getLogger("abkd")
 _OF_EVERY_ROW = ("input_ids", "trained")
 
 
-class TokenizedDataset(Prepared):
+class TokenizedDataset(ExampleDataset):
     """Examples in order; a torch map-style dataset. Not every example needs every column.
 
     ``lengths``: tokens of each example. ``account``: what became of the rows; of it ``dropped`` (rows left out, by
@@ -98,9 +98,9 @@ class TokenizedDataset(Prepared):
         """16 hexadecimal digits of all token ids and masks in order; equal on every machine."""
         return self._fingerprint or fingerprint_of(self._columns)
 
-    def stand_in(self) -> Example:
+    def padding_example(self) -> Example:
         """The first token of the first row: nothing predicts it."""
-        return stand_in(self[0])
+        return padding_example(self[0])
 
     def with_pretraining(self, chunks: Sequence[Sequence[int]]) -> TokenizedDataset:
         """The same examples, each with a chunk of plain text (in turn) for the language-modelling term."""

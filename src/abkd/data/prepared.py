@@ -9,18 +9,18 @@ from typing import Any
 from torch.utils.data import Dataset
 
 
-class Prepared(Dataset[Any]):
+class ExampleDataset(Dataset[Any]):
     """Checked examples in order.
 
     ``name``: for messages. ``dropped``: rows left out, by reason. ``truncated``: rows that were cut.
-    ``keyed``: whether an example also depends on the epoch; then it is asked for by ``(epoch, index)``, and by its
-    index alone as it is without that (in evaluation).
+    ``indexed_by_epoch``: whether an example also depends on the epoch; then its key is
+    ``(epoch, index)``, and the index alone where nothing depends on an epoch (in evaluation).
     """
 
     name: str
     dropped: Mapping[str, int]
     truncated: int = 0
-    keyed: bool = False
+    indexed_by_epoch: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -36,5 +36,5 @@ class Prepared(Dataset[Any]):
         return [i * len(self) // count for i in range(count)]
 
     @abstractmethod
-    def stand_in(self) -> Any:
+    def padding_example(self) -> Any:
         """An example without rows, for a process that has none left while the others go on."""

@@ -65,7 +65,7 @@ def _groups(rows: Rows, seed: int) -> tuple[Indices, Indices]:
 
 
 def _choose(sizes: list[int], wanted: int) -> npt.NDArray[np.bool_]:
-    """Whole groups in turn, as long as they fit into ``wanted`` rows; never none."""
+    """FullDistribution groups in turn, as long as they fit into ``wanted`` rows; never none."""
     chosen = np.zeros(len(sizes), dtype=bool)
     held = 0
     for group, size in enumerate(sizes):

@@ -23,10 +23,10 @@ import numpy.typing as npt
 import pyarrow
 import pyarrow.ipc
 
-from abkd.cache import cache_directory, readable
 from abkd.data.columns import read_arrow
 from abkd.data.rows import Row, Table
-from abkd.storage import lock_file, read_sealed, refusals, write_sealed
+from abkd.paths import cache_directory, readable
+from abkd.storage import disk_errors, lock_file, read_checksummed, write_checksummed
 
 logger = logging.getLogger("abkd")
 
@@ -66,7 +66,7 @@ def keep(name: str, build: Callable[[Path], Mapping[str, Any]], *, verify: bool 
     if found is not None:
         return found
     way_out = "Make room, or let ABKD_CACHE name a folder that has it"
-    with refusals(f"the copy of the data in {place}", way_out):
+    with disk_errors(f"the copy of the data in {place}", way_out):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(place / f".{name}.lock"):
             return _whole(place / name, verify) or _built(place / name, build)
@@ -89,7 +89,7 @@ def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Kept:
     try:
         about = build(draft / _ARROW)
         size = (draft / _ARROW).stat().st_size
-        write_sealed(draft / _MANIFEST, {**about, "size": size, "hash": hash_of(draft / _ARROW)})
+        write_checksummed(draft / _MANIFEST, {**about, "size": size, "hash": hash_of(draft / _ARROW)})
         for file in draft.iterdir():
             file.chmod(0o600)
         draft.rename(folder)
@@ -101,7 +101,7 @@ def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Kept:
 
 
 def _whole(folder: Path, verify: bool) -> Kept | None:
-    about, file = read_sealed(folder / _MANIFEST), folder / _ARROW
+    about, file = read_checksummed(folder / _MANIFEST), folder / _ARROW
     if about is None or not file.is_file() or file.stat().st_size != about.get("size"):
         return None
     if verify and hash_of(file) != about["hash"]:
@@ -180,17 +180,17 @@ class StoredRows(Table):
         if self._chosen is not None:
             return answer()
         file = self.folder / f"{key(question)}.json"
-        known = read_sealed(file)
+        known = read_checksummed(file)
         if known is None:
             known = {"question": question, "indices": answer().tolist()}
-            with refusals(f"the copy of the data in {self.folder}", "Make room"):
-                write_sealed(file, known)
+            with disk_errors(f"the copy of the data in {self.folder}", "Make room"):
+                write_checksummed(file, known)
                 file.chmod(0o600)
         return np.array(known["indices"], dtype=np.int64)
 
     @cached_property
     def _about(self) -> Mapping[str, Any]:
-        return read_sealed(self.folder / _MANIFEST) or {}
+        return read_checksummed(self.folder / _MANIFEST) or {}
 
     def _of(self, name: str) -> npt.NDArray[np.int64]:
         values = self._table[name].to_numpy()

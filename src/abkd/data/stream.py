@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from abkd.data.bad_rows import BadRowError, OnBadRow
-from abkd.data.completion import stand_in
+from abkd.data.completion import padding_example
 from abkd.data.files import DataFile, find_files
 from abkd.data.load import READ, open_table, printable
 from abkd.data.messages import row_of_table
-from abkd.data.prepared import Prepared
+from abkd.data.prepared import ExampleDataset
 from abkd.data.readers import read_rows, unit_of
 from abkd.data.rows import Row
 from abkd.data.steps import Steps
@@ -103,7 +103,7 @@ def stream_rows(source: str | Path | Sequence[str | Path], *, config: str | None
     return _OfHub(str(source), config, split)
 
 
-class StreamedDataset(Prepared):
+class StreamedDataset(ExampleDataset):
     """Examples of a stream, as many as a run trains on, each made when it is asked for.
 
     They are shuffled among the 10 000 that are in memory; after the last row comes the first one again. An example
@@ -114,7 +114,7 @@ class StreamedDataset(Prepared):
     ``account``: of the first rows, which were looked at. ``head``: their examples.
     """
 
-    keyed = True  # so that the order stays the stream's
+    indexed_by_epoch = True  # so that the order stays the stream's
 
     def __init__(
         self,
@@ -170,9 +170,9 @@ class StreamedDataset(Prepared):
         """The first ones: others are a long way off."""
         return list(range(min(count, len(self))))
 
-    def stand_in(self) -> Example:
+    def padding_example(self) -> Example:
         """The first token of the first row: nothing predicts it."""
-        return stand_in(self.head[0])
+        return padding_example(self.head[0])
 
     def _row(self, index: int) -> Placed:
         if index < self._next:
@@ -203,5 +203,5 @@ class StreamedDataset(Prepared):
                     f"{self.stream.name}, {place}: {error}. Repair it, or set on_bad_row: drop to leave such rows out"
                 ) from error
             logger.warning("abkd: %s, %s is left out: %s", self.stream.name, place, error)
-            return self.stand_in()
+            return self.padding_example()
         return random.Random(f"{self._seed}/{index}").choice(examples)

@@ -40,7 +40,7 @@ class Example(TypedDict):
     """Plain text for the language-modelling term."""
     origin: NotRequired[int]
     """Who wrote it: index in ``abkd.term.ORIGINS``; 0, the data, where it is not said."""
-    empty: NotRequired[bool]
+    is_padding: NotRequired[bool]
     """A stand-in without anything trained, so that every process has as many batches; sources never see it."""
 
 

@@ -16,8 +16,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from abkd.cache import cache_directory
 from abkd.errors import ConfigError
+from abkd.paths import cache_directory
 
 if TYPE_CHECKING:
     import torch

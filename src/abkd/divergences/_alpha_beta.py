@@ -54,7 +54,7 @@ class AlphaBeta(Pointwise):
             object.__setattr__(self, name, float(value))
 
     @property
-    def wide(self) -> bool:
+    def needs_float64(self) -> bool:
         return min(self.alpha, self.beta) < 0  # exponents could be positive and large
 
     def written(self) -> str:
@@ -62,10 +62,10 @@ class AlphaBeta(Pointwise):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        return (AlphaBeta, self.wide)  # the named points are values of the same function
+        return (AlphaBeta, self.needs_float64)  # the named points are values of the same function
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def params(self) -> tuple[float, ...]:
         """For α, β >= 0: ``-α, -β, -s, 1/s``, then ``s`` in the parts of :func:`power`; otherwise see below.
 
         In units of Δ and seen from ``s·log q``, the three nodes ``s·log q, α·log p + β·log q, s·log p`` lie at 0, α and
@@ -74,24 +74,24 @@ class AlphaBeta(Pointwise):
         ``A·log p + B·log q``, and the inverse of the distance from end to end.
         """
         alpha, beta, s = self.alpha, self.beta, self.alpha + self.beta
-        if not self.wide:
+        if not self.needs_float64:
             return (-alpha, -beta, -s, _inverse(s), *exponent_parts(s))
         low, mid, high = sorted([(0.0, 0.0, s), (alpha, alpha, beta), (s, s, 0.0)])
         return (alpha, beta, s, high[0] - mid[0], mid[0] - low[0], *high[1:], *low[1:], _inverse(high[0] - low[0]))
 
     @property
     def native(self) -> str:
-        return _ELSEWHERE if self.wide else _QUADRANT
+        return _ELSEWHERE if self.needs_float64 else _QUADRANT
 
-    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
         p, q = floored(log_p), floored(log_q)
         delta = p - q  # 0 where both classes are impossible
         above = delta.clamp(min=0.0)
         below = above - delta
         gap = above + below
-        if self.wide:
-            return _terms_elsewhere(p, q, delta, above, below, gap, numbers)
-        alpha, beta, s, inverse, *parts = numbers  # the first three below 0
+        if self.needs_float64:
+            return _terms_elsewhere(p, q, delta, above, below, gap, params)
+        alpha, beta, s, inverse, *parts = params  # the first three below 0
         x = alpha * below + beta * above  # from the top node to the middle one
         v = s * gap  # and to the lowest one
         mean_x, lower = mean(x), torch.exp(x) * mean(v - x)
@@ -135,10 +135,10 @@ def _inverse(span: float) -> float:
 
 
 def _terms_elsewhere(
-    p: Tensor, q: Tensor, delta: Tensor, above: Tensor, below: Tensor, gap: Tensor, numbers: Sequence[Number]
+    p: Tensor, q: Tensor, delta: Tensor, above: Tensor, below: Tensor, gap: Tensor, params: Sequence[Number]
 ) -> tuple[Tensor, Tensor]:
     """Where α or β is negative: exponents may be positive, and any of the three nodes in the middle."""
-    alpha, beta, s, upper, lower, high_p, high_q, low_p, low_q, inverse = numbers
+    alpha, beta, s, upper, lower, high_p, high_q, low_p, low_q, inverse = params
     x = -(upper * above + lower * below)
     y = -(lower * above + upper * below)
     term = second_difference(gap, x, x + y, mean(x), torch.exp(x) * mean(y), inverse)

@@ -13,12 +13,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from abkd.divergences._whole import Whole, check_weights
+from abkd.divergences._full_distribution import FullDistribution, check_weights
 
 _LEVEL = 1e-24  # below this share of a vector's square its deviations from the mean are rounding
 
 
-class BatchDivergence(Whole):
+class BatchDivergence(FullDistribution):
     """A part for each row, and a part for all rows together."""
 
     @property

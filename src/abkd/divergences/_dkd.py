@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from abkd.divergences._alpha_beta import AlphaBeta
+from abkd.divergences._full_distribution import FORWARD_KL, Transform, check_inner, check_weights
 from abkd.divergences._pointwise import Divergence
-from abkd.divergences._whole import FORWARD_KL, Transform, check_inner, check_weights
 from abkd.errors import ConfigError
 
 

@@ -29,8 +29,8 @@ class Mixture(Pointwise):
     """A divergence through a mixture of teacher and student whose shares may also be others in every row."""
 
     @abstractmethod
-    def numbers_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """``numbers`` for a mixture of the teacher's ``share`` and the student's ``rest = 1 - share``."""
+    def params_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """``params`` for a mixture of the teacher's ``share`` and the student's ``rest = 1 - share``."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class JensenShannon(Mixture):
         _checked_share(self, "weight", "ForwardKL()", "ReverseKL()")
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def params(self) -> tuple[float, ...]:
         return (self.weight, 1.0 - self.weight)
 
-    def numbers_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    def params_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         return share, rest
 
     @property
@@ -62,14 +62,14 @@ class JensenShannon(Mixture):
     term = m.share_top * top_to_m(m) + m.share_low * low_to_m(m);
     slope = k[1] * m.top * choose(m.teacher_on_top, m.low, 1) * own;"""
 
-    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
-        share, rest = numbers
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        share, rest = params
         log_m, from_p, from_q = mixture(log_p, log_q, share, rest)
         term = share * kl_terms(log_p, log_m, from_p) + rest * kl_terms(log_q, log_m, from_q)
         return term, rest * torch.exp(log_q) * floored(from_q)
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return self.terms(log_q, log_p, (1.0 - self.weight, self.weight))[1]
+        return self.value_and_slope(log_q, log_p, (1.0 - self.weight, self.weight))[1]
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class SkewForwardKL(Mixture):
         _checked_share(self, "skew", "ForwardKL()", "no divergence at all")
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def params(self) -> tuple[float, ...]:
         return (self.skew, 1.0 - self.skew)
 
-    def numbers_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    def params_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         return share, rest
 
     @property
@@ -97,15 +97,15 @@ class SkewForwardKL(Mixture):
     term = choose(m.teacher_on_top, top_to_m(m), low_to_m(m));
     slope = -k[1] * m.top * beyond;"""
 
-    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
-        skew, rest = numbers
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        skew, rest = params
         log_m, from_p, _ = mixture(log_p, log_q, skew, rest)
         # p/m is at most 1/skew, so its excess over 1 is a safe number
         slope = -rest * torch.exp(log_q) * expm1(from_p)
         return kl_terms(log_p, log_m, from_p), slope
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        _, from_p, _ = mixture(log_p, log_q, *self.numbers)
+        _, from_p, _ = mixture(log_p, log_q, *self.params)
         return torch.exp(log_p) * (floored(from_p) - self.skew * expm1(from_p))
 
 
@@ -120,10 +120,10 @@ class SkewReverseKL(Mixture):
         _checked_share(self, "skew", "ReverseKL()", "no divergence at all")
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def params(self) -> tuple[float, ...]:
         return (self.skew, 1.0 - self.skew)
 
-    def numbers_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    def params_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         return rest, share
 
     @property
@@ -135,13 +135,13 @@ class SkewReverseKL(Mixture):
     term = choose(m.teacher_on_top, low_to_m(m), top_to_m(m));
     slope = m.top * choose(m.teacher_on_top, m.low, 1) * (own - k[0] * beyond);"""
 
-    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
-        skew, rest = numbers
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        skew, rest = params
         log_m, _, from_q = mixture(log_p, log_q, rest, skew)
         slope = torch.exp(log_q) * (floored(from_q) - skew * expm1(from_q))
         return kl_terms(log_q, log_m, from_q), slope
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        skew, rest = self.numbers
+        skew, rest = self.params
         _, _, from_q = mixture(log_p, log_q, rest, skew)
         return -rest * torch.exp(log_p) * expm1(from_q)

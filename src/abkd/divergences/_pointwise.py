@@ -36,12 +36,12 @@ class Divergence(ABC):
     exempt: ClassVar[dict[str, str]] = {}
 
     @property
-    def wide(self) -> bool:
+    def needs_float64(self) -> bool:
         """True when it has to be worked out in float64."""
         return False
 
     @property
-    def whole(self) -> bool:
+    def needs_full_distribution(self) -> bool:
         """True when it needs complete distributions: the likeliest classes and one bucket for the rest do not do."""
         return False
 
@@ -106,7 +106,7 @@ class Pointwise(Divergence):
     """
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def params(self) -> tuple[float, ...]:
         """The parameters as numbers, so that one compiled function serves every value of them."""
         return ()
 
@@ -117,15 +117,15 @@ class Pointwise(Divergence):
 
     @property
     def native(self) -> str | None:
-        """:meth:`terms` in C, for ``ops/rows.c``: sets ``term`` and ``slope`` from ``p``, ``q`` and ``k[0], k[1], …``.
+        """:meth:`value_and_slope` in C, for ``ops/rows.c``: sets ``term`` and ``slope`` from ``p``, ``q``, ``k[0]``, ….
 
-        ``p`` and ``q`` are the logarithms, ``k`` the numbers. None: torch does the work, unfused on a CPU.
+        ``p`` and ``q`` are the logarithms, ``k`` the ``params``. None: torch does the work, unfused on a CPU.
         """
         return None
 
     @abstractmethod
-    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
-        """``[..., V], [..., V] -> (term, slope)``, both ``[..., V]``; from ``numbers`` and ``kind``."""
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
+        """``[..., V], [..., V] -> (term, slope)``, both ``[..., V]``; from ``params`` and ``kind``."""
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """``∂term/∂log p_v`` ``[..., V]``; needed only where the teacher learns too (``teacher_grad=True``)."""
@@ -146,7 +146,9 @@ def check_targets(divergence: Divergence, targets: Tensor | None) -> None:
 
 def working_dtype(divergence: Divergence, *tensors: Tensor) -> torch.dtype:
     """float64 where the input is or the divergence needs it, float32 otherwise (also for bf16 and fp16)."""
-    return torch.float64 if divergence.wide or any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return (
+        torch.float64 if divergence.needs_float64 or any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    )
 
 
 def _blocks(rows: int, classes: int) -> Iterator[slice]:
@@ -168,7 +170,7 @@ class _SumOfTerms(torch.autograd.Function):
         for_teacher = torch.empty_like(flat_p) if ctx.needs_input_grad[0] else None
         for block in _blocks(*flat_q.shape):
             p, q = flat_p[block].to(dtype), flat_q[block].to(dtype)
-            term, slope = divergence.terms(p, q, divergence.numbers)
+            term, slope = divergence.value_and_slope(p, q, divergence.params)
             value[block] = term.sum(-1)
             if for_student is not None:
                 for_student[block] = slope

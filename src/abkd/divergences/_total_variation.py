@@ -27,10 +27,10 @@ class TotalVariation(Pointwise):
     term = (REAL)-0.5 * exponential(at_least(a, b)) * exponential_1(-size(delta));
     slope = choose(delta == 0, 0, choose(delta < 0, 0.5, -0.5)) * exponential(b);"""
 
-    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
         delta = floored(log_p) - floored(log_q)
         term = -0.5 * torch.exp(torch.maximum(log_p, log_q)) * expm1(-delta.abs())
         return term, -0.5 * torch.sign(delta) * torch.exp(log_q)
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return self.terms(log_q, log_p, ())[1]
+        return self.value_and_slope(log_q, log_p, ())[1]

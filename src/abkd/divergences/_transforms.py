@@ -10,8 +10,8 @@ from torch import Tensor
 
 from abkd.divergences._alpha_beta import AlphaBeta
 from abkd.divergences._dkd import DKD
+from abkd.divergences._full_distribution import FORWARD_KL, Transform, check_inner, check_positive
 from abkd.divergences._pointwise import Divergence
-from abkd.divergences._whole import FORWARD_KL, Transform, check_inner, check_positive
 from abkd.errors import ConfigError
 
 _LEAST_DEVIATION = 1e-7  # added to the standard deviation, as published

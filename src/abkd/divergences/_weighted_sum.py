@@ -35,16 +35,16 @@ class WeightedSum(Pointwise):
         return f"WeightedSum({', '.join(f'({weight!r}, {part!r})' for weight, part in self.parts)})"
 
     @property
-    def numbers(self) -> tuple[float, ...]:
-        return tuple(n for weight, part in self.parts for n in (weight, *part.numbers))
+    def params(self) -> tuple[float, ...]:
+        return tuple(n for weight, part in self.parts for n in (weight, *part.params))
 
     @property
     def kind(self) -> tuple[Any, ...]:
         return (type(self), *(part.kind for _, part in self.parts))
 
     @property
-    def wide(self) -> bool:
-        return any(part.wide for _, part in self.parts)
+    def needs_float64(self) -> bool:
+        return any(part.needs_float64 for _, part in self.parts)
 
     @property
     def native(self) -> str | None:
@@ -57,17 +57,17 @@ class WeightedSum(Pointwise):
                 f"    {{ REAL term, slope; {body}",
                 f"    sum += k[{at}] * term, sum_slope += k[{at}] * slope; }}",
             ]
-            at += 1 + len(part.numbers)
+            at += 1 + len(part.params)
         return "\n".join([*lines, "    term = sum, slope = sum_slope;"])
 
-    def terms(self, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]) -> tuple[Tensor, Tensor]:
+    def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
         term: Tensor | float = 0.0
         slope: Tensor | float = 0.0
         at = 0
         for _, part in self.parts:
-            size = len(part.numbers)
-            part_term, part_slope = part.terms(log_p, log_q, numbers[at + 1 : at + 1 + size])
-            term, slope = term + numbers[at] * part_term, slope + numbers[at] * part_slope
+            size = len(part.params)
+            part_term, part_slope = part.value_and_slope(log_p, log_q, params[at + 1 : at + 1 + size])
+            term, slope = term + params[at] * part_term, slope + params[at] * part_slope
             at += 1 + size
         assert isinstance(term, Tensor)
         assert isinstance(slope, Tensor)

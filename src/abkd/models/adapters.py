@@ -13,7 +13,7 @@ from torch import nn
 from abkd.errors import ConfigError, shown
 from abkd.models.folders import ADAPTER, is_adapter, is_local, read_json
 from abkd.models.remarks import logger, some
-from abkd.storage import write_whole
+from abkd.storage import atomic_write
 
 _INSTALL = "needs the package peft: pip install 'abkd[lora]'"
 
@@ -218,4 +218,4 @@ def write_adapter_card(directory: Path) -> None:
         rank=values.get("r", "unknown"),
         layers=", ".join(sorted(map(str, values.get("target_modules") or ()))) or "no named layers",
     )
-    write_whole(directory / "README.md", card.encode())
+    atomic_write(directory / "README.md", card.encode())

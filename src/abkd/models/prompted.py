@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from abkd.errors import ConfigError
 from abkd.models.clip import ClassHead
 from abkd.models.vision import Classifier, Preparation
-from abkd.storage import refusals, write_whole
+from abkd.storage import atomic_write, disk_errors
 
 DESCRIPTION_FILE = "prompted_clip.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -100,11 +100,11 @@ class PromptedStudent(nn.Module):
             "vision": self.vision_model.config.to_dict(),
         }
         directory = Path(directory)
-        with refusals(f"the student in {directory}", "Make room there, or choose another directory."):
+        with disk_errors(f"the student in {directory}", "Make room there, or choose another directory."):
             directory.mkdir(parents=True, exist_ok=True)
             weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
             save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-            write_whole(directory / DESCRIPTION_FILE, json.dumps(told, indent=1, ensure_ascii=False).encode())
+            atomic_write(directory / DESCRIPTION_FILE, json.dumps(told, indent=1, ensure_ascii=False).encode())
 
     def _tower(self, pixel_values: Tensor) -> Tensor:
         """What the CLIP's own ``get_image_features`` computes, with the prompts among the tokens."""

@@ -2,15 +2,15 @@
 
 from abkd.ops._divergence_loss import divergence_loss
 from abkd.ops._head import Head
-from abkd.ops._linear_divergence import linear_divergence, plan_for
+from abkd.ops._linear_divergence import linear_divergence, plan_chunks
 from abkd.ops._row_metrics import row_metrics
-from abkd.ops._types import Averaged, Dense, Plan, Projected, RowLosses, Rows, TeacherRows, TopK
+from abkd.ops._types import Averaged, ChunkPlan, Dense, Projected, RowLosses, Rows, TeacherRows, TopK
 
 __all__ = [
     "Averaged",
+    "ChunkPlan",
     "Dense",
     "Head",
-    "Plan",
     "Projected",
     "RowLosses",
     "Rows",
@@ -18,6 +18,6 @@ __all__ = [
     "TopK",
     "divergence_loss",
     "linear_divergence",
-    "plan_for",
+    "plan_chunks",
     "row_metrics",
 ]

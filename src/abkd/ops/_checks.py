@@ -11,7 +11,7 @@ from abkd.divergences import Divergence
 from abkd.divergences._mixtures import Mixture
 from abkd.divergences._pointwise import check_targets
 from abkd.errors import ConfigError, VocabularyError
-from abkd.ops._terms import SMALLEST_SHARE
+from abkd.ops._row_loss_spec import SMALLEST_SHARE
 from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK, own_tensors
 
 
@@ -34,7 +34,7 @@ def check_divergence(divergence: Divergence, teacher: TeacherRows | None, target
     if teacher is None:
         return
     check_targets(divergence, targets)
-    if divergence.whole and isinstance(teacher, TopK):
+    if divergence.needs_full_distribution and isinstance(teacher, TopK):
         raise ConfigError(
             f"{divergence!r} needs the teacher's whole distribution, but only its {teacher.ids.shape[-1]} likeliest "
             "classes are known (TopK): take teacher: HiddenCache() or teacher: Live(), or a divergence that is a sum "

@@ -12,11 +12,11 @@ from torch import Tensor
 from abkd.ops._head import Head
 from abkd.ops._logits import student_logits, teacher_logits
 from abkd.ops._memory import is_out_of_memory
+from abkd.ops._row_loss_spec import Block, RowLossSpec
 from abkd.ops._rows import blocks
-from abkd.ops._terms import Block, Terms
 from abkd.ops._types import (
+    ChunkPlan,
     Dense,
-    Plan,
     Projected,
     RowLosses,
     Rows,
@@ -40,10 +40,10 @@ class _Call:
     weight: Tensor
     share: Tensor | None
     total: Tensor | None
-    terms: Terms
-    plan: Plan
+    spec: RowLossSpec
+    plan: ChunkPlan
     dtype: torch.dtype
-    numbers: dict[str, Tensor | None] = field(default_factory=dict)
+    columns: dict[str, Tensor | None] = field(default_factory=dict)
 
 
 def chunked_losses(
@@ -53,12 +53,12 @@ def chunked_losses(
     weight: Tensor,
     share: Tensor | None,
     total: Tensor | None,
-    terms: Terms,
-    plan: Plan,
+    spec: RowLossSpec,
+    plan: ChunkPlan,
     dtype: torch.dtype,
 ) -> RowLosses:
     """As :func:`abkd.linear_divergence`, with the head product in ``dtype``; gradients are ready with the loss."""
-    call = _Call(teacher, targets, weight, share, total, terms, plan, dtype)
+    call = _Call(teacher, targets, weight, share, total, spec, plan, dtype)
     if not torch.is_grad_enabled():
         student = student.detach()  # or the gradients would be worked out for nobody
     if isinstance(student, Dense):
@@ -67,7 +67,7 @@ def chunked_losses(
         head = student.head
         scale = head.scale if isinstance(head.scale, Tensor) else None
         loss = _OnePass.apply(call, student.hidden, head.weight, head.bias, scale, head)
-    return RowLosses(loss=loss, plan=call.plan, **call.numbers)  # type: ignore[arg-type]
+    return RowLosses(loss=loss, plan=call.plan, **call.columns)  # type: ignore[arg-type]
 
 
 class _OnePass(torch.autograd.Function):
@@ -122,7 +122,7 @@ def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, 
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if call.terms.divergence.batch_axis:
+            if call.spec.divergence.batch_axis:
                 raise torch.OutOfMemoryError(_too_large(call)) from error
             if call.plan.rows_per_chunk == 1:
                 raise
@@ -133,7 +133,7 @@ def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, 
 
 def _too_large(call: _Call) -> str:
     return (
-        f"{call.terms.divergence!r} compares the rows of a batch with each other, so they are never halved, but the "
+        f"{call.spec.divergence!r} compares the rows of a batch with each other, so they are never halved, but the "
         f"logits of {len(call.weight)} rows do not fit into memory: make the batch smaller, which is another loss, or "
         "take a divergence of single rows"
     )
@@ -143,18 +143,18 @@ def _attempt(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor
     sums = _Gradients(student, call, need)
     kept = call.weight.nonzero().squeeze(-1)
     rows = len(kept)
-    step = max(1, rows) if call.terms.divergence.batch_axis else _even(rows, call.plan.rows_per_chunk)
+    step = max(1, rows) if call.spec.divergence.batch_axis else _even(rows, call.plan.rows_per_chunk)
     parts: list[Block] = []
     with torch.no_grad(), torch.autocast(call.weight.device.type, enabled=False):
         most = min(step, rows)
         mine = student_logits(sums.student, most)
-        theirs = teacher_logits(call.teacher, most, call.terms.temperature)
+        theirs = teacher_logits(call.teacher, most, call.spec.temperature)
         for start in range(0, rows, step):
             chunk = kept[start : start + step]
             # all rows in order: a slice needs no copy of the hidden states
             index = slice(start, start + step) if rows == len(call.weight) else chunk
             parts.append(_chunk(sums, call, mine(index), theirs(index), index, chunk, any(need)))
-        call.numbers.update(_spread(parts, kept, call))
+        call.columns.update(_spread(parts, kept, call))
         return sums.finish(call)
 
 
@@ -175,15 +175,15 @@ def _chunk(
 ) -> Block:
     kept = isinstance(sums.student, Dense) and isinstance(index, slice)  # the caller's, who finds them as they were
     if (grad and sums.rounds) or (kept and (grad or isinstance(teacher, TopK))):
-        logits = logits.to(sums.wide if sums.rounds else logits.dtype, copy=True)
+        logits = logits.to(sums.sum_dtype if sums.rounds else logits.dtype, copy=True)
     targets, share = (None if each is None else each[rows] for each in (call.targets, call.share))
     weight = call.weight[rows]
     bend = sums.bend(logits) if grad else None
     scaled, compiled = weight * sums.share, call.plan.compiled
-    result = blocks(logits, teacher, targets, scaled, call.terms, grad=grad, compiled=compiled, share=share)
+    result = blocks(logits, teacher, targets, scaled, call.spec, grad=grad, compiled=compiled, share=share)
     if grad:
         sums.add(index, logits if bend is None else logits.mul_(bend))
-    return result._replace(weight=result.weight if call.terms.row_weight is not None else weight)
+    return result._replace(weight=result.weight if call.spec.row_weight is not None else weight)
 
 
 class _Gradients:
@@ -192,7 +192,7 @@ class _Gradients:
     def __init__(self, student: Rows, call: _Call, need: tuple[bool, ...]) -> None:
         self.student = student.to(call.dtype)
         source = self.student.tensors[0]
-        self.wide = torch.promote_types(source.dtype, torch.float32)
+        self.sum_dtype = torch.promote_types(source.dtype, torch.float32)
         self.need = need
         self.small = source.dtype == torch.float16
         capped = isinstance(self.student, Projected) and self.student.head.softcap is not None
@@ -200,15 +200,15 @@ class _Gradients:
         # What the weights are multiplied by beforehand: 1 / total weight. In float16 all of it but a power of 2, which
         # follows in float32, or small gradients would vanish. (A row-weight function tells its sum at the end.)
         self.share: Tensor | float = 1.0
-        if call.terms.row_weight is None:
+        if call.spec.row_weight is None:
             known = _inverse(call.weight.sum() if call.total is None else call.total)
             self.share = torch.frexp(known).mantissa if self.small else known
-        self.source = torch.zeros_like(source, dtype=self.wide if self.small else None) if need[0] else None
+        self.source = torch.zeros_like(source, dtype=self.sum_dtype if self.small else None) if need[0] else None
         self.weight: Tensor | None = None
-        self.bias = source.new_zeros(student.classes, dtype=self.wide) if need[2] else None
+        self.bias = source.new_zeros(student.classes, dtype=self.sum_dtype) if need[2] else None
         self.scale: Tensor | None = None
         if need[3] and isinstance(self.student, Projected) and isinstance(self.student.head.scale, Tensor):
-            self.scale = torch.zeros_like(self.student.head.scale, dtype=self.wide)
+            self.scale = torch.zeros_like(self.student.head.scale, dtype=self.sum_dtype)
 
     def bend(self, logits: Tensor) -> Tensor | None:
         """The slope of the soft-cap at some logits, before they are overwritten."""
@@ -224,7 +224,7 @@ class _Gradients:
             return
         head, rows = self.student.head, self.student.hidden[index]
         if self.bias is not None:
-            self.bias += grad.sum(0, dtype=self.wide)
+            self.bias += grad.sum(0, dtype=self.sum_dtype)
         grad = grad.to(rows.dtype)
         if self.source is not None or self.scale is not None:
             to_hidden = grad @ head.weight
@@ -232,41 +232,41 @@ class _Gradients:
                 self.source[index] = to_hidden.to(self.source.dtype)
             if self.scale is not None:
                 # the logits are scale·hidden@weight.T before the bias, and to_hidden lacks the scale
-                self.scale += (to_hidden.to(self.wide) * rows).sum()
+                self.scale += (to_hidden.to(self.sum_dtype) * rows).sum()
         if self.need[1]:
             self._add_weight(grad, rows)
 
     def _add_weight(self, grad: Tensor, rows: Tensor) -> None:
         if self.weight is None:  # the first chunk need not be added to zeros
-            self.weight = (grad.T @ rows).to(self.wide)
-        elif grad.dtype == self.wide:
+            self.weight = (grad.T @ rows).to(self.sum_dtype)
+        elif grad.dtype == self.sum_dtype:
             self.weight.addmm_(grad.T, rows)
         else:
             self.weight += grad.T @ rows
 
     def finish(self, call: _Call) -> tuple[Tensor, list[Tensor | None]]:
         """Divide by the total weight what is not yet divided; the loss, and the gradients."""
-        numbers, terms = call.numbers, call.terms
-        used, divergence, hard = numbers["weight"], numbers["divergence"], numbers["cross_entropy"]
+        columns, spec = call.columns, call.spec
+        used, divergence, hard = columns["weight"], columns["divergence"], columns["cross_entropy"]
         assert used is not None
         assert divergence is not None
-        row = (0.0 if hard is None else terms.ce_weight * hard) + (
-            terms.kd_weight * divergence if terms.kd_weight else 0.0
+        row = (0.0 if hard is None else spec.ce_weight * hard) + (
+            spec.kd_weight * divergence if spec.kd_weight else 0.0
         )
         factor = _inverse(used.sum() if call.total is None else call.total).to(used.dtype)
         loss = torch.where(used == 0, 0.0, used * row).sum() * factor  # a row that does not count may be infinite
         head = self.student.head if isinstance(self.student, Projected) else None
         if self.weight is None and self.need[1] and head is not None:  # no row has weight
-            self.weight = torch.zeros_like(head.weight, dtype=self.wide)
+            self.weight = torch.zeros_like(head.weight, dtype=self.sum_dtype)
         scale = 1.0 if head is None else head.scale
-        if terms.row_weight is not None or self.small:
+        if spec.row_weight is not None or self.small:
             late = factor / self.share
             for gradient in (self.bias, self.scale):
                 _multiply(gradient, late)
             scale = late * scale
         if isinstance(scale, Tensor) or scale != 1.0:
             self.source, self.weight = _multiply(self.source, scale), _multiply(self.weight, scale)
-        return loss.to(self.wide), [self.source, self.weight, self.bias, self.scale]
+        return loss.to(self.sum_dtype), [self.source, self.weight, self.bias, self.scale]
 
 
 def _inverse(total: Tensor) -> Tensor:
@@ -282,17 +282,17 @@ def _multiply(gradient: Tensor | None, factor: Tensor | float) -> Tensor | None:
 
 
 def _spread(parts: list[Block], kept: Tensor, call: _Call) -> dict[str, Tensor | None]:
-    """Per-row numbers of the kept rows put back among all rows; the others read 0."""
+    """Per-row columns of the kept rows put back among all rows; the others read 0."""
     rows = len(call.weight)
     if not parts:
         zeros = call.weight.new_zeros(rows, dtype=torch.float32)
         return {name: None if name == "cross_entropy" and call.targets is None else zeros.clone() for name in _FIELDS}
-    numbers: dict[str, Tensor | None] = {}
+    columns: dict[str, Tensor | None] = {}
     for name in _FIELDS:
         column = [getattr(part, name) for part in parts]
         if column[0] is None:
-            numbers[name] = None
+            columns[name] = None
             continue
         values = torch.cat(column)
-        numbers[name] = values if len(values) == rows else values.new_zeros(rows).index_copy(0, kept, values)
-    return numbers
+        columns[name] = values if len(values) == rows else values.new_zeros(rows).index_copy(0, kept, values)
+    return columns

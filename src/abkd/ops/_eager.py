@@ -11,7 +11,7 @@ from torch import Tensor
 
 from abkd.divergences import Divergence, Pointwise
 from abkd.divergences._pointwise import Number, working_dtype
-from abkd.ops._terms import Block, RowWeight, Terms, agreement, entropy, entropy_of, numbers_of
+from abkd.ops._row_loss_spec import Block, RowLossSpec, RowWeight, agreement, entropy, entropy_of, params_of
 
 EAGER_BLOCK = 1 << 16  # classes at once in eager mode: the temporaries stay in the processor's cache
 _PIECE = 1 << 15  # classes of a row at once: temporaries that the memory allocator keeps at hand
@@ -53,20 +53,20 @@ def eager_blocks(
     teacher: Tensor,
     targets: Tensor | None,
     weight: Tensor,
-    terms: Terms,
+    spec: RowLossSpec,
     *,
     grad: bool,
     share: Tensor | None,
 ) -> Block:
     """As :func:`abkd.ops._rows.blocks`."""
-    dtype = working_dtype(terms.divergence, student, teacher)
+    dtype = working_dtype(spec.divergence, student, teacher)
     parts: list[Block] = []
     with one_thread(student):
         # rows that are compared with each other have to be seen together
-        for rows in [slice(None)] if terms.divergence.batch_axis else row_blocks(student):
+        for rows in [slice(None)] if spec.divergence.batch_axis else row_blocks(student):
             label, of_teacher = (None if each is None else each[rows] for each in (targets, share))
             z, y = student[rows].to(dtype), teacher[rows].to(dtype)
-            part, gradient = _eager_block(z, y, label, weight[rows], terms, of_teacher, grad=grad)
+            part, gradient = _eager_block(z, y, label, weight[rows], spec, of_teacher, grad=grad)
             if gradient is not None:
                 student[rows] = gradient
             parts.append(part)
@@ -78,15 +78,15 @@ def _eager_block(
     teacher: Tensor,
     targets: Tensor | None,
     weight: Tensor,
-    terms: Terms,
+    spec: RowLossSpec,
     share: Tensor | None,
     *,
     grad: bool,
 ) -> tuple[Block, Tensor | None]:
-    if not isinstance(terms.divergence, Pointwise):
-        return _generic_block(student, teacher, targets, weight, terms, grad=grad)
-    function = Fused(terms.divergence, terms.temperature != 1.0, grad, terms.row_weight)
-    return function(student, teacher, targets, weight, share, (*terms.numbers, *terms.own))
+    if not isinstance(spec.divergence, Pointwise):
+        return _generic_block(student, teacher, targets, weight, spec, grad=grad)
+    function = Fused(spec.divergence, spec.temperature != 1.0, grad, spec.row_weight)
+    return function(student, teacher, targets, weight, share, (*spec.coefficients, *spec.params))
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,26 @@ class Fused:
         targets: Tensor | None,
         weight: Tensor,
         share: Tensor | None,
-        numbers: Sequence[Number] | Tensor,
+        scalars: Sequence[Number] | Tensor,
     ) -> tuple[Block, Tensor | None]:
-        if isinstance(numbers, Tensor):
-            numbers = numbers.unbind()
-        cold, ce_weight, kd_weight, *own = numbers
-        log_p = torch.log_softmax(teacher * cold, -1) if self.tempered else torch.log_softmax(teacher, -1)
-        log_q = torch.log_softmax(student * cold, -1) if self.tempered else torch.log_softmax(student, -1)
+        if isinstance(scalars, Tensor):
+            scalars = scalars.unbind()
+        inv_temperature, ce_weight, kd_weight, *params = scalars
+        log_p = torch.log_softmax(teacher * inv_temperature, -1) if self.tempered else torch.log_softmax(teacher, -1)
+        log_q = torch.log_softmax(student * inv_temperature, -1) if self.tempered else torch.log_softmax(student, -1)
         q = log_q.exp()
         if self.row_weight is not None:
             weight = weight.to(q.dtype) * self.row_weight(log_p, log_q).detach().to(q.dtype)
         if share is not None:
-            own = numbers_of(self.divergence, share, q.dtype)
-        value, slope = _value_and_slope(self.divergence, log_p, log_q, own)
+            params = params_of(self.divergence, share, q.dtype)
+        value, slope = _value_and_slope(self.divergence, log_p, log_q, params)
         plain = torch.log_softmax(student, -1) if self.tempered and targets is not None else log_q
         hard = None if targets is None else -plain.gather(-1, targets[:, None]).squeeze(-1)
         gradient = None
         if self.grad:
-            gradient = (slope - q * slope.sum(-1, keepdim=True)) * (weight * kd_weight * cold).to(q.dtype)[:, None]
+            gradient = (slope - q * slope.sum(-1, keepdim=True)) * (weight * kd_weight * inv_temperature).to(q.dtype)[
+                :, None
+            ]
             if targets is not None and (isinstance(ce_weight, Tensor) or ce_weight != 0):
                 pull = (weight * ce_weight).to(q.dtype)[:, None]
                 gradient = (gradient + plain.exp() * pull).scatter_add(-1, targets[:, None], -pull)
@@ -135,8 +137,8 @@ def value_and_slope(
 ) -> tuple[Tensor, Tensor]:
     """``D`` ``[n]`` of some rows ``[n, V]`` and ``∂D/∂log_q`` ``[n, V]``: of any divergence."""
     if isinstance(divergence, Pointwise):
-        own = divergence.numbers if share is None else numbers_of(divergence, share, log_q.dtype)
-        return _value_and_slope(divergence, log_p, log_q, own)
+        params = divergence.params if share is None else params_of(divergence, share, log_q.dtype)
+        return _value_and_slope(divergence, log_p, log_q, params)
     with torch.enable_grad():
         log_q = log_q.detach().requires_grad_()
         value = divergence(log_p, log_q, targets)
@@ -145,36 +147,36 @@ def value_and_slope(
 
 
 def _value_and_slope(
-    divergence: Pointwise, log_p: Tensor, log_q: Tensor, numbers: Sequence[Number]
+    divergence: Pointwise, log_p: Tensor, log_q: Tensor, params: Sequence[Number]
 ) -> tuple[Tensor, Tensor]:
     """``Σ term`` and slope of some rows; unfused, a piece of the classes at a time: large temporaries are slow."""
     if torch.compiler.is_compiling() or log_q.numel() <= _PIECE:
-        term, slope = divergence.terms(log_p, log_q, numbers)
+        term, slope = divergence.value_and_slope(log_p, log_q, params)
         return term.sum(-1), slope
     slope, values = torch.empty_like(log_q), []
     for start in range(0, log_q.shape[-1], _PIECE):
         piece = slice(start, start + _PIECE)
-        term, slope[..., piece] = divergence.terms(log_p[..., piece], log_q[..., piece], numbers)
+        term, slope[..., piece] = divergence.value_and_slope(log_p[..., piece], log_q[..., piece], params)
         values.append(term.sum(-1))
     return torch.stack(values).sum(0), slope
 
 
 def _generic_block(
-    student: Tensor, teacher: Tensor, targets: Tensor | None, weight: Tensor, terms: Terms, *, grad: bool
+    student: Tensor, teacher: Tensor, targets: Tensor | None, weight: Tensor, spec: RowLossSpec, *, grad: bool
 ) -> tuple[Block, Tensor | None]:
     """Any divergence, by automatic differentiation inside the block."""
     with torch.enable_grad():
         student = student.detach().requires_grad_(grad)
-        log_q = torch.log_softmax(student / terms.temperature, -1)
-        log_p = torch.log_softmax(teacher.detach() / terms.temperature, -1)
-        if terms.row_weight is not None:
-            weight = weight.to(student.dtype) * terms.row_weight(log_p, log_q.detach()).detach().to(student.dtype)
-        row = terms.divergence(log_p, log_q, targets)
-        objective = terms.kd_weight * row if terms.kd_weight else torch.zeros_like(row)
+        log_q = torch.log_softmax(student / spec.temperature, -1)
+        log_p = torch.log_softmax(teacher.detach() / spec.temperature, -1)
+        if spec.row_weight is not None:
+            weight = weight.to(student.dtype) * spec.row_weight(log_p, log_q.detach()).detach().to(student.dtype)
+        row = spec.divergence(log_p, log_q, targets)
+        objective = spec.kd_weight * row if spec.kd_weight else torch.zeros_like(row)
         hard = None
         if targets is not None:
             hard = -torch.log_softmax(student, -1).gather(-1, targets[:, None]).squeeze(-1)
-            objective = objective + terms.ce_weight * hard
+            objective = objective + spec.ce_weight * hard
         gradient = torch.autograd.grad((objective * weight.to(objective.dtype)).sum(), student)[0] if grad else None
     same = agreement(student.detach(), teacher).to(row.dtype)
     hard = None if hard is None else hard.detach()

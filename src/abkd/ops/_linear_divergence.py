@@ -17,8 +17,8 @@ from abkd.ops._compilers import compiler_missing, say_unfused
 from abkd.ops._logits import as_multiplied, nothing_known, product_dtype
 from abkd.ops._memory import available_mb
 from abkd.ops._reference import reference_losses
-from abkd.ops._terms import RowWeight, Terms
-from abkd.ops._types import Plan, RowLosses, Rows, TeacherRows
+from abkd.ops._row_loss_spec import RowLossSpec, RowWeight
+from abkd.ops._types import ChunkPlan, RowLosses, Rows, TeacherRows
 
 logger = logging.getLogger("abkd")
 
@@ -29,7 +29,9 @@ _BYTES = {"cpu": 8}  # of a chunk, per class and row: both models' logits
 _BYTES_ELSEWHERE = 16  # on a GPU also the gradient and a temporary
 
 
-def plan_for(rows: int, classes: int, device: torch.device, *, memory_budget_mb: float = MEMORY_BUDGET_MB) -> Plan:
+def plan_chunks(
+    rows: int, classes: int, device: torch.device, *, memory_budget_mb: float = MEMORY_BUDGET_MB
+) -> ChunkPlan:
     """Chunk size and implementation for a problem of this size.
 
     Counted in float32; the gradient takes the place of the student's logits. Where less than four times the budget is
@@ -44,7 +46,7 @@ def plan_for(rows: int, classes: int, device: torch.device, *, memory_budget_mb:
     memory_budget_mb = _affordable(memory_budget_mb, device)
     chunk = int(memory_budget_mb * 2**20 // (_BYTES.get(device.type, _BYTES_ELSEWHERE) * classes))
     chunk = chunk // 32 * 32 if chunk >= 32 else max(1, chunk)
-    return Plan(rows_per_chunk=chunk, compiled=missing is None and rows * classes >= _WORTH_COMPILING)
+    return ChunkPlan(rows_per_chunk=chunk, compiled=missing is None and rows * classes >= _WORTH_COMPILING)
 
 
 def _affordable(memory_budget_mb: float, device: torch.device) -> float:
@@ -72,7 +74,7 @@ def linear_divergence(
     scale_by_temperature_squared: bool = False,
     impl: Literal["auto", "reference", "chunked"] = "auto",
     memory_budget_mb: float = MEMORY_BUDGET_MB,
-    plan: Plan | None = None,
+    plan: ChunkPlan | None = None,
 ) -> RowLosses:
     """``Σ_n w_n·(ce_weight·CE_n + kd_weight·D(p_n‖q_n)) / total_weight`` and its gradients in one pass.
 
@@ -114,19 +116,19 @@ def linear_divergence(
     if teacher is None and function is not None:
         raise ConfigError("row_weight is a function of both distributions, but there is no teacher; give numbers [N]")
     share = checked_share(teacher_share, divergence, student)
-    terms = Terms(divergence, temperature, ce_weight, factor, function)
+    spec = RowLossSpec(divergence, temperature, ce_weight, factor, function)
     total = None
     if total_weight is not None:
         total = torch.as_tensor(total_weight, dtype=weight.dtype, device=student.device)
     teacher = None if teacher is None else as_multiplied(teacher)
     if impl == "reference":
         student = student.to(product_dtype(student))
-        return reference_losses(student, teacher, targets, weight, share, total, terms)
+        return reference_losses(student, teacher, targets, weight, share, total, spec)
     if impl not in ("auto", "chunked"):
         raise ConfigError(f"impl is 'auto', 'chunked' or 'reference', but got {impl!r}")
-    plan = plan or plan_for(len(student), student.classes, student.device, memory_budget_mb=memory_budget_mb)
+    plan = plan or plan_chunks(len(student), student.classes, student.device, memory_budget_mb=memory_budget_mb)
     known = nothing_known(student) if teacher is None else teacher
-    return chunked_losses(student, known, targets, weight, share, total, terms, plan, product_dtype(student))
+    return chunked_losses(student, known, targets, weight, share, total, spec, plan, product_dtype(student))
 
 
 def _row_weights(

@@ -13,7 +13,7 @@ from abkd.ops._eager import one_thread, pieces
 from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK
 
 Index = slice | Tensor
-Rooms = dict[torch.dtype, Tensor]
+Buffers = dict[torch.dtype, Tensor]
 
 
 def student_logits(rows: Rows, most: int) -> Callable[[Index], Tensor]:
@@ -34,32 +34,32 @@ def _as_given(rows: Dense) -> Callable[[Index], Tensor]:
     return lambda index: rows.logits(index).contiguous()
 
 
-def _products(rows: Projected, most: int, rooms: Rooms) -> Callable[[Index], Tensor]:
+def _products(rows: Projected, most: int, buffers: Buffers) -> Callable[[Index], Tensor]:
     dtype = rows.hidden.dtype
-    if dtype not in rooms:
-        rooms[dtype] = torch.empty(most, rows.classes, dtype=dtype, device=rows.device)
-    room = rooms[dtype]
+    if dtype not in buffers:
+        buffers[dtype] = torch.empty(most, rows.classes, dtype=dtype, device=rows.device)
+    buffer = buffers[dtype]
 
     def logits(index: Index) -> Tensor:
         hidden = rows.hidden[index]
-        return rows.head.logits(hidden, room[: len(hidden)])
+        return rows.head.logits(hidden, buffer[: len(hidden)])
 
     return logits
 
 
 def _averages(rows: Averaged, most: int, temperature: float) -> Callable[[Index], Tensor]:
-    rooms: Rooms = {}  # of the members, one after the other
-    members = [part.logits if isinstance(part, Dense) else _products(part, most, rooms) for part in rows.parts]
+    buffers: Buffers = {}  # of the members, one after the other
+    members = [part.logits if isinstance(part, Dense) else _products(part, most, buffers) for part in rows.parts]
     wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in rows.tensors) else torch.float32
-    room = torch.empty(most, rows.classes, dtype=wide, device=rows.device)
+    buffer = torch.empty(most, rows.classes, dtype=wide, device=rows.device)
     geometric = rows.of == "logits"
 
     def logits(index: Index) -> Tensor:
-        total = room
+        total = buffer
         for i, member in enumerate(members):
             part = member(index)
             if i == 0:
-                total = room[: len(part)].fill_(0.0 if geometric else -torch.inf)
+                total = buffer[: len(part)].fill_(0.0 if geometric else -torch.inf)
             with one_thread(part):
                 for some in pieces(part):
                     _gather(total[some], part[some], None if geometric else temperature)

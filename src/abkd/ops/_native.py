@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from abkd.cache import cache_directory
 from abkd.divergences import Pointwise
+from abkd.paths import cache_directory
 
 _HERE = Path(__file__).parent
 _FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd", "-w"]
 _BITS = {torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
-_NUMBERS = 5  # per row: see abkd_rows
+_OUTPUTS = 5  # per row: see abkd_rows
 _PIECES = 4  # per thread: the last to finish keeps nobody waiting for long
 
 RowFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, tuple[float, ...], Tensor, bool], Tensor]
@@ -51,19 +51,19 @@ def serves(divergence: object, *logits: Tensor) -> bool:
 
 
 def row_function(divergence: Pointwise, student: torch.dtype, teacher: torch.dtype) -> RowFunction:
-    """``f(z, y, weight, targets, numbers, own, grad) -> [n, 5]``: D, CE, H(q), H(p), agreement of each row, in float64.
+    """``f(z, y, weight, targets, coefficients, params, grad) -> [n, 5]``: D, CE, H(q), H(p), agreement, in float64.
 
     ``z`` and ``y`` are logits ``[n, V]``; with ``grad`` ``z`` is overwritten by the gradient of
-    ``Σ weight·(ce·CE + kd·D)``. ``numbers`` are 1/temperature, ce and kd; ``own`` the divergence's: ``[1, K]``, or
+    ``Σ weight·(ce·CE + kd·D)``. ``coefficients``: 1/temperature, ce, kd; ``params``: the divergence's, ``[1, K]``, or
     ``[n, K]`` where every row has its own.
 
     Raises:
         BuildError: the compiler failed.
     """
-    wide = divergence.wide or torch.float64 in (student, teacher)
+    wide = divergence.needs_float64 or torch.float64 in (student, teacher)
     assert divergence.native is not None
     return functools.partial(
-        _call, _library(divergence.native, len(divergence.numbers), wide, _BITS[student], _BITS[teacher])
+        _call, _library(divergence.native, len(divergence.params), wide, _BITS[student], _BITS[teacher])
     )
 
 
@@ -73,20 +73,20 @@ def _call(
     y: Tensor,
     weight: Tensor,
     targets: Tensor | None,
-    numbers: tuple[float, ...],
-    own: Tensor,
+    coefficients: tuple[float, ...],
+    params: Tensor,
     grad: bool,
 ) -> Tensor:
     rows, classes = z.shape
-    y, own, weight = y.contiguous(), own.contiguous(), weight.to(torch.float64).contiguous()
+    y, params, weight = y.contiguous(), params.contiguous(), weight.to(torch.float64).contiguous()
     assert z.is_contiguous()
-    out = torch.empty(rows, _NUMBERS, dtype=torch.float64)
+    out = torch.empty(rows, _OUTPUTS, dtype=torch.float64)
     targets = None if targets is None else targets.to(torch.int64).contiguous()
-    values = (ctypes.c_double * len(numbers))(*numbers)
-    stride = own.shape[-1] if len(own) == rows else 0
+    values = (ctypes.c_double * len(coefficients))(*coefficients)
+    stride = params.shape[-1] if len(params) == rows else 0
 
     def some(at: _At, count: int) -> int:
-        known = at(weight), at(targets), values, at(own) if stride else _pointer(own), ctypes.c_int64(stride)
+        known = at(weight), at(targets), values, at(params) if stride else _pointer(params), ctypes.c_int64(stride)
         return function(at(z), at(y), ctypes.c_int64(count), ctypes.c_int64(classes), *known, at(out), int(grad))
 
     if _over_rows(some, rows):
@@ -100,27 +100,31 @@ class Passes:
 
     library: tuple[_Function, _Function]
 
-    def masses(self, z: Tensor, cold: float, plain: bool) -> Tensor:
-        """``[n, 4]`` in float64: the largest logit, log Σ e^((z - top)·cold), the same for 1, and the entropy."""
+    def tail_logsumexp(self, z: Tensor, inv_temperature: float, plain: bool) -> Tensor:
+        """``[n, 4]`` in float64: the largest logit, log Σ e^((z - top)/T), the same for T = 1, the entropy."""
         out = torch.empty(len(z), 4, dtype=torch.float64)
         assert z.is_contiguous()
 
         def some(at: _At, count: int) -> int:
             size = ctypes.c_int64(count), ctypes.c_int64(z.shape[-1])
-            return self.library[0](at(z), *size, ctypes.c_double(cold), int(plain), at(out))
+            return self.library[0](at(z), *size, ctypes.c_double(inv_temperature), int(plain), at(out))
 
         _over_rows(some, len(z))
         return out
 
-    def pull(self, z: Tensor, known: Tensor, cold: float, soft: Tensor, hard: Tensor | None) -> None:
-        """Overwrite ``z`` ``[n, V]`` by ``soft·t + hard·u``, from what ``masses`` told."""
-        known, soft = known.to(torch.float64).contiguous(), soft.to(torch.float64).contiguous()
-        hard = None if hard is None else hard.to(torch.float64).contiguous()
+    def tail_gradient(
+        self, z: Tensor, known: Tensor, inv_temperature: float, kd_scale: Tensor, ce_scale: Tensor | None
+    ) -> None:
+        """Overwrite ``z`` ``[n, V]`` by ``kd_scale·t + ce_scale·u``, given what ``tail_logsumexp`` returned."""
+        known, kd_scale = known.to(torch.float64).contiguous(), kd_scale.to(torch.float64).contiguous()
+        ce_scale = None if ce_scale is None else ce_scale.to(torch.float64).contiguous()
         assert z.is_contiguous()
 
         def some(at: _At, count: int) -> int:
             size = ctypes.c_int64(count), ctypes.c_int64(z.shape[-1])
-            return self.library[1](at(z), *size, ctypes.c_double(cold), at(known), at(soft), at(hard))
+            return self.library[1](
+                at(z), *size, ctypes.c_double(inv_temperature), at(known), at(kd_scale), at(ce_scale)
+            )
 
         _over_rows(some, len(z))
 
@@ -157,9 +161,9 @@ def _over_rows(some: Callable[[_At, int], int], rows: int) -> int:
 
 
 @functools.cache
-def _library(terms: str, numbers: int, wide: bool, student_bits: int, teacher_bits: int) -> _Function:
-    known = {"WIDE": int(wide), "STUDENT_BITS": student_bits, "TEACHER_BITS": teacher_bits, "NUMBERS": numbers}
-    source = (_HERE / "rows.c").read_text(encoding="utf-8").replace("\n    TERMS\n", f"\n{terms}\n")
+def _library(native: str, params: int, wide: bool, student_bits: int, teacher_bits: int) -> _Function:
+    known = {"WIDE": int(wide), "STUDENT_BITS": student_bits, "TEACHER_BITS": teacher_bits, "PARAMS": params}
+    source = (_HERE / "rows.c").read_text(encoding="utf-8").replace("\n    VALUE_AND_SLOPE\n", f"\n{native}\n")
     (function,) = _loaded(source, known, "abkd_rows")
     return function
 
@@ -167,8 +171,10 @@ def _library(terms: str, numbers: int, wide: bool, student_bits: int, teacher_bi
 @functools.cache
 def _pass_library(bits: int) -> Passes:
     source = (_HERE / "passes.c").read_text(encoding="utf-8")
-    masses, pull = _loaded(source, {"WIDE": int(bits == 64), "STUDENT_BITS": bits}, "abkd_masses", "abkd_pull")
-    return Passes((masses, pull))
+    tail_logsumexp, tail_gradient = _loaded(
+        source, {"WIDE": int(bits == 64), "STUDENT_BITS": bits}, "abkd_tail_logsumexp", "abkd_tail_gradient"
+    )
+    return Passes((tail_logsumexp, tail_gradient))
 
 
 def _loaded(source: str, known: dict[str, int], *functions: str) -> list[_Function]:

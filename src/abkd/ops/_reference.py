@@ -10,7 +10,7 @@ from torch import Tensor
 
 from abkd.divergences import Divergence, JensenShannon, SkewForwardKL, SkewReverseKL
 from abkd.divergences._pointwise import working_dtype
-from abkd.ops._terms import Terms, entropy
+from abkd.ops._row_loss_spec import RowLossSpec, entropy
 from abkd.ops._types import Averaged, RowLosses, Rows, TeacherRows, TopK
 
 
@@ -21,23 +21,23 @@ def reference_losses(
     weight: Tensor,
     share: Tensor | None,
     total: Tensor | None,
-    terms: Terms,
+    spec: RowLossSpec,
 ) -> RowLosses:
     """As :func:`abkd.linear_divergence`, with ``[N, V]`` in memory several times."""
     kept = weight.nonzero().squeeze(-1)
-    dtype = working_dtype(terms.divergence, *student.tensors, *(() if teacher is None else teacher.tensors))
+    dtype = working_dtype(spec.divergence, *student.tensors, *(() if teacher is None else teacher.tensors))
     z = student.logits(kept).to(dtype)
     label = None if targets is None else targets[kept]
-    both = _sides(z, teacher, label, kept, terms.temperature)
-    row = _divergence(terms.divergence, both, None if share is None else share[kept])
+    both = _sides(z, teacher, label, kept, spec.temperature)
+    row = _divergence(spec.divergence, both, None if share is None else share[kept])
     used = weight[kept].to(dtype)
-    if terms.row_weight is not None:
-        used = used * terms.row_weight(both.log_p, both.log_q.detach()).detach().to(dtype)
-    objective = terms.kd_weight * row if terms.kd_weight else torch.zeros_like(row)
+    if spec.row_weight is not None:
+        used = used * spec.row_weight(both.log_p, both.log_q.detach()).detach().to(dtype)
+    objective = spec.kd_weight * row if spec.kd_weight else torch.zeros_like(row)
     hard = None
     if label is not None:
         hard = -torch.log_softmax(z, -1).gather(-1, label[:, None]).squeeze(-1)
-        objective = objective + terms.ce_weight * hard
+        objective = objective + spec.ce_weight * hard
     divisor = used.sum() if total is None else total
     loss = torch.where(used == 0, 0.0, objective * used).sum() / torch.where(divisor == 0, 1.0, divisor)
     loss = loss.to(torch.promote_types(student.tensors[0].dtype, torch.float32))
@@ -50,7 +50,7 @@ def reference_losses(
         loss=loss,
         divergence=spread(row),
         cross_entropy=None if hard is None else spread(hard),
-        student_entropy=spread(entropy(torch.log_softmax(z / terms.temperature, -1))),
+        student_entropy=spread(entropy(torch.log_softmax(z / spec.temperature, -1))),
         teacher_entropy=spread(entropy(both.log_p)),
         agreement=spread(both.agreement.to(dtype)),
         weight=spread(used),

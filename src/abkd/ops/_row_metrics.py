@@ -9,22 +9,22 @@ from torch import Tensor
 
 from abkd.divergences import ForwardKL
 from abkd.ops._checks import check_divergence, check_rows, checked_share
-from abkd.ops._linear_divergence import plan_for
+from abkd.ops._linear_divergence import plan_chunks
 from abkd.ops._logits import as_multiplied, nothing_known, product_dtype, student_logits, teacher_logits
+from abkd.ops._row_loss_spec import RowLossSpec
 from abkd.ops._rows import blocks
-from abkd.ops._terms import Terms
-from abkd.ops._types import Averaged, Dense, Plan, Rows, TeacherRows, TopK
+from abkd.ops._types import Averaged, ChunkPlan, Dense, Rows, TeacherRows, TopK
 
 
 @torch.no_grad()
 def row_metrics(
     student: Rows,
     teacher: TeacherRows | None,
-    divergences: Mapping[str, Terms],
+    divergences: Mapping[str, RowLossSpec],
     targets: Tensor | None,
     *,
     teacher_share: Mapping[str, Tensor] | None = None,
-    plan: Plan | None = None,
+    plan: ChunkPlan | None = None,
 ) -> dict[str, Tensor]:
     """Several distances from one projection of both heads: what evaluation logs.
 
@@ -41,19 +41,19 @@ def row_metrics(
         out. A divergence with a batch axis sees all rows of the call at once.
     """
     check_rows(student, teacher, targets)
-    wanted = dict(divergences) or {"": Terms(ForwardKL())}  # for the columns that do not depend on any
-    for terms in wanted.values():
-        check_divergence(terms.divergence, teacher, targets)
+    wanted = dict(divergences) or {"": RowLossSpec(ForwardKL())}  # for the columns that do not depend on any
+    for spec in wanted.values():
+        check_divergence(spec.divergence, teacher, targets)
     shares = {
         name: checked_share(share, wanted[name].divergence, student) for name, share in (teacher_share or {}).items()
     }
     known = nothing_known(student) if teacher is None else as_multiplied(teacher)
     student = student.to(product_dtype(student))
-    plan = plan or plan_for(len(student), student.classes, student.device)
-    together = any(terms.divergence.batch_axis for terms in wanted.values())
+    plan = plan or plan_chunks(len(student), student.classes, student.device)
+    together = any(spec.divergence.batch_axis for spec in wanted.values())
     most = max(1, len(student) if together else min(plan.rows_per_chunk, len(student)))
     logits = student_logits(student, most)
-    sides = _sides(known, most, {1.0, *(terms.temperature for terms in wanted.values())})
+    sides = _sides(known, most, {1.0, *(spec.temperature for spec in wanted.values())})
     columns: dict[str, list[Tensor]] = {}
     with torch.autocast(student.device.type, enabled=False):
         for start in range(0, max(len(student), 1), most):
@@ -83,16 +83,16 @@ def _sides(
 def _distances(
     student: Tensor,
     sides: Mapping[float, Tensor | TopK],
-    divergences: Mapping[str, Terms],
+    divergences: Mapping[str, RowLossSpec],
     targets: Tensor | None,
     shares: Mapping[str, Tensor],
     compiled: bool,
 ) -> dict[str, Tensor]:
     ones = torch.ones(len(student), device=student.device)
     columns: dict[str, Tensor] = {}
-    for name, terms in divergences.items():
-        teacher = sides[terms.temperature]
-        block = blocks(student, teacher, targets, ones, terms, grad=False, compiled=compiled, share=shares.get(name))
+    for name, spec in divergences.items():
+        teacher = sides[spec.temperature]
+        block = blocks(student, teacher, targets, ones, spec, grad=False, compiled=compiled, share=shares.get(name))
         columns |= {name: block.divergence * block.weight, "agreement": block.agreement}
         if block.cross_entropy is not None:
             columns["cross_entropy"] = block.cross_entropy

@@ -10,7 +10,7 @@ from abkd.divergences._pointwise import working_dtype
 from abkd.ops._compilers import fused_by_torch, native
 from abkd.ops._eager import Fused, eager_blocks
 from abkd.ops._native import row_function, serves
-from abkd.ops._terms import Block, Terms, numbers_of
+from abkd.ops._row_loss_spec import Block, RowLossSpec, params_of
 from abkd.ops._top_k import top_k_block
 from abkd.ops._types import TopK
 
@@ -20,7 +20,7 @@ def blocks(
     teacher: Tensor | TopK,
     targets: Tensor | None,
     weight: Tensor,
-    terms: Terms,
+    spec: RowLossSpec,
     *,
     grad: bool,
     compiled: bool,
@@ -32,13 +32,13 @@ def blocks(
     they are written to in any case, and without ``grad`` put back. ``share`` ``[n]``: the teacher's of a mixture.
     """
     if isinstance(teacher, TopK):
-        return top_k_block(student, teacher, targets, weight, terms, grad=grad, compiled=compiled, share=share)
-    if compiled and isinstance(terms.divergence, Pointwise) and terms.row_weight is None:
+        return top_k_block(student, teacher, targets, weight, spec, grad=grad, compiled=compiled, share=share)
+    if compiled and isinstance(spec.divergence, Pointwise) and spec.row_weight is None:
         fused = _native_block if student.device.type == "cpu" else _torch_compiled_block
-        done = fused(student, teacher, targets, weight, terms, grad=grad, share=share)
+        done = fused(student, teacher, targets, weight, spec, grad=grad, share=share)
         if done is not None:
             return done
-    return eager_blocks(student, teacher, targets, weight, terms, grad=grad, share=share)
+    return eager_blocks(student, teacher, targets, weight, spec, grad=grad, share=share)
 
 
 def _native_block(
@@ -46,23 +46,23 @@ def _native_block(
     teacher: Tensor,
     targets: Tensor | None,
     weight: Tensor,
-    terms: Terms,
+    spec: RowLossSpec,
     *,
     grad: bool,
     share: Tensor | None,
 ) -> Block | None:
     """By ``rows.c``; None where that cannot be."""
-    if not serves(terms.divergence, student, teacher):
+    if not serves(spec.divergence, student, teacher):
         return None
-    assert isinstance(terms.divergence, Pointwise)
-    function = native(row_function, terms.divergence, student.dtype, teacher.dtype)
+    assert isinstance(spec.divergence, Pointwise)
+    function = native(row_function, spec.divergence, student.dtype, teacher.dtype)
     if function is None:
         return None
-    own = torch.tensor([terms.own], dtype=torch.float64)
+    params = torch.tensor([spec.params], dtype=torch.float64)
     if share is not None:
-        own = torch.cat(numbers_of(terms.divergence, share, torch.float64), -1)
-    table = function(student, teacher, weight, targets, terms.numbers, own, grad)
-    columns = table.to(working_dtype(terms.divergence, student, teacher)).unbind(-1)
+        params = torch.cat(params_of(spec.divergence, share, torch.float64), -1)
+    table = function(student, teacher, weight, targets, spec.coefficients, params, grad)
+    columns = table.to(working_dtype(spec.divergence, student, teacher)).unbind(-1)
     divergence, hard, student_entropy, teacher_entropy, agree = columns
     return Block(divergence, None if targets is None else hard, student_entropy, teacher_entropy, agree, weight)
 
@@ -72,22 +72,22 @@ def _torch_compiled_block(
     teacher: Tensor,
     targets: Tensor | None,
     weight: Tensor,
-    terms: Terms,
+    spec: RowLossSpec,
     *,
     grad: bool,
     share: Tensor | None = None,
 ) -> Block | None:
     """By torch's compiler; None where that cannot be."""
-    divergence = terms.divergence
+    divergence = spec.divergence
     assert isinstance(divergence, Pointwise)
     if len(student) < 2:  # a single row would be compiled anew, as sizes of 1 are special to that compiler
         return None
-    function = Fused(divergence, terms.temperature != 1.0, grad)
+    function = Fused(divergence, spec.temperature != 1.0, grad)
     # its parameters are run-time numbers, so a sweep reuses it
     key = (divergence.kind, function.tempered, grad, share is None, student.device.type)
     dtype = working_dtype(divergence, student, teacher)
-    numbers = torch.tensor((*terms.numbers, *terms.own), dtype=dtype, device=student.device)
-    arguments = (student.to(dtype), teacher.to(dtype), targets, weight, share, numbers)
+    scalars = torch.tensor((*spec.coefficients, *spec.params), dtype=dtype, device=student.device)
+    arguments = (student.to(dtype), teacher.to(dtype), targets, weight, share, scalars)
     done = fused_by_torch(key, function.__call__, *arguments)
     if done is None:
         return None

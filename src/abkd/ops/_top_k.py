@@ -9,8 +9,8 @@ from torch import Tensor
 
 from abkd.divergences._pointwise import working_dtype
 from abkd.ops._eager import one_thread, value_and_slope
-from abkd.ops._passes import Masses, finite_top, masses, pull
-from abkd.ops._terms import Block, Terms, entropy
+from abkd.ops._passes import TailSums, finite_top, tail_gradient, tail_logsumexp
+from abkd.ops._row_loss_spec import Block, RowLossSpec, entropy
 from abkd.ops._types import TopK
 
 
@@ -19,7 +19,7 @@ def top_k_block(
     teacher: TopK,
     targets: Tensor | None,
     weight: Tensor,
-    terms: Terms,
+    spec: RowLossSpec,
     *,
     grad: bool,
     compiled: bool,
@@ -31,23 +31,23 @@ def top_k_block(
     difference. With slopes g = ∂D/∂log q over the k+1 classes, the gradient of a known class is g - q·Σg; that of the
     tail, g_tail - q_tail·Σg, is divided among its classes by their probabilities within it.
     """
-    cold = 1.0 / terms.temperature
-    dtype = working_dtype(terms.divergence, student, *teacher.tensors)
+    inv_temperature = 1.0 / spec.temperature
+    dtype = working_dtype(spec.divergence, student, *teacher.tensors)
     known = student.gather(-1, teacher.ids)
     logit = None if targets is None else student.gather(-1, targets[:, None]).to(dtype)
     student.scatter_(-1, teacher.ids, -torch.inf)
     tail = None
     if known.shape[-1] < teacher.classes:
-        tail = masses(student, cold, plain=targets is not None, compiled=compiled)
+        tail = tail_logsumexp(student, inv_temperature, plain=targets is not None, compiled=compiled)
     with one_thread(student):
-        rows = _coarse(teacher, known.to(dtype), tail, cold)
+        rows = _coarse(teacher, known.to(dtype), tail, inv_temperature)
         label = None if targets is None or logit is None else _label(rows, teacher.ids == targets[:, None], logit)
-        block, slope = _block(rows, label, weight, terms, share)
-        pulls = _pulls(rows, label, slope, block.weight.to(dtype), terms) if grad else None
-    if pulls is None:
+        block, slope = _block(rows, label, weight, spec, share)
+        gradients = _gradients(rows, label, slope, block.weight.to(dtype), spec) if grad else None
+    if gradients is None:
         student.scatter_(-1, teacher.ids, known)
     else:
-        _write(student, teacher.ids, targets, tail, pulls, cold, compiled=compiled)
+        _write(student, teacher.ids, targets, tail, gradients, inv_temperature, compiled=compiled)
     return block
 
 
@@ -60,8 +60,8 @@ class _Coarse(NamedTuple):
     """The student's at temperature 1, where that was asked for."""
     agrees: Tensor
     """``[n]`` 1 where the student's likeliest class is the teacher's."""
-    tail: Masses | None
-    cold: float
+    tail: TailSums | None
+    inv_temperature: float
 
 
 class _Label(NamedTuple):
@@ -75,35 +75,35 @@ class _Label(NamedTuple):
     """Its log-probability at temperature 1."""
 
 
-class _Pulls(NamedTuple):
+class _Gradients(NamedTuple):
     """The gradient of the student's logits, that of the tail not yet divided among its classes."""
 
-    soft: Tensor
+    kd: Tensor
     """``[n, k+1]`` of the divergence."""
-    hard: Tensor | None
+    ce: Tensor | None
     """``[n, k+1]`` of the cross-entropy, without the label's -1."""
     label: Tensor | None
     """``[n, 1]`` of the label's own logit, all in all."""
 
 
-def _coarse(teacher: TopK, known: Tensor, tail: Masses | None, cold: float) -> _Coarse:
+def _coarse(teacher: TopK, known: Tensor, tail: TailSums | None, inv_temperature: float) -> _Coarse:
     log_p, logits = teacher.log_p.to(known.dtype), known
     if tail is not None:
-        tail = Masses(*(column.to(known.dtype) for column in tail))
+        tail = TailSums(*(column.to(known.dtype) for column in tail))
         log_p = torch.cat([log_p, teacher.log_tail.to(known.dtype)[:, None]], -1)
         logits = torch.cat([known, tail.top[:, None]], -1)
     top = logits.amax(-1, keepdim=True)
 
-    def log_softmax(cold: float, log_mass: Tensor | None) -> Tensor:
-        below = (logits - top) * cold
+    def log_softmax(inv_temperature: float, log_mass: Tensor | None) -> Tensor:
+        below = (logits - top) * inv_temperature
         if log_mass is not None:
             below[:, -1] += log_mass
         return torch.log_softmax(below, -1)
 
     agrees = (known[:, :1] == top).to(known.dtype).sum(-1)  # of no known class the sum is 0
-    log_q = log_softmax(cold, None if tail is None else tail.log_mass)
-    log_plain = log_q if cold == 1.0 else log_softmax(1.0, None if tail is None else tail.log_plain)
-    return _Coarse(log_p, log_q, log_plain, agrees, tail, cold)
+    log_q = log_softmax(inv_temperature, None if tail is None else tail.log_mass)
+    log_plain = log_q if inv_temperature == 1.0 else log_softmax(1.0, None if tail is None else tail.log_plain)
+    return _Coarse(log_p, log_q, log_plain, agrees, tail, inv_temperature)
 
 
 def _label(rows: _Coarse, found: Tensor, logit: Tensor) -> _Label:
@@ -115,22 +115,22 @@ def _label(rows: _Coarse, found: Tensor, logit: Tensor) -> _Label:
     tail = rows.tail
     place = place.where(inside, found.shape[-1])
     below = logit - finite_top(tail)[:, None]
-    part = (below * rows.cold - tail.log_mass[:, None]).exp()
+    part = (below * rows.inv_temperature - tail.log_mass[:, None]).exp()
     within = (below - tail.log_plain[:, None]).where(~inside, 0.0)
     return _Label(place, part.where(~inside, 1.0), rows.log_plain.gather(-1, place) + within)
 
 
 def _block(
-    rows: _Coarse, label: _Label | None, weight: Tensor, terms: Terms, share: Tensor | None
+    rows: _Coarse, label: _Label | None, weight: Tensor, spec: RowLossSpec, share: Tensor | None
 ) -> tuple[Block, Tensor]:
     """The numbers of some rows, and the slopes of the divergence ``[n, k+1]``."""
-    if terms.row_weight is not None:
-        weight = weight.to(rows.log_q.dtype) * terms.row_weight(rows.log_p, rows.log_q).detach().to(rows.log_q.dtype)
+    if spec.row_weight is not None:
+        weight = weight.to(rows.log_q.dtype) * spec.row_weight(rows.log_p, rows.log_q).detach().to(rows.log_q.dtype)
     if rows.log_q.shape[-1] == 1:  # nothing is known of the teacher, and there is nothing to compare
         value, slope = torch.zeros_like(rows.agrees), torch.zeros_like(rows.log_q)
     else:
         place = None if label is None else label.place.squeeze(-1)
-        value, slope = value_and_slope(terms.divergence, rows.log_p, rows.log_q, place, share)
+        value, slope = value_and_slope(spec.divergence, rows.log_p, rows.log_q, place, share)
     of_student = entropy(rows.log_q)
     if rows.tail is not None:
         of_student = of_student + rows.log_q[:, -1].exp() * rows.tail.entropy
@@ -138,36 +138,36 @@ def _block(
     return Block(value, hard, of_student, entropy(rows.log_p), rows.agrees, weight), slope
 
 
-def _pulls(rows: _Coarse, label: _Label | None, slope: Tensor, weight: Tensor, terms: Terms) -> _Pulls:
+def _gradients(rows: _Coarse, label: _Label | None, slope: Tensor, weight: Tensor, spec: RowLossSpec) -> _Gradients:
     """The gradient of ``Σ weight·(ce·CE + kd·D)``."""
-    _, ce_weight, kd_weight = terms.numbers
+    _, ce_weight, kd_weight = spec.coefficients
     soft = torch.zeros_like(slope)
     if kd_weight != 0:  # or a slope, which may be infinite, does not count
         total = slope.sum(-1, keepdim=True)
-        soft = (slope - rows.log_q.exp() * total) * (weight * kd_weight * rows.cold)[:, None]
+        soft = (slope - rows.log_q.exp() * total) * (weight * kd_weight * rows.inv_temperature)[:, None]
     if label is None or ce_weight == 0:
-        return _Pulls(soft, None, None)
+        return _Gradients(soft, None, None)
     weight = (weight * ce_weight)[:, None]
     of_label = soft.gather(-1, label.place) * label.part + torch.expm1(label.log_q) * weight
-    return _Pulls(soft, rows.log_plain.exp() * weight, of_label)
+    return _Gradients(soft, rows.log_plain.exp() * weight, of_label)
 
 
 def _write(
     student: Tensor,
     ids: Tensor,
     targets: Tensor | None,
-    tail: Masses | None,
-    pulls: _Pulls,
-    cold: float,
+    tail: TailSums | None,
+    gradients: _Gradients,
+    inv_temperature: float,
     *,
     compiled: bool,
 ) -> None:
     """Overwrite the student's logits ``[n, V]`` by their gradient."""
     if tail is not None:
         wide = tail.top.dtype
-        hard = None if pulls.hard is None else pulls.hard[:, -1].to(wide)
-        pull(student, tail, cold, pulls.soft[:, -1].to(wide), hard, compiled=compiled)
-    of_known = pulls.soft if pulls.hard is None else pulls.soft + pulls.hard
+        hard = None if gradients.ce is None else gradients.ce[:, -1].to(wide)
+        tail_gradient(student, tail, inv_temperature, gradients.kd[:, -1].to(wide), hard, compiled=compiled)
+    of_known = gradients.kd if gradients.ce is None else gradients.kd + gradients.ce
     student.scatter_(-1, ids, of_known[:, : ids.shape[-1]].to(student.dtype))
-    if targets is not None and pulls.label is not None:
-        student.scatter_(-1, targets[:, None], pulls.label.to(student.dtype))
+    if targets is not None and gradients.label is not None:
+        student.scatter_(-1, targets[:, None], gradients.label.to(student.dtype))

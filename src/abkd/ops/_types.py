@@ -233,7 +233,7 @@ def _with_own(rows: Rows, own: Tensor) -> Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ChunkPlan:
     """How the op is carried out; part of a run's record, because another plan rounds differently.
 
     Attributes:
@@ -266,4 +266,4 @@ class RowLosses:
     teacher_entropy: Tensor
     agreement: Tensor
     weight: Tensor
-    plan: Plan | None = None
+    plan: ChunkPlan | None = None

@@ -4,8 +4,8 @@
 
 INLINE REAL finite_top(double top) { return (REAL)(top == -INFINITY ? 0 : top); }
 
-/* out: the largest logit, log Σ e^((z - top)·cold), log Σ e^(z - top), the entropy of the classes at 1/cold */
-static void amount(const STUDENT *restrict z, int64_t classes, REAL cold, int plain, double *out) {
+/* out: the largest logit, log Σ e^((z - top)·inv_temperature), log Σ e^(z - top), the entropy of the classes at 1/inv_temperature */
+static void amount(const STUDENT *restrict z, int64_t classes, REAL inv_temperature, int plain, double *out) {
     REAL top = -INFINITY;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < classes; j++) {
@@ -18,7 +18,7 @@ static void amount(const STUDENT *restrict z, int64_t classes, REAL cold, int pl
         REAL part = 0, part_first = 0;
 #pragma omp simd reduction(+ : part, part_first)
         for (int64_t j = from; j < end_of(from, classes); j++) {
-            const REAL a = (LOGIT(j) - from_top) * cold, power = exponential(a);
+            const REAL a = (LOGIT(j) - from_top) * inv_temperature, power = exponential(a);
             part += power;
             part_first += power * floored(a);
         }
@@ -30,27 +30,27 @@ static void amount(const STUDENT *restrict z, int64_t classes, REAL cold, int pl
     out[3] = mass == 0 ? 0 : out[1] - first / mass;
 }
 
-int abkd_masses(const STUDENT *z, int64_t rows, int64_t classes, double cold, int plain, double *out) {
-    for (int64_t i = 0; i < rows; i++) amount(z + i * classes, classes, (REAL)cold, plain, out + 4 * i);
+int abkd_tail_logsumexp(const STUDENT *z, int64_t rows, int64_t classes, double inv_temperature, int plain, double *out) {
+    for (int64_t i = 0; i < rows; i++) amount(z + i * classes, classes, (REAL)inv_temperature, plain, out + 4 * i);
     return 0;
 }
 
-/* z becomes soft·t + hard·u: the distributions of each row's classes at 1/cold and at 1, known as by abkd_masses */
-int abkd_pull(STUDENT *restrict z, int64_t rows, int64_t classes, double cold, const double *known, const double *soft,
-              const double *hard) {
-    const REAL cold_1 = (REAL)cold;
+/* z becomes kd_scale·t + ce_scale·u: the distributions of each row's classes at 1/inv_temperature and at 1, known as by abkd_tail_logsumexp */
+int abkd_tail_gradient(STUDENT *restrict z, int64_t rows, int64_t classes, double inv_temperature, const double *known, const double *kd_scale,
+              const double *ce_scale) {
+    const REAL inv_t = (REAL)inv_temperature;
     for (int64_t i = 0; i < rows; i++, z += classes, known += 4) {
         const REAL top = finite_top(known[0]), norm = (REAL)known[1], plain = (REAL)known[2];
-        const REAL of_t = (REAL)soft[i], of_u = (REAL)(hard ? hard[i] : 0);
-        if (hard) {
+        const REAL scale_t = (REAL)kd_scale[i], scale_1 = (REAL)(ce_scale ? ce_scale[i] : 0);
+        if (ce_scale) {
 #pragma omp simd
             for (int64_t j = 0; j < classes; j++) {
                 const REAL below = LOGIT(j) - top;
-                PUT(j, exponential(below * cold_1 - norm) * of_t + exponential(below - plain) * of_u);
+                PUT(j, exponential(below * inv_t - norm) * scale_t + exponential(below - plain) * scale_1);
             }
         } else {
 #pragma omp simd
-            for (int64_t j = 0; j < classes; j++) PUT(j, exponential((LOGIT(j) - top) * cold_1 - norm) * of_t);
+            for (int64_t j = 0; j < classes; j++) PUT(j, exponential((LOGIT(j) - top) * inv_t - norm) * scale_t);
         }
     }
     return 0;

@@ -1,7 +1,7 @@
 /* The element-wise work of the op for one block of rows of two models' logits; arithmetic.h stands in front.
  *
- * Further the builder puts TEACHER_BITS (what the teacher's logits are stored in), NUMBERS (how many a divergence has), and in
- * place of TERMS a divergence's own C text, which sets term and slope from p, q (log-probabilities) and k. */
+ * Further the builder puts TEACHER_BITS (what the teacher's logits are stored in), PARAMS (how many a divergence has), and in
+ * place of VALUE_AND_SLOPE a divergence's own C text, which sets term and slope from p, q (log-probabilities) and k. */
 #if TEACHER_BITS == 16
 typedef uint16_t TEACHER;
 #elif TEACHER_BITS == 32
@@ -15,9 +15,9 @@ typedef double TEACHER;
 #define TEACHER_LOGIT(j) ((REAL)y[j])
 #endif
 
-INLINE void terms(REAL p, REAL q, const REAL *k, REAL *term_of, REAL *slope_of) {
+INLINE void value_and_slope(REAL p, REAL q, const REAL *k, REAL *term_of, REAL *slope_of) {
     REAL term, slope;
-    TERMS
+    VALUE_AND_SLOPE
     *term_of = term;
     *slope_of = slope;
 }
@@ -40,7 +40,7 @@ INLINE void tops(const STUDENT *z, const TEACHER *y, int64_t classes, SUMS *sums
     sums->top_z = top_z, sums->top_y = top_y;
 }
 
-INLINE SUMS sums_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL cold, int plain) {
+INLINE SUMS sums_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL inv_temperature, int plain) {
     SUMS sums;
     tops(z, y, classes, &sums);
     const REAL top_z = sums.top_z, top_y = sums.top_y;
@@ -52,7 +52,7 @@ INLINE SUMS sums_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL co
 #pragma omp simd reduction(+ : part_q, part_p, part_fq, part_fp) reduction(max : seen)
         for (int64_t j = from; j < to; j++) {
             const REAL z_j = LOGIT(j), y_j = TEACHER_LOGIT(j);
-            const REAL a = (z_j - top_z) * cold, b = (y_j - top_y) * cold;
+            const REAL a = (z_j - top_z) * inv_temperature, b = (y_j - top_y) * inv_temperature;
             const REAL e_a = exponential(a), e_b = exponential(b), there = choose(z_j >= top_z, y_j, -INFINITY);
             part_q += e_a;
             part_p += e_b;
@@ -70,72 +70,72 @@ INLINE SUMS sums_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL co
     return sums;
 }
 
-/* The divergence; its slopes go to a room of their own, their sum to total. */
-INLINE double value_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL cold, const SUMS *sums,
-                       const double *own, REAL *restrict slopes, double *total) {
+/* The divergence; its slopes go to a buffer of their own, their sum to total. */
+INLINE double value_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL inv_temperature, const SUMS *sums,
+                       const double *params, REAL *restrict slopes, double *total) {
     const REAL top_z = sums->top_z, top_y = sums->top_y, norm_q = sums->norm_q, norm_p = sums->norm_p;
-    REAL k[NUMBERS + 1]; /* here, where nothing that is written can be one of them */
-    for (int i = 0; i < NUMBERS; i++) k[i] = (REAL)own[i];
-    double value = 0, pull = 0;
+    REAL k[PARAMS + 1]; /* here, where nothing that is written can be one of them */
+    for (int i = 0; i < PARAMS; i++) k[i] = (REAL)params[i];
+    double value = 0, slope_sum = 0;
     for (int64_t from = 0; from < classes; from += BLOCK) {
         const int64_t to = end_of(from, classes);
         REAL part = 0, part_slope = 0;
 #pragma omp simd reduction(+ : part, part_slope)
         for (int64_t j = from; j < to; j++) {
             REAL term, slope;
-            terms((TEACHER_LOGIT(j) - top_y) * cold - norm_p, (LOGIT(j) - top_z) * cold - norm_q, k, &term, &slope);
+            value_and_slope((TEACHER_LOGIT(j) - top_y) * inv_temperature - norm_p, (LOGIT(j) - top_z) * inv_temperature - norm_q, k, &term, &slope);
             part += term;
             part_slope += slope;
             slopes[j] = slope;
         }
-        value += part, pull += part_slope;
+        value += part, slope_sum += part_slope;
     }
-    *total = pull;
+    *total = slope_sum;
     return value;
 }
 
 /* One row: z becomes the gradient of weight·(ce·CE + kd·D) where grad is set. out: D, CE, H(q), H(p), same top class. */
 static void row(STUDENT *restrict z, const TEACHER *restrict y, int64_t classes, double weight, int64_t target,
-                const double *number, const double *own, REAL *restrict slopes, double *out, int grad) {
-    const REAL cold = (REAL)number[0];
-    const int labelled = target >= 0, plain = labelled && cold != 1;
-    const SUMS sums = sums_of(z, y, classes, cold, plain);
+                const double *coefficients, const double *params, REAL *restrict slopes, double *out, int grad) {
+    const REAL inv_temperature = (REAL)coefficients[0];
+    const int labelled = target >= 0, plain = labelled && inv_temperature != 1;
+    const SUMS sums = sums_of(z, y, classes, inv_temperature, plain);
     double total;
-    out[0] = value_of(z, y, classes, cold, &sums, own, slopes, &total);
+    out[0] = value_of(z, y, classes, inv_temperature, &sums, params, slopes, &total);
     out[1] = labelled ? (double)sums.norm_plain - (double)(LOGIT(target) - sums.top_z) : 0;
     out[2] = sums.entropy_q, out[3] = sums.entropy_p, out[4] = sums.agree;
     if (!grad) return;
 
-    const REAL soft = (REAL)(weight * number[2] * number[0]), hard = (REAL)(labelled ? weight * number[1] : 0);
-    const REAL pull = (REAL)total, top_z = sums.top_z, norm_q = sums.norm_q, norm_plain = sums.norm_plain;
-    const int teach = soft != 0; /* or a slope, which may be infinite, does not count */
+    const REAL kd_scale = (REAL)(weight * coefficients[2] * coefficients[0]), ce_scale = (REAL)(labelled ? weight * coefficients[1] : 0);
+    const REAL slope_sum = (REAL)total, top_z = sums.top_z, norm_q = sums.norm_q, norm_plain = sums.norm_plain;
+    const int teach = kd_scale != 0; /* or a slope, which may be infinite, does not count */
     const REAL label = labelled ? LOGIT(target) - top_z : 0;
-#define GRADIENT(j, q, other) (choose(teach, (slopes[j] - (q) * pull) * soft, 0) + (other) * hard)
-    if (plain && hard != 0) {
+#define GRADIENT(j, q, other) (choose(teach, (slopes[j] - (q) * slope_sum) * kd_scale, 0) + (other) * ce_scale)
+    if (plain && ce_scale != 0) {
 #pragma omp simd
         for (int64_t j = 0; j < classes; j++) {
-            const REAL z_j = LOGIT(j) - top_z, q = exponential(z_j * cold - norm_q);
+            const REAL z_j = LOGIT(j) - top_z, q = exponential(z_j * inv_temperature - norm_q);
             PUT(j, GRADIENT(j, q, exponential(z_j - norm_plain)));
         }
     } else {
 #pragma omp simd
         for (int64_t j = 0; j < classes; j++) {
-            const REAL z_j = LOGIT(j) - top_z, q = exponential(z_j * cold - norm_q);
+            const REAL z_j = LOGIT(j) - top_z, q = exponential(z_j * inv_temperature - norm_q);
             PUT(j, GRADIENT(j, q, q));
         }
     }
-    if (hard != 0) /* the label's own class once more, with its -1 */
-        PUT(target, GRADIENT(target, exponential(label * cold - norm_q), exponential(label - norm_plain) - (REAL)1));
+    if (ce_scale != 0) /* the label's own class once more, with its -1 */
+        PUT(target, GRADIENT(target, exponential(label * inv_temperature - norm_q), exponential(label - norm_plain) - (REAL)1));
 }
 
-/* Rows of logits z, y [rows, classes]; target may be none at all; number: 1/temperature, ce, kd; own: the divergence's,
+/* Rows of logits z, y [rows, classes]; target may be none at all; coefficients: 1/temperature, ce, kd; params: the divergence's,
  * those of the next row `stride` further on (0: the same for all). Returns 1 where memory is short. */
 int abkd_rows(STUDENT *z, const TEACHER *y, int64_t rows, int64_t classes, const double *weight, const int64_t *target,
-              const double *number, const double *own, int64_t stride, double *out, int grad) {
+              const double *coefficients, const double *params, int64_t stride, double *out, int grad) {
     REAL *slopes = malloc(sizeof(REAL) * (size_t)classes);
     if (!slopes) return 1;
     for (int64_t i = 0; i < rows; i++)
-        row(z + i * classes, y + i * classes, classes, weight[i], target ? target[i] : -1, number, own + i * stride, slopes,
+        row(z + i * classes, y + i * classes, classes, weight[i], target ? target[i] : -1, coefficients, params + i * stride, slopes,
             out + 5 * i, grad);
     free(slopes);
     return 0;

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from abkd.errors import OutputDirError
 from abkd.output_dir._lock import LOCK, is_held
-from abkd.storage import DRAFTS, read_json, refusals, strict_json, write_whole
+from abkd.storage import DRAFTS, atomic_write, disk_errors, read_json, strict_json
 
 MANIFEST = ".abkd_files.json"
 OF_CHECKPOINT = "abkd_manifest.json"
@@ -157,8 +157,8 @@ def note(directory: Path, *names: str) -> None:
     """Name files or folders as ours, before they are written."""
     known = noted(directory)
     if not known.issuperset(names):
-        with refusals(str(directory / MANIFEST), "Make room and try again"):
-            write_whole(directory / MANIFEST, strict_json(sorted(known.union(names))).encode())
+        with disk_errors(str(directory / MANIFEST), "Make room and try again"):
+            atomic_write(directory / MANIFEST, strict_json(sorted(known.union(names))).encode())
 
 
 def check_overwrite(directory: Path) -> None:

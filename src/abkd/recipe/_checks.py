@@ -38,14 +38,14 @@ _STREAM_SAVES = 500
 _STREAMED = {"max_steps": -1, "packing": False, "group_by_length": False}
 
 
-def contradictions(values: Mapping[str, Any]) -> list[str]:
+def problems(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each value out of its range and each combination that cannot be meant."""
     problems = [*out_of_range(values), *_models(values), *_data(values), *_weights(values), *_lora(values)]
     problems += training_arguments.problems(values)
     return problems or _of_other_tasks(values) or _sequences(values)
 
 
-def meant(values: Mapping[str, Any]) -> dict[str, Any]:
+def expand_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:
     """What short forms stand for."""
     when = training_arguments.intervals({**values, **saves_of_stream(values)})
     if when["eval_strategy"] == "no" and values.get("eval_strategy") is None:
@@ -72,7 +72,7 @@ def may_lie_beside(values: Mapping[str, Any]) -> bool:
     return values.get("task", _TEXT) != _TEXT and not values.get("dataset_name")
 
 
-def not_asked(values: Mapping[str, Any]) -> set[str]:
+def unused_fields(values: Mapping[str, Any]) -> set[str]:
     """The names of settings that mean nothing in this run."""
     from abkd.sources import Dataset
 

@@ -99,7 +99,7 @@ class Recipe:
             except ConfigError as error:
                 problems.append(f"{'' if name in flags else f'{where}: '}{error}")
         known = {name: _in_full(name, value) for name, value in known.items()}
-        problems = problems or [f"{where}: {problem}" for problem in _checks.contradictions(known)]
+        problems = problems or [f"{where}: {problem}" for problem in _checks.problems(known)]
         if problems:
             raise ConfigError(_listed(where, problems))
         own = {name: value for name, value in known.items() if name in own_fields()}
@@ -131,14 +131,14 @@ class Recipe:
         same run.
         """
         values = {**{name: getattr(self, name) for name in own_fields()}, **_fields.config_defaults(), **self.config}
-        values |= _checks.meant(values)
+        values |= _checks.expand_short_forms(values)
         unused = {"ce_weight", "kd_weight"} if values.get("kd_ratio") is not None else {"kd_ratio"}
         unused |= set() if self.use_peft else _checks.LORA
         elsewhere = self.streaming or any(getattr(self, name) for name in _checks.HELD_OUT)
         unused |= {"eval_fraction"} if elsewhere else set()
         values["eval_fraction"] = self.eval_fraction if _checks.may_lie_beside(values) else self.share_held_out
         unused |= set() if self.dataset_name else _checks.DATASET
-        unused |= _checks.not_asked(values)
+        unused |= _checks.unused_fields(values)
         return {
             name: _plain(name, value)
             for name, value in values.items()
@@ -238,10 +238,10 @@ def _found(path: str | Path) -> Path:
         return shipped()[name]
     near = notation.nearest(name, shipped())
     glue = "; the" if near == "." else f"{near} The"
-    raise ConfigError(f"there is no recipe file {str(path)!r}{glue} shipped recipes are {_shelf()}")
+    raise ConfigError(f"there is no recipe file {str(path)!r}{glue} shipped recipes are {_list_shipped()}")
 
 
-def _shelf() -> str:
+def _list_shipped() -> str:
     """The shipped recipes in a line: by name, and of those in folders how many there are."""
     plain = [name for name in shipped() if "/" not in name]
     folders = sorted({name.partition("/")[0] for name in shipped() if "/" in name})

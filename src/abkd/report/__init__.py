@@ -15,7 +15,7 @@ from abkd.plots import dark_css
 from abkd.report.content import page_of
 from abkd.report.files import RunFiles
 from abkd.report.sweep import sweep_page
-from abkd.storage import refusals, write_whole
+from abkd.storage import atomic_write, disk_errors
 
 __all__ = ["render_report", "write_report"]
 
@@ -34,8 +34,8 @@ def write_report(run_dir: Path | str) -> Path:
     """
     text = render_report(run_dir)
     page = Path(run_dir) / "report.html"
-    with refusals(str(page), "Make room, or choose another place"):
-        write_whole(page, text.encode(errors="backslashreplace"))
+    with disk_errors(str(page), "Make room, or choose another place"):
+        atomic_write(page, text.encode(errors="backslashreplace"))
     return page
 
 

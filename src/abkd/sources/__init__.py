@@ -20,12 +20,12 @@ from abkd.sources._open import (
 from abkd.sources._replay import Replay
 from abkd.sources._server import Server as Server
 from abkd.sources._teacher_samples import TeacherSamples
-from abkd.sources._teacher_text import Author as Author
 from abkd.sources._teacher_text import TeacherText as TeacherText
+from abkd.sources._teacher_text import TeacherWriter as TeacherWriter
 from abkd.sources._teacher_text import ensure_teacher_text as ensure_teacher_text
 from abkd.sources._teacher_text import write_with as write_with
 from abkd.sources._types import Completion, Source, Step, Stream, walk
-from abkd.sources._types import Writers as Writers  # as Author and Server: the notation writes what __all__ names
+from abkd.sources._types import Generators as Generators  # as Author and Server: the notation writes what __all__ names
 
 __all__ = [
     "Adaptive",

@@ -11,7 +11,7 @@ from abkd.data import Example
 from abkd.errors import ConfigError
 from abkd.schedules import Schedule, at, is_number, values_of
 from abkd.sources._streams import Combined, coin, entry
-from abkd.sources._types import Source, Step, Stream, Writers, walk
+from abkd.sources._types import Generators, Source, Step, Stream, walk
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Mix(Source):
     def parts(self) -> tuple[Source, ...]:
         return (self.source, self.otherwise)
 
-    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+    def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         return _Mixing(self.share, open_parts(self, writers, privileged, path), path)
 
 
@@ -127,7 +127,7 @@ class Union(Source):
     def parts(self) -> tuple[Source, ...]:
         return self.sources
 
-    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+    def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         return _Uniting(open_parts(self, writers, privileged, path))
 
 
@@ -164,7 +164,7 @@ class Privileged(Source):
     def parts(self) -> tuple[Source, ...]:
         return (self.source,)
 
-    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+    def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         return self.source.open(writers, privileged=True, path=f"{path}/0")
 
 
@@ -184,7 +184,7 @@ def contexts(sources: Sequence[Source]) -> set[str | None]:
     return found
 
 
-def open_parts(source: Source, writers: Writers, privileged: bool, path: str) -> list[Stream]:
+def open_parts(source: Source, writers: Generators, privileged: bool, path: str) -> list[Stream]:
     """The streams of its parts, each at its own place in the tree."""
     return [
         part.open(writers, privileged=privileged, path=f"{path}/{place}") for place, part in enumerate(source.parts)

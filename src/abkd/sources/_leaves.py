@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from abkd.data import Example, prompt_of, with_completion
 from abkd.sources._streams import coin
-from abkd.sources._types import Completion, Source, Step, Stream, Writers
+from abkd.sources._types import Completion, Generators, Source, Step, Stream
 from abkd.term import ORIGINS
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _TEACHER_SIDE = ("teacher_input_ids", "teacher_trained")
 class Dataset(Source):
     """The completions of the data: what a run learns from where no source is named."""
 
-    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+    def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         return _Reading(privileged)
 
 
@@ -64,12 +64,12 @@ class StudentSamples(Source):
 
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
-    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+    def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         return _Writing(self.sampling, writers, privileged, path)
 
 
 class _Writing(Stream):
-    def __init__(self, sampling: Sampling, writers: Writers, privileged: bool, path: str) -> None:
+    def __init__(self, sampling: Sampling, writers: Generators, privileged: bool, path: str) -> None:
         self.sampling, self.writers, self.privileged, self.path = sampling, writers, privileged, path
         self._written = self._clipped = self._empty = 0
 

@@ -12,11 +12,11 @@ from abkd.sources._combine import Mix, Privileged, contexts
 from abkd.sources._leaves import Dataset, StudentSamples
 from abkd.sources._streams import Combined, without_text
 from abkd.sources._teacher_samples import TeacherSamples
-from abkd.sources._types import Completion, Source, Step, Stream, Writers, stage_sources, walk
+from abkd.sources._types import Completion, Generators, Source, Step, Stream, stage_sources, walk
 from abkd.term import ORIGINS
 
 
-def open_source(source: Source | Schedule, writers: Writers) -> Stream:
+def open_source(source: Source | Schedule, writers: Generators) -> Stream:
     """The stream of a source, or of one after another (all are opened; each keeps its state while others draw).
 
     A row's plain text comes once, with the first of its sequences, whoever wrote them. The logs tell, of the sequences
@@ -31,7 +31,7 @@ def open_source(source: Source | Schedule, writers: Writers) -> Stream:
 
 
 class _Root(Combined):
-    def __init__(self, source: Source | Schedule, writers: Writers) -> None:
+    def __init__(self, source: Source | Schedule, writers: Generators) -> None:
         self.source, self._stages = source, stage_sources(source)
         alone = len(self._stages) == 1
         paths = ["source" if alone else f"source/{place}" for place in range(len(self._stages))]
@@ -85,7 +85,7 @@ def known_sequences(source: Source | Schedule, rows: Iterable[Example], teacher_
     What a cache of the teacher must hold. (What a student writes is not there yet.)
     """
     at_start = Step(0, 0.0, 0, 0)
-    writers = Writers(student=_nobody, teacher_text=teacher_text)
+    writers = Generators(student=_nobody, teacher_text=teacher_text)
     streams = [leaf.open(writers, privileged=privileged) for leaf, privileged in dict.fromkeys(_leaves(source))]
     for row in rows:
         for stream in streams:

@@ -13,7 +13,7 @@ from abkd.schedules import Schedule, at
 from abkd.sources._combine import check_parts, check_probability, open_parts
 from abkd.sources._leaves import Dataset
 from abkd.sources._streams import Combined, coin, entry, own_chance, without_text
-from abkd.sources._types import Source, Step, Stream, Writers, walk
+from abkd.sources._types import Generators, Source, Step, Stream, walk
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Replay(Source):
     def parts(self) -> tuple[Source, ...]:
         return (self.source,)
 
-    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+    def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         return _Replaying(self, open_parts(self, writers, privileged, path), writers, path)
 
 
 class _Replaying(Combined):
-    def __init__(self, source: Replay, parts: Sequence[Stream], writers: Writers, path: str) -> None:
+    def __init__(self, source: Replay, parts: Sequence[Stream], writers: Generators, path: str) -> None:
         super().__init__(parts)
         self.fresh, self.writers, self.path = source.fresh, writers, path
         self.kept: deque[Example] = deque(maxlen=source.capacity)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from abkd.errors import DataError, OutputDirError
 from abkd.generation import Completion
 from abkd.generation._draw import as_bytes
-from abkd.storage import check_place_of, lock_file, read_json, refusals, write_whole
+from abkd.storage import atomic_write, check_place_of, disk_errors, lock_file, read_json
 
 logger = logging.getLogger("abkd")
 
@@ -80,7 +80,7 @@ class Part(NamedTuple):
     def add(self, rows: Iterable[Row]) -> None:
         """Write these rows now; raises StorageError where the disk refuses."""
         left = memoryview(b"".join(row.line() for row in rows))
-        with self.store.refusals():
+        with self.store.disk_errors():
             while left:
                 left = left[self.handle.write(left) :]
 
@@ -123,7 +123,7 @@ class Store:
 
     def begin(self) -> None:
         """Say what is going to be written here."""
-        with self.refusals():
+        with self.disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.check()
             if not self.record.is_file():
@@ -157,7 +157,7 @@ class Store:
         Returns whether none was.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.refusals())
+            stack.enter_context(self.disk_errors())
             self.path.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(self.path.with_name(f".{self.path.name}.lock"), keep=False))
             parts = [path for path in self.parts() if _try_lock(path, stack)]  # the others are still being written
@@ -166,15 +166,15 @@ class Store:
                 return False
             if parts or not self.path.is_file():
                 lines = {key: texts.pop(key) for key in order if key in texts}
-                write_whole(self.path, b"".join([*lines.values(), *texts.values()]))
+                atomic_write(self.path, b"".join([*lines.values(), *texts.values()]))
                 self._write_record(blank, counts)
             for path in parts:
                 path.unlink()
         return True
 
-    def refusals(self) -> contextlib.AbstractContextManager[None]:
+    def disk_errors(self) -> contextlib.AbstractContextManager[None]:
         """Turns a disk's refusal into a StorageError."""
-        return refusals(f"the teacher's text {self.path}", "What is there stays; make room and start the same again")
+        return disk_errors(f"the teacher's text {self.path}", "What is there stays; make room and start the same again")
 
     def stamp(self) -> tuple[int, int] | None:
         """Changes when the text was put together."""
@@ -229,7 +229,7 @@ class Store:
 
     def _write_record(self, blank: Mapping[str, Any], counts: Mapping[str, int]) -> None:
         values = {"about": self.about, "counts": counts, "blank": list(blank.values())}
-        write_whole(self.record, json.dumps(values, indent=1, ensure_ascii=False).encode())
+        atomic_write(self.record, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
 
 def _row(values: Any) -> Row:

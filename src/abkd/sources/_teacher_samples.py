@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from abkd.data import Example, prompt_of, teacher_prompt_of, with_completion
 from abkd.errors import ConfigError
-from abkd.sources._types import Source, Step, Stream, Writers
+from abkd.sources._types import Generators, Source, Step, Stream
 from abkd.term import ORIGINS
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class TeacherSamples(Source):
 
         return Sampling(self.temperature, self.top_p, self.top_k, self.num_beams)
 
-    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+    def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         if writers.teacher_text is None:
             raise ConfigError(f"{self!r} needs what the teacher has written: see abkd.sources.ensure_teacher_text")
         return _Looking(self, writers.teacher_text, privileged)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from abkd.cache import cache_directory
 from abkd.data import Example, prompt_of, teacher_prompt_of
 from abkd.data.text import completion_text, prompt_text
 from abkd.errors import ConfigError, DataError
 from abkd.generation import Completion, Sampling, completions, settle
+from abkd.paths import cache_directory
 from abkd.schedules import Schedule
 from abkd.sources._combine import Privileged
 from abkd.sources._store import Answers, Part, Row, Store, key_of
@@ -33,7 +33,7 @@ Progress = Callable[[int, int, int], object]
 """Called with (prompts answered by this process, prompts it has to answer, tokens written)."""
 
 
-class Completes(Protocol):
+class BatchGenerateFn(Protocol):
     """Completes prompts, each within its limit of tokens; gives them as they come, by the index of the prompt."""
 
     def __call__(
@@ -46,7 +46,7 @@ class Completes(Protocol):
 
 
 @dataclass(frozen=True)
-class Author:
+class TeacherWriter:
     """The teacher as one who writes: everything that its text depends on beside the prompt and the source.
 
     Args:
@@ -63,7 +63,7 @@ class Author:
     tokenizer: Any
     max_length: int
     max_completion_length: int
-    write: Completes | None = None
+    write: BatchGenerateFn | None = None
     generation_kwargs: Mapping[str, Any] | None = None
     server: bool = False
 
@@ -100,7 +100,9 @@ class _Asked(NamedTuple):
     limit: int
 
 
-def write_with(load: Callable[[], Any], tokenizer: Any, *, batch_size: int, classes: int | None = None) -> Completes:
+def write_with(
+    load: Callable[[], Any], tokenizer: Any, *, batch_size: int, classes: int | None = None
+) -> BatchGenerateFn:
     """Writing with a model that runs here; ``load`` is asked for it when there is something to write.
 
     A drawn completion is a function of the prompt (see :func:`abkd.generation.write_completions`), not of the run's
@@ -130,7 +132,7 @@ def write_with(load: Callable[[], Any], tokenizer: Any, *, batch_size: int, clas
 def ensure_teacher_text(
     source: Source | Schedule,
     examples: Iterable[Example],
-    author: Author,
+    author: TeacherWriter,
     *,
     process: int = 0,
     processes: int = 1,
@@ -173,7 +175,7 @@ def ensure_teacher_text(
 
 
 def _asked(
-    source: Source | Schedule, examples: Iterable[Example], author: Author
+    source: Source | Schedule, examples: Iterable[Example], author: TeacherWriter
 ) -> dict[TeacherSamples, dict[str, _Asked]]:
     """Which prompts each ``TeacherSamples`` is asked, by key, in the order of the data."""
     wanted = dict.fromkeys(use for stage in stage_sources(source) for use in uses(stage))
@@ -195,7 +197,7 @@ def uses(source: Source, *, privileged: bool = False) -> Iterator[tuple[TeacherS
         yield from uses(part, privileged=privileged or isinstance(source, Privileged))
 
 
-def _store(source: TeacherSamples, author: Author, asked: Mapping[str, _Asked]) -> Store:
+def _store(source: TeacherSamples, author: TeacherWriter, asked: Mapping[str, _Asked]) -> Store:
     sampling, rest = settle(source.sampling, author.generation_kwargs)
     if author.server and (sampling.num_beams > 1 or rest):
         named = ", ".join(rest) or f"num_beams={sampling.num_beams}"
@@ -224,7 +226,7 @@ class _Job:
     store: Store
     source: TeacherSamples
     asked: Mapping[str, _Asked]
-    author: Author
+    author: TeacherWriter
     progress: Progress | None
     answers: Answers = field(default_factory=Answers)
     complete: bool = False

@@ -24,21 +24,21 @@ class Step(NamedTuple):
     """0, 1, …: coins are tossed alike in all processes; from what it keeps, each draws for itself."""
 
 
-class Writes(Protocol):
+class GenerateFn(Protocol):
     """Completions of prompts, one each: ``prompts`` of token ids, in their order."""
 
     def __call__(self, prompts: Sequence[Sequence[int]], sampling: Any, *, seed: int) -> list[Completion]: ...
 
 
 @dataclass(frozen=True)
-class Writers:
+class Generators:
     """Who can write in this run.
 
     ``student`` writes with the weights of the moment; ``teacher_text`` finds what the teacher has written beforehand
     for a ``TeacherSamples`` (raises DataError for a prompt that it did not answer).
     """
 
-    student: Writes
+    student: GenerateFn
     teacher_text: Any = None
     num_generations: int = 1
     """How many completions the student writes to a prompt."""
@@ -71,7 +71,7 @@ class Stream:
 class Source:
     """Who writes the sequences that a run learns from: a frozen value, written as its constructor call."""
 
-    def open(self, writers: Writers, *, privileged: bool = False, path: str = "source") -> Stream:
+    def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         """The stream of this source.
 
         Args:

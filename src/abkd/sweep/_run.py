@@ -23,7 +23,7 @@ from abkd.recipe._changes import check_same_run
 from abkd.report import write_report
 from abkd.report.sweep import summary_of
 from abkd.run import RECIPE_FILE, RESULT_FILE, distill
-from abkd.storage import read_json, read_sealed, refusals, strict_json, write_sealed, write_whole
+from abkd.storage import atomic_write, disk_errors, read_checksummed, read_json, strict_json, write_checksummed
 from abkd.sweep._plan import Place, Run, Settings, changed, plan, settings_of
 from abkd.trainer._modality import read_record
 
@@ -95,7 +95,7 @@ class _Sweep:
         self.places = list({place.directory: place for place in (*known, *(run.place for run in runs))}.values())
         self.directory = Path(recipe.output_dir)
         self.results = {
-            run.directory: found for run in runs if resume and (found := read_sealed(run.directory / RESULT_FILE))
+            run.directory: found for run in runs if resume and (found := read_checksummed(run.directory / RESULT_FILE))
         }
         self.begun = resume
         self.found: dict[str, Any] = {}
@@ -123,7 +123,7 @@ class _Sweep:
                 remove_runs(self.directory)
             places = (run.directory.relative_to(self.directory).as_posix() for run in self.runs)
             note(self.directory, RECIPE_FILE, SWEEP_FILE, "report.html", *places)
-            write_whole(self.directory / RECIPE_FILE, changed(self.recipe, {}).to_yaml().encode())
+            atomic_write(self.directory / RECIPE_FILE, changed(self.recipe, {}).to_yaml().encode())
         self.begun = True
         self.save()
 
@@ -145,11 +145,11 @@ class _Sweep:
                 self.claim()
             logger.warning("abkd: %s", error)
             note(run.directory, RESULT_FILE)
-            write_sealed(run.directory / RESULT_FILE, {"failed": str(error)})
+            write_checksummed(run.directory / RESULT_FILE, {"failed": str(error)})
         gc.collect()  # a trainer is a knot: its models would stay until they are in the way of the next ones
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return read_sealed(run.directory / RESULT_FILE) or {}
+        return read_checksummed(run.directory / RESULT_FILE) or {}
 
     def save(self) -> None:
         """Write what is known by now, as JSON and as a page."""
@@ -209,8 +209,8 @@ def _save(
     }
     text = strict_json(found)
     if _first_process():
-        with refusals(f"the record of the sweep in {directory}", "Make room and go on with --resume"):
-            write_whole(directory / SWEEP_FILE, text.encode())
+        with disk_errors(f"the record of the sweep in {directory}", "Make room and go on with --resume"):
+            atomic_write(directory / SWEEP_FILE, text.encode())
             write_report(directory)
     return json.loads(text)
 

@@ -3,8 +3,10 @@
 from abkd.teachers._ensemble import Ensemble
 from abkd.teachers._live import Live, LiveReader
 from abkd.teachers._student import EMA, AdapterOff, Snapshot
-from abkd.teachers._types import Reader, Teacher
-from abkd.teachers._types import Setting as Setting  # nothing that a recipe writes: not among the components below
+from abkd.teachers._types import Teacher, TeacherReader
+from abkd.teachers._types import (
+    TeacherContext as TeacherContext,  # nothing that a recipe writes: not among the components below
+)
 from abkd.teachers.caches import HiddenCache, TopKCache, identity
 
 __all__ = [
@@ -14,9 +16,9 @@ __all__ = [
     "HiddenCache",
     "Live",
     "LiveReader",
-    "Reader",
     "Snapshot",
     "Teacher",
+    "TeacherReader",
     "TopKCache",
     "identity",
 ]

@@ -10,12 +10,12 @@ from abkd.data import View
 from abkd.errors import ConfigError
 from abkd.ops._types import Averaged
 from abkd.teachers._live import LiveReader
-from abkd.teachers._types import Reader, Setting, Teacher
+from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 
 Average = Literal["probabilities", "logits"]
 
 
-class EnsembleReader(Reader):
+class EnsembleReader(TeacherReader):
     """Models that are run one after the other; their classes are those that all of them have."""
 
     def __init__(self, models: Sequence[Any], average: Average) -> None:
@@ -53,5 +53,5 @@ class Ensemble(Teacher):
         if self.average not in get_args(Average):
             raise ConfigError(f"average must be {' or '.join(get_args(Average))}, but it is {self.average!r}")
 
-    def open(self, setting: Setting) -> EnsembleReader:
-        return EnsembleReader(setting.models, self.average)
+    def open(self, context: TeacherContext) -> EnsembleReader:
+        return EnsembleReader(context.models, self.average)

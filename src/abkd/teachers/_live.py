@@ -11,10 +11,10 @@ from abkd.data import View
 from abkd.models.language import CausalRows
 from abkd.models.rows import ModelRows
 from abkd.ops._types import Rows
-from abkd.teachers._types import Reader, Setting, Teacher
+from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 
 
-class LiveReader(Reader):
+class LiveReader(TeacherReader):
     """A model that is run: frozen, in eval mode, never part of what is trained, saved or wrapped.
 
     ``model``: a causal language model, or any model as :class:`ModelRows`.
@@ -42,6 +42,6 @@ class LiveReader(Reader):
 class Live(Teacher):
     """The model that ``teacher_model_name_or_path`` names, run at every step."""
 
-    def open(self, setting: Setting) -> LiveReader:
-        (model,) = setting.models
+    def open(self, context: TeacherContext) -> LiveReader:
+        (model,) = context.models
         return LiveReader(model)

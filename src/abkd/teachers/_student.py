@@ -18,7 +18,7 @@ from abkd.models.rows import ModelRows
 from abkd.ops._types import Rows
 from abkd.schedules import is_number
 from abkd.teachers._live import LiveReader
-from abkd.teachers._types import Reader, Setting, Teacher
+from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 
 
 class CopyReader(LiveReader):
@@ -116,7 +116,7 @@ class EMAReader(CopyReader):
             weight.copy_(self.fine[name])
 
 
-class AdapterOffReader(Reader):
+class AdapterOffReader(TeacherReader):
     """The student's own base model: its adapters are passed over, in eval mode, while the teacher is asked."""
 
     def __init__(self, spec: Teacher, student: ModelRows) -> None:
@@ -174,8 +174,8 @@ class EMA(Teacher):
         if not (is_number(self.decay) and 0 <= self.decay <= 1):
             raise ConfigError(f"decay must be a number from 0 to 1, such as 0.999, but it is {self.decay!r}")
 
-    def open(self, setting: Setting) -> EMAReader:
-        return EMAReader(self, setting.student)
+    def open(self, context: TeacherContext) -> EMAReader:
+        return EMAReader(self, context.student)
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ class Snapshot(Teacher):
         if type(self.every) is not int or self.every < 1:
             raise ConfigError(f"every must be a number of steps, 1 or more, but it is {self.every!r}")
 
-    def open(self, setting: Setting) -> SnapshotReader:
-        return SnapshotReader(self, setting.student)
+    def open(self, context: TeacherContext) -> SnapshotReader:
+        return SnapshotReader(self, context.student)
 
 
 @dataclass(frozen=True)
@@ -207,15 +207,15 @@ class AdapterOff(Teacher):
 
     needs: ClassVar[tuple[int, int | None]] = (0, 0)
 
-    def open(self, setting: Setting) -> AdapterOffReader:
-        model = setting.student.model
+    def open(self, context: TeacherContext) -> AdapterOffReader:
+        model = context.student.model
         if not hasattr(model, "disable_adapter"):
             raise ConfigError(
                 f"{self!r} is the student without its adapters, but this student has none: set use_peft: true, or take "
                 "teacher: Snapshot() or EMA()"
             )
         _check_whole(self, model)
-        return AdapterOffReader(self, setting.student)
+        return AdapterOffReader(self, context.student)
 
 
 def _copied(student: ModelRows) -> Any:

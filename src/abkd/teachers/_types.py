@@ -15,7 +15,7 @@ from abkd.ops._types import TeacherRows
 
 
 @dataclass(frozen=True)
-class Setting:
+class TeacherContext:
     """What a teacher may need to know of its run."""
 
     student: ModelRows
@@ -28,7 +28,7 @@ class Setting:
     device: torch.device | str = "cpu"
 
 
-class Reader:
+class TeacherReader:
     """A teacher at work in one run: the rows of what it reads, always without gradient.
 
     ``head_rows``: classes of its own head. ``classes``: how many of them are used (set once both models are known).
@@ -75,6 +75,6 @@ class Teacher:
     cached: ClassVar[bool] = False
     """Whether p was worked out beforehand: no model is loaded, and only known text can be asked about."""
 
-    def open(self, setting: Setting) -> Reader:
+    def open(self, context: TeacherContext) -> TeacherReader:
         """The reader of this teacher."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from abkd import terminal
 from abkd.errors import Interrupted
-from abkd.storage import refusals, strict_json, write_whole
+from abkd.storage import atomic_write, disk_errors, strict_json
 from abkd.trainer._order import TrainOrder
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero and path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if _belongs(line, state.global_step)]
-            write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+            atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         if state.is_world_process_zero:
             record = {"step": state.global_step, **event["logs"]}
             path = Path(str(args.output_dir)) / METRICS_FILE
-            with refusals(str(path), "Make room, and go on with --resume"), path.open("a", encoding="utf-8") as file:
+            with disk_errors(str(path), "Make room, and go on with --resume"), path.open("a", encoding="utf-8") as file:
                 file.write(strict_json(record, indent=None) + "\n")
 
 

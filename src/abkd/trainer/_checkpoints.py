@@ -18,7 +18,7 @@ import torch
 from abkd.errors import OutputDirError
 from abkd.models.folders import Stored, stored_tensors
 from abkd.output_dir import OF_CHECKPOINT, files_of
-from abkd.storage import read_json, refusals, write_whole
+from abkd.storage import atomic_write, disk_errors, read_json
 
 logger = logging.getLogger("abkd")
 
@@ -30,10 +30,10 @@ def seal(checkpoint: Path) -> None:
     """Write the manifest of a finished checkpoint: sizes and hashes of its files, on disk before the manifest is."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {str(path.relative_to(checkpoint)): _entry(path) for path in files}
-    write_whole(checkpoint / MANIFEST, json.dumps(entries, indent=1).encode())
+    atomic_write(checkpoint / MANIFEST, json.dumps(entries, indent=1).encode())
 
 
-def why_broken(checkpoint: Path) -> str | None:
+def corruption(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None if it is whole."""
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
@@ -79,7 +79,7 @@ def choose(run_dir: Path, asked: str | bool | None) -> Path | None:
         for sentence in passed:
             logger.warning("abkd: %s", sentence)
         return checkpoint
-    reason = why_broken(Path(asked)) if (Path(asked) / MANIFEST).exists() else None  # others write no manifest
+    reason = corruption(Path(asked)) if (Path(asked) / MANIFEST).exists() else None  # others write no manifest
     if reason is not None:
         raise OutputDirError(
             f"cannot resume from {asked}: {reason}. Choose an older checkpoint, or let --resume choose"
@@ -140,7 +140,7 @@ def newest_whole(run_dir: Path) -> tuple[Path, list[str]]:
     """
     passed: list[str] = []
     for checkpoint in reversed(checkpoints(run_dir)):
-        reason = why_broken(checkpoint)
+        reason = corruption(checkpoint)
         if reason is None:
             return checkpoint, passed
         passed.append(f"{checkpoint.name} is passed over: {reason}")
@@ -204,7 +204,7 @@ def writing(checkpoint: Path, *, clear: bool, before: bool) -> Iterator[None]:
         discard(checkpoint)
     kept = "The one before it is whole; make room and go on with --resume"
     try:
-        with refusals(
+        with disk_errors(
             f"the checkpoint {checkpoint}", kept if before else "It was the first; make room and begin again"
         ):
             yield
@@ -215,7 +215,7 @@ def writing(checkpoint: Path, *, clear: bool, before: bool) -> Iterator[None]:
 
 
 @contextmanager
-def names_kept(model: Any) -> Iterator[None]:
+def original_weight_names(model: Any) -> Iterator[None]:
     """While a checkpoint is written: its weights keep the names that they have in the model.
 
     transformers 5 writes some families (ViT, fused experts) under the names of older versions, and its Trainer looks

@@ -85,7 +85,7 @@ class BaseToNew(ImageClassification):
             images = images.take(i for i, label in enumerate(images.labels) if int(label) in self.base)
         return super().data(images.without_labels(), models, args, name)
 
-    def columns(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
+    def row_metrics(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
         if batch.targets is None:
             return {}
         found = base_to_new.columns(student.logits(slice(None)), batch.targets, self.base)
@@ -101,14 +101,14 @@ class BaseToNew(ImageClassification):
             found |= {f"{_OF_TEACHER}{name}": value for name, value in base_to_new.metrics(theirs).items()}
         return found
 
-    def judge(self, metrics: Mapping[str, float]) -> None:
+    def check_teacher(self, metrics: Mapping[str, float]) -> None:
         names = ("base_accuracy", "new_accuracy", "harmonic_mean")
         for who, prefix in (("teacher", _OF_TEACHER), ("student", "")):
             if all(f"{prefix}{name}" in metrics for name in names):
                 scores = (100 * metrics[f"{prefix}{name}"] for name in names)
                 logger.info("abkd: %s, held out: base %.2f %%, new %.2f %%, harmonic mean %.2f %%", who, *scores)
 
-    def begin(self, trainer: DistillTrainer) -> None:
+    def before_training(self, trainer: DistillTrainer) -> None:
         seen = trainer.distill_args.unlabelled_classes
         logger.info(
             "abkd: trained on unlabelled images of %s",
@@ -121,7 +121,7 @@ class BaseToNew(ImageClassification):
         known = super().describe(models, train)
         return {**known, "base_classes": list(self.base), "unlabelled_classes": self.unlabelled_classes}
 
-    def finish(self, models: Models, directory: Path, train: Any) -> None:
+    def save_extras(self, models: Models, directory: Path, train: Any) -> None:
         student: Any = models.student
         student.model.save_pretrained(directory, student.classifier.preparation)
 

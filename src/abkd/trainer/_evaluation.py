@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from abkd.data import Batch, Example, prompt_of, stand_in, teacher_prompt_of, with_completion
+from abkd.data import Batch, Example, padding_example, prompt_of, teacher_prompt_of, with_completion
 from abkd.generation import Sampling
 from abkd.metrics import DISTANCES
-from abkd.objective import History
-from abkd.trainer._order import Evened
+from abkd.objective import TokenLogProbs
+from abkd.trainer._order import PadToMultiple
 from abkd.trainer._sources import write
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def held_out_metrics(trainer: DistillTrainer, dataloader: Any) -> dict[str, floa
             out = model(job=lambda batch=batch: task.distances(batch, trainer.progress))
             for name, value in out.items():
                 sums[name] = sums.get(name, 0.0) + value
-        totals = {name: trainer.over_processes(value).item() for name, value in sums.items()}
+        totals = {name: trainer.sum_over_processes(value).item() for name, value in sums.items()}
         values = metrics(totals) | trainer.modality.metrics(totals)
         if args.eval_samples:
             values |= coverage(trainer, model, dataloader.dataset)
@@ -94,7 +94,7 @@ def coverage(trainer: DistillTrainer, model: nn.Module, dataset: Any) -> dict[st
     """
     args, teacher = trainer.distill_args, trainer.models.teacher
     assert teacher is not None
-    held_out = dataset.rows if isinstance(dataset, Evened) else dataset
+    held_out = dataset.rows if isinstance(dataset, PadToMultiple) else dataset
     rows = [held_out[i] for i in range(args.process_index, min(args.eval_samples, len(held_out)), args.world_size)]
     prompts = [prompt_of(row) for row in rows]
     teacher_prompts = [teacher_prompt_of(row) for row in rows]
@@ -107,18 +107,18 @@ def coverage(trainer: DistillTrainer, model: nn.Module, dataset: Any) -> dict[st
             known = model(job=lambda batch=batch: _history(trainer, batch))
             theirs = known.teacher_log_prob if k == 0 else known.student_log_prob
             sums[k] += torch.stack([-theirs.double().sum(), batch.weight.double().sum()])
-    total = trainer.over_processes(sums)
+    total = trainer.sum_over_processes(sums)
     return {name: (total[k, 0] / total[k, 1].clamp(min=1)).item() for k, name in enumerate(("r_llh", "r_cvg"))}
 
 
 def _batches(trainer: DistillTrainer, texts: list[Example], some: Example) -> Iterator[Batch]:
     """As many batches in every process."""
     size = trainer.args.per_device_eval_batch_size
-    for start in range(0, trainer.most(len(texts)), size):
-        yield trainer.collator(texts[start : start + size] or [stand_in(some)])["batch"].to(trainer.args.device)
+    for start in range(0, trainer.max_over_processes(len(texts)), size):
+        yield trainer.collator(texts[start : start + size] or [padding_example(some)])["batch"].to(trainer.args.device)
 
 
-def _history(trainer: DistillTrainer, batch: Batch) -> History:
+def _history(trainer: DistillTrainer, batch: Batch) -> TokenLogProbs:
     task = trainer.task
     assert task.teacher is not None
     return task.history(task.student(batch.student), task.teacher(batch.teacher), batch)

@@ -84,7 +84,7 @@ class FiniteRun(TrainerCallback):
         trainer = self.trainer
         found = next(self._sick(), None)
         step = trainer.state.global_step
-        anywhere = trainer.over_processes(torch.tensor(float(found is not None), device=trainer.args.device))
+        anywhere = trainer.sum_over_processes(torch.tensor(float(found is not None), device=trainer.args.device))
         if bool(anywhere):
             raise NonFiniteError(
                 f"{found or 'a weight in another process'} is NaN or infinite after step {step}: {consequence}"

@@ -11,9 +11,9 @@ from torch import nn
 from abkd.config import DistillConfig
 from abkd.data.images import ImageDataset, Images
 from abkd.models.vision import as_classifier, check_classes, load_classifier
-from abkd.teachers import Setting
+from abkd.teachers import TeacherContext
 from abkd.teachers.caches import image_identity
-from abkd.teachers.caches._images import Passes
+from abkd.teachers.caches._images import EpochImages
 from abkd.teachers.caches._readers import CacheReader
 from abkd.trainer._optimizer import epochs
 from abkd.trainer._order import TrainOrder, train_order
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from abkd.models.vision import Classifier
 
 
-def training_passes(train: ImageDataset, args: DistillConfig) -> Passes:
+def training_passes(train: ImageDataset, args: DistillConfig) -> EpochImages:
     """All images of a training as it reads them: with the chance of each epoch, in its order and its batches."""
     seed = args.seed if args.data_seed is None else args.data_seed
     order = train_order(train, batch_size=args.train_batch_size, by_length=False, seed=seed)
@@ -31,7 +31,7 @@ def training_passes(train: ImageDataset, args: DistillConfig) -> Passes:
         order.begin_epoch(epoch)
         return order
 
-    return Passes(train, epochs(args, len(train)), args.train_batch_size, of)
+    return EpochImages(train, epochs(args, len(train)), args.train_batch_size, of)
 
 
 def classes_known(data: Images | None) -> dict[str, Any]:
@@ -74,7 +74,9 @@ def open_cache(teacher: Any, args: DistillConfig, data: Images | None) -> CacheR
     )
     known = image_identity(told_apart_by(teacher, options, allowed, data), options)
     nobody = cast(Any, None)  # who learns from a cache makes no difference to it
-    return spec.open(Setting(student=nobody, identity=known, temperature=args.kd_temperature, device=args.device))
+    return spec.open(
+        TeacherContext(student=nobody, identity=known, temperature=args.kd_temperature, device=args.device)
+    )
 
 
 def check_cached_classes(student: Classifier, cache: CacheReader, class_names: Sequence[str] | None) -> None:

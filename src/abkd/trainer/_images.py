@@ -19,8 +19,8 @@ from abkd.models.rows import ModelRows
 from abkd.models.vision import ImageRows, as_classifier, check_classes, load_classifier, save_classifier
 from abkd.ops._logits import teacher_logits
 from abkd.ops._types import Rows, TeacherRows, TopK
-from abkd.teachers import Reader, Setting
-from abkd.teachers.caches._images import Passes
+from abkd.teachers import TeacherContext, TeacherReader
+from abkd.teachers.caches._images import EpochImages
 from abkd.teachers.caches._readers import CacheReader
 from abkd.trainer._image_caches import check_cached_classes, classes_known, load_teacher, open_cache, training_passes
 from abkd.trainer._image_checks import check_batches_of_one, check_labels, check_mixed, check_student
@@ -38,7 +38,7 @@ _LOOKED_AT = 1024  # images by which a teacher is judged where nothing is held o
 class ImageClassification(Modality):
     """A row is an image."""
 
-    rows_are = "images"
+    row_noun = "images"
     merges_adapters = True  # an adapter has no place for the names of the classes, nor for how pixels are prepared
 
     given: Images | None = None
@@ -104,16 +104,16 @@ class ImageClassification(Modality):
             return self.given
         return load_images(dataset)
 
-    def asked(self, train: Any, args: DistillConfig) -> Passes:
+    def teacher_queries(self, train: Any, args: DistillConfig) -> EpochImages:
         return training_passes(train, args)
 
     def collator(self, models: Models) -> ImageCollator:
         return ImageCollator()
 
-    def most_rows(self, args: DistillConfig) -> int:
+    def max_rows(self, args: DistillConfig) -> int:
         return args.per_device_train_batch_size
 
-    def columns(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
+    def row_metrics(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
         if batch.targets is None:
             return {}
         found = {"accuracy": _right(student.logits(slice(None)), batch.targets)}
@@ -126,7 +126,7 @@ class ImageClassification(Modality):
         names = ("accuracy", "teacher_accuracy", "cross_entropy", "teacher_cross_entropy")
         return {name: totals[name] / rows for name in names if name in totals}
 
-    def judge(self, metrics: Mapping[str, float]) -> None:
+    def check_teacher(self, metrics: Mapping[str, float]) -> None:
         if "teacher_accuracy" not in metrics:
             return
         teacher, student = metrics["teacher_accuracy"], metrics["accuracy"]
@@ -141,7 +141,7 @@ class ImageClassification(Modality):
                 100 * student,
             )
 
-    def begin(self, trainer: DistillTrainer) -> None:
+    def before_training(self, trainer: DistillTrainer) -> None:
         dataset: Any = trainer.train_dataset
         if dataset is None:  # transformers says so
             return
@@ -154,7 +154,7 @@ class ImageClassification(Modality):
     def describe(self, models: Models, train: Any) -> dict[str, Any]:
         return {"class_names": train.class_names, "image_size": train.size, "labelled": train.labelled}
 
-    def finish(self, models: Models, directory: Path, train: Any) -> None:
+    def save_extras(self, models: Models, directory: Path, train: Any) -> None:
         student: Any = models.student
         names = student.classifier.class_names or train.class_names
         save_classifier(student.classifier._replace(class_names=names), directory)
@@ -182,7 +182,7 @@ class ImageClassification(Modality):
         student = load_classifier(model, what="model_name_or_path", fresh_head=True, allow_code=allowed, **known, **own)
         return student, loaded
 
-    def _reader(self, student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> Reader | None:
+    def _reader(self, student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> TeacherReader | None:
         spec: Any = args.teacher
         if spec.cached:
             if teachers:
@@ -190,7 +190,9 @@ class ImageClassification(Modality):
             return None  # only the labels teach
         if not teachers and spec.needs[0]:
             return None
-        return spec.open(Setting(student=student, models=teachers, temperature=args.kd_temperature, device=args.device))
+        return spec.open(
+            TeacherContext(student=student, models=teachers, temperature=args.kd_temperature, device=args.device)
+        )
 
     @torch.no_grad()
     def _score_teacher(self, trainer: DistillTrainer) -> None:

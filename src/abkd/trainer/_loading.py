@@ -12,37 +12,37 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from abkd.data.prepared import Prepared
+from abkd.data.prepared import ExampleDataset
 from abkd.errors import ConfigError
-from abkd.trainer._optimizer import Optimizing
-from abkd.trainer._order import Evened, train_order
-from abkd.trainer._window import Prompts
+from abkd.trainer._accumulation import DeferredCollator
+from abkd.trainer._optimizer import OptimizerMixin
+from abkd.trainer._order import PadToMultiple, train_order
 from abkd.training_arguments import word
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
     from abkd.trainer._callbacks import EpochOrder
     from abkd.trainer._modality import Modality, Models
-    from abkd.trainer._sources import Supply
+    from abkd.trainer._sources import SequenceSampler
 
 
-class DataLoading(Optimizing):
+class DataLoading(OptimizerMixin):
     """The part of the trainer that makes data loaders."""
 
     distill_args: DistillConfig
     modality: Modality
     models: Models
     collator: Callable[..., Any]
-    supply: Supply | None
+    sampler: SequenceSampler | None
     epoch_order: EpochOrder
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         _check_sent(dataset, self.args)
         training = kwargs.get("is_training", False)
         drop_last = training and self.args.dataloader_drop_last
-        if self.args.world_size > 1 and isinstance(dataset, Prepared) and not drop_last:
-            dataset = Evened(dataset, kwargs["batch_size"] * self.args.world_size)
-        self.data_collator = Prompts() if training and self.supply is not None else self.collator
+        if self.args.world_size > 1 and isinstance(dataset, ExampleDataset) and not drop_last:
+            dataset = PadToMultiple(dataset, kwargs["batch_size"] * self.args.world_size)
+        self.data_collator = DeferredCollator() if training and self.sampler is not None else self.collator
         asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, drop_last  # of training only
         try:
             return super()._get_dataloader(dataset, *args, **kwargs)
@@ -51,7 +51,7 @@ class DataLoading(Optimizing):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         dataset: Any = train_dataset or self.train_dataset
-        if not isinstance(dataset, Prepared | Evened):
+        if not isinstance(dataset, ExampleDataset | PadToMultiple):
             return super()._get_train_sampler(dataset)
         self.epoch_order.order = train_order(
             dataset,
@@ -121,12 +121,12 @@ class DataLoading(Optimizing):
         """Not counted: the estimate of transformers knows neither teacher nor rows."""
         return 0
 
-    def over_processes(self, value: Tensor) -> Tensor:
+    def sum_over_processes(self, value: Tensor) -> Tensor:
         """The sum of all processes' values."""
         total: Any = self.accelerator.reduce(value, reduction="sum")
         return total
 
-    def most(self, count: int) -> int:
+    def max_over_processes(self, count: int) -> int:
         """The largest ``count`` of any process."""
         counts: Any = self.accelerator.gather(torch.tensor([count], device=self.args.device))
         return int(counts.max())

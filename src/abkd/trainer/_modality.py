@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from abkd.config import DistillConfig
 from abkd.data import Batch
-from abkd.data.prepared import Prepared
+from abkd.data.prepared import ExampleDataset
 from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
-from abkd.ops import Plan, plan_for
+from abkd.ops import ChunkPlan, plan_chunks
 from abkd.ops._types import Rows, TeacherRows
-from abkd.storage import read_json, strict_json, write_whole
-from abkd.teachers import Reader
+from abkd.storage import atomic_write, read_json, strict_json
+from abkd.teachers import TeacherReader
 
 if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
@@ -38,7 +38,7 @@ class Models:
     """
 
     student: ModelRows
-    teacher: Reader | None
+    teacher: TeacherReader | None
     tokenizer: Any
     classes: int
     teacher_names: Sequence[str] = ()
@@ -55,10 +55,10 @@ class Models:
 class Modality(ABC):
     """One kind of rows.
 
-    ``rows_are``: what a formula calls them. ``merges_adapters``: whether a student is always saved with them merged.
+    ``row_noun``: what a formula calls them. ``merges_adapters``: whether a student is always saved with them merged.
     """
 
-    rows_are: ClassVar[str]
+    row_noun: ClassVar[str]
     merges_adapters: ClassVar[bool] = False
 
     @abstractmethod
@@ -79,14 +79,14 @@ class Modality(ABC):
         args: DistillConfig,
         name: str,
         chunks: Sequence[Sequence[int]] | None = None,
-    ) -> Prepared | None:
+    ) -> ExampleDataset | None:
         """The checked examples of a data set; ``chunks`` of plain text go with those to train on.
 
         Raises:
             DataError, ConfigError: rows that cannot be used.
         """
 
-    def asked(self, train: Any, args: DistillConfig) -> Iterable[Any]:
+    def teacher_queries(self, train: Any, args: DistillConfig) -> Iterable[Any]:
         """What a run asks its teacher about its training set, as examples."""
         return train
 
@@ -95,10 +95,10 @@ class Modality(ABC):
         """What makes batches of examples."""
 
     @abstractmethod
-    def most_rows(self, args: DistillConfig) -> int:
+    def max_rows(self, args: DistillConfig) -> int:
         """How many rows a batch has at most."""
 
-    def columns(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
+    def row_metrics(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
         """``[N]`` each: what is measured at evaluation beside the distances."""
         return {}
 
@@ -107,11 +107,11 @@ class Modality(ABC):
         """What is reported, out of sums over ``totals["rows"]`` rows beside the distances."""
 
     @abstractmethod
-    def judge(self, metrics: Mapping[str, float]) -> None:
+    def check_teacher(self, metrics: Mapping[str, float]) -> None:
         """Say what the first evaluation tells about the teacher."""
 
     @abstractmethod
-    def begin(self, trainer: DistillTrainer) -> None:
+    def before_training(self, trainer: DistillTrainer) -> None:
         """Say what is worth knowing before hours are spent."""
 
     def describe(self, models: Models, train: Any) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Modality(ABC):
         return {}
 
     @abstractmethod
-    def finish(self, models: Models, directory: Path, train: Any) -> None:
+    def save_extras(self, models: Models, directory: Path, train: Any) -> None:
         """Complete a saved student by what it takes to load it."""
 
 
@@ -156,14 +156,14 @@ def wanted_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
     return given
 
 
-def check_known(reader: Reader | None, args: DistillConfig) -> None:
+def check_known(reader: TeacherReader | None, args: DistillConfig) -> None:
     """Raise ConfigError where whole distributions are looked at, and a cache has a part of them only."""
     if reader is None or reader.exact:
         return
     terms = args.objective().all_terms()
     divergences: list[Any] = [term.divergence for term in terms]
     looking = [term.row_weight for term in terms if term.row_weight is not None]
-    looking += [divergence for divergence in divergences if divergence.whole]
+    looking += [divergence for divergence in divergences if divergence.needs_full_distribution]
     if looking:
         raise ConfigError(
             f"{looking[0]!r} looks at whole distributions, and {args.teacher!r} knows the likeliest classes only: take "
@@ -181,22 +181,22 @@ def check_apart(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def resolve_plan(args: DistillConfig, rows: int, classes: int) -> Plan:
+def load_chunk_plan(args: DistillConfig, rows: int, classes: int) -> ChunkPlan:
     """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
     known = None if args.overwrite_output_dir else read_record(Path(str(args.output_dir))).get("plan")
     if known:
         try:
-            return Plan(**known)
+            return ChunkPlan(**known)
         except TypeError:
             logger.warning("abkd: the plan in %s cannot be read; it is chosen anew", RUN_FILE)
-    return plan_for(rows, classes, args.device, memory_budget_mb=args.memory_budget_mb)
+    return plan_chunks(rows, classes, args.device, memory_budget_mb=args.memory_budget_mb)
 
 
-def record_plan(directory: Path, plan: Plan) -> None:
+def save_chunk_plan(directory: Path, plan: ChunkPlan) -> None:
     """Keep the plan that a run has come to (smaller where memory did not suffice), for its resumption."""
     known = read_record(directory)
     if known and known.get("plan") != asdict(plan):
-        write_whole(directory / RUN_FILE, strict_json(known | {"plan": asdict(plan)}).encode())
+        atomic_write(directory / RUN_FILE, strict_json(known | {"plan": asdict(plan)}).encode())
 
 
 def read_record(directory: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from abkd.errors import ConfigError
 from abkd.training_arguments import OPTIM_ARGS, read_optim_args, word
 
 
-class Optimizing(Trainer):
+class OptimizerMixin(Trainer):
     """transformers' Trainer with ``lr_milestones``, ``decay_all_parameters`` and, in old versions, ``optim_args``."""
 
     args: Any  # a DistillConfig

@@ -10,20 +10,20 @@ from typing import Any
 from torch.utils.data import Dataset, Sampler
 
 from abkd.data import LengthGroupedSampler, StreamedDataset, TokenizedDataset
-from abkd.data.prepared import Prepared
+from abkd.data.prepared import ExampleDataset
 
 Key = int | tuple[int, int]
 """An index, or (epoch, index)."""
 
 
-class Evened(Dataset[Any]):
-    """Rows, then empty ones until ``multiple`` divides their number.
+class PadToMultiple(Dataset[Any]):
+    """Rows, then padding until ``multiple`` divides their number.
 
     Every process needs as many batches as the others. What is usually done, repeating rows, would count these twice in
     the gradient and in every metric.
     """
 
-    def __init__(self, rows: Prepared, multiple: int) -> None:
+    def __init__(self, rows: ExampleDataset, multiple: int) -> None:
         self.rows, self._length = rows, len(rows) + -len(rows) % multiple
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class Evened(Dataset[Any]):
 
     def __getitem__(self, key: Key) -> Any:
         index = key if isinstance(key, int) else key[1]
-        return self.rows[key] if index < len(self.rows) else self.rows.stand_in()
+        return self.rows[key] if index < len(self.rows) else self.rows.padding_example()
 
 
 class Shuffled(Sampler[int]):
@@ -60,15 +60,15 @@ class AsTheyCome(Shuffled):
 
 
 class TrainOrder(Sampler[Any]):
-    """The real rows in the order of ``inner``, then the empty ones; with the epoch beside each where ``keyed``.
+    """The real rows in the order of ``inner``, then padding; with the epoch beside each where ``indexed_by_epoch``.
 
     What a row of an epoch is then follows from what it is asked for by, whichever process of a data loader is asked.
     It has no ``set_epoch``: some wrappers of accelerate would call that with a count of their own, which is 0 again
     after a resume.
     """
 
-    def __init__(self, inner: Shuffled | LengthGroupedSampler, length: int, *, keyed: bool = False) -> None:
-        self.inner, self.length, self.keyed = inner, length, keyed
+    def __init__(self, inner: Shuffled | LengthGroupedSampler, length: int, *, indexed_by_epoch: bool = False) -> None:
+        self.inner, self.length, self.indexed_by_epoch = inner, length, indexed_by_epoch
 
     def begin_epoch(self, epoch: int) -> None:
         """Another order for another epoch."""
@@ -80,15 +80,15 @@ class TrainOrder(Sampler[Any]):
     def __iter__(self) -> Iterator[Key]:
         epoch = self.inner.epoch
         for index in itertools.chain(self.inner, range(len(self.inner), self.length)):
-            yield (epoch, index) if self.keyed else index
+            yield (epoch, index) if self.indexed_by_epoch else index
 
 
-def train_order(dataset: Prepared | Evened, *, batch_size: int, by_length: bool, seed: int) -> TrainOrder:
+def train_order(dataset: ExampleDataset | PadToMultiple, *, batch_size: int, by_length: bool, seed: int) -> TrainOrder:
     """The order of an epoch; ``batch_size`` over all processes, where rows of similar length share a batch."""
-    rows = dataset.rows if isinstance(dataset, Evened) else dataset
+    rows = dataset.rows if isinstance(dataset, PadToMultiple) else dataset
     inner: Shuffled | LengthGroupedSampler = Shuffled(len(rows), seed=seed)
     if by_length and isinstance(rows, TokenizedDataset):
         inner = LengthGroupedSampler(rows.lengths, batch_size, seed=seed)
     if isinstance(rows, StreamedDataset):
         inner = AsTheyCome(len(rows), seed=seed)
-    return TrainOrder(inner, len(dataset), keyed=rows.keyed)
+    return TrainOrder(inner, len(dataset), indexed_by_epoch=rows.indexed_by_epoch)

@@ -18,7 +18,7 @@ import yaml
 import abkd
 from abkd import output_dir
 from abkd.data import TokenizedDataset
-from abkd.storage import refusals, strict_json, write_sealed, write_whole
+from abkd.storage import atomic_write, disk_errors, strict_json, write_checksummed
 from abkd.teachers.caches import weights_fingerprint
 from abkd.trainer._callbacks import evaluated
 from abkd.trainer._checkpoints import checkpoints
@@ -68,15 +68,15 @@ class Record:
             return
         resumed = list(read_record(self.directory).get("resumed", [])) if start is not None else []
         resumed += [] if start is None else [{"from": start.name, "changed": dict(self.changed)}]
-        with refusals(f"the record of the run in {self.directory}", "Make room and begin again"):
+        with disk_errors(f"the record of the run in {self.directory}", "Make room and begin again"):
             self.directory.mkdir(parents=True, exist_ok=True)
             output_dir.note(self.directory, *OURS, *_tracked(self.trainer, self.directory))
             (self.directory / RESULT_FILE).unlink(missing_ok=True)
             text = self.recipe if self.recipe is not None else recipe_of(self.trainer)
-            write_whole(self.directory / RECIPE_FILE, text.encode(errors="backslashreplace"))
+            atomic_write(self.directory / RECIPE_FILE, text.encode(errors="backslashreplace"))
             told = describe(self.trainer) | ({"resumed": resumed} if resumed else {})
             told |= {"begun_in": "Python"} if self.recipe is None else {}
-            write_whole(self.directory / RUN_FILE, strict_json(told).encode())
+            atomic_write(self.directory / RUN_FILE, strict_json(told).encode())
 
     def make_room(self) -> None:
         """Before a run begins anew: remove what an earlier one left, or say that it is there.
@@ -104,7 +104,7 @@ class Record:
         """Whether there is an evaluation after the last step (of this run, or of one that it goes on from)."""
         trainer = self.trainer
         done = trainer.is_world_process_zero() and evaluated(self.directory, trainer.state.global_step)
-        return bool(trainer.over_processes(torch.tensor(float(done), device=trainer.args.device)))
+        return bool(trainer.sum_over_processes(torch.tensor(float(done), device=trainer.args.device)))
 
     def finish(self) -> None:
         """Write the report, and last of all what came out; say where both are."""
@@ -113,12 +113,14 @@ class Record:
         from abkd.report import write_report
         from abkd.report.results import read_result, sentences
 
-        with refusals(f"the report of the run in {self.directory}", "The student is saved; make room, then --resume"):
+        with disk_errors(
+            f"the report of the run in {self.directory}", "The student is saved; make room, then --resume"
+        ):
             report, result = write_report(self.directory), read_result(self.directory)
             logger.info("abkd: the student is in %s, the report is %s", self.directory, report)
             for sentence in sentences(result):
                 logger.info("abkd: held out, %s", sentence)
-            write_sealed(self.directory / RESULT_FILE, result)
+            write_checksummed(self.directory / RESULT_FILE, result)
 
 
 def _tracked(trainer: DistillTrainer, directory: Path) -> list[str]:
@@ -174,7 +176,7 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
     models = trainer.models
     return {
         "task": trainer.distill_args.task,
-        "objective": trainer.task.objective.formula(trainer.modality.rows_are),
+        "objective": trainer.task.objective.formula(trainer.modality.row_noun),
         "student": model_name(models.student.model),
         "student_parameters": _size(models.student.model),
         "source": repr(trainer.distill_args.source),

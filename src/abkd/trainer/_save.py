@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from abkd import output_dir
 from abkd.errors import StorageError
-from abkd.storage import refusals
+from abkd.storage import disk_errors
 
 if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
@@ -35,7 +35,7 @@ def save_student(trainer: DistillTrainer, place: Path, write: Callable[[Path], N
     again = trainer.saved_step == step > 0
     way_out = "Make room, then --resume saves it" if again else "Make room, or save it elsewhere"
     try:
-        with refusals(f"the student in {place}", way_out):
+        with disk_errors(f"the student in {place}", way_out):
             if trainer.args.should_save:
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir(parents=True)
@@ -66,7 +66,7 @@ def _keep_elsewhere(write: Callable[[Path], None], saved_step: int) -> str:
     """Write the student to a folder on another disk (or in memory); says where it is, or that nothing takes it."""
     for parent in dict.fromkeys((tempfile.gettempdir(), *LAST_RESORTS)):
         folder = None
-        with suppress(OSError, StorageError), refusals("the student", ""):
+        with suppress(OSError, StorageError), disk_errors("the student", ""):
             folder = Path(tempfile.mkdtemp(prefix="abkd-student-", dir=parent))
             write(folder)
             return f"It is kept in {folder} instead: move it before that place is emptied"

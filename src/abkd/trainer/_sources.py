@@ -15,13 +15,13 @@ from abkd.data import Example
 from abkd.errors import ConfigError, OutputDirError
 from abkd.generation import Completion, Sampling, write_completions
 from abkd.sources import (
-    Author,
     Dataset,
+    Generators,
     Server,
     Step,
     Stream,
     TeacherText,
-    Writers,
+    TeacherWriter,
     ensure_teacher_text,
     known_sequences,
     needs_teacher_text,
@@ -29,7 +29,7 @@ from abkd.sources import (
     write_with,
 )
 from abkd.sources._bar import writing_bar
-from abkd.storage import write_whole
+from abkd.storage import atomic_write
 from abkd.teachers import identity
 from abkd.trainer._finite import check_tensors
 
@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 _TEACHER_FILE = "abkd_teacher.safetensors"
 
 
-class Supply:
+class SequenceSampler:
     """The stream of a run's source: draws for a step, keeps its state in checkpoints, is told of evaluations."""
 
     def __init__(self, trainer: DistillTrainer, teacher_text: Any) -> None:
         self.trainer = trainer
         self._seconds, self._tokens = 0.0, 0
-        writers = Writers(
+        writers = Generators(
             student=self.write_as_student,
             teacher_text=teacher_text,
             num_generations=trainer.distill_args.num_generations,
-            in_any_process=lambda flag: bool(trainer.most(int(flag))),
+            in_any_process=lambda flag: bool(trainer.max_over_processes(int(flag))),
         )
         source: Any = trainer.distill_args.source
         self.stream: Stream = open_source(source, writers)
@@ -79,7 +79,7 @@ class Supply:
         return found
 
 
-def open_supply(trainer: DistillTrainer) -> Supply | None:
+def open_sampler(trainer: DistillTrainer) -> SequenceSampler | None:
     """The source of a run at work, with what its teacher has to write beforehand; None where the data is all of it.
 
     Raises:
@@ -92,11 +92,13 @@ def open_supply(trainer: DistillTrainer) -> Supply | None:
     source: Any = args.source
     if teacher is not None and args.teacher.cached:  # type: ignore[union-attr]  # the config parsed it
         rows: Any = train
-        asked = trainer.modality.asked(rows, args) if source == Dataset() else known_sequences(source, rows, text)
+        asked = (
+            trainer.modality.teacher_queries(rows, args) if source == Dataset() else known_sequences(source, rows, text)
+        )
         teacher.check_covers(asked, "train")
         if trainer.eval_dataset is not None:
             teacher.check_covers(trainer.eval_dataset, "eval")  # type: ignore[arg-type]
-    return None if source == Dataset() else Supply(trainer, text)
+    return None if source == Dataset() else SequenceSampler(trainer, text)
 
 
 def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
@@ -114,14 +116,14 @@ def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
         return ensure_teacher_text(
             source,
             train,
-            teacher_author(args, models),
+            teacher_writer(args, models),
             process=trainer.args.process_index,
             processes=trainer.args.world_size,
             progress=progress,
         )
 
 
-def teacher_author(args: DistillConfig, models: Models) -> Author:
+def teacher_writer(args: DistillConfig, models: Models) -> TeacherWriter:
     """The teacher of a run as one who writes: a server where one is named, else its model where it has one.
 
     Raises:
@@ -145,7 +147,7 @@ def teacher_author(args: DistillConfig, models: Models) -> Author:
             batch_size=args.per_device_eval_batch_size,
             classes=models.classes,
         )
-    return Author(
+    return TeacherWriter(
         identity=identity(who, models.teacher_revision, models.tokenizer),
         tokenizer=models.tokenizer,
         max_length=args.max_length,
@@ -164,7 +166,7 @@ def write(
     synced = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     asked = list(prompts)
     if synced:  # every process has to take part in every forward: as many prompts for each
-        most = trainer.most(len(asked))
+        most = trainer.max_over_processes(len(asked))
         asked += [asked[0] if asked else [0]] * (most - len(asked))
     if not asked:
         return []
@@ -189,8 +191,8 @@ def save_state(trainer: DistillTrainer, checkpoint: Path) -> None:
 
     (The teacher's is the same in all of them.)
     """
-    if trainer.supply is not None:
-        write_whole(checkpoint / _source_file(trainer), json.dumps(trainer.supply.stream.state()).encode())
+    if trainer.sampler is not None:
+        atomic_write(checkpoint / _source_file(trainer), json.dumps(trainer.sampler.stream.state()).encode())
     teacher = trainer.models.teacher
     state = {} if teacher is None else teacher.state()
     check_tensors(state.items(), "what the teacher keeps of the student")
@@ -206,14 +208,14 @@ def load_state(trainer: DistillTrainer, checkpoint: Path) -> None:
             shards where this run has none (or the other way round).
     """
     _check_form(trainer, checkpoint)
-    if trainer.supply is not None:
+    if trainer.sampler is not None:
         file = checkpoint / _source_file(trainer)
         if not file.is_file():
             raise OutputDirError(
                 f"cannot resume from {checkpoint}: {file.name} is missing, so it was made with another source or by "
                 "another number of processes; resume with those, or start anew in another output_dir"
             )
-        trainer.supply.stream.load(json.loads(file.read_text(encoding="utf-8")))
+        trainer.sampler.stream.load(json.loads(file.read_text(encoding="utf-8")))
     file = checkpoint / _TEACHER_FILE
     if trainer.models.teacher is not None:
         trainer.models.teacher.load(load_file(file) if file.is_file() else {})
@@ -244,7 +246,7 @@ def _source_file(trainer: DistillTrainer) -> str:
     return f"abkd_source-{trainer.args.process_index}-of-{trainer.args.world_size}.json"
 
 
-class Followers(TrainerCallback):
+class ComponentCallback(TrainerCallback):
     """Tells the teacher of each step, and the source of each evaluation."""
 
     def __init__(self, trainer: DistillTrainer) -> None:
@@ -260,5 +262,5 @@ class Followers(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         metrics: Mapping[str, float] = event.get("metrics") or {}
-        if self.trainer.supply is not None:
-            self.trainer.supply.stream.observe(metrics)
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.stream.observe(metrics)

@@ -31,7 +31,7 @@ def check_start(trainer: DistillTrainer) -> None:
 def _check_padding(trainer: DistillTrainer) -> None:
     args, dataset = trainer.distill_args, trainer.train_dataset
     size = args.per_device_train_batch_size
-    if dataset is None or args.group_by_length or args.packing or size == 1 or trainer.supply is not None:
+    if dataset is None or args.group_by_length or args.packing or size == 1 or trainer.sampler is not None:
         return
     share = padding(getattr(dataset, "lengths", []), size)
     if share > _MUCH_PADDING:

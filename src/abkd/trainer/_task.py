@@ -15,15 +15,15 @@ from abkd.data import Batch
 from abkd.divergences import ForwardKL, ReverseKL
 from abkd.metrics import TOP_K
 from abkd.models.rows import ModelRows
-from abkd.objective import History, Objective
-from abkd.ops import Plan, linear_divergence, row_metrics
-from abkd.ops._rows import Terms
+from abkd.objective import Objective, TokenLogProbs
+from abkd.ops import ChunkPlan, linear_divergence, row_metrics
+from abkd.ops._rows import RowLossSpec
 from abkd.ops._types import Rows, TeacherRows
-from abkd.teachers import Reader
+from abkd.teachers import TeacherReader
 
 LOGGED = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement")
 _OF_TEACHER = ("divergence", "teacher_entropy", "agreement")
-_DISTANCES = {"forward_kl": Terms(ForwardKL()), "reverse_kl": Terms(ReverseKL())}
+_DISTANCES = {"forward_kl": RowLossSpec(ForwardKL()), "reverse_kl": RowLossSpec(ReverseKL())}
 
 
 class Totals(NamedTuple):
@@ -49,9 +49,9 @@ class Task:
     def __init__(
         self,
         student: ModelRows,
-        teacher: Reader | None,
+        teacher: TeacherReader | None,
         objective: Objective,
-        plan: Plan,
+        plan: ChunkPlan,
         columns: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
     ) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
@@ -90,15 +90,17 @@ class Task:
         own = self.objective.totals(batch.origin, batch.weight, progress).sum()
         return (own / totals.rows.sum().clamp(min=1e-12)).to(batch.weight.device)
 
-    def _history(self, student: Rows, teacher: TeacherRows | None, batch: Batch, progress: float) -> History | None:
-        if teacher is None or not any(term.posterior for term in self.objective.at(progress)):
+    def _history(
+        self, student: Rows, teacher: TeacherRows | None, batch: Batch, progress: float
+    ) -> TokenLogProbs | None:
+        if teacher is None or not any(term.sequence_mixture for term in self.objective.at(progress)):
             return None
         return self.history(student, teacher, batch)
 
-    def history(self, student: Rows, teacher: TeacherRows, batch: Batch) -> History:
+    def history(self, student: Rows, teacher: TeacherRows, batch: Batch) -> TokenLogProbs:
         """``[N]`` each: what both models give to the token that is there, at temperature 1."""
         columns = row_metrics(student.detach(), teacher, {}, batch.targets, plan=self.plan)
-        return History(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
+        return TokenLogProbs(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
 
     def distances(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Sums over the rows of a held-out batch: the distances, cross-entropies, the objective's value.
@@ -107,7 +109,7 @@ class Task:
         """
         student = self.student(batch.student)
         teacher = None if self.teacher is None else self.teacher(batch.teacher)
-        terms = self.objective.row_terms(progress)
+        terms = self.objective.row_specs(progress)
         wanted = {**self._at_the_teachers(_DISTANCES), **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
         columns = row_metrics(student, teacher, wanted, batch.targets, plan=self.plan)
         hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # nobody asks it unlabelled
@@ -118,7 +120,7 @@ class Task:
         sums = {name: column.double()[counted].sum() for name, column in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
 
-    def _at_the_teachers(self, distances: Mapping[str, Terms]) -> dict[str, Terms]:
+    def _at_the_teachers(self, distances: Mapping[str, RowLossSpec]) -> dict[str, RowLossSpec]:
         """At temperature 1; a cache of the likeliest classes knows them at the objective's alone, and by another name.
 
         Its distances are those of k classes and one bucket for the rest, which are smaller than those of all classes.

@@ -29,7 +29,7 @@ from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
 from abkd.models.positions import learned_positions
 from abkd.models.saving import check_trainable, stored_dtype
-from abkd.teachers import Reader, Setting, identity
+from abkd.teachers import TeacherContext, TeacherReader, identity
 from abkd.trainer._lengths import check_lengths
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
 from abkd.trainer._start import check_start
@@ -44,7 +44,7 @@ logger = logging.getLogger("abkd")
 class Text(Modality):
     """A row is a token of a completion."""
 
-    rows_are = "response tokens"
+    row_noun = "response tokens"
 
     def models(
         self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
@@ -67,7 +67,7 @@ class Text(Modality):
     def collator(self, models: Models) -> Collator:
         return Collator(models.padding)
 
-    def most_rows(self, args: DistillConfig) -> int:
+    def max_rows(self, args: DistillConfig) -> int:
         return args.per_device_train_batch_size * args.max_length
 
     def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
@@ -77,16 +77,16 @@ class Text(Modality):
             found["teacher_perplexity"] = _exp(totals["teacher_cross_entropy"] / rows)
         return found
 
-    def judge(self, metrics: Mapping[str, float]) -> None:
+    def check_teacher(self, metrics: Mapping[str, float]) -> None:
         if "teacher_perplexity" in metrics:
             warn_of_weak_teacher(metrics["perplexity"], metrics["teacher_perplexity"])
 
-    def begin(self, trainer: DistillTrainer) -> None:
+    def before_training(self, trainer: DistillTrainer) -> None:
         if trainer.train_dataset is not None:
             _say_rows(trainer.train_dataset, trainer.models.tokenizer, trainer.distill_args.max_length)
         check_start(trainer)
 
-    def finish(self, models: Models, directory: Path, train: Any) -> None:
+    def save_extras(self, models: Models, directory: Path, train: Any) -> None:
         """transformers has saved configuration and tokenizer; an adapter gets a card that says what it belongs to."""
         write_adapter_card(directory)
 
@@ -207,7 +207,7 @@ def _load_teachers(
 
 def _open_teacher(
     student: CausalRows, teachers: list[nn.Module], names: list[str], args: DistillConfig, tokenizer: Any
-) -> Reader:
+) -> TeacherReader:
     spec: Any = args.teacher
     known = None
     if spec.cached:
@@ -215,11 +215,13 @@ def _open_teacher(
             raise ConfigError(f"{spec!r} is the cache of a named teacher: set teacher_model_name_or_path")
         known = identity(names[0], _teacher_options(args).get("revision"), tokenizer)
     return spec.open(
-        Setting(student=student, models=teachers, identity=known, temperature=args.kd_temperature, device=args.device)
+        TeacherContext(
+            student=student, models=teachers, identity=known, temperature=args.kd_temperature, device=args.device
+        )
     )
 
 
-def _shared_classes(student: CausalRows, teacher: Reader | None, tokenizer: Any) -> int:
+def _shared_classes(student: CausalRows, teacher: TeacherReader | None, tokenizer: Any) -> int:
     """The classes both heads have: their rows, or the tokenizer's tokens where they are padded differently."""
     theirs = student.head_rows if teacher is None else teacher.head_rows
     tokens = shared_vocabulary_size(tokenizer, student.head_rows, theirs)

@@ -18,20 +18,19 @@ from abkd import output_dir
 from abkd.config import DistillConfig
 from abkd.models.loading import placed
 from abkd.models.saving import use_cache_kept
-from abkd.trainer import _checkpoints
+from abkd.trainer import _checkpoints, _sources
+from abkd.trainer._accumulation import AccumulationBatch, resolve
 from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._evaluation import held_out_metrics, say_not_finite
 from abkd.trainer._final import final_form
 from abkd.trainer._finite import FiniteRun, check_loss
 from abkd.trainer._loading import DataLoading
-from abkd.trainer._modality import Models, modality_of, record_plan, resolve_plan
+from abkd.trainer._modality import Models, load_chunk_plan, modality_of, save_chunk_plan
 from abkd.trainer._optimizer import check_batches
 from abkd.trainer._record import Record
 from abkd.trainer._save import save_student
 from abkd.trainer._settings import NothingLearned, check_metric, check_recomputed, check_settings, say_what_is_extreme
-from abkd.trainer._sources import Followers, Supply, check_unsharded, load_state, open_supply, save_state
 from abkd.trainer._task import LOGGED, Task, Totals, run_inside
-from abkd.trainer._window import Window, known
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier
@@ -99,7 +98,7 @@ class DistillTrainer(DataLoading):
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers < 5.19
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        check_unsharded(self)
+        _sources.check_unsharded(self)
         for each in self.models.teacher.models if self.models.teacher is not None else ():
             placed(each, self.args.device)
 
@@ -107,11 +106,11 @@ class DistillTrainer(DataLoading):
         """What is ours of a run, around the models; returns the callbacks among it."""
         check_recomputed(self.models.student.model, args)
         self.distill_args = args
-        self.plan = resolve_plan(args, self.modality.most_rows(args), self.models.classes)
-        columns = self.modality.columns
-        self.task = Task(self.models.student, self.models.teacher, args.objective(), self.plan, columns)
+        self.plan = load_chunk_plan(args, self.modality.max_rows(args), self.models.classes)
+        models, row_metrics = self.models, self.modality.row_metrics
+        self.task = Task(models.student, models.teacher, args.objective(), self.plan, row_metrics)
         self.collator = self.modality.collator(self.models)
-        self.supply: Supply | None = None
+        self.sampler: _sources.SequenceSampler | None = None
         self.record = Record(self)
         run_inside(self.models.student.model)
         self._sums: dict[str, Tensor] = {}
@@ -121,34 +120,35 @@ class DistillTrainer(DataLoading):
         self.stop_signals, self.epoch_order = StopSignals(), EpochOrder()
         self.progress_bar = ProgressBar(one_loss=not self.task.objective.changes)
         self.finite = FiniteRun(self)
-        watching = MetricsFile(), NothingLearned(), self.finite, Followers(self), AlreadyEvaluated(self)
+        followers = _sources.ComponentCallback(self), AlreadyEvaluated(self)
+        watching = MetricsFile(), NothingLearned(), self.finite, *followers
         return self.epoch_order, *watching, self.stop_signals, self.progress_bar
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimizer step, and the :class:`Window` that makes them ready when it begins."""
+        """The micro-batches of one optimizer step, and the :class:`AccumulationBatch` that prepares them."""
         if self.state.global_step >= self.state.max_steps:  # a finished run that is resumed: nothing is left to do
             return [], None
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        return samples, Window([sample["batch"] for sample in samples])
+        return samples, AccumulationBatch([sample["batch"] for sample in samples])
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """As in transformers; the first of a step has its sequences written and counted."""
-        window = num_items_in_batch
-        if isinstance(window, Window) and window.totals is None:
-            if self.supply is not None:
-                window.write(self.supply.draw, self.collator)
-            totals = Totals.of(window.ready, self.task.objective, self.progress)
-            window.totals = Totals(*(self.over_processes(total.to(self.args.device)) for total in totals))
+        step = num_items_in_batch
+        if isinstance(step, AccumulationBatch) and step.totals is None:
+            if self.sampler is not None:
+                step.write(self.sampler.draw, self.collator)
+            totals = Totals.of(step.ready, self.task.objective, self.progress)
+            step.totals = Totals(*(self.sum_over_processes(total.to(self.args.device)) for total in totals))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """``Σ over this micro-batch / weight of the whole step × processes``: gradients are averaged over processes."""
-        batch = known(inputs["batch"]).to(self.args.device)
-        totals = num_items_in_batch.totals if isinstance(num_items_in_batch, Window) else None
+        batch = resolve(inputs["batch"]).to(self.args.device)
+        totals = num_items_in_batch.totals if isinstance(num_items_in_batch, AccumulationBatch) else None
         if totals is None:
             totals = Totals.of([batch], self.task.objective, self.progress)
         out = model(job=lambda: self.task.losses(batch, self.progress, totals))
@@ -166,11 +166,11 @@ class DistillTrainer(DataLoading):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
         if "loss" in logs and self._sums:
-            sums = {name: self.over_processes(value).item() for name, value in self._sums.items()}
+            sums = {name: self.sum_over_processes(value).item() for name, value in self._sums.items()}
             rows = max(sums.pop("rows"), 1.0)
             logs |= {("top1_agreement" if name == "agreement" else name): value / rows for name, value in sums.items()}
             self._sums = {}
-            for part in (self.supply, self.models.teacher):
+            for part in (self.sampler, self.models.teacher):
                 logs |= {} if part is None else part.logs()
         super().log(logs, *args, **kwargs)
 
@@ -192,7 +192,7 @@ class DistillTrainer(DataLoading):
         say_not_finite(self, values, self._not_finite)
         check_metric(self.distill_args, values)
         if not self._teacher_judged and self.is_world_process_zero():
-            self.modality.judge(values)
+            self.modality.check_teacher(values)
         self._teacher_judged = True
         values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         nothing: Any = ()  # a logit is never kept
@@ -221,15 +221,15 @@ class DistillTrainer(DataLoading):
             _checkpoints.check_student(start, self.models.student.model)
         if start is None:
             self.record.make_room()
-        logger.info("abkd: %s", self.task.objective.formula(self.modality.rows_are))
+        logger.info("abkd: %s", self.task.objective.formula(self.modality.row_noun))
         say_what_is_extreme(self.distill_args)
         self._sums, self.saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
-        self.supply = open_supply(self)
+        self.sampler = _sources.open_sampler(self)
         if start is not None:
-            load_state(self, start)
+            _sources.load_state(self, start)
         self.record.begin(start)
         if start is None and self.is_world_process_zero():
-            self.modality.begin(self)
+            self.modality.before_training(self)
         self._most_kept, self.args.save_total_limit = self.args.save_total_limit, None  # removing them is ours
         self.args.eval_on_start = self.eval_dataset is not None and start is None
         try:
@@ -254,10 +254,10 @@ class DistillTrainer(DataLoading):
                 output_dir.note(checkpoint.parent, checkpoint.name)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
-            save_state(self, checkpoint)
+            _sources.save_state(self, checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                record_plan(Path(str(self.args.output_dir)), self.task.plan)
+                save_chunk_plan(Path(str(self.args.output_dir)), self.task.plan)
                 _checkpoints.seal(checkpoint)
                 _checkpoints.rotate(checkpoint, self._most_kept, self.state.best_model_checkpoint)
         self.saved_step = self.state.global_step
@@ -272,7 +272,7 @@ class DistillTrainer(DataLoading):
             StorageError: the disk refused; the sentence says where the trained weights are.
         """
         if _internal_call:
-            with _checkpoints.names_kept(self.accelerator.unwrap_model(self.model)):
+            with _checkpoints.original_weight_names(self.accelerator.unwrap_model(self.model)):
                 super().save_model(output_dir, _internal_call)
             _checkpoints.drop_pickle(output_dir or self.args.output_dir)
             return
@@ -297,4 +297,4 @@ class DistillTrainer(DataLoading):
         if self.args.should_save:
             student, model = self.models.student, self.accelerator.unwrap_model(self.model)
             saved = self.models if model is student.model else replace(self.models, student=student.of(model))
-            self.modality.finish(saved, directory, self.train_dataset)
+            self.modality.save_extras(saved, directory, self.train_dataset)

@@ -27,7 +27,7 @@ class ImageCollator:
 
     def __call__(self, examples: Sequence[ImageExample]) -> dict[str, Batch]:
         """The batch of these examples."""
-        chosen = [example for example in examples if not example["empty"]] or list(examples[:1])
+        chosen = [example for example in examples if not example["is_padding"]] or list(examples[:1])
         if len({bool(example["labels"]) for example in chosen}) > 1:
             raise DataError("a batch has images with and without labels: label all or none")
         rows = torch.tensor([image for image, example in enumerate(chosen) for _ in example["labels"] or [None]])
@@ -60,6 +60,6 @@ def _targets(examples: Sequence[ImageExample]) -> tuple[Tensor | None, Tensor]:
     """Class, or None, and weight of each row."""
     classes = [pair for example in examples for pair in example["labels"]]
     targets = torch.tensor([target for target, _ in classes]) if classes else None
-    if examples[0]["empty"]:
+    if examples[0]["is_padding"]:
         return None if targets is None else torch.zeros_like(targets), torch.zeros(len(examples))
     return targets, torch.tensor([share for _, share in classes]) if classes else torch.ones(len(examples))

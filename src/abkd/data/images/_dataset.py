@@ -16,7 +16,7 @@ from abkd.data.images._decode import Uint8
 from abkd.data.images._images import Images
 from abkd.data.images._load import load_images
 from abkd.data.images._resize import fit, stretch
-from abkd.data.prepared import Prepared
+from abkd.data.prepared import ExampleDataset
 from abkd.errors import ConfigError, DataError
 
 _LARGEST = 16_384
@@ -27,15 +27,15 @@ class ImageExample(TypedDict):
 
     pixels: uint8 [3, H, W]; float32 from 0 to 255 where two images were mixed.
     labels: (class, weight), the weights of which add up to 1; none where there are no labels.
-    empty: whether it only stands in for an image.
+    is_padding: whether it only stands in for an image.
     """
 
     pixels: Tensor
     labels: list[tuple[int, float]]
-    empty: bool
+    is_padding: bool
 
 
-class ImageDataset(Prepared):
+class ImageDataset(ExampleDataset):
     """Checked images of one size; a torch map-style dataset.
 
     ``dataset[index]`` is the image as it is. ``dataset[epoch, index]`` is augmented: a function of (seed, epoch,
@@ -57,7 +57,7 @@ class ImageDataset(Prepared):
     ) -> None:
         self.images, self.size, self.seed, self.name = images, size, seed, name
         self.augmentation, self.dropped = _checked(augmentation), dict(dropped or {})
-        self.keyed = bool(self.augmentation)
+        self.indexed_by_epoch = bool(self.augmentation)
         self.class_names, self.labelled = images.class_names, images.labels is not None
         self.num_classes = images.num_classes
         self._mixup = next((step for step in self.augmentation if isinstance(step, Mixup)), None)
@@ -81,9 +81,9 @@ class ImageDataset(Prepared):
         chance = (self.augmentation, self.seed) if self.augmentation else ()
         return hashlib.sha256(f"{self.images.fingerprint} {self.size} {chance}".encode()).hexdigest()[:16]
 
-    def stand_in(self) -> ImageExample:
+    def padding_example(self) -> ImageExample:
         """The first image, marked as empty: it is left out of a batch, or has no weight in it."""
-        return {**self[0], "empty": True}
+        return {**self[0], "is_padding": True}
 
     def _plain(self, index: int) -> Uint8:
         return fit(self.images.image(index), self.size)
@@ -115,7 +115,7 @@ class ImageDataset(Prepared):
 
     def _example(self, image: np.ndarray[Any, Any], classes: list[tuple[int, float]]) -> ImageExample:
         pixels = np.array(_three_channels(image).transpose(2, 0, 1), order="C")
-        return {"pixels": torch.from_numpy(pixels), "labels": classes, "empty": False}
+        return {"pixels": torch.from_numpy(pixels), "labels": classes, "is_padding": False}
 
 
 def prepare_images(

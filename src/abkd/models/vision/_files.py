@@ -16,11 +16,11 @@ from abkd.errors import ConfigError
 from abkd.models.folders import fault_of_file
 from abkd.models.loading import check_finite, in_short
 from abkd.models.vision import _zoos
+from abkd.models.vision._load_request import LoadRequest
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import write_processor
 from abkd.models.vision._rows import Classifier
-from abkd.models.vision._wanted import Wanted
-from abkd.storage import write_whole
+from abkd.storage import atomic_write
 
 _OURS = "abkd.json"
 _WEIGHTS = "model.safetensors"
@@ -67,7 +67,7 @@ def _describe(classifier: Classifier, directory: Path) -> None:
         "class_names": names,
         **vars(classifier.preparation),
     }
-    write_whole(directory / _OURS, json.dumps(values, indent=1, ensure_ascii=False).encode())
+    atomic_write(directory / _OURS, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
 
 def is_ours(name: str) -> bool:
@@ -82,7 +82,7 @@ def check_code(name: str, what: str, allow_code: Sequence[str]) -> None:
         ConfigError: with the module, and how to allow it.
     """
     if is_ours(name):
-        wanted = Wanted(what, None, None, False)
+        wanted = LoadRequest(what, None, None, False)
         _check_code(_described(Path(name), wanted).source, Path(name), what, allow_code)
 
 
@@ -96,7 +96,7 @@ def _check_code(source: str, directory: Path, what: str, allow_code: Sequence[st
         )
 
 
-def load(directory: Path, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
+def load(directory: Path, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
     """What :func:`save_classifier` described in ``abkd.json``.
 
     Raises:
@@ -130,7 +130,7 @@ def load(directory: Path, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
     return Classifier(model, saved.preparation, names, saved.source, options)
 
 
-def _described(directory: Path, wanted: Wanted) -> Classifier:
+def _described(directory: Path, wanted: LoadRequest) -> Classifier:
     """All but the model."""
     try:
         values = json.loads((directory / _OURS).read_bytes())
@@ -152,7 +152,7 @@ def _count(classes: Any) -> int | None:
     return classes
 
 
-def _fill(model: nn.Module, directory: Path, wanted: Wanted, *, new_head: bool) -> None:
+def _fill(model: nn.Module, directory: Path, wanted: LoadRequest, *, new_head: bool) -> None:
     weights = directory / _WEIGHTS
     try:
         if fault := fault_of_file(weights) if weights.is_file() else "the file is not there":

@@ -16,10 +16,10 @@ from abkd.models.loading import check_finite, in_short
 from abkd.models.remarks import some
 from abkd.models.vision import _files, _zoos
 from abkd.models.vision._classes import names_of
+from abkd.models.vision._load_request import LoadRequest
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import preparation_of, timm_preparation
 from abkd.models.vision._rows import Classifier
-from abkd.models.vision._wanted import Wanted
 
 logger = logging.getLogger("abkd")
 
@@ -58,7 +58,7 @@ def load_classifier(
         VocabularyError: it has another number of classes than the data, and ``fresh_head`` is False.
     """
     names = None if class_names is None else tuple(class_names)
-    wanted = Wanted(what, num_classes or (len(names) if names else None), names, fresh_head, tuple(allow_code))
+    wanted = LoadRequest(what, num_classes or (len(names) if names else None), names, fresh_head, tuple(allow_code))
     number_type = _zoos.dtype_of(kwargs.pop("dtype", None), wanted)
     kwargs = wanted.plain(kwargs)
     zoo, _, entry = name.partition(":")
@@ -112,7 +112,7 @@ def _unwrapped(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)  # of torch.compile
 
 
-def _from_transformers(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
+def _from_transformers(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     check_model_folder(name, wanted.what)
@@ -145,7 +145,7 @@ def _from_transformers(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Cla
     return Classifier(model, preparation, names_of(config), name)
 
 
-def _fit_classes(config: Any, name: str, wanted: Wanted) -> None:
+def _fit_classes(config: Any, name: str, wanted: LoadRequest) -> None:
     """Give the configuration the classes that are wanted, where it may change."""
     count, names = config.num_labels, names_of(config)
     if wanted.num_classes not in (None, count):
@@ -158,7 +158,7 @@ def _fit_classes(config: Any, name: str, wanted: Wanted) -> None:
         config.label2id = {each: number for number, each in enumerate(wanted.class_names)}
 
 
-def _judge_weights(model: nn.Module, report: Mapping[str, Any], name: str, wanted: Wanted) -> None:
+def _judge_weights(model: nn.Module, report: Mapping[str, Any], name: str, wanted: LoadRequest) -> None:
     """Say which weights are new, or left over; refuse a teacher that has new ones, or fewer layers than its file."""
     own = {key for key in model.state_dict() if not _COMPUTED.search(key)}
     reshaped = [each if isinstance(each, str) else each[0] for each in report["mismatched_keys"]]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from abkd.errors import ConfigError
 from abkd.models.vision._preparation import Filter, Preparation
-from abkd.storage import write_whole
+from abkd.storage import atomic_write
 
 _RESAMPLE: dict[int, Filter] = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; 1: Lanczos
 _OF_TIMM: dict[str, Filter] = {"nearest": "nearest", "bilinear": "bilinear"}
@@ -171,4 +171,4 @@ def write_processor(preparation: Preparation, directory: Path) -> None:
     else:
         middle = {"do_center_crop": True, "size": {"shortest_edge": preparation.resized}, "crop_size": square}
         values |= {"image_processor_type": "BitImageProcessor", "do_convert_rgb": True, **middle}
-    write_whole(directory / "preprocessor_config.json", json.dumps(values, indent=2).encode())
+    atomic_write(directory / "preprocessor_config.json", json.dumps(values, indent=2).encode())

@@ -13,10 +13,10 @@ from abkd import imports
 from abkd.errors import ConfigError
 from abkd.models import cifar
 from abkd.models.loading import check_finite
+from abkd.models.vision._load_request import LoadRequest
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import timm_preparation
 from abkd.models.vision._rows import Classifier
-from abkd.models.vision._wanted import Wanted
 
 _CIFAR = Preparation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))  # mean and deviation of CIFAR-100's pixels
 _IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -25,7 +25,7 @@ _FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoi
 """Options that load weights from elsewhere: what a saved directory says cannot ask for them."""
 
 
-def dtype_of(given: Any, wanted: Wanted) -> torch.dtype:
+def dtype_of(given: Any, wanted: LoadRequest) -> torch.dtype:
     """A dtype by its name or itself; float32 where none is given.
 
     Raises ConfigError where it is none.
@@ -73,7 +73,7 @@ def rebuilt(source: str, options: Mapping[str, Any]) -> nn.Module:
     return architecture(source, options)
 
 
-def _from_cifar(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
+def _from_cifar(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
     source, checkpoint = f"cifar:{name}", kwargs.pop("checkpoint", None)
     if kwargs:
         raise ConfigError(f"{wanted.options}: {source} takes checkpoint and dtype, not {', '.join(kwargs)}")
@@ -90,7 +90,7 @@ def _from_cifar(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier
     return Classifier(model, _CIFAR, wanted.own_names, source, options)
 
 
-def _from_timm(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
+def _from_timm(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
     """Trained weights, unless ``pretrained=False``; timm itself puts a new head on where the classes are others."""
     source, trained = f"timm:{name}", bool(kwargs.pop("pretrained", True))
     start = {"pretrained": trained, "checkpoint_path": kwargs.pop("checkpoint_path", "")}
@@ -105,7 +105,7 @@ def _from_timm(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
     return Classifier(model, timm_preparation(known), wanted.own_names, source, options)
 
 
-def _from_torchvision(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
+def _from_torchvision(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
     """Trained weights, ``weights="DEFAULT"`` unless another name or None is given."""
     source, which = f"torchvision:{name}", kwargs.pop("weights", "DEFAULT")
     models = _module("torchvision.models")
@@ -123,7 +123,7 @@ def _from_torchvision(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Clas
     return Classifier(model, _of_torchvision(weights.transforms()), wanted.own_names or names, source, options)
 
 
-def _from_python(name: str, wanted: Wanted, kwargs: dict[str, Any]) -> Classifier:
+def _from_python(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
     """What somebody's own function builds: ``python:package.module:function``, called with ``num_classes``."""
     options = {**kwargs, **({"num_classes": wanted.num_classes} if wanted.num_classes else {})}
     made = _own(name, options)
@@ -163,7 +163,7 @@ def _of_torchvision(transforms: Any) -> Preparation:
     return Preparation(tuple(transforms.mean), tuple(transforms.std), size, resized, kind)
 
 
-ZOOS: dict[str, Callable[[str, Wanted, dict[str, Any]], Classifier]] = {
+ZOOS: dict[str, Callable[[str, LoadRequest, dict[str, Any]], Classifier]] = {
     "cifar": _from_cifar,
     "python": _from_python,
     "timm": _from_timm,

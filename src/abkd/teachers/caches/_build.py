@@ -15,11 +15,11 @@ from torch import Tensor
 from abkd.data import Collator, Example
 from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
-from abkd.storage import refusals
+from abkd.storage import disk_errors
 from abkd.teachers.caches import _manifest
 from abkd.teachers.caches._encoders import Encoder, read_head
 from abkd.teachers.caches._images import images_in, missing_images
-from abkd.teachers.caches._keys import Portion, Reading, distinct, union
+from abkd.teachers.caches._keys import CachedSequence, EncodeBatch, distinct, union
 from abkd.teachers.caches._lock import this_job, writing
 from abkd.teachers.caches._specs import CachedTeacher
 from abkd.teachers.caches._store import Store, check_ours, discard_broken, discard_unfinished, open_store, write_shard
@@ -83,15 +83,15 @@ def build_cache(
     """
     facts = teacher.facts(identity, temperature)
     folder = teacher.folder(facts)
-    work = _Work(folder, facts, {"name": identity["name"], "revision": identity["revision"], **(about or {})})
+    work = _CacheBuild(folder, facts, {"name": identity["name"], "revision": identity["revision"], **(about or {})})
     work.check()
-    with refusals(f"the cache {folder}", "Give another path"):
+    with disk_errors(f"the cache {folder}", "Give another path"):
         folder.mkdir(parents=True, exist_ok=True)
     with writing(folder, this_job(share[1]), first=work.mend, last=work.count):
         store = open_store(folder, work.owner, check=False)
         if _manifest.of_images(facts):
             passes: Any = list(examples)
-            todo = _Todo(
+            todo = _PendingRows(
                 missing_images(store, passes, share, workers, labelled=teacher.labelled), images_in(passes, share)
             )
         else:
@@ -103,13 +103,13 @@ def build_cache(
             encoder = teacher.encoder(rows, temperature=temperature, tokens=tokens)
             work.begin(encoder)
             todo.portions = itertools.chain([] if first is None else [first], todo.portions)
-            made = _encode_all(encoder, todo, _Shelf(folder, work.owner), progress)
+            made = _encode_all(encoder, todo, _ShardWriter(folder, work.owner), progress)
     store = open_store(folder, work.owner, check=False)
     return Built(folder, len(store.places), store.rows, store.bytes, made)
 
 
 @dataclass
-class _Work:
+class _CacheBuild:
     """A folder that is being built."""
 
     folder: Path
@@ -164,47 +164,49 @@ class _Work:
             _manifest.write(self.folder, {**known, **self.about, **counts, **per_row})
 
 
-def _missing(store: Store, wanted: Mapping[bytes, Reading], share: tuple[int, int]) -> list[Reading]:
+def _missing(store: Store, wanted: Mapping[bytes, CachedSequence], share: tuple[int, int]) -> list[CachedSequence]:
     """What is not stored, as far as it is this process' share; the longest first."""
     index, number = share
-    mine = (reading for key, reading in wanted.items() if int.from_bytes(key[:8], "big") % number == index)
-    missing: list[Reading] = []
-    for reading in mine:
-        if not store.covers(reading):
-            place = store.places.get(reading.key)
-            missing.append(reading._replace(runs=union(place.runs if place else (), reading.runs)))
-    return sorted(missing, key=lambda reading: (-len(reading.ids), reading.key))
+    mine = (sequence for key, sequence in wanted.items() if int.from_bytes(key[:8], "big") % number == index)
+    missing: list[CachedSequence] = []
+    for sequence in mine:
+        if not store.covers(sequence):
+            place = store.places.get(sequence.key)
+            missing.append(sequence._replace(runs=union(place.runs if place else (), sequence.runs)))
+    return sorted(missing, key=lambda sequence: (-len(sequence.ids), sequence.key))
 
 
 @dataclass
-class _Todo:
+class _PendingRows:
     """What is not stored yet, in portions; ``total`` counts as their ``done`` does."""
 
-    portions: Iterator[Portion]
+    portions: Iterator[EncodeBatch]
     total: int
 
 
-def _sequences_to_do(store: Store, examples: Iterable[Example], share: tuple[int, int], batch_size: int) -> _Todo:
+def _sequences_to_do(
+    store: Store, examples: Iterable[Example], share: tuple[int, int], batch_size: int
+) -> _PendingRows:
     missing = _missing(store, distinct(examples), share)
-    return _Todo(_portions(missing, batch_size), sum(reading.rows for reading in missing))
+    return _PendingRows(_encode_batches(missing, batch_size), sum(sequence.rows for sequence in missing))
 
 
-def _portions(missing: Sequence[Reading], batch_size: int) -> Iterator[Portion]:
+def _encode_batches(missing: Sequence[CachedSequence], batch_size: int) -> Iterator[EncodeBatch]:
     collate, done = Collator(pad_token_id=0), 0
     for start in range(0, len(missing), batch_size):
-        readings = list(missing[start : start + batch_size])
-        batch = collate([_example(reading) for reading in readings])["batch"]
+        sequences = list(missing[start : start + batch_size])
+        batch = collate([_example(sequence) for sequence in sequences])["batch"]
         assert batch.targets is not None
         done += len(batch)
-        yield Portion(readings, batch.student, batch.targets, done)
+        yield EncodeBatch(sequences, batch.student, batch.targets, done)
 
 
 @torch.no_grad()
-def _encode_all(encoder: Encoder, todo: _Todo, shelf: _Shelf, progress: Progress | None) -> int:
+def _encode_all(encoder: Encoder, todo: _PendingRows, shelf: _ShardWriter, progress: Progress | None) -> int:
     """How many rows were stored."""
     made = 0
-    for readings, view, targets, done in todo.portions:
-        shelf.put(readings, encoder(view.to(encoder.device), targets.to(encoder.device)))
+    for sequences, view, targets, done in todo.portions:
+        shelf.put(sequences, encoder(view.to(encoder.device), targets.to(encoder.device)))
         made += len(view.rows)
         if progress is not None:
             progress(done, todo.total)
@@ -212,34 +214,34 @@ def _encode_all(encoder: Encoder, todo: _Todo, shelf: _Shelf, progress: Progress
     return made
 
 
-def _example(reading: Reading) -> Example:
-    trained = [False] * len(reading.ids)
-    for first, count in reading.runs:
+def _example(sequence: CachedSequence) -> Example:
+    trained = [False] * len(sequence.ids)
+    for first, count in sequence.runs:
         trained[first + 1 : first + 1 + count] = [True] * count
-    return Example(input_ids=reading.ids.tolist(), trained=trained)
+    return Example(input_ids=sequence.ids.tolist(), trained=trained)
 
 
 @dataclass
-class _Shelf:
+class _ShardWriter:
     """Rows on their way to a shard."""
 
     folder: Path
     owner: str
-    readings: list[Reading] = field(default_factory=list)
+    sequences: list[CachedSequence] = field(default_factory=list)
     parts: list[dict[str, Tensor]] = field(default_factory=list)
     since: float = field(default_factory=time.monotonic)
 
-    def put(self, readings: Iterable[Reading], columns: dict[str, Tensor]) -> None:
-        self.readings += readings
+    def put(self, sequences: Iterable[CachedSequence], columns: dict[str, Tensor]) -> None:
+        self.sequences += sequences
         self.parts.append(columns)
         if self._bytes() >= SHARD_BYTES or time.monotonic() - self.since >= SHARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        if self.readings:
+        if self.sequences:
             columns = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-            write_shard(self.folder, self.owner, self.readings, columns)
-        self.readings, self.parts, self.since = [], [], time.monotonic()
+            write_shard(self.folder, self.owner, self.sequences, columns)
+        self.sequences, self.parts, self.since = [], [], time.monotonic()
 
     def _bytes(self) -> int:
         return sum(column.nbytes for part in self.parts for column in part.values())

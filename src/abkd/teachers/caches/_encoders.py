@@ -17,7 +17,7 @@ from abkd.errors import ConfigError, NonFiniteError
 from abkd.models.language import CausalRows
 from abkd.models.rows import ModelRows
 from abkd.ops import Head, Projected
-from abkd.storage import refusals, write_whole
+from abkd.storage import atomic_write, disk_errors
 from abkd.teachers.caches._likeliest import encode
 
 _CHUNK_BYTES = 128 << 20  # of logits and what is made of them
@@ -116,8 +116,8 @@ class HiddenEncoder(Encoder):
         head = self.head
         tensors = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        with refusals(f"{folder / _HEAD}", "Make room and run abkd cache again"):
-            write_whole(folder / _HEAD, data)
+        with disk_errors(f"{folder / _HEAD}", "Make room and run abkd cache again"):
+            atomic_write(folder / _HEAD, data)
         digest = hashlib.sha256(data).hexdigest()
         return {"head": {"sha256": digest, "scale": float(head.scale), "softcap": head.softcap}}
 

@@ -11,7 +11,7 @@ import torch
 
 from abkd.data import View
 from abkd.data.images import label_of
-from abkd.teachers.caches._keys import Portion, example_key, image_reading
+from abkd.teachers.caches._keys import EncodeBatch, example_key, image_sequence
 from abkd.teachers.caches._store import Store
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Key = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Passes:
+class EpochImages:
     """The images of a data set as each epoch of a run has them; one epoch where nothing is augmented.
 
     ``batch_size``: how many the teacher reads at a time. ``order``: epoch -> what is asked for, in this order; a cache
@@ -34,7 +34,7 @@ class Passes:
     order: Callable[[int], Iterable[Key]] | None = None
 
     def __len__(self) -> int:
-        epochs = self.epochs if self.dataset.keyed else 1
+        epochs = self.epochs if self.dataset.indexed_by_epoch else 1
         return epochs * len(self.dataset)
 
     def __iter__(self) -> Iterator[ImageExample]:
@@ -51,30 +51,30 @@ class Passes:
             keys = self.order(epoch) if self.order is not None else self._plain(epoch)
             mine = [key for key in keys if (key if isinstance(key, int) else key[1]) % share[1] == share[0]]
             yield from (mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size))
-        if self.dataset.keyed and share[0] == 0:
+        if self.dataset.indexed_by_epoch and share[0] == 0:
             yield [0]  # without augmentation it stands in where a process has no images left
 
     def _plain(self, epoch: int) -> Iterator[Key]:
-        return ((epoch, index) if self.dataset.keyed else index for index in range(len(self.dataset)))
+        return ((epoch, index) if self.dataset.indexed_by_epoch else index for index in range(len(self.dataset)))
 
     def _example(self, number: int) -> ImageExample:
         epoch, index = divmod(number, len(self.dataset))
-        return self.dataset[(epoch, index) if self.dataset.keyed else index]
+        return self.dataset[(epoch, index) if self.dataset.indexed_by_epoch else index]
 
 
-def images_in(passes: Sequence[Passes], share: tuple[int, int]) -> int:
+def images_in(passes: Sequence[EpochImages], share: tuple[int, int]) -> int:
     """How many images there are to look at in this process."""
     index, number = share
     looked_at = 0
     for each in passes:
-        epochs, stand_in = len(each) // len(each.dataset), each.dataset.keyed and index == 0
-        looked_at += epochs * len(range(index, len(each.dataset), number)) + stand_in
+        epochs, padding_example = len(each) // len(each.dataset), each.dataset.indexed_by_epoch and index == 0
+        looked_at += epochs * len(range(index, len(each.dataset), number)) + padding_example
     return looked_at
 
 
 def missing_images(
-    store: Store, passes: Iterable[Passes], share: tuple[int, int], workers: int = 0, *, labelled: bool
-) -> Iterator[Portion]:
+    store: Store, passes: Iterable[EpochImages], share: tuple[int, int], workers: int = 0, *, labelled: bool
+) -> Iterator[EncodeBatch]:
     """Batches of what is not stored, once each; ``done`` counts what was looked at.
 
     Args:
@@ -98,12 +98,14 @@ def missing_images(
                     new[key] = example
             found.update(new)
             if new:
-                yield _portion(new, looked_at)
+                yield _encode_batch(new, looked_at)
 
 
-def _portion(new: dict[bytes, ImageExample], looked_at: int) -> Portion:
+def _encode_batch(new: dict[bytes, ImageExample], looked_at: int) -> EncodeBatch:
     from abkd.data.images import ImageCollator
 
     inputs = ImageCollator()(list(new.values()))["batch"].teacher.inputs
     targets = torch.tensor([label_of(example) for example in new.values()])
-    return Portion(list(map(image_reading, new)), View(inputs=inputs, rows=torch.arange(len(new))), targets, looked_at)
+    return EncodeBatch(
+        list(map(image_sequence, new)), View(inputs=inputs, rows=torch.arange(len(new))), targets, looked_at
+    )

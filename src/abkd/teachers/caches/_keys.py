@@ -28,7 +28,7 @@ Run = tuple[int, int]
 _IMAGE: tuple[Run, ...] = ((0, 1),)
 
 
-class Reading(NamedTuple):
+class CachedSequence(NamedTuple):
     """One sequence as the teacher reads it, and the positions in it whose output predicts a trained token.
 
     Of an image there is the key alone.
@@ -44,14 +44,14 @@ class Reading(NamedTuple):
         return sum(count for _, count in self.runs)
 
 
-class Portion(NamedTuple):
+class EncodeBatch(NamedTuple):
     """What a teacher is asked at once, to be stored.
 
     readings: whose rows they are, in order. view, targets: as in a batch; a target below 0 is one that nobody knows.
     done: how much of the work is done with it.
     """
 
-    readings: list[Reading]
+    sequences: list[CachedSequence]
     view: View
     targets: Tensor
     done: int
@@ -62,13 +62,13 @@ def key_of(ids: bytes) -> bytes:
     return hashlib.blake2b(ids, digest_size=KEY_BYTES).digest()
 
 
-def readings(example: Any, *, labelled: bool = False) -> Iterator[Reading]:
+def sequences_of(example: Any, *, labelled: bool = False) -> Iterator[CachedSequence]:
     """The teacher's side of an example, each packed segment by itself; those without rows are left out.
 
     ``labelled``: whether the key of an image contains the class that it is of.
     """
     if "pixels" in example:
-        yield image_reading(example_key(example, labelled=labelled))
+        yield image_sequence(example_key(example, labelled=labelled))
         return
     ids = array("i", example.get("teacher_input_ids", example["input_ids"]))
     trained = bytes(example.get("teacher_trained", example["trained"]))
@@ -78,17 +78,17 @@ def readings(example: Any, *, labelled: bool = False) -> Iterator[Reading]:
         runs = tuple(run.span() for run in re.finditer(rb"\x01+", trained[start + 1 : end]))
         if runs:
             part = ids[start:end]
-            yield Reading(key_of(part.tobytes()), part, tuple((first, stop - first) for first, stop in runs))
+            yield CachedSequence(key_of(part.tobytes()), part, tuple((first, stop - first) for first, stop in runs))
         start = end
 
 
-def distinct(examples: Iterable[Example]) -> dict[bytes, Reading]:
-    """The readings of all examples by key; one that is trained on in several ways has the rows of all of them."""
-    found: dict[bytes, Reading] = {}
-    for reading in itertools.chain.from_iterable(map(readings, examples)):
-        other = found.get(reading.key)
-        runs = reading.runs if other is None else union(other.runs, reading.runs)
-        found[reading.key] = reading._replace(runs=runs)
+def distinct(examples: Iterable[Example]) -> dict[bytes, CachedSequence]:
+    """The sequences of all examples by key; one that is trained on in several ways has the rows of all of them."""
+    found: dict[bytes, CachedSequence] = {}
+    for sequence in itertools.chain.from_iterable(map(sequences_of, examples)):
+        other = found.get(sequence.key)
+        runs = sequence.runs if other is None else union(other.runs, sequence.runs)
+        found[sequence.key] = sequence._replace(runs=runs)
     return found
 
 
@@ -104,7 +104,7 @@ def union(one: Iterable[Run], other: Iterable[Run]) -> tuple[Run, ...]:
     return tuple(merged)
 
 
-def asked(view: View) -> Iterator[tuple[bytes, Tensor]]:
+def sequence_keys(view: View) -> Iterator[tuple[bytes, Tensor]]:
     """For each sequence of ``view``, in the order of its rows: its key, and the positions [n] of its rows in it.
 
     A sequence is where ``position_ids`` count up from 0; so padding and packing need no more than that.
@@ -122,9 +122,9 @@ def asked(view: View) -> Iterator[tuple[bytes, Tensor]]:
         yield key_of(ids[start:end].numpy().tobytes()), chosen
 
 
-def image_reading(key: bytes) -> Reading:
+def image_sequence(key: bytes) -> CachedSequence:
     """The one row of an image."""
-    return Reading(key, array("i"), _IMAGE)
+    return CachedSequence(key, array("i"), _IMAGE)
 
 
 def image_keys(pixels: Tensor, labels: Tensor | None = None) -> list[bytes]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from abkd.errors import ConfigError
-from abkd.storage import read_sealed, refusals, write_sealed
+from abkd.storage import disk_errors, read_checksummed, write_checksummed
 from abkd.teachers.caches._identity import fingerprint
 
 FILE = "manifest.json"
@@ -44,7 +44,7 @@ def owner(values: Values) -> str:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder; None where there is none, or it was changed or cut short, or says no sense."""
-    values = read_sealed(folder / FILE)
+    values = read_checksummed(folder / FILE)
     return values if values is not None and _is_sound(values) else None
 
 
@@ -61,8 +61,8 @@ def _is_sound(values: Values) -> bool:
 
 def write(folder: Path, values: Values) -> None:
     """Put the manifest there. Raises StorageError where the disk refuses."""
-    with refusals(f"{folder / FILE}", "Make room and run abkd cache again"):
-        write_sealed(folder / FILE, values)
+    with disk_errors(f"{folder / FILE}", "Make room and run abkd cache again"):
+        write_checksummed(folder / FILE, values)
 
 
 def check(folder: Path, manifest: Values, wanted: Values) -> None:

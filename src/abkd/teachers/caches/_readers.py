@@ -15,11 +15,11 @@ from torch import Tensor
 from abkd.data import View
 from abkd.errors import ConfigError, DataError, VocabularyError
 from abkd.ops import Dense, Projected, TopK
-from abkd.teachers._types import Reader
+from abkd.teachers._types import TeacherReader
 from abkd.teachers.caches import _manifest
 from abkd.teachers.caches._encoders import read_head
-from abkd.teachers.caches._images import Passes
-from abkd.teachers.caches._keys import asked, image_keys, readings
+from abkd.teachers.caches._images import EpochImages
+from abkd.teachers.caches._keys import image_keys, sequence_keys, sequences_of
 from abkd.teachers.caches._likeliest import decode
 from abkd.teachers.caches._store import Store, open_store
 
@@ -31,10 +31,10 @@ _WAY_OUT_OF_IMAGES = (
     "Other data, another augmentation, seed or image_size, more epochs, or for TopKCache other labels make other "
     "images: run abkd cache with this recipe, which adds what is missing"
 )
-_LOOKED_AT = 4096  # images of a long training: to work out all of them would take as long as reading all its data
+_LOOKED_AT = 4096  # images of a long training: to work out all of them would take as long as sequence all its data
 
 
-class CacheReader(Reader):
+class CacheReader(TeacherReader):
     """A cache at work: the stored columns of the rows that a view asks for.
 
     Raises:
@@ -76,9 +76,9 @@ class CacheReader(Reader):
         Of the images of a long training some thousand are looked at, from all its epochs, if the last build was
         finished.
         """
-        if isinstance(examples, Passes) and self.manifest.get("sequences") == len(self.store.places):
+        if isinstance(examples, EpochImages) and self.manifest.get("sequences") == len(self.store.places):
             examples = examples.some(_LOOKED_AT)
-        of_each = map(partial(readings, labelled=self.labelled), examples)
+        of_each = map(partial(sequences_of, labelled=self.labelled), examples)
         wanted = list(map(self.store.covers, itertools.chain.from_iterable(of_each)))
         missing = wanted.count(False)
         if missing:
@@ -90,7 +90,7 @@ class CacheReader(Reader):
     def _tokens(self, view: View) -> tuple[Tensor, Tensor]:
         """The shard and the row in it of each row."""
         shards, rows = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
-        for key, positions in asked(view):
+        for key, positions in sequence_keys(view):
             place = self.store.places.get(key)
             found = None if place is None else place.rows(positions)
             if place is None or found is None:

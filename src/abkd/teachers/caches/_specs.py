@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from abkd.cache import cache_directory
 from abkd.errors import ConfigError
-from abkd.teachers._types import Reader, Setting, Teacher
+from abkd.paths import cache_directory
+from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 from abkd.teachers.caches import _manifest
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ class TopKCache(CachedTeacher):
         classes = teacher.head_rows if tokens is None else min(teacher.head_rows, tokens)
         return LikeliestEncoder(teacher, classes, self.k, temperature)
 
-    def open(self, setting: Setting) -> Reader:
+    def open(self, context: TeacherContext) -> TeacherReader:
         from abkd.teachers.caches._readers import TopKReader
 
-        facts = self.facts(setting.identity, setting.temperature)
+        facts = self.facts(context.identity, context.temperature)
         return TopKReader(self.folder(facts), facts)
 
 
@@ -128,10 +128,10 @@ class HiddenCache(CachedTeacher):
             return HiddenEncoder(teacher, self.dtype)
         return LogitsEncoder(teacher, self.dtype)
 
-    def open(self, setting: Setting) -> Reader:
+    def open(self, context: TeacherContext) -> TeacherReader:
         from abkd.teachers.caches._readers import HiddenReader, LogitsReader
 
-        facts = self.facts(setting.identity, setting.temperature)
+        facts = self.facts(context.identity, context.temperature)
         if _manifest.of_images(facts):
             return LogitsReader(self.folder(facts), facts)
-        return HiddenReader(self.folder(facts), facts, setting.device)
+        return HiddenReader(self.folder(facts), facts, context.device)

@@ -24,8 +24,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from abkd.errors import OutputDirError
-from abkd.storage import DRAFTS, read_sealed, refusals, write_sealed, write_whole
-from abkd.teachers.caches._keys import KEY_BYTES, Reading, Run, union
+from abkd.storage import DRAFTS, atomic_write, disk_errors, read_checksummed, write_checksummed
+from abkd.teachers.caches._keys import KEY_BYTES, CachedSequence, Run, union
 
 logger = logging.getLogger("abkd")
 
@@ -67,10 +67,10 @@ class Store:
     bytes: int = 0
     rows: int = 0
 
-    def covers(self, reading: Reading) -> bool:
+    def covers(self, sequence: CachedSequence) -> bool:
         """Whether all rows of a sequence are here."""
-        place = self.places.get(reading.key)
-        return place is not None and place.covers(reading.runs)
+        place = self.places.get(sequence.key)
+        return place is not None and place.covers(sequence.runs)
 
     def take(self, shards: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """The columns of N rows: number ``rows[n]`` of shard ``shards[n]``."""
@@ -94,7 +94,7 @@ def open_store(folder: Path, owner: str, *, check: bool = True) -> Store:
     for index in sorted(folder.glob("rows-*.json")):
         shard = index.with_suffix(".safetensors")
         try:
-            reason = (why_broken(index) if check else None) or _add(store, shard, owner)
+            reason = (corruption(index) if check else None) or _add(store, shard, owner)
         except (LookupError, OSError, SafetensorError, TypeError, ValueError) as error:  # sealed, but by somebody else
             reason = f"it holds no rows of a cache ({' '.join(str(error).split())})"
         if reason is None:
@@ -104,9 +104,9 @@ def open_store(folder: Path, owner: str, *, check: bool = True) -> Store:
     return store
 
 
-def why_broken(index: Path) -> str | None:
+def corruption(index: Path) -> str | None:
     """What is wrong with a shard, or None if it is whole."""
-    known, shard = read_sealed(index), index.with_suffix(".safetensors")
+    known, shard = read_checksummed(index), index.with_suffix(".safetensors")
     if known is None:
         return f"{index.name} cannot be read"
     if not shard.is_file():
@@ -173,23 +173,23 @@ def _indexable(column: Tensor) -> Tensor:
     return column.view(torch.int16) if column.dtype == torch.uint16 else column
 
 
-def write_shard(folder: Path, owner: str, readings: Sequence[Reading], columns: Mapping[str, Tensor]) -> None:
+def write_shard(folder: Path, owner: str, sequences: Sequence[CachedSequence], columns: Mapping[str, Tensor]) -> None:
     """Put the rows of some sequences on disk: all of them, or none.
 
     Raises:
         StorageError: the disk refused.
     """
-    keys = torch.frombuffer(bytearray(b"".join(reading.key for reading in readings)), dtype=torch.uint8)
-    runs = [(number, *run) for number, reading in enumerate(readings) for run in reading.runs]
+    keys = torch.frombuffer(bytearray(b"".join(sequence.key for sequence in sequences)), dtype=torch.uint8)
+    runs = [(number, *run) for number, sequence in enumerate(sequences) for run in sequence.runs]
     own = {_KEYS: keys.view(-1, KEY_BYTES), _RUNS: torch.tensor(runs, dtype=torch.int32)}
     data = save({**columns, **own}, {_OWNER: owner})
     shard = folder / f"rows-{uuid.uuid4().hex[:16]}.safetensors"
-    index = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "sequences": len(readings)}
-    with refusals(
+    index = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "sequences": len(sequences)}
+    with disk_errors(
         f"a part of the cache {folder}", "What was complete before stays; make room and run abkd cache again"
     ):
-        write_whole(shard, data)
-        write_sealed(shard.with_suffix(".json"), index)
+        atomic_write(shard, data)
+        write_checksummed(shard.with_suffix(".json"), index)
 
 
 def check_ours(folder: Path) -> None:

@@ -15,18 +15,18 @@ from abkd.errors import ConfigError
 FORWARD_KL = ForwardKL()  # what a transform is published with
 
 
-class Whole(Divergence):
+class FullDistribution(Divergence):
     """A divergence that needs every class of a row, worked out in float64.
 
     Rows are normalised anew in it, which in float32 would cost half of the digits where teacher and student are close.
     """
 
     @property
-    def wide(self) -> bool:
+    def needs_float64(self) -> bool:
         return True
 
     @property
-    def whole(self) -> bool:
+    def needs_full_distribution(self) -> bool:
         return True
 
     @abstractmethod
@@ -39,7 +39,7 @@ class Whole(Divergence):
         return self.exact(log_p.to(dtype).double(), log_q.to(dtype).double(), targets).to(dtype)
 
 
-class Transform(Whole):
+class Transform(FullDistribution):
     """Another divergence, between rows that were changed first: subclasses have it as their field ``divergence``."""
 
     divergence: Divergence

@@ -19,7 +19,7 @@ from abkd.models.vision._classes import real_names, same_name
 logger = logging.getLogger("abkd")
 
 
-class Wanted(NamedTuple):
+class LoadRequest(NamedTuple):
     """``what``: the field that names the model. ``num_classes``, ``class_names``: of the data, where they are known.
 
     ``fresh_head``: whether its head may be replaced. ``allow_code``: modules that a saved directory may name.

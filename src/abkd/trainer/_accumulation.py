@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from abkd.data import Batch, Example, stand_in
+from abkd.data import Batch, Example, padding_example
 from abkd.trainer._modality import Collate
 from abkd.trainer._task import Totals
 
@@ -13,7 +13,7 @@ Draw = Callable[[Sequence[Example]], list[list[Example]]]
 
 
 @dataclass
-class Pending:
+class PendingBatch:
     """Rows of the data, and once the step has begun the batch of the sequences that were written to them."""
 
     rows: list[Example]
@@ -21,14 +21,14 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """A collator that leaves the rows as they are: ``{"batch": Pending}``."""
+class DeferredCollator:
+    """A collator that leaves the rows as they are: ``{"batch": PendingBatch}``."""
 
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Pending]:
-        return {"batch": Pending(list(examples))}
+    def __call__(self, examples: Sequence[Example]) -> dict[str, PendingBatch]:
+        return {"batch": PendingBatch(list(examples))}
 
 
-def known(batch: Batch | Pending) -> Batch:
+def resolve(batch: Batch | PendingBatch) -> Batch:
     """The batch itself; of pending rows what was written to them."""
     if isinstance(batch, Batch):
         return batch
@@ -36,14 +36,14 @@ def known(batch: Batch | Pending) -> Batch:
     return batch.batch
 
 
-class Window:
+class AccumulationBatch:
     """One step's micro-batches in this process, and their totals over all processes.
 
     Collected ahead, made ready inside the first ``training_step``: the random numbers of a resumed run and the weights
     that write are then those of the step.
     """
 
-    def __init__(self, batches: Sequence[Batch | Pending]) -> None:
+    def __init__(self, batches: Sequence[Batch | PendingBatch]) -> None:
         self.batches = batches
         self.totals: Totals | None = None
 
@@ -52,14 +52,14 @@ class Window:
 
         Drawn is also for no row at all: processes that write together must all take part.
         """
-        waiting = [batch for batch in self.batches if isinstance(batch, Pending)]
-        rows = [row for batch in waiting for row in batch.rows if not row.get("empty")]
+        waiting = [batch for batch in self.batches if isinstance(batch, PendingBatch)]
+        rows = [row for batch in waiting for row in batch.rows if not row.get("is_padding")]
         drawn = iter(draw(rows))
         for batch in waiting:
-            sequences = [sequence for row in batch.rows if not row.get("empty") for sequence in next(drawn)]
-            batch.batch = collator(sequences or [stand_in(batch.rows[0])])["batch"]
+            sequences = [sequence for row in batch.rows if not row.get("is_padding") for sequence in next(drawn)]
+            batch.batch = collator(sequences or [padding_example(batch.rows[0])])["batch"]
 
     @property
     def ready(self) -> list[Batch]:
         """The batches themselves."""
-        return [known(batch) for batch in self.batches]
+        return [resolve(batch) for batch in self.batches]

@@ -18,7 +18,7 @@ SMALLEST_SHARE = 1e-6  # of a mixture: with none of one side in it, it is no mix
 
 
 @dataclass(frozen=True)
-class Terms:
+class RowLossSpec:
     """What is asked of each row: ``ce_weight·CE + kd_weight·D``, and what stays the same over a run."""
 
     divergence: Divergence
@@ -28,14 +28,14 @@ class Terms:
     row_weight: RowWeight | None = None
 
     @property
-    def numbers(self) -> tuple[float, float, float]:
+    def coefficients(self) -> tuple[float, float, float]:
         """``1/temperature, ce, kd``."""
         return 1.0 / self.temperature, self.ce_weight, self.kd_weight
 
     @property
-    def own(self) -> tuple[float, ...]:
+    def params(self) -> tuple[float, ...]:
         """The divergence's own numbers."""
-        return self.divergence.numbers if isinstance(self.divergence, Pointwise) else ()
+        return self.divergence.params if isinstance(self.divergence, Pointwise) else ()
 
 
 class Block(NamedTuple):
@@ -68,8 +68,8 @@ def agreement(student: Tensor, teacher: Tensor) -> Tensor:
     return (torch.add(teacher, below, alpha=1e30).amax(-1) == teacher.amax(-1)).to(student.dtype)
 
 
-def numbers_of(divergence: Pointwise, share: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def params_of(divergence: Pointwise, share: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The divergence's own numbers, ``[n, 1]`` each, where row n's mixture holds ``share[n]`` of the teacher."""
     assert isinstance(divergence, Mixture)
     rest = 1.0 - share  # before it is rounded to another dtype
-    return divergence.numbers_at(share.to(dtype)[:, None], rest.to(dtype)[:, None])
+    return divergence.params_at(share.to(dtype)[:, None], rest.to(dtype)[:, None])
