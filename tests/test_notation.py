@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abkd import divergences, notation, sources, teachers
-from abkd.data import augment
+from abkd.data.images import augmentation
 from abkd.divergences import AlphaBeta, Divergence, ForwardKL, JensenShannon, ReverseKL, WeightedSum
 from abkd.errors import ConfigError
 from abkd.notation import components, parse, render
@@ -47,7 +47,7 @@ def test_components_are_the_concrete_exports_and_nothing_beside() -> None:
         for house, base in (
             (sources, sources.Source),
             (teachers, teachers.Teacher),
-            (augment, augment.Augmentation),
+            (augmentation, augmentation.Augmentation),
         )
         for name in house.__all__
         if isinstance(thing := getattr(house, name), type) and issubclass(thing, base) and thing is not base

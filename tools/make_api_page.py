@@ -39,7 +39,7 @@ ROOMS = (
     "sources",
     "teachers",
     "data.images",
-    "data.augment",
+    "data.images.augmentation",
     "models.vision",
     "models.cifar",
     "config",
@@ -49,7 +49,7 @@ ROOMS = (
 HOUSES = (  # rooms whose names stay their own: a Dataset is many things
     "sources",
     "teachers",
-    "data.augment",
+    "data.images.augmentation",
     "data.images",
     "models.vision",
     "models.cifar",

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from abkd import notation, training_arguments
-from abkd.data.augment import Augmentation
+from abkd.data.images.augmentation import Augmentation
 from abkd.divergences import AlphaBeta, Divergence
 from abkd.errors import ConfigError
 from abkd.generation import Sampling, settle

@@ -21,7 +21,7 @@ from functools import cache
 from abkd.errors import ConfigError
 
 _COMPONENT_MODULES = (
-    "abkd.data.augment",
+    "abkd.data.images.augmentation",
     "abkd.divergences",
     "abkd.schedules",
     "abkd.sources",

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from abkd.divergences import Divergence, JensenShannon, SkewReverseKL
 from abkd.errors import ConfigError
-from abkd.ops import ChunkPlan, RowLosses, linear_divergence
-from abkd.ops._rows import RowLossSpec
-from abkd.ops._types import Rows, TeacherRows
+from abkd.ops import ChunkPlan, RowLosses, RowLossSpec, Rows, TeacherRows, linear_divergence
 from abkd.row_weights import RowWeights
 from abkd.schedules import Schedule, at, is_number, moments_of, stages, values_of
 from abkd.sequence_mixture import teacher_share

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from abkd.data.augment import Augmentation, HorizontalFlip, Mixup, RandomCrop, RandomResizedCrop
 from abkd.data.images import load_images, prepare_images
+from abkd.data.images.augmentation import Augmentation, HorizontalFlip, Mixup, RandomCrop, RandomResizedCrop
 from abkd.errors import ConfigError
 from abkd.notation import parse, render
 

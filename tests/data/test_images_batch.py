@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from abkd.data.augment import HorizontalFlip, Mixup
 from abkd.data.images import ImageCollator, load_images, prepare_images
+from abkd.data.images.augmentation import HorizontalFlip, Mixup
 from abkd.errors import DataError
 
 CHANCE = np.random.default_rng(0)

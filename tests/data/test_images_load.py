@@ -536,7 +536,7 @@ def test_a_data_set_whose_own_reading_fails():
 
 def test_importing_costs_nothing():
     names = "PIL datasets sklearn transformers rich".split()
-    code = "import sys, abkd.data.images, abkd.data.augment; print(*(n for n in sys.argv[1:] if n in sys.modules))"
+    code = "import sys, abkd.data.images.augmentation; print(*(n for n in sys.argv[1:] if n in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
     assert isinstance(load_images(PIXELS), Images)

@@ -11,8 +11,8 @@ from op_parts import gap, gradients, problem
 from torch import Tensor
 
 import abkd
+from abkd.memory import available_mb
 from abkd.ops import ChunkPlan, Head, _linear_divergence, plan_chunks
-from abkd.ops._memory import available_mb
 
 CPU = torch.device("cpu")
 AB = abkd.AlphaBeta(0.2, 0.7)

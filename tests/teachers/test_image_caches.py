@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from abkd import DistillConfig
 from abkd.cli import app
-from abkd.data.augment import HorizontalFlip, Mixup, RandomCrop, RandomResizedCrop
 from abkd.data.images import ImageCollator, ImageDataset, prepare_images
+from abkd.data.images.augmentation import HorizontalFlip, Mixup, RandomCrop, RandomResizedCrop
 from abkd.errors import AbkdError, ConfigError, DataError, NonFiniteError, VocabularyError
 from abkd.models.cifar import create
 from abkd.models.vision import Classifier, ImageRows, Preparation, save_classifier

@@ -27,9 +27,7 @@ from abkd.recipe._checks import names
 from abkd.run import load_data
 from abkd.sources import ensure_teacher_text, known_sequences, needs_teacher_text
 from abkd.teachers import identity
-from abkd.teachers.caches import CachedTeacher, image_identity
-from abkd.teachers.caches._build import Built, build_cache
-from abkd.teachers.caches._manifest import read as read_manifest
+from abkd.teachers.caches import Built, CachedTeacher, build_cache, image_identity, read_manifest
 from abkd.trainer._text_data import prepare_data
 
 if TYPE_CHECKING:
@@ -88,7 +86,7 @@ def _text(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
 
 def _images(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
     """The same of images: those of all epochs as training will ask for them, and those held out."""
-    from abkd.teachers.caches._images import EpochImages
+    from abkd.teachers.caches import EpochImages
     from abkd.trainer._image_caches import told_apart_by, training_passes
     from abkd.trainer._images import prepare_data as prepare_images
 

@@ -95,7 +95,7 @@ def exit_codes() -> Iterator[None]:
 def _out_of_memory(error: Exception) -> bool:
     if isinstance(error, typer.Exit) or "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from abkd.ops._memory import is_out_of_memory
+    from abkd.memory import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -26,16 +26,16 @@ from abkd.run import load_data
 from abkd.sources import (
     Privileged,
     Server,
+    Store,
     TeacherSamples,
     TeacherWriter,
     ensure_teacher_text,
     privileged_context,
+    stage_sources,
+    uses,
     write_with,
+    writing_bar,
 )
-from abkd.sources._bar import writing_bar
-from abkd.sources._store import Store
-from abkd.sources._teacher_text import uses
-from abkd.sources._types import stage_sources
 from abkd.teachers import identity
 from abkd.trainer._text_data import prepare_data
 

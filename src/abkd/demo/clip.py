@@ -96,8 +96,7 @@ def train_clip(
     import torch
 
     from abkd.models.clip import CLIP_MEAN, CLIP_STD
-    from abkd.models.vision import Preparation
-    from abkd.models.vision._processor import write_processor
+    from abkd.models.vision import Preparation, write_processor
 
     directory.mkdir(parents=True, exist_ok=True)
     side = pixels.shape[-1]

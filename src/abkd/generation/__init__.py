@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from abkd.generation._answers import generate_answers, rouge_l
+from abkd.generation._draw import as_bytes
 from abkd.generation._sampling import Sampling, settle
 from abkd.generation._write import Completion, completions, write_completions
 
-__all__ = ["Completion", "Sampling", "completions", "generate_answers", "rouge_l", "settle", "write_completions"]
+__all__ = [
+    "Completion",
+    "Sampling",
+    "as_bytes",
+    "completions",
+    "generate_answers",
+    "rouge_l",
+    "settle",
+    "write_completions",
+]

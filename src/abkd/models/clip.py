@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from abkd.errors import ConfigError, VocabularyError
 from abkd.models.folders import check_model_folder
 from abkd.models.loading import check_finite, in_short
-from abkd.models.vision import Classifier, Preparation
-from abkd.models.vision._processor import preparation_of
+from abkd.models.vision import Classifier, Preparation, preparation_of
 
 TEMPLATE = "a photo of a {}."
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -15,8 +15,7 @@ from abkd.errors import AbkdError, ConfigError
 from abkd.models.loading import in_short
 from abkd.models.positions import first_position, learned_positions, text_config
 from abkd.models.rows import ModelRows, call_of, has_hooks
-from abkd.ops import Dense, Head, Projected
-from abkd.ops._types import Rows
+from abkd.ops import Dense, Head, Projected, Rows
 
 logger = logging.getLogger("abkd")
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from abkd.data import View
-from abkd.ops._types import Rows
+from abkd.ops import Rows
 
 
 def has_hooks(model: nn.Module) -> bool:

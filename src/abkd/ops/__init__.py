@@ -3,6 +3,8 @@
 from abkd.ops._divergence_loss import divergence_loss
 from abkd.ops._head import Head
 from abkd.ops._linear_divergence import linear_divergence, plan_chunks
+from abkd.ops._logits import teacher_logits
+from abkd.ops._row_loss_spec import RowLossSpec
 from abkd.ops._row_metrics import row_metrics
 from abkd.ops._types import Averaged, ChunkPlan, Dense, Projected, RowLosses, Rows, TeacherRows, TopK
 
@@ -12,6 +14,7 @@ __all__ = [
     "Dense",
     "Head",
     "Projected",
+    "RowLossSpec",
     "RowLosses",
     "Rows",
     "TeacherRows",
@@ -20,4 +23,5 @@ __all__ = [
     "linear_divergence",
     "plan_chunks",
     "row_metrics",
+    "teacher_logits",
 ]

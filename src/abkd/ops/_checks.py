@@ -7,9 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from abkd.divergences import Divergence
-from abkd.divergences._mixtures import Mixture
-from abkd.divergences._pointwise import check_targets
+from abkd.divergences import Divergence, Mixture, check_targets
 from abkd.errors import ConfigError, VocabularyError
 from abkd.ops._row_loss_spec import SMALLEST_SHARE
 from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK, own_tensors

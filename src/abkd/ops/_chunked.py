@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from abkd.memory import is_out_of_memory
 from abkd.ops._head import Head
 from abkd.ops._logits import student_logits, teacher_logits
-from abkd.ops._memory import is_out_of_memory
 from abkd.ops._row_loss_spec import Block, RowLossSpec
 from abkd.ops._rows import blocks
 from abkd.ops._types import (

@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from abkd.divergences import Divergence
-from abkd.divergences._pointwise import working_dtype
+from abkd.divergences import Divergence, working_dtype
 from abkd.errors import ConfigError, VocabularyError
 from abkd.ops._checks import check_temperature
 from abkd.ops._linear_divergence import linear_divergence

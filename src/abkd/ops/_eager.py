@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from abkd.divergences import Divergence, Pointwise
-from abkd.divergences._pointwise import Number, working_dtype
+from abkd.divergences import Divergence, Number, Pointwise, working_dtype
 from abkd.ops._row_loss_spec import Block, RowLossSpec, RowWeight, agreement, entropy, entropy_of, params_of
 
 EAGER_BLOCK = 1 << 16  # classes at once in eager mode: the temporaries stay in the processor's cache

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from abkd.divergences import Divergence
 from abkd.errors import ConfigError
+from abkd.memory import available_mb
 from abkd.ops._checks import check_divergence, check_rows, check_temperature, check_weights, checked_share
 from abkd.ops._chunked import chunked_losses
 from abkd.ops._compilers import compiler_missing, say_unfused
 from abkd.ops._logits import as_multiplied, nothing_known, product_dtype
-from abkd.ops._memory import available_mb
 from abkd.ops._reference import reference_losses
 from abkd.ops._row_loss_spec import RowLossSpec, RowWeight
 from abkd.ops._types import ChunkPlan, RowLosses, Rows, TeacherRows

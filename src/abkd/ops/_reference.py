@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from abkd.divergences import Divergence, JensenShannon, SkewForwardKL, SkewReverseKL
-from abkd.divergences._pointwise import working_dtype
+from abkd.divergences import Divergence, JensenShannon, SkewForwardKL, SkewReverseKL, working_dtype
 from abkd.ops._row_loss_spec import RowLossSpec, entropy
 from abkd.ops._types import Averaged, RowLosses, Rows, TeacherRows, TopK
 

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from abkd.divergences import Divergence, Pointwise
-from abkd.divergences._mixtures import Mixture
+from abkd.divergences import Divergence, Mixture, Pointwise
 
 RowWeight = Callable[[Tensor, Tensor], Tensor]  # (log_p [n, V], log_q [n, V]) -> [n], a constant for the gradient
 

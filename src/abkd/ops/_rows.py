@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from abkd.divergences import Pointwise
-from abkd.divergences._pointwise import working_dtype
+from abkd.divergences import Pointwise, working_dtype
 from abkd.ops._compilers import fused_by_torch, native
 from abkd.ops._eager import Fused, eager_blocks
 from abkd.ops._native import row_function, serves

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from abkd.divergences._pointwise import working_dtype
+from abkd.divergences import working_dtype
 from abkd.ops._eager import one_thread, value_and_slope
 from abkd.ops._passes import TailSums, finite_top, tail_gradient, tail_logsumexp
 from abkd.ops._row_loss_spec import Block, RowLossSpec, entropy

@@ -29,7 +29,7 @@ def check_name(name: str, field: str, allowed: list[str]) -> None:
     if not entry:
         return check_code(name, field, allowed)
     from abkd.models import cifar
-    from abkd.models.vision._zoos import ZOOS
+    from abkd.models.vision import ZOOS
 
     if zoo not in ZOOS:
         raise ConfigError(f"{field}: {name!r} begins with none of {', '.join(f'{each}:' for each in ZOOS)}")

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from abkd.errors import DataError, OutputDirError
-from abkd.generation import Completion
-from abkd.generation._draw import as_bytes
+from abkd.generation import Completion, as_bytes
 from abkd.storage import atomic_write, check_place_of, disk_errors, lock_file, read_json
 
 logger = logging.getLogger("abkd")

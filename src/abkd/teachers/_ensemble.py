@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from abkd.data import View
 from abkd.errors import ConfigError
-from abkd.ops._types import Averaged
+from abkd.ops import Averaged
 from abkd.teachers._live import LiveReader
 from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 

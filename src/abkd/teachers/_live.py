@@ -10,7 +10,7 @@ import torch
 from abkd.data import View
 from abkd.models.language import CausalRows
 from abkd.models.rows import ModelRows
-from abkd.ops._types import Rows
+from abkd.ops import Rows
 from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from abkd.data import View
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.rows import ModelRows
-from abkd.ops._types import Rows
+from abkd.ops import Rows
 from abkd.schedules import is_number
 from abkd.teachers._live import LiveReader
 from abkd.teachers._types import Teacher, TeacherContext, TeacherReader

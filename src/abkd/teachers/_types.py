@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from abkd.data import Example, View
 from abkd.models.rows import ModelRows
-from abkd.ops._types import TeacherRows
+from abkd.ops import TeacherRows
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from abkd.errors import ConfigError
 from abkd.models import base_to_new
 from abkd.models.clip import load_clip_pair
 from abkd.models.vision import ImageRows, as_classifier, check_classes
-from abkd.ops._types import Rows, TeacherRows
+from abkd.ops import Rows, TeacherRows
 from abkd.trainer._image_checks import check_student
 from abkd.trainer._images import ImageClassification, images_of, logits_of
 from abkd.trainer._modality import Models, check_known, wanted_teachers

@@ -12,9 +12,7 @@ from abkd.config import DistillConfig
 from abkd.data.images import ImageDataset, Images
 from abkd.models.vision import as_classifier, check_classes, load_classifier
 from abkd.teachers import TeacherContext
-from abkd.teachers.caches import image_identity
-from abkd.teachers.caches._images import EpochImages
-from abkd.teachers.caches._readers import CacheReader
+from abkd.teachers.caches import CacheReader, EpochImages, image_identity
 from abkd.trainer._optimizer import epochs
 from abkd.trainer._order import TrainOrder, train_order
 

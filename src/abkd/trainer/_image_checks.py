@@ -6,8 +6,8 @@ import math
 from typing import Any, cast
 
 from abkd.config import DistillConfig
-from abkd.data.augment import Mixup
 from abkd.data.images import ImageDataset, Images
+from abkd.data.images.augmentation import Mixup
 from abkd.errors import ConfigError
 from abkd.models.saving import check_trainable
 from abkd.models.vision import ImageRows

@@ -17,11 +17,9 @@ from abkd.errors import ConfigError
 from abkd.models.adapters import with_adapters
 from abkd.models.rows import ModelRows
 from abkd.models.vision import ImageRows, as_classifier, check_classes, load_classifier, save_classifier
-from abkd.ops._logits import teacher_logits
-from abkd.ops._types import Rows, TeacherRows, TopK
+from abkd.ops import Rows, TeacherRows, TopK, teacher_logits
 from abkd.teachers import TeacherContext, TeacherReader
-from abkd.teachers.caches._images import EpochImages
-from abkd.teachers.caches._readers import CacheReader
+from abkd.teachers.caches import CacheReader, EpochImages
 from abkd.trainer._image_caches import check_cached_classes, classes_known, load_teacher, open_cache, training_passes
 from abkd.trainer._image_checks import check_batches_of_one, check_labels, check_mixed, check_student
 from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers

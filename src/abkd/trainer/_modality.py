@@ -16,8 +16,7 @@ from abkd.data import Batch
 from abkd.data.prepared import ExampleDataset
 from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
-from abkd.ops import ChunkPlan, plan_chunks
-from abkd.ops._types import Rows, TeacherRows
+from abkd.ops import ChunkPlan, Rows, TeacherRows, plan_chunks
 from abkd.storage import atomic_write, read_json, strict_json
 from abkd.teachers import TeacherReader
 

@@ -27,8 +27,8 @@ from abkd.sources import (
     needs_teacher_text,
     open_source,
     write_with,
+    writing_bar,
 )
-from abkd.sources._bar import writing_bar
 from abkd.storage import atomic_write
 from abkd.teachers import identity
 from abkd.trainer._finite import check_tensors

@@ -16,9 +16,7 @@ from abkd.divergences import ForwardKL, ReverseKL
 from abkd.metrics import TOP_K
 from abkd.models.rows import ModelRows
 from abkd.objective import Objective, TokenLogProbs
-from abkd.ops import ChunkPlan, linear_divergence, row_metrics
-from abkd.ops._rows import RowLossSpec
-from abkd.ops._types import Rows, TeacherRows
+from abkd.ops import ChunkPlan, RowLossSpec, Rows, TeacherRows, linear_divergence, row_metrics
 from abkd.teachers import TeacherReader
 
 LOGGED = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement")

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from abkd.data.images._augment import Augmentation, Mixup
 from abkd.data.images._check import check, common_size, reasons, refuse
 from abkd.data.images._decode import Uint8
 from abkd.data.images._images import Images
 from abkd.data.images._load import load_images
 from abkd.data.images._resize import fit, stretch
+from abkd.data.images.augmentation import Augmentation, Mixup
 from abkd.data.prepared import ExampleDataset
 from abkd.errors import ConfigError, DataError
 

@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from abkd.errors import DataError
-from abkd.ops._memory import available_mb
+from abkd.memory import available_mb
 
 _BROKEN = (
     OSError,

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import nn
 
-from abkd.data.images._labels import MOST_CLASSES
+from abkd.data.images import MOST_CLASSES
 from abkd.errors import ConfigError
 from abkd.models.folders import fault_of_file
 from abkd.models.loading import check_finite, in_short

@@ -123,14 +123,14 @@ class _CacheBuild:
     @property
     def manifest(self) -> dict[str, Any] | None:
         """What the folder says it is; None where that must be written (again)."""
-        known = _manifest.read(self.folder)
+        known = _manifest.read_manifest(self.folder)
         if known is not None and "head" in known and read_head(self.folder, known) is None:
             return None
         return known
 
     def check(self) -> None:
         """Raise ConfigError if it is something else."""
-        known = _manifest.read(self.folder)
+        known = _manifest.read_manifest(self.folder)
         if known is not None:
             _manifest.check(self.folder, known, self.facts)
         else:
@@ -157,7 +157,7 @@ class _CacheBuild:
 
     def count(self) -> None:
         """Complete the manifest by what is there now."""
-        store, known = open_store(self.folder, self.owner, check=False), _manifest.read(self.folder)
+        store, known = open_store(self.folder, self.owner, check=False), _manifest.read_manifest(self.folder)
         if known is not None:
             counts = {"sequences": len(store.places), "rows": store.rows, "bytes": store.bytes}
             per_row = {"bytes_per_row": round(store.bytes / max(store.rows, 1), 1)}

@@ -42,7 +42,7 @@ def owner(values: Values) -> str:
     return fingerprint({name: values[name] for name in (*_OF_IDENTITY, *_OWN) if name in values})
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder; None where there is none, or it was changed or cut short, or says no sense."""
     values = read_checksummed(folder / FILE)
     return values if values is not None and _is_sound(values) else None

@@ -44,7 +44,7 @@ class CacheReader(TeacherReader):
     labelled: ClassVar[bool] = False  # as the specification says
 
     def __init__(self, folder: Path, wanted: Mapping[str, Any]) -> None:
-        manifest = _manifest.read(folder)
+        manifest = _manifest.read_manifest(folder)
         if manifest is None:
             state = "is broken (manifest.json was changed)" if (folder / _manifest.FILE).exists() else "is not there"
             raise ConfigError(f"the cache {folder} {state}: run abkd cache with this recipe, which builds or mends it")

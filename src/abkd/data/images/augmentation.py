@@ -11,6 +11,8 @@ import numpy as np
 from abkd.data.images._decode import Uint8
 from abkd.errors import ConfigError
 
+__all__ = ["Augmentation", "HorizontalFlip", "Mixup", "RandomCrop", "RandomResizedCrop"]
+
 
 class Augmentation:
     """Called with an image uint8 [H, W, C] and a generator, gives another image; a frozen value, without state.
