@@ -201,7 +201,7 @@ def test_the_weight_of_a_row_is_one_for_a_sure_teacher_and_largest_for_a_level_o
 @pytest.mark.parametrize("divergence", [DKD(), Standardized(), TransformedTeacher(), DIST(), CLKD()], ids=repr)
 def test_they_need_whole_distributions_and_float64(divergence: Divergence) -> None:
     assert divergence.needs_full_distribution
-    assert divergence.wide
+    assert divergence.needs_float64
     assert not ForwardKL().needs_full_distribution
 
 

@@ -47,7 +47,7 @@ def akamaster(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"module." + key.replace("fc.", "linear."): value for key, value in state.items()}
 
 
-def check_teacher(name: str, state: dict[str, Tensor], images: Tensor, *, training: bool) -> Tensor:
+def judge(name: str, state: dict[str, Tensor], images: Tensor, *, training: bool) -> Tensor:
     """Logits by the published forward pass."""
     forward: dict[str, Callable[[_Judge, Tensor], Tensor]] = {
         "resnet": _run_resnet,

@@ -30,12 +30,12 @@ WITHOUT = """
 import logging, torch, sys
 logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
 from abkd.divergences import ForwardKL, TotalVariation
-from abkd.ops import Dense, Plan, linear_divergence, plan_chunks
+from abkd.ops import Dense, ChunkPlan, linear_divergence, plan_chunks
 plan = plan_chunks(4096, 4096, torch.device("cpu"))
 plan_chunks(4096, 4096, torch.device("cpu"))
 print("planned compiled:", plan.compiled)
 student, teacher = torch.randn(9, 50, requires_grad=True), torch.randn(9, 50)
-losses = [linear_divergence(Dense(student), Dense(teacher), d, plan=Plan(4, compiled)).loss.item()
+losses = [linear_divergence(Dense(student), Dense(teacher), d, plan=ChunkPlan(4, compiled)).loss.item()
           for d in (ForwardKL(), TotalVariation()) for compiled in (False, True)]
 print("same:", abs(losses[0] - losses[1]) < 1e-6 and abs(losses[2] - losses[3]) < 1e-6)
 """

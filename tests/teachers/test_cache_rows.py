@@ -18,7 +18,7 @@ from abkd.models.language import CausalRows
 from abkd.ops import TopK, linear_divergence
 from abkd.teachers import HiddenCache, TopKCache
 from abkd.teachers.caches._build import build_cache
-from abkd.teachers.caches._keys import asked, distinct, readings
+from abkd.teachers.caches._keys import distinct, sequence_keys, sequences_of
 from training_parts import llama, teacher, tokenizer
 
 
@@ -31,7 +31,7 @@ def open_hidden(folder: Path, **options):
 def as_built() -> list[Example]:
     """The examples in the order in which they were given to the teacher: then its forward is the same."""
     by_key = sorted(distinct(data()).values(), key=lambda reading: (-len(reading.ids), reading.key))
-    rows = {next(readings(example)).key: example for example in data()}
+    rows = {next(sequences_of(example)).key: example for example in data()}
     return [rows[reading.key] for reading in by_key]
 
 
@@ -117,9 +117,11 @@ def test_rows_that_were_not_trained_on_are_missing_until_they_are_added(tmp_path
 def test_what_a_view_asks_for_is_what_an_example_has() -> None:
     examples = list(data())
     for chosen in (examples, list(pack(TokenizedDataset(examples), 64))):
-        wanted = [(r.key, [first + i for first, n in r.runs for i in range(n)]) for e in chosen for r in readings(e)]
+        wanted = [
+            (r.key, [first + i for first, n in r.runs for i in range(n)]) for e in chosen for r in sequences_of(e)
+        ]
         for side in ("left", "right"):
-            found = [(key, positions.tolist()) for key, positions in asked(view(chosen, padding_side=side))]
+            found = [(key, positions.tolist()) for key, positions in sequence_keys(view(chosen, padding_side=side))]
             assert found == wanted
 
 

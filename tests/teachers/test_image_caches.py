@@ -25,7 +25,7 @@ from abkd.run import distill
 from abkd.teachers import HiddenCache, LiveReader, TeacherContext, TopKCache
 from abkd.teachers.caches import _build, image_identity
 from abkd.teachers.caches._build import build_cache
-from abkd.teachers.caches._images import Passes
+from abkd.teachers.caches._images import EpochImages
 from abkd.teachers.caches._keys import image_keys
 from abkd.trainer import _image_caches, _images
 from abkd.trainer._image_caches import training_passes
@@ -42,7 +42,7 @@ def images(count: int = 12, *, augmentation: Any = CHANCE, rows: Any = None, see
     return prepare_images(pictures(count) if rows is None else rows, augmentation=augmentation, seed=seed)
 
 
-def build(spec: Any, *passes: Passes, teacher: Any = None, **options: Any) -> Any:
+def build(spec: Any, *passes: EpochImages, teacher: Any = None, **options: Any) -> Any:
     teacher = image_teacher() if teacher is None else teacher
     teacher.model.eval().requires_grad_(False)
     return build_cache(spec, passes, lambda: ImageRows(teacher), **{"identity": image_identity(teacher), **options})
@@ -53,7 +53,7 @@ def opened(spec: Any, teacher: Any = None, temperature: float = 1.0) -> Any:
     return spec.open(TeacherContext(student=student, identity=known, temperature=temperature))
 
 
-def views(passes: Passes) -> list[Any]:
+def views(passes: EpochImages) -> list[Any]:
     """What a run reads, batch by batch."""
     batches = [[passes.dataset[key] for key in keys] for keys in passes.batches((0, 1))]
     return [ImageCollator()(examples)["batch"].teacher for examples in batches]
@@ -68,7 +68,10 @@ def live() -> LiveReader:
 
 @pytest.mark.parametrize("augmentation", [(), CHANCE, (RandomResizedCrop(scale=(0.3, 1.0)), HorizontalFlip())])
 def test_logits_are_the_live_teachers_bit_for_bit_in_the_batches_of_training(tmp_path: Path, augmentation: Any) -> None:
-    spec, passes = HiddenCache(path=str(tmp_path)), Passes(images(augmentation=augmentation), epochs=3, batch_size=4)
+    spec, passes = (
+        HiddenCache(path=str(tmp_path)),
+        EpochImages(images(augmentation=augmentation), epochs=3, batch_size=4),
+    )
     built = build(spec, passes)
     reader, alive = opened(spec), live()
     for view in views(passes):
@@ -83,7 +86,7 @@ def test_logits_are_the_live_teachers_bit_for_bit_in_the_batches_of_training(tmp
 
 
 def test_an_image_is_found_in_every_batch_as_whole_numbers_or_not(tmp_path: Path) -> None:
-    spec, passes = HiddenCache(path=str(tmp_path)), Passes(images(), epochs=2, batch_size=3)
+    spec, passes = HiddenCache(path=str(tmp_path)), EpochImages(images(), epochs=2, batch_size=3)
     build(spec, passes)
     examples, reader = list(passes), opened(spec)
     examples = [examples[i] for i in np.random.default_rng(0).permutation(len(examples))]
@@ -105,7 +108,7 @@ def test_what_tells_images_apart() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_all_classes_are_the_live_teacher_to_a_step_at_every_temperature(tmp_path: Path, temperature: float) -> None:
-    spec, passes = TopKCache(k=64, path=str(tmp_path)), Passes(images(), epochs=2, batch_size=4)
+    spec, passes = TopKCache(k=64, path=str(tmp_path)), EpochImages(images(), epochs=2, batch_size=4)
     build(spec, passes, temperature=temperature)
     reader = opened(spec, temperature=temperature)
     assert reader.exact
@@ -117,7 +120,7 @@ def test_all_classes_are_the_live_teacher_to_a_step_at_every_temperature(tmp_pat
 
 def test_the_likeliest_classes_the_tail_and_the_label(tmp_path: Path) -> None:
     spec, dataset = TopKCache(k=2, path=str(tmp_path / "top")), images(augmentation=())
-    build(spec, Passes(dataset, batch_size=4), temperature=2.0)
+    build(spec, EpochImages(dataset, batch_size=4), temperature=2.0)
     reader, batch = opened(spec, temperature=2.0), ImageCollator()(list(dataset))["batch"]
     rows, logits = reader(batch.teacher), live()(batch.teacher).values.double()
     exact = (logits / 2.0).log_softmax(-1)
@@ -131,7 +134,7 @@ def test_the_likeliest_classes_the_tail_and_the_label(tmp_path: Path) -> None:
     assert 0 < reader.logs()["covered_mass"] < 1
 
     nameless, plain = TopKCache(k=2, path=str(tmp_path / "unlabelled")), images(rows=unlabelled(), augmentation=())
-    build(nameless, Passes(plain, batch_size=4), temperature=2.0)
+    build(nameless, EpochImages(plain, batch_size=4), temperature=2.0)
     reader = opened(nameless, temperature=2.0)
     assert reader(ImageCollator()(list(plain))["batch"].teacher).log_target is None
     with pytest.raises(DataError, match=WAY_OUT):
@@ -140,7 +143,7 @@ def test_the_likeliest_classes_the_tail_and_the_label(tmp_path: Path) -> None:
 
 def test_labels_that_were_mended_are_other_rows_of_the_likeliest_and_the_same_logits(tmp_path: Path) -> None:
     mended = [{**row, "label": (row["label"] + 1) % CLASSES} for row in pictures()]
-    before, after = (Passes(images(rows=rows, augmentation=()), batch_size=4) for rows in (pictures(), mended))
+    before, after = (EpochImages(images(rows=rows, augmentation=()), batch_size=4) for rows in (pictures(), mended))
     for spec, more in ((TopKCache(k=2, path=str(tmp_path / "top")), 12), (HiddenCache(path=str(tmp_path / "all")), 0)):
         assert build(spec, before).made == 12
         assert build(spec, after).made == more
@@ -152,7 +155,7 @@ def test_labels_that_were_mended_are_other_rows_of_the_likeliest_and_the_same_lo
 
 
 def test_half_precision_takes_half_the_bytes(tmp_path: Path) -> None:
-    spec, passes = HiddenCache(path=str(tmp_path), dtype="float16"), Passes(images(augmentation=()), batch_size=4)
+    spec, passes = HiddenCache(path=str(tmp_path), dtype="float16"), EpochImages(images(augmentation=()), batch_size=4)
     build(spec, passes)
     (view, *_), reader = views(passes), opened(spec)
     assert reader.store.columns[0]["logits"].dtype == torch.float16
@@ -165,7 +168,7 @@ def test_half_precision_takes_half_the_bytes(tmp_path: Path) -> None:
 
 def test_it_goes_on_where_it_was_and_processes_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_build, "SHARD_BYTES", 1)
-    passes, spec = Passes(images(), epochs=2, batch_size=4), HiddenCache(path=str(tmp_path / "stopped"))
+    passes, spec = EpochImages(images(), epochs=2, batch_size=4), HiddenCache(path=str(tmp_path / "stopped"))
 
     def stop(done: int, total: int) -> None:
         assert total == 25
@@ -186,9 +189,9 @@ def test_it_goes_on_where_it_was_and_processes_share_it(tmp_path: Path, monkeypa
 
 
 def test_of_a_long_training_some_images_from_all_epochs_are_looked_at(tmp_path: Path) -> None:
-    spec, passes = HiddenCache(path=str(tmp_path)), Passes(images(augmentation=CHANCE[:1]), epochs=2, batch_size=4)
+    spec, passes = HiddenCache(path=str(tmp_path)), EpochImages(images(augmentation=CHANCE[:1]), epochs=2, batch_size=4)
     build(spec, passes)
-    long = Passes(images(augmentation=CHANCE[:1]), epochs=1000)
+    long = EpochImages(images(augmentation=CHANCE[:1]), epochs=1000)
     some = list(long.some(50))
     assert len(some) == 50
     assert all(torch.equal(one["pixels"], other["pixels"]) for one, other in zip(some, long.some(50), strict=True))
@@ -197,12 +200,12 @@ def test_of_a_long_training_some_images_from_all_epochs_are_looked_at(tmp_path: 
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    spec, passes = HiddenCache(path=str(tmp_path)), Passes(images(), epochs=2, batch_size=4)
+    spec, passes = HiddenCache(path=str(tmp_path)), EpochImages(images(), epochs=2, batch_size=4)
     build(spec, passes)
     for other in (images(seed=4), images(rows=pictures(12, seed=1)), images(augmentation=CHANCE[:1])):
         with pytest.raises(DataError, match=WAY_OUT):
-            opened(spec).check_covers(Passes(other, epochs=2), "train")
-    (view, *_) = views(Passes(images(seed=4), epochs=1, batch_size=4))
+            opened(spec).check_covers(EpochImages(other, epochs=2), "train")
+    (view, *_) = views(EpochImages(images(seed=4), epochs=1, batch_size=4))
     with pytest.raises(DataError, match=rf"4 of the 4 images of a batch are not in the cache.*{WAY_OUT}"):
         opened(spec)(view)
     with pytest.raises(ConfigError, match="another teacher"):
@@ -262,7 +265,7 @@ def test_a_run_from_the_cache_is_the_run_with_the_teacher_bit_for_bit(tmp_path: 
     held_out = prepare_images(options["eval_dataset"], name="eval")
     training = training_passes(images(10), args)
     assert training.epochs == 2
-    build(spec, training, Passes(held_out, batch_size=8))
+    build(spec, training, EpochImages(held_out, batch_size=8))
     stored = image_trainer(tmp_path / "stored", data=pictures(10), teacher=repr(spec), **options)
     assert list(stored.models.teacher.models) == []
     stored.train()

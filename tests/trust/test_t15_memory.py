@@ -15,7 +15,7 @@ DENSE_MB = N * V * 4 / 2**20
 SCRIPT = """
 import sys, torch
 from abkd.divergences import AlphaBeta
-from abkd.ops import Head, Plan, Projected, linear_divergence
+from abkd.ops import Head, ChunkPlan, Projected, linear_divergence
 from benchmarks import _machine  # not ru_maxrss alone: a process inherits that of the one which started it
 
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ n, v, h, impl, rows = *map(int, sys.argv[1:4]), sys.argv[4], int(sys.argv[5])
 def call(n, impl):
     student = Projected(hidden[:n], Head(weight))
     out = linear_divergence(student, Projected(other[:n], Head(teacher)), AlphaBeta(0.2, 0.7), targets=targets[:n],
-                            ce_weight=0.5, impl=impl, plan=Plan(rows, False))
+                            ce_weight=0.5, impl=impl, plan=ChunkPlan(rows, False))
     out.loss.backward()
 
 hidden, weight = torch.randn(n, h, requires_grad=True), torch.randn(v, h, requires_grad=True)
