@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from abkd import DistillConfig, DistillTrainer
+from abkd import DistillConfig, DistillTrainer, ForwardKL
 from abkd.cli._cache import cache_recipe
 from abkd.cli._generate import generate_text
 from abkd.data import load_rows
@@ -221,7 +221,7 @@ def exam(name: str, pair: Pair, held_out: Sequence[Any], size: Size) -> dict[str
     """Distances to the live teacher, what each thinks of the other's text, and answers against the references."""
     config = DistillConfig(
         output_dir=str(pair.work / "exam"),
-        divergence="ForwardKL()",
+        divergence=ForwardKL(),
         eval_samples=size.questions,
         max_length=size.max_length,
         max_completion_length=size.tokens,

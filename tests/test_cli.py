@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from abkd.cli import app
-from abkd.cli._help import DISTILL, REQUIRED, Option
+from abkd.cli._help import DISTILL, Option
 from abkd.config import DistillConfig
 from abkd.divergences import AlphaBeta
 from abkd.errors import ConfigError, Interrupted, NonFiniteError, StorageError
@@ -116,7 +116,7 @@ def real_default(name: str) -> str:
     if name in ("resume", "seeds", "grid"):
         return {"resume": "false"}.get(name, "")
     if name in own_fields():
-        value = getattr(Recipe, name, REQUIRED)
+        value = getattr(Recipe, name, "required")
     elif name in config_defaults():
         value = config_defaults()[name]
     else:

@@ -75,16 +75,16 @@ def test_kd_ratio_is_the_short_form():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kd_ratio": 1.5}, "kd_ratio must be between 0 and 1 .*, but is 1.5"),
+        ({"kd_ratio": 1.5}, "kd_ratio must be between 0 and 1 .*, got 1.5"),
         ({"kd_ratio": float("nan")}, "kd_ratio must be between 0 and 1"),
-        ({"kd_ratio": 0.5, "ce_weight": 1.0}, "give one or the other"),
+        ({"kd_ratio": 0.5, "ce_weight": 1.0}, "keep it, or ce_weight, not both"),
         ({"divergence": "AlphaBeta(0.2, inf)"}, "finite"),
         ({"divergence": "AlphaBata()"}, "did you mean AlphaBeta"),
         ({"divergence": 3.0}, r"divergence must be one, such as AlphaBeta\(0.2, 0.7\)"),
         ({"divergence": "TeacherConfidence()"}, "divergence must be one"),
         ({"divergence": anneal(0.0, 1.0)}, "divergence must be one"),
         ({"kd_temperature": 0.0}, "kd_temperature must be above 0"),
-        ({"kd_temperature": float("inf")}, "kd_temperature must be above 0, from 0.0001 to 1000000, but is inf"),
+        ({"kd_temperature": float("inf")}, "kd_temperature must be above 0, from 0.0001 to 1000000, got inf"),
         ({"kd_temperature": 1e-30}, "kd_temperature must be above 0, from 0.0001 to 1000000"),
         ({"kd_temperature": 1e30}, "kd_temperature must be above 0, from 0.0001 to 1000000"),
         ({"ce_weight": 1e300}, "ce_weight must be 0 or more, and at most 1e"),
@@ -110,22 +110,22 @@ _CLIP = "zero-shot-image-classification"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "text"}, "task must be one of text-generation, image-classification, zero-shot-.*, but is 'text'"),
+        ({"task": "text"}, "task must be one of text-generation, image-classification, zero-shot-.*, got 'text'"),
         ({"task": _CLIP, "unlabelled_classes": "Base"}, "unlabelled_classes must be one of all, base, but is 'Base'"),
         ({"on_bad_row": "skip"}, "on_bad_row must be one of error, drop, but is 'skip'"),
         ({"save_dtype": "half"}, "save_dtype must be one of float32, bfloat16, float16 or None, but is 'half'"),
         ({"packing": "false"}, "packing must be true or false, but is 'false'"),
         ({"bf16": "no"}, "bf16 must be true or false, but is 'no'"),
         ({"apply_chat_template": 2}, "apply_chat_template must be true or false or None, but is 2"),
-        ({"num_generations": True}, "num_generations must be a whole number, but is True"),
-        ({"max_length": None}, "max_length must be a whole number, but is None"),
-        ({"lr_scheduler_type": 1}, "lr_scheduler_type must be a text, but is 1"),
-        ({"teacher_model_server_url": 8000}, "teacher_model_server_url must be a text or None, but is 8000"),
-        ({"generation_kwargs": 3}, "generation_kwargs must be a text or a mapping or None, but is 3"),
+        ({"num_generations": True}, "num_generations must be an integer, but is True"),
+        ({"max_length": None}, "max_length must be an integer, but is None"),
+        ({"lr_scheduler_type": 1}, "lr_scheduler_type must be a string, but is 1"),
+        ({"teacher_model_server_url": 8000}, "teacher_model_server_url must be a string or None, but is 8000"),
+        ({"generation_kwargs": 3}, "generation_kwargs must be a mapping or None, but is 3"),
         ({"lr_milestones": 150}, "lr_milestones must be a list or None, but is 150"),
-        ({"task": "image-classification", "augmentation": False}, "augmentation is a list such as"),
-        ({"task": _CLIP, "prompt_template": None}, "prompt_template must be a text, but is None"),
-        ({"task": _CLIP, "visual_prompt_depth": -1}, "visual_prompt_depth must be 0 or more, but is -1"),
+        ({"task": "image-classification", "augmentation": False}, "augmentation must be a list such as"),
+        ({"task": _CLIP, "prompt_template": None}, "prompt_template must be a string, but is None"),
+        ({"task": _CLIP, "visual_prompt_depth": -1}, "visual_prompt_depth must be 0 or more, got -1"),
     ],
     ids=str,
 )
@@ -168,7 +168,7 @@ _OTHER_THAN_THE_DEFAULT = {
 def test_a_setting_of_another_task_is_refused_as_in_a_recipe(task, others):
     own = {field.name for field in dataclasses.fields(DistillConfig)}
     for name in sorted(others & own):
-        with pytest.raises(ConfigError, match=f"means nothing to the task {task}; leave it out"):
+        with pytest.raises(ConfigError, match=f"does not apply to the task {task}; remove it"):
             config(task=task, **{name: _OTHER_THAN_THE_DEFAULT[name]})
 
 

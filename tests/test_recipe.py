@@ -239,7 +239,7 @@ def test_a_dash_in_a_flag_is_an_underscore() -> None:
     [
         (["--learning_rte", "1"], "unknown option --learning_rte; did you mean --learning_rate?"),
         (["--alpha", "1"], "--alpha is not a name here; it is part of the divergence"),
-        (["--learning_rate", "fast"], "--learning_rate must be a number, got 'fast' (a text)"),
+        (["--learning_rate", "fast"], "--learning_rate must be a number, got 'fast' (a string)"),
     ],
 )
 def test_a_flag_is_blamed_and_not_the_file(words: list[str], says: str, tmp_path: Path) -> None:
@@ -332,15 +332,15 @@ def test_unknown_names(values: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast' (a text)"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast' (a string)"),
         ({"learning_rate": float("nan")}, "learning_rate must be a number, got nan"),
         ({"learning_rate": True}, "learning_rate must be a number, got true"),
-        ({"max_steps": 2.5}, "max_steps must be a whole number, got 2.5"),
+        ({"max_steps": 2.5}, "max_steps must be an integer, got 2.5"),
         ({"bf16": "maybe"}, "bf16 must be true or false"),
-        ({"train_file": {"a": 1}}, "train_file must be a text or a list"),
-        ({"on_bad_row": "skip"}, "one of 'error', 'drop', got 'skip' (a text)"),
+        ({"train_file": {"a": 1}}, "train_file must be a string or a list"),
+        ({"on_bad_row": "skip"}, "one of 'error', 'drop', got 'skip' (a string)"),
         ({"eval_strategy": "sometimes"}, "must be one of 'no', 'steps', 'epoch'"),
-        ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs must be a text or a mapping, got 3"),
+        ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs must be a mapping, got 3"),
         ({"divergence": 3}, "divergence must be a divergence or a schedule, got 3"),
         ({"divergence": "AlphaBta()"}, "divergence: no component is called 'AlphaBta'; did you mean AlphaBeta?"),
         ({"divergence": "AlphaBeta(inf, 1)"}, "alpha is inf"),
@@ -358,7 +358,7 @@ def test_wrong_types(values: dict[str, Any], says: str) -> None:
         ({"kd_ratio": -0.1}, "kd_ratio must be between 0 and 1"),
         ({"kd_ratio": 0.5, "ce_weight": 1}, "keep it, or ce_weight, not both"),
         ({"kd_ratio": 0.5, "ce_weight": 1, "kd_weight": 1}, "keep it, or ce_weight and kd_weight, not both"),
-        ({"kd_weight": 0}, "nothing to learn"),
+        ({"kd_weight": 0}, "nothing would be learned"),
         ({"kd_temperature": 0}, "kd_temperature must be above 0"),
         ({"kd_temperature": -1}, "kd_temperature must be above 0"),
         ({"ce_weight": -1}, "ce_weight must be 0 or more"),
@@ -471,7 +471,7 @@ def test_one_data_file_several_or_a_pattern(ready: dict[str, str], tmp_path: Pat
     ):
         with pytest.raises(ConfigError, match=f"train_file: .*{says}"):
             make(**{**ready, "train_file": [ready["train_file"], str(tmp_path / wrong)]}).check_ready()
-    assert "is one .npz file" in refusal(task="image-classification", train_file=["a.npz", "b.npz"])
+    assert "must be one .npz file" in refusal(task="image-classification", train_file=["a.npz", "b.npz"])
 
 
 def test_an_output_directory_in_use_is_left_alone(ready: dict[str, str]) -> None:

@@ -216,11 +216,11 @@ def test_what_is_seen_when_the_arguments_are_made_is_one_sentence(options, says)
     ("options", "says"),
     [
         ({"learning_rate": "1e-3"}, "learning_rate must be a number, but is '1e-3': write 1e-3 in Python"),
-        ({"max_steps": 2.5}, "max_steps must be a whole number, but is 2.5"),
-        ({"seed": math.inf}, "seed must be a whole number, but is inf"),
+        ({"max_steps": 2.5}, "max_steps must be an integer, but is 2.5"),
+        ({"seed": math.inf}, "seed must be an integer, but is inf"),
         ({"adam_beta1": [0.9]}, "adam_beta1 must be a number"),
         ({"kd_temperature": "2"}, "kd_temperature must be a number"),
-        ({"image_size": 0, "task": "image-classification"}, "image_size must be 1 or more, but is 0"),
+        ({"image_size": 0, "task": "image-classification"}, "image_size must be 1 or more, got 0"),
     ],
     ids=str,
 )

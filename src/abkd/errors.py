@@ -6,6 +6,8 @@ Every message says what was expected, what was got, and the way out.
 from __future__ import annotations
 
 import reprlib
+import types
+from collections.abc import Mapping
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
@@ -23,6 +25,18 @@ class AbkdError(Exception):
     def __str__(self) -> str:
         """The sentence; what of a path in it is no text is escaped, so that it can be printed and written."""
         return super().__str__().encode("utf-8", "backslashreplace").decode()
+
+
+KINDS: Mapping[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    dict: "a mapping",
+    list: "a list",
+    types.NoneType: "None",
+}
+"""How messages name each type of value."""
 
 
 def shown(value: object) -> str:

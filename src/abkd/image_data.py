@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from abkd.config import DistillConfig
 from abkd.data.images import (
     Images,
     held_out_beside,
@@ -21,18 +20,18 @@ from abkd.recipe import Recipe
 logger = logging.getLogger("abkd")
 
 
-def load_image_data(recipe: Recipe, config: DistillConfig) -> tuple[Images, Images | None]:
+def load_image_data(recipe: Recipe) -> tuple[Images, Images | None]:
     """The training images and the held-out ones of a recipe (or None); a split of the source goes before a share of it.
 
     Classes that both know by name stand in the order of the training images.
     """
-    train, held_out = _image_parts(recipe, config)
+    train, held_out = _image_parts(recipe)
     if held_out is not None and train.class_names is not None and held_out.class_names is not None:
         held_out = held_out.with_classes(train.class_names)
     return train, held_out
 
 
-def _image_parts(recipe: Recipe, config: DistillConfig) -> tuple[Images, Images | None]:
+def _image_parts(recipe: Recipe) -> tuple[Images, Images | None]:
     if recipe.split_file:
         return _coop_parts(recipe.split_file, recipe.train_dir)
     source = recipe.train_file or recipe.train_dir or recipe.dataset_name
@@ -53,7 +52,7 @@ def _image_parts(recipe: Recipe, config: DistillConfig) -> tuple[Images, Images 
             len(beside.images),
         )
         return train, beside.images
-    rest, held_out = split_images(train, recipe.share_held_out, seed=config.data_seed or 0)
+    rest, held_out = split_images(train, recipe.share_held_out, seed=recipe.config.get("data_seed") or 0)
     logger.info(
         "abkd: evaluating on %d of the %d images of %s, which are not trained on", len(held_out), len(train), train.name
     )

@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from transformers.trainer_utils import IntervalStrategy
 
-from abkd.config import TEXT, DistillConfig
+from abkd.config import DistillConfig
 from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out, stream_rows
 from abkd.data.formats import has_completions
 from abkd.data.progress import progress
@@ -24,6 +24,7 @@ from abkd.models.saving import stored_dtype
 from abkd.output_dir import OF_CHECKPOINT, check_overwrite, claimed
 from abkd.recipe import Recipe
 from abkd.recipe._changes import check_same_run, written
+from abkd.setting_rules import TEXT
 from abkd.storage import read_checksummed
 from abkd.trainer import DistillTrainer
 from abkd.trainer._checkpoints import checkpoints, newest_whole
@@ -74,7 +75,7 @@ def _distill(recipe: Recipe, resume: bool, prepare: Callable[[], object] | None)
     config = recipe.distill_config()
     check_hub(config)
     config.overwrite_output_dir = not start  # the trainer empties the folder, and takes up nothing recorded there
-    trainer = build_trainer(recipe, config, *load_data(recipe, config))
+    trainer = build_trainer(recipe, config, *load_data(recipe))
     if start:
         _check_data(trainer, directory)
     if prepare is not None:
@@ -148,7 +149,7 @@ def _to_record(recipe: Recipe) -> str:
     return replace(recipe, config=kept).to_yaml(resolved=True)
 
 
-def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
+def load_data(recipe: Recipe) -> tuple[Any, Any]:
     """The training rows and the held-out rows of a recipe (or None); held out from the former where none are named.
 
     Which are held out depends on ``data_seed``, not on ``seed``: runs of several seeds are measured on the same rows.
@@ -156,8 +157,8 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
     Raises:
         DataError: a file that cannot be used.
     """
-    if config.task != TEXT:
-        return load_image_data(recipe, config)
+    if recipe.settings().task != TEXT:
+        return load_image_data(recipe)
     source = recipe.train_file or recipe.dataset_name
     assert source is not None  # a recipe without either is refused when it is read
     read: Any = stream_rows if recipe.streaming else load_rows
@@ -168,7 +169,7 @@ def load_data(recipe: Recipe, config: DistillConfig) -> tuple[Any, Any]:
         return train, load_rows(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
     if recipe.streaming or recipe.share_held_out == 0 or len(train) < 2:
         return train, None
-    return split_held_out(train, recipe.share_held_out, seed=config.data_seed or 0)
+    return split_held_out(train, recipe.share_held_out, seed=recipe.config.get("data_seed") or 0)
 
 
 def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: Any) -> DistillTrainer:
@@ -190,7 +191,7 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
         )
     if recipe.teacher_model_revision:
         config.teacher_model_init_kwargs = {
-            **(config.teacher_model_init_kwargs or {}),  # type: ignore[dict-item]
+            **(config.teacher_model_init_kwargs or {}),
             "revision": recipe.teacher_model_revision,
         }
     if config.task == TEXT:
@@ -198,7 +199,7 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
     else:
         student, own = recipe.model_name_or_path, {}
         if recipe.model_revision:
-            config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": recipe.model_revision}  # type: ignore[dict-item]
+            config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": recipe.model_revision}
     return DistillTrainer(
         student,
         recipe.teacher_model_name_or_path,
@@ -214,7 +215,7 @@ def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[st
     """The student, and what belongs to it: its tokenizer, plain text."""
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
     chunks = _plain_text(recipe, config, tokenizer)
-    options: Any = config.model_init_kwargs or {}
+    options = config.model_init_kwargs or {}
     student = load_student(
         recipe.model_name_or_path,
         use_peft=recipe.use_peft,

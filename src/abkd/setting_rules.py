@@ -1,31 +1,29 @@
-"""Which settings of ours are out of their range or mean nothing to the task: one list for recipes and for Python."""
+"""The rule book: ranges, settings of other tasks, and combinations that are invalid; for recipes and for Python."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from abkd.errors import shown
-from abkd.schedules import values_of
+from abkd.data.images.augmentation import Augmentation
+from abkd.errors import ConfigError, shown
+from abkd.generation import Sampling, settle
+from abkd.schedules import is_number, values_of
+from abkd.sequence_rules import check_sequences, check_written_for, short_form
+from abkd.sources import Dataset
 
-KINDS: Mapping[type, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    dict: "a mapping",
-    list: "a list",
-    types.NoneType: "None",
-}
-"""What each kind of value is called in messages."""
+if TYPE_CHECKING:
+    from abkd.settings import Settings
+
+TASKS = ("text-generation", "image-classification", "zero-shot-image-classification")
 
 WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 OF_IMAGES = {"augmentation", "image_size", "allow_code"}
 OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
 OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
 OF_TEXT |= {"streaming", "source", "lmbda", "seq_kd", "generation_kwargs", "save_dtype", "merge_adapter"}
-_TEXT, _IMAGES, _CLIP = "text-generation", "image-classification", "zero-shot-image-classification"
+TEXT, IMAGES, CLIP = _TEXT, _IMAGES, _CLIP = TASKS
+_OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 _OF_OTHERS = {
     _TEXT: {*OF_IMAGES, *OF_CLIP, "train_dir", "eval_dir"},
     _IMAGES: OF_TEXT | OF_CLIP,
@@ -44,10 +42,6 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "lm_coef": _WEIGHT,
     "max_length": (lambda x: x >= 2, "2 or more (a row predicts a token from the ones before it)"),
     "memory_budget_mb": _ABOVE_ZERO,
-    "eval_fraction": (lambda x: 0 <= x < 1, "from 0 (hold nothing out) to below 1"),
-    "lora_r": _AT_LEAST_ONE,
-    "lora_alpha": _AT_LEAST_ONE,
-    "lora_dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
     "image_size": _AT_LEAST_ONE,
     "lr_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
     "visual_prompt_length": _NOT_NEGATIVE,
@@ -59,17 +53,93 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-def out_of_range(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each value beyond what its setting can mean, also where a schedule comes to it."""
+def problems(settings: Settings, given: set[str]) -> list[str]:
+    """See :meth:`Settings.problems`; combinations are looked at where every value by itself is fine."""
+    if settings.task not in TASKS:
+        return [f"task must be one of {', '.join(TASKS)}, got {shown(settings.task)}"]
+    found = [*_out_of_range(settings), *_doubled(settings, given)]
+    return found or [*_of_other_tasks(settings, given), *_augmentation(settings), *_combinations(settings)]
+
+
+def teacher_problem(settings: Settings, number: int) -> str | None:
+    """Why the teacher cannot be made of so many models in teacher_model_name_or_path; None where it can.
+
+    Where only labels are compared, no teacher is needed; one may write through a server all the same.
+    """
+    teacher, (least, most) = settings.teacher, settings.teacher.needs
+    if number == 0 and least and not settings.objective().ever_needs_teacher():
+        return None
+    if number == 0 and least:
+        if least == 1:
+            return "teacher_model_name_or_path is missing: the teacher, a directory or a hub name"
+        return f"teacher_model_name_or_path is missing: {teacher!r} needs at least {least} models, as [one, two]"
+    if number < least:
+        return f"teacher: {teacher!r} needs at least {least} models, got {number}; set teacher_model_name_or_path"
+    if most is not None and number > most:
+        way_out = "for the mean of several, teacher: Ensemble()" if most == 1 else "remove teacher_model_name_or_path"
+        return f"teacher: {teacher!r} takes {most} model{'s' * (most != 1)}, got {number}; {way_out}"
+    return None
+
+
+def raise_first(found: Iterable[str]) -> None:
+    """Raise ConfigError with the first sentence, if there is one."""
+    for problem in found:
+        raise ConfigError(problem)
+
+
+def _out_of_range(settings: Settings) -> list[str]:
+    """One sentence for each value out of its range, also where a schedule reaches it."""
     return [
-        f"{name} must be {words}, but is {shown(values[name])}"
+        f"{name} must be {words}, got {shown(getattr(settings, name))}"
         for name, (fits, words) in _RANGES.items()
-        if not all(fits(value) for value in values_of(values.get(name)) if isinstance(value, int | float))
+        if not all(fits(value) for value in values_of(getattr(settings, name)) if isinstance(value, int | float))
     ]
 
 
-def of_other_tasks(given: Mapping[str, Any]) -> list[str]:
-    """One sentence for each setting among those that somebody made which means nothing to the task."""
-    task = given.get("task", _TEXT)
-    names = sorted(name for name in _OF_OTHERS[task] & given.keys() if given[name] not in (False, 0))
-    return [f"{name} means nothing to the task {task}; leave it out, or set another task" for name in names]
+def _doubled(settings: Settings, given: set[str]) -> list[str]:
+    """Settings that say the same thing twice."""
+    found = []
+    weights = [name for name in ("ce_weight", "kd_weight") if name in given]
+    if settings.kd_ratio is not None and weights:
+        ratio, kept = settings.kd_ratio, " and ".join(weights)
+        if (settings.ce_weight, settings.kd_weight) != (1 - ratio, ratio):
+            found.append(f"kd_ratio is the short form of ce_weight and kd_weight; keep it, or {kept}, not both")
+    if settings.terms is not None and _OF_TERM & given:
+        others = ", ".join(sorted(_OF_TERM & given))
+        found.append(f"each of the terms has its own divergence and weights; keep terms, or {others}, not both")
+    short = settings.lmbda is not None or settings.seq_kd
+    if short and "source" in given and settings.source != short_form(settings.lmbda, settings.seq_kd):
+        found.append("lmbda and seq_kd are short forms of source; keep them, or source, not both")
+    return found
+
+
+def _of_other_tasks(settings: Settings, given: set[str]) -> list[str]:
+    """One sentence for each setting that was set and does not apply to the task."""
+    names = sorted(_OF_OTHERS[settings.task] & given)
+    names = [name for name in names if getattr(settings, name, True) not in (False, 0)]
+    return [f"{name} does not apply to the task {settings.task}; remove it, or set another task" for name in names]
+
+
+def _augmentation(settings: Settings) -> list[str]:
+    parts = settings.augmentation
+    if parts is None or all(isinstance(part, Augmentation) for part in parts):
+        return []
+    return [f"augmentation must be a list such as [RandomCrop(4), HorizontalFlip()], got {parts!r}"]
+
+
+def _combinations(settings: Settings) -> list[str]:
+    """The first thing that is wrong with the objective, the source and the milestones."""
+    short = settings.lmbda is not None or settings.seq_kd
+    source = short_form(settings.lmbda, settings.seq_kd) if short else settings.source
+    try:
+        objective = settings.objective()
+        if settings.task == _TEXT or source != Dataset():
+            check_sequences(source, settings.teacher, packing=settings.packing, eval_samples=settings.eval_samples)
+            check_written_for(objective, source)
+        settle(Sampling(), settings.generation_kwargs)
+    except ConfigError as error:
+        return [str(error)]
+    after = settings.lr_milestones or []
+    if not all(is_number(epoch) and epoch > 0 for epoch in after) or list(after) != sorted(set(after)):
+        return [f"lr_milestones must be epochs in rising order, such as [150, 180, 210], got {after!r}"]
+    return []

@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     model = plain(0)
     with pytest.raises(ConfigError, match="share weights"):
         image_trainer(tmp_path / "c", model, teach=model)
-    with pytest.raises(ConfigError, match="group_by_length means nothing to the task"):
+    with pytest.raises(ConfigError, match="group_by_length does not apply to the task"):
         image_trainer(tmp_path / "d", group_by_length=True)
     with pytest.raises(ConfigError, match="lr_milestones are epochs in rising order"):
         image_trainer(tmp_path / "e", lr_milestones=[3, 2])

@@ -86,14 +86,14 @@ def test_a_row_that_only_fills_a_batch_is_not_answered(tmp_path):
         ({"teacher": "HiddenCache()", "lmbda": 0.5}, "the student's is not yet written"),
         ({"packing": True, "source": "StudentSamples()"}, "set packing: false"),
         ({"lmbda": 1.5}, "lmbda must be between 0"),
-        ({"lmbda": 0.5, "source": "StudentSamples()"}, "give one or the other"),
+        ({"lmbda": 0.5, "source": "StudentSamples()"}, "keep them, or source, not both"),
         ({"source": "ForwardKL()"}, "source must be one"),
         ({"terms": "[ForwardKL()]"}, "terms must be a list of terms"),
         ({"terms": "[Term(SkewForwardKL(0.1), sequence_mixture=True)]", "kd_temperature": 2.0}, "temperature 1"),
         ({"max_completion_length": 0}, "must be 1 or more"),
         ({"terms": "[Term(ForwardKL(), origin='teacher')]", "lmbda": 1.0}, "nothing would be learned"),
         ({"teacher": "Ensemble()"}, "needs at least 2"),
-        ({"teacher": "EMA()"}, "needs 0"),
+        ({"teacher": "EMA()"}, "takes 0 models, got 1"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, options, message):

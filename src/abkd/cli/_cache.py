@@ -15,7 +15,7 @@ from rich.text import Text
 from abkd import terminal
 from abkd.cli._console import is_main_process
 from abkd.cli._generate import teacher_writer
-from abkd.config import IMAGES, TEXT, DistillConfig
+from abkd.config import DistillConfig
 from abkd.data import Example, TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
@@ -25,6 +25,7 @@ from abkd.models.rows import ModelRows
 from abkd.recipe import Recipe
 from abkd.recipe._checks import names
 from abkd.run import load_data
+from abkd.setting_rules import IMAGES, TEXT
 from abkd.sources import ensure_teacher_text, known_sequences, needs_teacher_text
 from abkd.teachers import identity
 from abkd.teachers.caches import Built, CachedTeacher, build_cache, image_identity, read_manifest
@@ -90,10 +91,10 @@ def _images(recipe: Recipe, config: DistillConfig, name: str) -> dict[str, Any]:
     from abkd.trainer._image_caches import told_apart_by, training_passes
     from abkd.trainer._images import prepare_data as prepare_images
 
-    options: dict[str, Any] = dict(config.teacher_model_init_kwargs or {})  # type: ignore[arg-type]  # parsed
+    options: dict[str, Any] = dict(config.teacher_model_init_kwargs or {})
     if recipe.teacher_model_revision:
         options["revision"] = recipe.teacher_model_revision
-    images, held_out = load_data(recipe, config)
+    images, held_out = load_data(recipe)
     train = training_passes(prepare_images(images, config.image_size, config, "train"), config)
     passes = [train]
     if held_out is not None:
@@ -126,7 +127,7 @@ def _datasets(
 ) -> list[TokenizedDataset]:
     """What a run of this recipe would read, tokenised as it would."""
     config.lm_coef, config.packing = 0.0, False  # neither changes what the teacher reads
-    train, held_out = load_data(recipe, config)
+    train, held_out = load_data(recipe)
     both = (("train", train), ("eval", held_out))
     prepared = [prepare_data(rows, tokenizer, config, what, teachers=teachers) for what, rows in both]
     return [dataset for dataset in prepared if isinstance(dataset, TokenizedDataset)]
@@ -136,7 +137,7 @@ def _sequences(
     recipe: Recipe, config: DistillConfig, tokenizer: Any, datasets: list[TokenizedDataset]
 ) -> Iterator[Example]:
     """What a run reads: of the training rows what its source makes of them, and the held-out rows themselves."""
-    source: Any = config.source
+    source = config.source
     text = None
     if needs_teacher_text(source):
         author = dataclasses.replace(

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,15 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from abkd.cli._console import is_main_process
-from abkd.config import DistillConfig
 from abkd.data import TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
 from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.recipe import Recipe
-from abkd.recipe._checks import expand_short_forms, names
-from abkd.recipe._fields import config_defaults
+from abkd.recipe._checks import names
 from abkd.run import load_data
+from abkd.settings import Settings
 from abkd.sources import (
     Privileged,
     Server,
@@ -76,12 +74,9 @@ def generate_text(recipe: Recipe, output_file: str | None) -> None:
     _sum_up(store, tokens, time.monotonic() - start, complete=text.complete)
 
 
-def _settings(recipe: Recipe, output_file: str | None) -> Any:
-    """What ``DistillConfig`` would hold, without the process group that making one of several processes sets up."""
-    fields = dataclasses.fields(DistillConfig)
-    plain = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    given = {**config_defaults(), **recipe.config}
-    settings = SimpleNamespace(**{**plain, **given, **expand_short_forms(given)})
+def _settings(recipe: Recipe, output_file: str | None) -> Settings:
+    """The recipe's settings with the source that writes; ``DistillConfig`` itself would set up a process group."""
+    settings = recipe.settings()
     settings.lm_coef, settings.packing = 0.0, False  # neither changes a prompt
     settings.source = _source(settings.source, output_file)
     return settings
@@ -95,7 +90,7 @@ def _source(source: Any, output_file: str | None) -> Any:
     return Privileged(chosen, privileged_context(source)) if privileged else chosen
 
 
-def teacher_writer(recipe: Recipe, settings: Any, tokenizer: Any) -> TeacherWriter:
+def teacher_writer(recipe: Recipe, settings: Settings, tokenizer: Any) -> TeacherWriter:
     """The recipe's teacher as one who writes: its server where one is named, else its model, loaded when it is needed.
 
     Raises:
@@ -104,14 +99,14 @@ def teacher_writer(recipe: Recipe, settings: Any, tokenizer: Any) -> TeacherWrit
     url, given = settings.teacher_model_server_url, names(recipe.teacher_model_name_or_path)
     if len(given) > 1 or not (given or url):
         raise ConfigError(f"one teacher writes, but teacher_model_name_or_path names {len(given) or 'none'}")
-    name, device = given[0] if given else url, _device(settings)
+    name, device = given[0] if given else str(url), _device(recipe)
     options = teacher_options(settings.teacher_model_init_kwargs, device, recipe.teacher_model_revision)
     revision = options.get("revision")
     if url:
         write: Any = Server(url, given[0] if given else "", tokenizer)
     else:
         check_same_tokenizer(tokenizer, load_tokenizer(name, what="teacher_model_name_or_path", revision=revision))
-        batch_size = settings.per_device_eval_batch_size
+        batch_size = recipe.config.get("per_device_eval_batch_size", 8)
         load = _loading(name, options, device)
         write = write_with(load, tokenizer, batch_size=batch_size, classes=vocabulary_size(tokenizer))
     return TeacherWriter(
@@ -125,8 +120,8 @@ def teacher_writer(recipe: Recipe, settings: Any, tokenizer: Any) -> TeacherWrit
     )
 
 
-def _device(settings: Any) -> torch.device:
-    found = None if settings.use_cpu else torch.accelerator.current_accelerator(check_available=True)
+def _device(recipe: Recipe) -> torch.device:
+    found = None if recipe.config.get("use_cpu") else torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if found is None else torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -137,18 +132,17 @@ def _loading(name: str, options: dict[str, Any], device: torch.device) -> Callab
     return load
 
 
-def _prompts(recipe: Recipe, settings: Any, tokenizer: Any) -> TokenizedDataset:
+def _prompts(recipe: Recipe, settings: Settings, tokenizer: Any) -> TokenizedDataset:
     """The rows that a run of this recipe would train on."""
-    train, _ = load_data(recipe, settings)
+    if recipe.streaming:
+        raise ConfigError("the teacher answers all prompts, and streamed rows have no end: set streaming: false")
+    train, _ = load_data(recipe)
     dataset = prepare_data(train, tokenizer, settings, "train", teachers=_teachers(recipe, settings))
-    if not isinstance(dataset, TokenizedDataset):
-        raise ConfigError(
-            "the teacher writes to all prompts, and rows that are streamed have no end: set streaming: false"
-        )
+    assert isinstance(dataset, TokenizedDataset)
     return dataset
 
 
-def _teachers(recipe: Recipe, settings: Any) -> dict[str, Any]:
+def _teachers(recipe: Recipe, settings: Settings) -> dict[str, Any]:
     """The tokenizers that a run of this recipe loads beside the student's."""
     if settings.teacher_model_server_url and not recipe.objective().ever_needs_teacher():
         return {}

@@ -92,7 +92,7 @@ def _is_text(recipe: Recipe) -> bool:
 def _print_images(recipe: Recipe, console: Console) -> None:
     from abkd.run import load_image_data
 
-    for name, images in zip(("trained on", "held out"), load_image_data(recipe, recipe.distill_config()), strict=True):
+    for name, images in zip(("trained on", "held out"), load_image_data(recipe), strict=True):
         if images is None:
             continue
         height, width, _ = images.image(0).shape

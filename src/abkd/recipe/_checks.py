@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from abkd import training_arguments
 from abkd.errors import ConfigError
 from abkd.models.folders import broken_model, missing_folder
 from abkd.recipe._model_names import check_code, check_name
-from abkd.schedules import values_of
-from abkd.setting_rules import OF_CLIP, OF_IMAGES, OF_TEXT, WRITING, of_other_tasks, out_of_range
-
-if TYPE_CHECKING:
-    from abkd.recipe._recipe import Recipe
+from abkd.sequence_rules import check_streaming, short_form
+from abkd.setting_rules import OF_CLIP, OF_IMAGES, OF_TEXT, TASKS, WRITING, teacher_problem
+from abkd.settings import Settings, settings_of
 
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
 HELD_OUT = ("eval_file", "eval_dir", "dataset_test_split", "split_file")
-_WEIGHTS = ("ce_weight", "kd_weight")
 FILES = ("train_file", "eval_file", "split_file", "pretrain_file")
 DIRECTORIES = ("train_dir", "eval_dir")
 MODELS = ("model_name_or_path", "teacher_model_name_or_path")
 _TEXT, _IMAGES, _CLIP = "text-generation", "image-classification", "zero-shot-image-classification"
-_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
+_OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 
 _NO_DATA = {
     _TEXT: "no data: set train_file (JSONL, CSV or parquet) or dataset_name (a hub name)",
@@ -35,14 +32,32 @@ _NO_DATA = {
 }
 
 _STREAM_SAVES = 500
-_STREAMED = {"max_steps": -1, "packing": False, "group_by_length": False}
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "eval_fraction": (lambda x: 0 <= x < 1, "from 0 (hold nothing out) to below 1"),
+    "lora_r": (lambda x: x >= 1, "1 or more"),
+    "lora_alpha": (lambda x: x >= 1, "1 or more"),
+    "lora_dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
+}
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each value out of its range and each combination that cannot be meant."""
-    problems = [*out_of_range(values), *_models(values), *_data(values), *_weights(values), *_lora(values)]
-    problems += training_arguments.problems(values)
-    return problems or _of_other_tasks(values) or _sequences(values)
+    """One sentence for each value out of range and each invalid combination of a recipe."""
+    settings = settings_of(values)
+    if settings.task not in TASKS:
+        return settings.problems()
+    found = [*settings.problems({name for name, value in values.items() if value is not False}), *_ranges(values)]
+    found += [*(_models(values, settings) if not found else ()), *_data(values), *_lora(values)]
+    return [*found, *training_arguments.problems(values)] or [*_several_files(values), *_streaming(values, settings)]
+
+
+def _ranges(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} must be {words}, got {values[name]!r}"
+        for name, (fits, words) in _RANGES.items()
+        if isinstance(values.get(name), int | float) and not fits(values[name])
+    ]
 
 
 def expand_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +77,6 @@ def saves_of_stream(values: Mapping[str, Any]) -> dict[str, int]:
 def _source(values: Mapping[str, Any]) -> dict[str, Any]:
     if values.get("lmbda") is None and not values.get("seq_kd"):
         return {}
-    from abkd.sequence_rules import short_form
-
     return {"source": short_form(values.get("lmbda"), bool(values.get("seq_kd"))), "lmbda": None, "seq_kd": None}
 
 
@@ -77,7 +90,7 @@ def unused_fields(values: Mapping[str, Any]) -> set[str]:
     from abkd.sources import Dataset
 
     task = values.get("task", _TEXT)
-    names = set(_TERM) if values.get("terms") is not None else set()
+    names = set(_OF_TERM) if values.get("terms") is not None else set()
     names |= OF_TEXT if task != _TEXT else OF_IMAGES
     names |= set() if task == _CLIP else OF_CLIP
     names |= set() if values.get("lr_milestones") else {"lr_decay"}
@@ -86,37 +99,37 @@ def unused_fields(values: Mapping[str, Any]) -> set[str]:
     return names if writes else names | WRITING
 
 
-def missing_data(recipe: Recipe) -> list[str]:
+def missing_data(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each data file or directory that is not there."""
     problems = []
     for name in FILES:
-        found = [no_file(path) for path in names(getattr(recipe, name))]
+        found = [no_file(path) for path in names(values.get(name))]
         problems += [f"{name}: {why}" for why in found if why]
     for name in DIRECTORIES:
-        path = getattr(recipe, name)
+        path = values.get(name)
         if path is not None and not Path(path).is_dir():
             problems.append(f"{name}: there is no directory {path!r}" + _seen_from(path))
     return problems
 
 
-def missing_models(recipe: Recipe) -> list[str]:
+def missing_models(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each local model directory that is not there or not sound, and each package that it needs."""
-    of_text = recipe.config.get("task", _TEXT) == _TEXT
-    given = [(name, path) for name in MODELS for path in names(getattr(recipe, name))]
+    of_text = values.get("task", _TEXT) == _TEXT
+    given = [(name, path) for name in MODELS for path in names(values.get(name))]
     faults = [(name, broken_model(path) if of_text else missing_folder(path)) for name, path in given]
     problems = [f"{name}: {fault}" for name, fault in faults if fault]
     problems += training_arguments.needed_by_models(given)
-    if recipe.use_peft and not training_arguments.PEFT.installed:
+    if values.get("use_peft") and not training_arguments.PEFT.installed:
         problems.append(training_arguments.PEFT.sentence("use_peft"))
-    return problems if of_text else problems + _unknown(recipe)
+    return problems if of_text else problems + _unknown(values)
 
 
-def _unknown(recipe: Recipe) -> list[str]:
+def _unknown(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each model whose name says already that it cannot be had."""
-    allowed, problems = names(recipe.config.get("allow_code")), []
-    check = check_name if recipe.config["task"] == _IMAGES else check_code
+    allowed, problems = names(values.get("allow_code")), []
+    check = check_name if values["task"] == _IMAGES else check_code
     for field in MODELS:
-        for name in names(getattr(recipe, field)):
+        for name in names(values.get(field)):
             try:
                 check(name, field, allowed)
             except ConfigError as error:
@@ -136,62 +149,25 @@ def no_file(path: str) -> str:
     return f"{what} {path!r}" + _seen_from(path)
 
 
-def _models(values: Mapping[str, Any]) -> list[str]:
-    teacher, given = values.get("teacher"), names(values.get("teacher_model_name_or_path"))
-    least, most = (1, 1) if teacher is None else teacher.needs
-    problems = []
+def _models(values: Mapping[str, Any], settings: Settings) -> list[str]:
+    found = []
     if not values.get("model_name_or_path"):
-        problems.append("model_name_or_path is missing: the student, a directory or a hub name")
-    if least == 1 and not given and not _labels_alone(values):
-        problems.append("teacher_model_name_or_path is missing: the teacher, a directory or a hub name")
-    elif least > 1 and len(given) < least:
-        problems.append(f"teacher {teacher!r} needs at least {least} models: teacher_model_name_or_path: [one, two]")
-    elif most is not None and len(given) > most:
-        problems.append(
-            f"teacher_model_name_or_path names {len(given)} models, but {teacher or 'a single teacher'!r} takes {most}"
-            + ("; for the mean of several: teacher: Ensemble()" if most == 1 else "; leave it out")
-        )
-    return problems
+        found.append("model_name_or_path is missing: the student, a directory or a hub name")
+    teacher = teacher_problem(settings, len(names(values.get("teacher_model_name_or_path"))))
+    return found if teacher is None else [*found, teacher]
 
 
-def _labels_alone(values: Mapping[str, Any]) -> bool:
-    """Whether nothing of a teacher is compared (it may write through a server all the same)."""
-    weights = [values.get("kd_weight", 1.0)]
-    if values.get("kd_ratio") is not None:
-        weights = [values["kd_ratio"]]
-    if values.get("terms") is not None:
-        weights = [term.kd_weight for each in values_of(values["terms"]) for term in each]
-    if values.get("row_weight") is not None:
-        return False
-    return not any(any(values_of(weight)) for weight in weights)
-
-
-def _sequences(values: Mapping[str, Any]) -> list[str]:
-    """Sources, teachers and terms that do not go together."""
-    problems = []
-    if values.get("terms") is not None and _TERM & values.keys():
-        given = ", ".join(sorted(_TERM & values.keys()))
-        problems.append(f"each of the terms has its own divergence and weights; keep terms, or {given}, not both")
-    if "source" in values and _source(values):
-        problems.append("lmbda and seq_kd are short forms of source; keep them, or source, not both")
-    from abkd.sequence_rules import check_sequences, check_streaming
-    from abkd.sources import Dataset
-    from abkd.teachers import Live
-
-    source = (_source(values) or values).get("source", Dataset())
+def _streaming(values: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Why rows cannot be streamed in this run."""
+    if not values.get("streaming"):
+        return []
+    settings.expand_short_forms()
+    steps, (packing, group) = values.get("max_steps", -1), (settings.packing, settings.group_by_length)
     try:
-        check_sequences(
-            source,
-            values.get("teacher", Live()),
-            packing=values.get("packing", False),
-            eval_samples=values.get("eval_samples", 0),
-        )
-        if values.get("streaming"):
-            options = {name: values.get(name, default) for name, default in _STREAMED.items()}
-            check_streaming(source, values.get("teacher", Live()), **options)
+        check_streaming(settings.source, settings.teacher, max_steps=steps, packing=packing, group_by_length=group)
     except ConfigError as error:
-        problems.append(str(error))
-    return problems
+        return [str(error)]
+    return []
 
 
 def names(value: str | list[str] | None) -> list[str]:
@@ -224,21 +200,11 @@ def _data(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _of_other_tasks(values: Mapping[str, Any]) -> list[str]:
-    """Settings that mean nothing to the task of this recipe."""
-    task = values.get("task", _TEXT)
-    several = [name for name in ("train_file", "eval_file") if isinstance(values.get(name), list) and task != _TEXT]
-    problems = [f"{name} of images is one .npz file; name one, or set train_dir" for name in several]
-    return [*of_other_tasks(values), *problems]
-
-
-def _weights(values: Mapping[str, Any]) -> list[str]:
-    given = [name for name in _WEIGHTS if name in values]
-    if "kd_ratio" in values and given:
-        return [f"kd_ratio is the short form of ce_weight and kd_weight; keep it, or {' and '.join(given)}, not both"]
-    if values.get("kd_weight", 1) == 0 and values.get("ce_weight", 0) == 0:
-        return ["ce_weight and kd_weight are both 0, so there is nothing to learn; set one of them"]
-    return []
+def _several_files(values: Mapping[str, Any]) -> list[str]:
+    if values.get("task", _TEXT) == _TEXT:
+        return []
+    several = [name for name in ("train_file", "eval_file") if isinstance(values.get(name), list)]
+    return [f"{name} of images must be one .npz file; name one, or set train_dir" for name in several]
 
 
 def _lora(values: Mapping[str, Any]) -> list[str]:

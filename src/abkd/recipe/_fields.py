@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import inspect
 import re
 import types
 import typing
@@ -16,10 +15,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from abkd import notation
-from abkd.errors import ConfigError, shown
+from abkd.errors import KINDS, ConfigError, shown
 from abkd.recipe._text import FlagText, read_yaml
 from abkd.schedules import Schedule
-from abkd.setting_rules import KINDS
+from abkd.settings import Settings, default_of, field_types
 
 _WORDS = {**KINDS, types.NoneType: "null"}
 
@@ -92,19 +91,16 @@ def config_fields() -> Mapping[str, Any]:
 
     from abkd.config import DistillConfig
 
-    # Where DistillConfig only changes a default, the type of transformers is the more exact one (an enum, not a str);
-    # except that warmup_steps is a whole number there before transformers 5, and a share of the run for us.
-    hints = typing.get_type_hints(DistillConfig) | typing.get_type_hints(TrainingArguments) | {"warmup_steps": float}
+    # Where Settings only changes a default, the type of transformers is the more exact one (an enum, not a str);
+    # except that warmup_steps is an integer there before transformers 5, and a share of the run for us.
+    hints = {**field_types(DistillConfig), **typing.get_type_hints(TrainingArguments), "warmup_steps": float}
     return types.MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(DistillConfig) if f.init})
 
 
 @cache
 def config_defaults() -> Mapping[str, Any]:
-    """What the fields declared by ``DistillConfig`` itself (not inherited) are when nobody sets them."""
-    from abkd.config import DistillConfig
-
-    own = inspect.get_annotations(DistillConfig)
-    return types.MappingProxyType({f.name: _default(f) for f in dataclasses.fields(DistillConfig) if f.name in own})
+    """Default of each field of :class:`abkd.settings.Settings`, by name."""
+    return types.MappingProxyType({f.name: default_of(f) for f in dataclasses.fields(Settings)})
 
 
 def unknown(name: str, known: Mapping[str, Any], *, flag: bool = False) -> str:
@@ -197,12 +193,6 @@ def _components(name: str, value: Any) -> Any:
         raise ConfigError(f"{name}: {error}") from error
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
 @cache
 def _arms(hint: Any) -> frozenset[Any]:
     """The alternatives of a union (or the one type itself), without the ``str`` beside an enum or a component:
@@ -220,7 +210,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _names_components(hint: Any) -> bool:
-    return any(_is_ours(arm) for arm in _arms(hint))
+    return any(_is_ours(part) for arm in _arms(hint) for part in (arm, *typing.get_args(arm)))
 
 
 def _wanted(hint: Any) -> str:

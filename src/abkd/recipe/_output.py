@@ -6,14 +6,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from abkd.errors import OutputDirError
 from abkd.output_dir import check_inputs, check_overwrite, check_place, contents
 from abkd.recipe._checks import DIRECTORIES, FILES, MODELS, names
-
-if TYPE_CHECKING:
-    from abkd.recipe._recipe import Recipe
 
 _RECORDS = ("recipe.yaml", "run.json", "metrics.jsonl", "result.json", "report.html")
 _ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that was refused before its first step: nothing to lose
@@ -57,10 +54,10 @@ def _check_records(path: Path) -> None:
             )
 
 
-def inputs_of(recipe: Recipe) -> dict[str, list[str]]:
+def inputs_of(values: Mapping[str, Any]) -> dict[str, list[str]]:
     """The files and folders that a recipe reads, by the name of their setting."""
     from abkd.models.adapters import base_folder
 
-    given = {name: names(getattr(recipe, name, None)) for name in (*FILES, *DIRECTORIES, *MODELS)}
+    given = {name: names(values.get(name)) for name in (*FILES, *DIRECTORIES, *MODELS)}
     bases = {name: [str(base) for each in given[name] if (base := base_folder(each))] for name in MODELS}
     return given | {f"the base model of {name}": found for name, found in bases.items()}

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from abkd import notation
 from abkd.errors import ConfigError
 from abkd.output_dir import DEFAULT
 from abkd.recipe import _checks, _fields, _output, _text
+from abkd.settings import Settings, settings_of
 from abkd.storage import in_full
 
 if TYPE_CHECKING:
@@ -156,14 +157,20 @@ class Recipe:
         saves = _checks.saves_of_stream({**self.config, "streaming": self.streaming})
         return DistillConfig(output_dir=self.output_dir, **{**self.config, **saves})
 
-    def objective(self) -> Objective:
-        """What this recipe minimises, also where its training arguments do not fit the device (bf16 on a laptop)."""
-        from abkd.config import DistillConfig
+    def settings(self) -> Settings:
+        """abkd's own settings in this recipe, short forms expanded; unlike ``distill_config`` on any machine."""
+        settings = settings_of(self.config)
+        settings.expand_short_forms()
+        return settings
 
-        values = {**_fields.config_defaults(), **self.config}
-        if values["kd_ratio"] is not None:
-            values |= {"ce_weight": 1.0 - values["kd_ratio"], "kd_weight": values["kd_ratio"]}
-        return DistillConfig.objective(cast("DistillConfig", SimpleNamespace(**values)))
+    def objective(self) -> Objective:
+        """The objective that this recipe minimises."""
+        return self.settings().objective()
+
+    def values(self) -> dict[str, Any]:
+        """What was set, by name, on one level."""
+        own = {name: getattr(self, name) for name in own_fields()}
+        return {**{name: value for name, value in own.items() if value is not None}, **self.config}
 
     def check_ready(self, *, resume: bool = False, output: bool = True, models: bool = True) -> None:
         """Look at the disk: are the files there, is the output directory free (or, to resume, has it a checkpoint)?
@@ -177,14 +184,15 @@ class Recipe:
             ConfigError: a file or model directory that is not there.
             OutputDirError: a directory in use, or nothing to resume.
         """
-        problems = [*_checks.missing_data(self), *(_checks.missing_models(self) if models else [])]
+        values = self.values()
+        problems = [*_checks.missing_data(values), *(_checks.missing_models(values) if models else [])]
         if problems:
             raise ConfigError(_listed("recipe", [f"recipe: {problem}" for problem in problems]))
         if output:
             overwrite = self.config.get("overwrite_output_dir", False)
             resume = resume or self.config.get("resume_from_checkpoint") is not None
             _output.check_output(
-                Path(self.output_dir), overwrite=overwrite, resume=resume, inputs=_output.inputs_of(self)
+                Path(self.output_dir), overwrite=overwrite, resume=resume, inputs=_output.inputs_of(values)
             )
 
 

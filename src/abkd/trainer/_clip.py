@@ -135,8 +135,8 @@ class BaseToNew(ImageClassification):
             raise ConfigError(
                 "a CLIP student named by a path needs one teacher named by a path, whose class features it takes"
             )
-        of_teacher: Any = args.teacher_model_init_kwargs
-        of_student: Any = args.model_init_kwargs
+        of_teacher = args.teacher_model_init_kwargs
+        of_student = args.model_init_kwargs
         teacher, student = load_clip_pair(
             given[0],
             model,

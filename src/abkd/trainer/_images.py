@@ -164,7 +164,7 @@ class ImageClassification(Modality):
     ) -> tuple[Classifier, list[Classifier]]:
         """What is given by name loaded, what is given as it is looked at."""
         known = classes_known(data)
-        given: Any = args.teacher_model_init_kwargs or {}
+        given = args.teacher_model_init_kwargs or {}
         allowed: Any = args.allow_code or ()
         loaded = [
             load_teacher(each, given, allowed, data) if isinstance(each, str) else as_classifier(each)
@@ -176,12 +176,12 @@ class ImageClassification(Modality):
             known = {"num_classes": ImageRows(loaded[0]).head_rows, "class_names": loaded[0].class_names}
         elif not known and cache is not None:
             known = {"num_classes": cache.head_rows, "class_names": cache.class_names}
-        own: Any = args.model_init_kwargs or {}
+        own = args.model_init_kwargs or {}
         student = load_classifier(model, what="model_name_or_path", fresh_head=True, allow_code=allowed, **known, **own)
         return student, loaded
 
     def _reader(self, student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> TeacherReader | None:
-        spec: Any = args.teacher
+        spec = args.teacher
         if spec.cached:
             if teachers:
                 raise ConfigError(f"no teacher of the task {args.task} is cached: set teacher: Live()")
@@ -221,7 +221,7 @@ def prepare_data(images: Images, side: int | tuple[int, int] | None, args: Disti
     return prepare_images(
         images,
         size=side,
-        augmentation=(args.augmentation or ()) if name == "train" else (),  # type: ignore[arg-type]  # parsed
+        augmentation=(args.augmentation or ()) if name == "train" else (),
         seed=args.seed if args.data_seed is None else args.data_seed,
         on_bad_row=args.on_bad_row,
         name=name,

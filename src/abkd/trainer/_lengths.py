@@ -57,7 +57,7 @@ def _models(models: Models) -> Iterator[tuple[str, Any]]:
 
 
 def _writes(args: DistillConfig) -> bool:
-    source: Any = args.source
+    source = args.source
     return needs_generation(source) or needs_teacher_text(source) or args.eval_samples > 0
 
 

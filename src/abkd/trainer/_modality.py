@@ -17,6 +17,7 @@ from abkd.data.prepared import ExampleDataset
 from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
 from abkd.ops import ChunkPlan, Rows, TeacherRows, plan_chunks
+from abkd.setting_rules import teacher_problem
 from abkd.storage import atomic_write, read_json, strict_json
 from abkd.teachers import TeacherReader
 
@@ -144,14 +145,12 @@ def wanted_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
         ConfigError: too few or too many.
     """
     given = [] if teacher is None else list(teacher) if type(teacher) in (list, tuple) else [teacher]
-    spec: Any = args.teacher
-    least, most = spec.needs
     labels_alone = not args.objective().ever_needs_teacher()
-    if labels_alone and (args.teacher_model_server_url or (least and not given)):
-        return [each for each in given if isinstance(each, str)]  # at most what its server calls it
-    if len(given) < least or (most is not None and len(given) > most):
-        wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-        raise ConfigError(f"{spec!r} needs {wanted} in teacher_model_name_or_path, but {len(given)} came")
+    if labels_alone and args.teacher_model_server_url:
+        return [each for each in given if isinstance(each, str)]  # at most its name at the server
+    problem = teacher_problem(args, len(given))
+    if problem is not None:
+        raise ConfigError(problem)
     return given
 
 

@@ -48,7 +48,7 @@ def multi_step(args: DistillConfig, rows: int, batch_size: int) -> Callable[[int
     ``rows``: those of an epoch. ``batch_size``: of a process, as it is now (auto_find_batch_size may have cut it).
     """
     per_epoch = _steps_per_epoch(args, rows, batch_size)
-    milestones: Any = args.lr_milestones
+    milestones = args.lr_milestones or []
     after = [round(epoch * per_epoch) for epoch in milestones]
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     warmup = args.get_warmup_steps(total)

@@ -221,7 +221,7 @@ def _rows_of(data: Any) -> int:
 def _fingerprint(trainer: DistillTrainer) -> str | None:
     """Of the models that were given as teachers; None where there are none, or where a cache has known them."""
     spec, reader = trainer.distill_args.teacher, trainer.models.teacher
-    given: Any = () if reader is None or spec.needs[0] == 0 else reader.models  # type: ignore[union-attr]
+    given: Any = () if reader is None or spec.needs[0] == 0 else reader.models
     return weights_fingerprint(given) if given else None
 
 

@@ -53,7 +53,7 @@ class SequenceSampler:
             num_generations=trainer.distill_args.num_generations,
             in_any_process=lambda flag: bool(trainer.max_over_processes(int(flag))),
         )
-        source: Any = trainer.distill_args.source
+        source = trainer.distill_args.source
         self.stream: Stream = open_source(source, writers)
 
     def draw(self, rows: Sequence[Example]) -> list[list[Example]]:
@@ -89,8 +89,8 @@ def open_sampler(trainer: DistillTrainer) -> SequenceSampler | None:
     if train is None:
         return None
     text = teacher_text(trainer)
-    source: Any = args.source
-    if teacher is not None and args.teacher.cached:  # type: ignore[union-attr]  # the config parsed it
+    source = args.source
+    if teacher is not None and args.teacher.cached:
         rows: Any = train
         asked = (
             trainer.modality.teacher_queries(rows, args) if source == Dataset() else known_sequences(source, rows, text)
@@ -108,7 +108,7 @@ def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
         ConfigError: there is nobody to write.
     """
     args, models = trainer.distill_args, trainer.models
-    source: Any = args.source
+    source = args.source
     if not needs_teacher_text(source):
         return None
     train: Any = trainer.train_dataset
@@ -153,7 +153,7 @@ def teacher_writer(args: DistillConfig, models: Models) -> TeacherWriter:
         max_length=args.max_length,
         max_completion_length=args.max_completion_length,
         write=write,
-        generation_kwargs=args.generation_kwargs,  # type: ignore[arg-type]  # a text was parsed
+        generation_kwargs=args.generation_kwargs,
         server=bool(url),
     )
 
@@ -180,7 +180,7 @@ def write(
             classes=trainer.models.classes,
             seed=seed,
             batch_size=args.per_device_eval_batch_size,
-            generation_kwargs=args.generation_kwargs,  # type: ignore[arg-type]  # a text was parsed
+            generation_kwargs=args.generation_kwargs,
             synced=synced,
         )
     return written[: len(prompts)]
@@ -234,7 +234,7 @@ def _check_form(trainer: DistillTrainer, checkpoint: Path) -> None:
 
 def check_unsharded(trainer: DistillTrainer) -> None:
     """Raise ConfigError where a teacher would be made of a student that is in shards."""
-    spec: Any = trainer.distill_args.teacher
+    spec = trainer.distill_args.teacher
     if spec.needs[0] == 0 and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ConfigError(
             f"{spec!r} is made of the whole student, and FSDP and DeepSpeed keep it in parts: train replicas (DDP), or "

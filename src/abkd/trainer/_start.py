@@ -59,7 +59,7 @@ def _check_mass(trainer: DistillTrainer) -> None:
     if not isinstance(divergence, AlphaBeta) or divergence.beta <= 0 or trainer.train_dataset is None:
         return
     teacher = trainer.models.teacher
-    spec: Any = trainer.distill_args.teacher
+    spec = trainer.distill_args.teacher
     asked = spec.needs == (1, 1) and trainer.task.objective.needs_teacher(0.0)  # else it is a mean, or the student
     known = any(trainer.train_dataset[0]["trained"])  # prompts alone have no rows to look at
     if teacher is None or not teacher.models or not asked or not known:

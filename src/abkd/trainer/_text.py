@@ -107,7 +107,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     if tokenizer is None:
         tokenizer = _own_tokenizer(model)
     teachers, names, tokenizers = _load_teachers(teacher, args, tokenizer)
-    spec: Any = args.teacher
+    spec = args.teacher
     model = _load_student(model, args, peft_config)
     check_adapters(model, "the student", trained=True)
     for each in teachers:
@@ -140,7 +140,7 @@ def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
     """The student with what is to be trained: all of it, fresh adapters, or those that it has."""
     if isinstance(model, str):
         use_peft = peft_config is not None
-        options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+        options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
         name, model = model, load_student(model, use_peft=use_peft, **options)
         if args.save_dtype is None and (args.merge_adapter or not use_peft):
             args.save_dtype = stored_dtype(name)  # type: ignore[assignment]
@@ -190,7 +190,7 @@ def _load_teachers(
         ConfigError, VocabularyError: the tokenizers do not fit the student's, or a model cannot be loaded.
     """
     given = wanted_teachers(teacher, args)
-    spec: Any = args.teacher
+    spec = args.teacher
     names = [each for each in given if isinstance(each, str)]
     if args.teacher_model_server_url and not args.objective().ever_needs_teacher():
         return [], names, {}
@@ -208,7 +208,7 @@ def _load_teachers(
 def _open_teacher(
     student: CausalRows, teachers: list[nn.Module], names: list[str], args: DistillConfig, tokenizer: Any
 ) -> TeacherReader:
-    spec: Any = args.teacher
+    spec = args.teacher
     known = None
     if spec.cached:
         if not names:

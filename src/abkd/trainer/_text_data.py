@@ -19,13 +19,14 @@ from abkd.data import (
 )
 from abkd.errors import ConfigError
 from abkd.sequence_rules import check_streaming
+from abkd.settings import Settings
 from abkd.sources import is_privileged, needs_completions, privileged_context
 
 
 def prepare_data(
     dataset: Any,
     tokenizer: Any,
-    args: DistillConfig,
+    args: Settings,
     name: str,
     pretrain_chunks: Sequence[Sequence[int]] | None = None,
     *,
@@ -40,7 +41,7 @@ def prepare_data(
     """
     if dataset is None:
         return None
-    source: Any = args.source
+    source = args.source
     options: dict[str, Any] = {
         "max_length": args.max_length,
         "apply_chat_template": choose_template(args.apply_chat_template, tokenizer, teachers),
@@ -51,6 +52,7 @@ def prepare_data(
         "privileged": is_privileged(source),
     }
     if isinstance(dataset, RowStream):
+        assert isinstance(args, DistillConfig)  # the length of a stream follows from the training arguments
         _check_streamed(args, name)
         rows = args.max_steps * args.gradient_accumulation_steps * args.train_batch_size * args.world_size
         seed = args.seed if args.data_seed is None else args.data_seed

@@ -5,6 +5,7 @@ from abkd.training_arguments._kinds import settle_kinds
 from abkd.training_arguments._packages import PEFT, TRACKERS, needed_by_models, needed_by_settings
 from abkd.training_arguments._rules import RANGES, default, problems, read_optim_args
 from abkd.training_arguments._table import BELONGS, HARMLESS, OPTIM_ARGS, REFUSED, WORKS
+from abkd.training_arguments._trial import for_this_machine, step_problems
 
 __all__ = [
     "BELONGS",
@@ -16,6 +17,7 @@ __all__ = [
     "TRACKERS",
     "WORKS",
     "default",
+    "for_this_machine",
     "intervals",
     "needed_by_models",
     "needed_by_settings",
@@ -23,5 +25,6 @@ __all__ = [
     "read_optim_args",
     "settle_kinds",
     "settle_metric",
+    "step_problems",
     "word",
 ]

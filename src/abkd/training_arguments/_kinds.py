@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import types
 import typing
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-from abkd.errors import ConfigError, shown
-from abkd.setting_rules import KINDS
+from abkd.errors import KINDS, ConfigError, shown
 
 _KINDS: dict[Any, Any] = {str: str, dict: Mapping, list: (list, tuple), types.NoneType: types.NoneType}
 _NUMBERS = frozenset((bool, int, float, types.NoneType))
 
 
-def settle_kinds(config: Any, declared: type) -> None:
+def settle_kinds(config: Any, hints: Mapping[str, Any], own: Collection[str]) -> None:
     """Make ``2.0`` a 2 where a whole number is wanted, and scalars of numpy plain ones; refuse any other kind.
 
     Args:
         config: a dataclass.
-        declared: the class whose own annotations hold to the letter. Of the fields that it inherits, numbers and
-            switches are checked alone, for more is taken there than is written.
+        hints: the type of each field, by name.
+        own: the fields whose type holds to the letter. Of the others, which transformers declares, only numbers and
+            booleans are checked: more is accepted there than is annotated.
 
     Raises:
         ConfigError: a value of another kind, or none of those that there are.
     """
-    hints, own = _hints(declared), inspect.get_annotations(declared)
     for field in dataclasses.fields(config):
         name, arms, value = field.name, _arms(hints.get(field.name, Any)), getattr(config, field.name)
         if name not in own and (value is None or not arms <= _NUMBERS):
@@ -41,11 +38,6 @@ def settle_kinds(config: Any, declared: type) -> None:
             hint = ": write 1e-3 in Python, 1.0e-3 in YAML" if isinstance(value, str) and float in arms else ""
             raise ConfigError(f"{name} must be {_wanted(arms)}, but is {shown(value)}{hint}")
         setattr(config, name, _plain(arms, value))
-
-
-@cache
-def _hints(declared: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(declared)
 
 
 def _arms(hint: Any) -> frozenset[Any]:
