@@ -520,3 +520,35 @@ def test_an_output_directory_that_is_a_file(ready: dict[str, str]) -> None:
 def test_refusals_are_exit_code_two() -> None:
     assert ConfigError.exit_code == OutputDirError.exit_code == 2
     assert issubclass(OutputDirError, AbkdError)
+
+
+def test_a_recipe_extends_another_file_and_a_shipped_one(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("extends: quickstart\nce_weight: 0.25\nlearning_rate: 2.0e-5\n")
+    (tmp_path / "inner").mkdir()
+    own = tmp_path / "inner" / "own.yaml"
+    own.write_text("extends: ../base.yaml\nce_weight: 0.5\nlearning_rate: null\n")
+    made, quickstart = load(own), load("quickstart")
+    assert made.model_name_or_path == quickstart.model_name_or_path
+    assert made.config["ce_weight"] == 0.5
+    assert "learning_rate" not in made.config
+    assert Recipe.from_yaml(own, {"ce_weight": 0.75}).config["ce_weight"] == 0.75
+    assert "extends" not in made.to_yaml()
+    written = tmp_path / "written.yaml"
+    assert load(written) == made if dump(made, written) else False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: own.yaml\n", "own.yaml: extends own.yaml, which extends it again"),
+        ("extends: other.yaml\n", "other.yaml: extends own.yaml, which extends it again"),
+        ("extends: nowhere\n", "extends: there is no recipe file 'nowhere'; the shipped recipes are"),
+        ("extends: [quickstart, lora]\n", "extends must be the name of one recipe, got"),
+    ],
+)
+def test_what_a_recipe_cannot_extend(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text("extends: own.yaml\n")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(tmp_path / "own.yaml")

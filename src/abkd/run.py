@@ -22,8 +22,7 @@ from abkd.models.adapters import check_peft, has_adapters
 from abkd.models.loading import load_student, load_tokenizer
 from abkd.models.saving import stored_dtype
 from abkd.output_dir import OF_CHECKPOINT, check_overwrite, claimed
-from abkd.recipe import Recipe
-from abkd.recipe._changes import check_same_run, written
+from abkd.recipe import Recipe, check_same_run, written
 from abkd.setting_rules import TEXT
 from abkd.storage import read_checksummed
 from abkd.trainer import DistillTrainer

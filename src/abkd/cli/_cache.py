@@ -22,8 +22,7 @@ from abkd.errors import ConfigError
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.models.rows import ModelRows
-from abkd.recipe import Recipe
-from abkd.recipe._checks import names
+from abkd.recipe import Recipe, names
 from abkd.run import load_data
 from abkd.setting_rules import IMAGES, TEXT
 from abkd.sources import ensure_teacher_text, known_sequences, needs_teacher_text

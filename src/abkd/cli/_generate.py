@@ -17,8 +17,7 @@ from abkd.data import TokenizedDataset, check_same_tokenizer
 from abkd.data.vocabulary import vocabulary_size
 from abkd.errors import ConfigError
 from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
-from abkd.recipe import Recipe
-from abkd.recipe._checks import names
+from abkd.recipe import Recipe, names
 from abkd.run import load_data
 from abkd.settings import Settings
 from abkd.sources import (

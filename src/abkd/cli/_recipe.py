@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from abkd.errors import ConfigError, shown
 from abkd.output_dir import DEFAULT, check_free
-from abkd.recipe._text import parse_flags, read_file, read_mapping
+from abkd.recipe import parse_flags, read_recipe
 
 if TYPE_CHECKING:
     from abkd.recipe import Recipe
@@ -26,7 +26,7 @@ def refuse_if_busy(words: Sequence[str]) -> None:
     try:
         found: Any = parse_flags(words[1:] if named else words).get("output_dir")
         if found is None and named:
-            found = read_mapping(read_file(Path(words[0])), words[0]).get("output_dir")
+            found = read_recipe(words[0]).get("output_dir")
     except ConfigError:
         found = None
     check_free(Path(str(found or DEFAULT)))
@@ -64,7 +64,7 @@ _FORMS = {
 
 
 def _own(name: str, kind: Any, value: Any) -> Any:
-    from abkd.recipe._fields import coerce
+    from abkd.recipe import coerce
 
     try:
         return coerce(name, kind, value)

@@ -26,7 +26,7 @@ def _sources(recipe: Recipe) -> str:
     from abkd import notation
     from abkd.data import fingerprint as fingerprint_of_rows
     from abkd.data import load_rows
-    from abkd.recipe._checks import names, no_file
+    from abkd.recipe import names, no_file
     from abkd.sources import Dataset, fingerprint, tree
 
     source: Any = notation.parse(recipe.resolved().get("source", "Dataset()"))  # images have none
@@ -79,7 +79,7 @@ def print_sample(recipe: Recipe, console: Console) -> None:
 def _teachers(recipe: Recipe) -> dict[str, Any]:
     """The tokenizers of the teachers that are named."""
     from abkd.models.loading import load_tokenizer
-    from abkd.recipe._checks import names
+    from abkd.recipe import names
 
     found, revision = names(recipe.teacher_model_name_or_path), recipe.teacher_model_revision
     return {name: load_tokenizer(name, what="teacher_model_name_or_path", revision=revision) for name in found}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from abkd import notation
 from abkd.errors import ConfigError
 from abkd.output_dir import DEFAULT
 from abkd.recipe import _checks, _fields, _output, _text
+from abkd.recipe._files import read_recipe
 from abkd.settings import Settings, settings_of
 from abkd.storage import in_full
 
@@ -113,8 +113,7 @@ class Recipe:
         Raises:
             ConfigError: no such file, not YAML, or see :meth:`from_dict`.
         """
-        values = _text.read_mapping(_text.read_file(_found(path)), str(path))
-        return cls.from_dict({**values, **flags}, where=str(path), flags=flags.keys())
+        return cls.from_dict({**read_recipe(path), **flags}, where=str(path), flags=flags.keys())
 
     def to_yaml(self, *, resolved: bool = False) -> str:
         """Flat YAML of what was set (:meth:`from_yaml` gives an equal recipe), or of everything :meth:`resolved`."""
@@ -216,53 +215,11 @@ def dump(recipe: Recipe, path: str | Path | None = None) -> str:
     return text
 
 
-def shipped() -> dict[str, Path]:
-    """The recipes that come with abkd: file by name, which ``abkd show NAME`` and ``abkd distill NAME`` understand.
-
-    Those in a folder have its name before theirs, such as ``cifar100/teacher``.
-    """
-    found = Path(str(files("abkd"))) / "recipes"
-    names = {file.relative_to(found).with_suffix("").as_posix(): file for file in found.rglob("*.yaml")}
-    return dict(sorted(names.items(), key=lambda named: ("/" in named[0], named[0])))
-
-
 @cache
 def own_fields() -> Mapping[str, Any]:
     """Type of every field that is the recipe's own, by name."""
     hints = typing.get_type_hints(Recipe)
     return MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(Recipe) if f.name != "config"})
-
-
-def _found(path: str | Path) -> Path:
-    file, name = Path(path), str(path)
-    if _is(file.is_file):
-        return file
-    if _is(file.exists) and name not in shipped():
-        raise ConfigError(f"{name!r} is no file (a directory, a pipe or a device): name a recipe file")
-    name = name[:200]
-    if "/" in name:  # as it is called in the source tree too: recipes/cifar100/teacher.yaml
-        name = name.removeprefix("recipes/").removesuffix(".yaml")
-    if name in shipped():
-        return shipped()[name]
-    near = notation.nearest(name, shipped())
-    glue = "; the" if near == "." else f"{near} The"
-    raise ConfigError(f"there is no recipe file {str(path)!r}{glue} shipped recipes are {_list_shipped()}")
-
-
-def _list_shipped() -> str:
-    """The shipped recipes in a line: by name, and of those in folders how many there are."""
-    plain = [name for name in shipped() if "/" not in name]
-    folders = sorted({name.partition("/")[0] for name in shipped() if "/" in name})
-    inside = [[name for name in shipped() if name.startswith(f"{folder}/")] for folder in folders]
-    return ", ".join([*plain, *(f"{len(names)} like {names[-1]}" for names in inside)])
-
-
-def _is(asked: Callable[[], bool]) -> bool:
-    """A test of a path; a name that no file can have passes none."""
-    try:
-        return asked()
-    except OSError:
-        return False
 
 
 def _value(name: str, types: Mapping[str, Any], value: Any, *, flag: bool) -> Any:

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from abkd.errors import ConfigError, shown
-from abkd.recipe import Recipe
-from abkd.recipe._changes import written
+from abkd.recipe import Recipe, written
 
 Settings = Mapping[str, Mapping[str, Any]]
 

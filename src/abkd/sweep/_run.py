@@ -18,8 +18,7 @@ from torch import distributed
 from abkd import __version__
 from abkd.errors import NonFiniteError, OutputDirError
 from abkd.output_dir import claimed, contents, note, remove_runs
-from abkd.recipe import Recipe
-from abkd.recipe._changes import check_same_run
+from abkd.recipe import Recipe, check_same_run
 from abkd.report import write_report
 from abkd.report.sweep import summary_of
 from abkd.run import RECIPE_FILE, RESULT_FILE, distill

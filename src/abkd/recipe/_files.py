@@ -1,0 +1,89 @@
+"""Recipe files: those of the user, those that come with abkd, and ``extends``. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from abkd import notation
+from abkd.errors import ConfigError
+from abkd.recipe._text import read_file, read_mapping
+
+_BASE = "protocol"  # what the recipes of a folder extend, and no recipe in itself
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with abkd: file by name, which ``abkd show NAME`` and ``abkd distill NAME`` understand.
+
+    Those in a folder have its name before theirs, such as ``cifar100/teacher``.
+    """
+    return {name: file for name, file in _all_shipped().items() if file.stem != _BASE}
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The values of a recipe file, or of the shipped one of that name, on top of those of the recipe that it extends.
+
+    ``extends: NAME`` names another recipe, a file relative to this one's folder or a shipped one; ``null`` unsets one
+    of its values.
+
+    Raises:
+        ConfigError: no such file, not YAML, or recipes that extend each other.
+    """
+    return _extended(_found(path), str(path), ())
+
+
+def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
+    values = read_mapping(read_file(file), name)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{name}: extends must be the name of one recipe, got {base!r}")
+    chain = (*chain, file.resolve())
+    try:
+        other = _found(file.parent / base) if _is((file.parent / base).is_file) else _found(base)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: extends: {error}") from error
+    if other.resolve() in chain:
+        raise ConfigError(f"{name}: extends {base}, which extends it again: remove one of the two")
+    return {**_extended(other, str(base), chain), **values}
+
+
+def _all_shipped() -> dict[str, Path]:
+    found = Path(str(files("abkd"))) / "recipes"
+    names = {file.relative_to(found).with_suffix("").as_posix(): file for file in found.rglob("*.yaml")}
+    return dict(sorted(names.items(), key=lambda named: ("/" in named[0], named[0])))
+
+
+def _found(path: str | Path) -> Path:
+    file, name, known = Path(path), str(path), _all_shipped()
+    if _is(file.is_file):
+        return file
+    if _is(file.exists) and name not in known:
+        raise ConfigError(f"{name!r} is not a file (a directory, a pipe or a device): name a recipe file")
+    name = name[:200]
+    if "/" in name:  # as it is called in the source tree too: recipes/cifar100/teacher.yaml
+        name = name.removeprefix("recipes/").removesuffix(".yaml")
+    if name in known:
+        return known[name]
+    near = notation.nearest(name, known)
+    glue = "; the" if near == "." else f"{near} The"
+    raise ConfigError(f"there is no recipe file {str(path)!r}{glue} shipped recipes are {_list_shipped()}")
+
+
+def _list_shipped() -> str:
+    """The shipped recipes in a line: by name, and of those in folders how many there are."""
+    plain = [name for name in shipped() if "/" not in name]
+    folders = sorted({name.partition("/")[0] for name in shipped() if "/" in name})
+    inside = [[name for name in shipped() if name.startswith(f"{folder}/")] for folder in folders]
+    return ", ".join([*plain, *(f"{len(names)} like {names[-1]}" for names in inside)])
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """A test of a path; a name that no file can have passes none."""
+    try:
+        return test()
+    except OSError:
+        return False
