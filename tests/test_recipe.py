@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -524,15 +525,15 @@ def test_refusals_are_exit_code_two() -> None:
 
 def test_a_recipe_extends_another_file_and_a_shipped_one(tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
-    base.write_text("extends: quickstart\nce_weight: 0.25\nlearning_rate: 2.0e-5\n")
+    base.write_text("extends: quickstart\nkd_ratio: 0.25\nlearning_rate: 2.0e-5\n")
     (tmp_path / "inner").mkdir()
     own = tmp_path / "inner" / "own.yaml"
-    own.write_text("extends: ../base.yaml\nce_weight: 0.5\nlearning_rate: null\n")
+    own.write_text("extends: ../base.yaml\nkd_ratio: 0.5\nlearning_rate: null\n")
     made, quickstart = load(own), load("quickstart")
     assert made.model_name_or_path == quickstart.model_name_or_path
-    assert made.config["ce_weight"] == 0.5
+    assert made.config["kd_ratio"] == 0.5
     assert "learning_rate" not in made.config
-    assert Recipe.from_yaml(own, {"ce_weight": 0.75}).config["ce_weight"] == 0.75
+    assert Recipe.from_yaml(own, {"kd_ratio": 0.75}).config["kd_ratio"] == 0.75
     assert "extends" not in made.to_yaml()
     written = tmp_path / "written.yaml"
     assert load(written) == made if dump(made, written) else False
