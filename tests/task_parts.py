@@ -11,16 +11,18 @@ from abkd.models.language import CausalRows
 from abkd.objective import Objective
 from abkd.ops import plan_chunks
 from abkd.teachers import LiveReader
-from abkd.trainer._task import Task, Totals
+from abkd.trainer._distillation import DistillationLoss, Totals
 
 
-def losses(task: Task, batch: Any) -> dict[str, torch.Tensor]:
+def losses(task: DistillationLoss, batch: Any) -> dict[str, torch.Tensor]:
     return task.losses(batch, 0.0, Totals.of([batch], task.objective, 0.0))
 
 
-def task_of(student: Any, teach: Any, divergence: Any = None, **options: Any) -> Task:
+def task_of(student: Any, teach: Any, divergence: Any = None, **options: Any) -> DistillationLoss:
     objective = Objective(divergence=divergence or abkd.AlphaBeta(0.2, 0.7), **options)
-    return Task(CausalRows(student), LiveReader(teach), objective, plan_chunks(64, 340, torch.device("cpu")))
+    return DistillationLoss(
+        CausalRows(student), LiveReader(teach), objective, plan_chunks(64, 340, torch.device("cpu"))
+    )
 
 
 def gradient(model: Any, loss: torch.Tensor) -> torch.Tensor:

@@ -182,7 +182,7 @@ def test_text_of_other_settings_is_refused(abkd: Shell) -> None:
 
 
 def test_a_server_that_is_not_there_is_exit_code_5(abkd: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    import abkd.cli._generate as command
+    import abkd.tasks._writer as command
 
     monkeypatch.setattr(command, "Server", functools.partial(Server, pause=0.001, tries=3))
     url: Any = "http://127.0.0.1:9"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from abkd.errors import DataError
 from abkd.recipe import Recipe
-from abkd.run import distill, load_image_data
+from abkd.run import distill, load_data
 from abkd.sweep._plan import changed
 
 
@@ -40,7 +40,7 @@ def recipe(tmp_path: Path, **values: Any) -> Recipe:
 
 
 def counts(made: Recipe) -> tuple[int, int]:
-    train, held_out = load_image_data(made)
+    train, held_out = load_data(made)
     return len(train), len(held_out)
 
 
@@ -101,14 +101,14 @@ def test_both_have_the_same_classes(tmp_path, caplog):
     album(tmp_path / "train", ant=2, cat=2, dog=2)
     album(tmp_path / "val", cat=1, dog=2)
     made = recipe(tmp_path, train_dir=str(tmp_path / "train"))
-    _, held_out = load_image_data(made)
+    _, held_out = load_data(made)
     assert held_out is not None
     assert held_out.labels is not None
     assert held_out.labels.tolist() == [1, 2, 2]
     assert "val has no images of these training classes: ant" in caplog.text
     album(tmp_path / "val", eel=1, fox=1)
     with pytest.raises(DataError, match=r"val has classes 'eel', 'fox' that the .* not have \(ant, cat, dog\)"):
-        load_image_data(made)
+        load_data(made)
 
 
 def test_a_validation_folder_goes_before_a_test_folder(tmp_path):

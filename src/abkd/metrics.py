@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abkd import registry
+
 HIGHER = ("accuracy", "agreement", "harmonic_mean")
 """How the names end of what should be high; everything else is a distance or a surprise, and should be low."""
 
@@ -10,18 +12,11 @@ TOP_K = "_top_k"
 
 DISTANCES = ("forward_kl", "reverse_kl", f"forward_kl{TOP_K}", f"reverse_kl{TOP_K}")
 _OF_TEACHER = (*DISTANCES, "top1_agreement")
-_BY_TASK = {
-    "text-generation": ("loss", *_OF_TEACHER, "perplexity", "r_llh", "r_cvg"),
-    "image-classification": ("loss", *_OF_TEACHER, "accuracy", "cross_entropy"),
-    "zero-shot-image-classification": (
-        "loss", *_OF_TEACHER, "accuracy", "cross_entropy", "base_accuracy", "new_accuracy", "harmonic_mean",
-    ),
-}  # fmt: skip
 
 
 def measured(task: str) -> tuple[str, ...]:
-    """The names of what an evaluation of this task may give (``eval_`` goes before them in the log)."""
-    return _BY_TASK[task]
+    """The names of the metrics that an evaluation of this task may give (``eval_`` precedes them in the log)."""
+    return ("loss", *_OF_TEACHER, *registry.tasks()[task].metrics)
 
 
 def higher_is_better(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,26 +13,26 @@ from typing import Any, overload
 from transformers.trainer_utils import IntervalStrategy
 
 from abkd.config import DistillConfig
-from abkd.data import Rows, load_rows, pretraining_chunks, split_held_out, stream_rows
-from abkd.data.formats import has_completions
-from abkd.data.progress import progress
-from abkd.errors import ConfigError, DataError, OutputDirError
-from abkd.image_data import load_image_data
-from abkd.models.adapters import check_peft, has_adapters
-from abkd.models.loading import load_student, load_tokenizer
-from abkd.models.saving import stored_dtype
+from abkd.data import load_rows
+from abkd.errors import ConfigError, OutputDirError
+from abkd.models.adapters import check_peft
 from abkd.output_dir import OF_CHECKPOINT, check_overwrite, claimed
 from abkd.recipe import Recipe, check_same_run, written
-from abkd.setting_rules import TEXT
 from abkd.storage import read_checksummed
-from abkd.trainer import DistillTrainer
-from abkd.trainer._checkpoints import checkpoints, newest_whole
-from abkd.trainer._hub import check_hub
-from abkd.trainer._modality import read_record
-from abkd.trainer._record import RECIPE_FILE, RESULT_FILE, describe
+from abkd.tasks import task_of
+from abkd.trainer import (
+    RECIPE_FILE,
+    RESULT_FILE,
+    DistillTrainer,
+    check_hub,
+    checkpoints,
+    describe,
+    newest_whole,
+    read_record,
+)
 from abkd.training_arguments import word
 
-__all__ = ["RECIPE_FILE", "RESULT_FILE", "build_trainer", "distill", "load_data", "load_image_data"]
+__all__ = ["RECIPE_FILE", "RESULT_FILE", "build_trainer", "distill", "load_data"]
 
 logger = logging.getLogger("abkd")
 
@@ -149,26 +149,14 @@ def _to_record(recipe: Recipe) -> str:
 
 
 def load_data(recipe: Recipe) -> tuple[Any, Any]:
-    """The training rows and the held-out rows of a recipe (or None); held out from the former where none are named.
+    """The training rows and the held-out rows of a recipe (or None); held out from the former if none are named.
 
     Which are held out depends on ``data_seed``, not on ``seed``: runs of several seeds are measured on the same rows.
 
     Raises:
         DataError: a file that cannot be used.
     """
-    if recipe.settings().task != TEXT:
-        return load_image_data(recipe)
-    source = recipe.train_file or recipe.dataset_name
-    assert source is not None  # a recipe without either is refused when it is read
-    read: Any = stream_rows if recipe.streaming else load_rows
-    train = read(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
-    if recipe.eval_file:
-        return train, load_rows(recipe.eval_file)
-    if recipe.dataset_test_split:
-        return train, load_rows(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
-    if recipe.streaming or recipe.share_held_out == 0 or len(train) < 2:
-        return train, None
-    return split_held_out(train, recipe.share_held_out, seed=recipe.config.get("data_seed") or 0)
+    return task_of(recipe.settings().task).read(recipe, seed=recipe.config.get("data_seed") or 0)
 
 
 def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: Any) -> DistillTrainer:
@@ -177,9 +165,6 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
     Raises:
         ConfigError, DataError, VocabularyError: what does not fit.
     """
-    if config.task == TEXT and held_out is not None and _only_prompts(held_out):
-        logger.info("abkd: the held-out rows have no completions, so nothing is evaluated on them")
-        held_out = None
     if held_out is not None and "eval_strategy" not in recipe.config and word(config.eval_strategy) == "no":
         config.eval_strategy = IntervalStrategy("steps" if recipe.streaming else "epoch")
         config.eval_steps = config.save_steps if recipe.streaming else config.eval_steps
@@ -188,54 +173,22 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
             "eval_strategy and load_best_model_at_end need held-out rows, and there are none: set eval_file or "
             "eval_fraction"
         )
-    if recipe.teacher_model_revision:
-        config.teacher_model_init_kwargs = {
-            **(config.teacher_model_init_kwargs or {}),
-            "revision": recipe.teacher_model_revision,
-        }
-    if config.task == TEXT:
-        student, own = _language_model(recipe, config)
-    else:
-        student, own = recipe.model_name_or_path, {}
-        if recipe.model_revision:
-            config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": recipe.model_revision}
+    config.model_init_kwargs = with_revision(config.model_init_kwargs, recipe.model_revision)
+    config.teacher_model_init_kwargs = with_revision(config.teacher_model_init_kwargs, recipe.teacher_model_revision)
     return DistillTrainer(
-        student,
+        recipe.model_name_or_path,
         recipe.teacher_model_name_or_path,
         config,
         train_dataset=train,
         eval_dataset=held_out,
-        peft_config=None if has_adapters(student) else _adapters(recipe, config.task),
-        **own,
+        pretrain_chunks=load_rows(recipe.pretrain_file) if recipe.pretrain_file else None,
+        peft_config=_adapters(recipe),
     )
 
 
-def _language_model(recipe: Recipe, config: DistillConfig) -> tuple[Any, dict[str, Any]]:
-    """The student, and what belongs to it: its tokenizer, plain text."""
-    tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
-    chunks = _plain_text(recipe, config, tokenizer)
-    options = config.model_init_kwargs or {}
-    student = load_student(
-        recipe.model_name_or_path,
-        use_peft=recipe.use_peft,
-        revision=recipe.model_revision,
-        # master weights are float32; bf16: true trains under autocast
-        **{"dtype": "float32", **options},
-    )
-    if config.save_dtype is None and (config.merge_adapter or not recipe.use_peft):
-        config.save_dtype = stored_dtype(recipe.model_name_or_path, **_revision(recipe))  # type: ignore[assignment]
-    return student, {
-        "processing_class": tokenizer,
-        "pretrain_chunks": chunks,
-    }
-
-
-def _revision(recipe: Recipe) -> dict[str, str]:
-    return {"revision": recipe.model_revision} if recipe.model_revision else {}
-
-
-def _only_prompts(rows: Rows) -> bool:
-    return not any(has_completions(row) for row in rows[:1])
+def with_revision(options: dict[str, Any] | None, revision: str | None) -> dict[str, Any] | None:
+    """Options for loading a model, with its revision on the hub if one is named."""
+    return {**(options or {}), "revision": revision} if revision else options
 
 
 def finish(trainer: DistillTrainer) -> None:
@@ -248,26 +201,7 @@ def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _plain_text(recipe: Recipe, config: DistillConfig, tokenizer: Any) -> list[Sequence[int]] | None:
-    if not recipe.pretrain_file:
-        return None
-    rows = load_rows(recipe.pretrain_file)
-    if "text" not in rows[0]:
-        raise ConfigError(f"pretrain_file {recipe.pretrain_file} needs a column 'text', but has {', '.join(rows[0])}")
-    texts = _texts(rows, f"pretrain_file {recipe.pretrain_file}")
-    return pretraining_chunks(progress(texts, len(rows), "tokenising the plain text"), tokenizer, config.max_length)
-
-
-def _texts(rows: Rows, name: str) -> Iterator[str]:
-    for number, row in zip(rows.numbers, rows, strict=True):
-        text = row.get("text")
-        if not isinstance(text, str):
-            shown = "none" if text is None else f"a {type(text).__name__}"
-            raise DataError(f"{name}, {rows.place(int(number))}: expected a text, got {shown}")
-        yield text
-
-
-def _adapters(recipe: Recipe, task: str) -> Any:
+def _adapters(recipe: Recipe) -> Any:
     if not recipe.use_peft:
         return None
     check_peft("use_peft")
@@ -278,5 +212,5 @@ def _adapters(recipe: Recipe, task: str) -> Any:
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=recipe.lora_target_modules,
-        task_type="CAUSAL_LM" if task == TEXT else None,
+        task_type=task_of(recipe.settings().task).peft_task_type,
     )

@@ -5,30 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from abkd import registry
 from abkd.data.images.augmentation import Augmentation
 from abkd.errors import ConfigError, shown
 from abkd.generation import Sampling, settle
 from abkd.schedules import is_number, values_of
 from abkd.sequence_rules import check_sequences, check_written_for, short_form
-from abkd.sources import Dataset
 
 if TYPE_CHECKING:
     from abkd.settings import Settings
 
-TASKS = ("text-generation", "image-classification", "zero-shot-image-classification")
-
-WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
-OF_IMAGES = {"augmentation", "image_size", "allow_code"}
-OF_CLIP = {"prompt_template", "visual_prompt_length", "visual_prompt_depth", "unlabelled_classes", "split_file"}
-OF_TEXT = {*WRITING, "max_length", "packing", "group_by_length", "lm_coef", "pretrain_file", "apply_chat_template"}
-OF_TEXT |= {"streaming", "source", "lmbda", "seq_kd", "generation_kwargs", "save_dtype", "merge_adapter"}
-TEXT, IMAGES, CLIP = _TEXT, _IMAGES, _CLIP = TASKS
 _OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
-_OF_OTHERS = {
-    _TEXT: {*OF_IMAGES, *OF_CLIP, "train_dir", "eval_dir"},
-    _IMAGES: OF_TEXT | OF_CLIP,
-    _CLIP: OF_TEXT | {"use_peft"},
-}
 
 _ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "above 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
@@ -55,8 +42,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 def problems(settings: Settings, given: set[str]) -> list[str]:
     """See :meth:`Settings.problems`; combinations are looked at where every value by itself is fine."""
-    if settings.task not in TASKS:
-        return [f"task must be one of {', '.join(TASKS)}, got {shown(settings.task)}"]
+    known = registry.tasks()
+    if settings.task not in known:
+        return [f"task must be one of {', '.join(known)}, got {shown(settings.task)}"]
     found = [*_out_of_range(settings), *_doubled(settings, given)]
     return found or [*_of_other_tasks(settings, given), *_augmentation(settings), *_combinations(settings)]
 
@@ -113,9 +101,15 @@ def _doubled(settings: Settings, given: set[str]) -> list[str]:
     return found
 
 
+def fields_of_others(task: str) -> set[str]:
+    """The settings and recipe keys that only some tasks take, and this one does not."""
+    known = registry.tasks()
+    return {name for each in known.values() for name in each.fields} - known[task].fields
+
+
 def _of_other_tasks(settings: Settings, given: set[str]) -> list[str]:
     """One sentence for each setting that was set and does not apply to the task."""
-    names = sorted(_OF_OTHERS[settings.task] & given)
+    names = sorted(fields_of_others(settings.task) & given)
     names = [name for name in names if getattr(settings, name, True) not in (False, 0)]
     return [f"{name} does not apply to the task {settings.task}; remove it, or set another task" for name in names]
 
@@ -133,9 +127,8 @@ def _combinations(settings: Settings) -> list[str]:
     source = short_form(settings.lmbda, settings.seq_kd) if short else settings.source
     try:
         objective = settings.objective()
-        if settings.task == _TEXT or source != Dataset():
-            check_sequences(source, settings.teacher, packing=settings.packing, eval_samples=settings.eval_samples)
-            check_written_for(objective, source)
+        check_sequences(source, settings.teacher, packing=settings.packing, eval_samples=settings.eval_samples)
+        check_written_for(objective, source)
         settle(Sampling(), settings.generation_kwargs)
     except ConfigError as error:
         return [str(error)]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from abkd.term import Term
 
 
+_HELD_OUT = 0.05
+
+
 def _has_gpu() -> bool:
     import torch
 
@@ -208,6 +211,60 @@ class Settings:
             lm_coef=self.lm_coef,
             terms=self.terms,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The models of a run, by name."""
+
+    model_name_or_path: str
+    """The student: a directory or a hub name."""
+    teacher_model_name_or_path: str | list[str] | None = None
+    """The teacher, or the members of an ensemble; none where the teacher is made of the student."""
+    model_revision: str | None = None
+    teacher_model_revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The data of a run, by name. Paths are relative to the working directory; None means "not set"."""
+
+    train_file: str | list[str] | None = None
+    """JSONL, JSON, CSV (also compressed) or parquet with prompt/completion, messages or text: a file, several, or a
+    pattern such as data/*.jsonl; for images one .npz with arrays."""
+    eval_file: str | list[str] | None = None
+    train_dir: str | None = None
+    """Images in one folder a class, or in one folder without classes."""
+    eval_dir: str | None = None
+    split_file: str | None = None
+    """CLIP: the split of a data set into train, val and test, as CoOp writes it (JSON); images lie in train_dir."""
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str | None = None
+    streaming: bool = False
+    """Read training rows when their turn comes and keep no copy of them: for data that does not fit the disk."""
+    eval_fraction: float | None = None
+    """The share of the training rows that is held out when nothing to evaluate on is given; 0.05 where nobody says and,
+    of images, no split to evaluate on lies beside them."""
+    pretrain_file: str | list[str] | None = None
+    """Plain text for the language-modelling term (lm_coef)."""
+
+    @property
+    def share_held_out(self) -> float:
+        """``eval_fraction``, or its default."""
+        return _HELD_OUT if self.eval_fraction is None else self.eval_fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Adapters in place of all of the student's weights."""
+
+    use_peft: bool = False
+    lora_r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    lora_target_modules: str | list[str] | None = None
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:

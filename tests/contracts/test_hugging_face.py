@@ -98,7 +98,7 @@ def test_state_and_control_have_what_we_read():
 
 
 @pytest.mark.parametrize("skipped", [0, 1])
-def test_a_sampler_of_ours_is_kept_and_split_without_repeats(skipped):  # abkd.trainer._order
+def test_a_sampler_of_ours_is_kept_and_split_without_repeats(skipped):  # abkd.data.order
     sampler = BatchSampler(SequentialSampler(range(12)), 2, drop_last=False)
     seen = []
     for process in range(2):

@@ -21,7 +21,7 @@ from abkd.models.positions import Positions, first_position, positions_of
 from abkd.objective import Objective
 from abkd.ops import Dense, Projected, plan_chunks
 from abkd.teachers import LiveReader
-from abkd.trainer._task import Task, Totals
+from abkd.trainer._distillation import DistillationLoss, Totals
 from tiny_parts import make_model
 from training_parts import llama, teacher, tokenizer
 
@@ -94,7 +94,9 @@ def dense_loss(student: Any, teach: Any, batch: Any) -> torch.Tensor:
 def our_loss(rows: CausalRows, teach: Any, batch: Any) -> torch.Tensor:
     objective = Objective(divergence=abkd.AlphaBeta(0.2, 0.7))
     plan = plan_chunks(len(batch), V, torch.device("cpu"))
-    return Task(rows, LiveReader(teach), objective, plan).losses(batch, 0.0, Totals.of([batch], objective, 0.0))["loss"]
+    return DistillationLoss(rows, LiveReader(teach), objective, plan).losses(
+        batch, 0.0, Totals.of([batch], objective, 0.0)
+    )["loss"]
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:

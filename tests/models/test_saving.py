@@ -77,7 +77,7 @@ def test_a_student_is_saved_in_the_type_of_its_folder(dtype: torch.dtype, tmp_pa
 def test_the_last_evaluation_is_of_the_rounded_weights(tmp_path: Path) -> None:
     trained = run(llama(0), tmp_path, eval_dataset=rows(3), save_dtype="bfloat16", eval_strategy="epoch")
     history = [entry["eval_forward_kl"] for entry in trained.state.log_history if "eval_forward_kl" in entry]
-    trained.task.student = type(trained.models.student)(
+    trained.loss.student = type(trained.models.student)(
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     )
     assert trained.evaluate()["eval_forward_kl"] == pytest.approx(history[-1], rel=1e-6)

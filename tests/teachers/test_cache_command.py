@@ -20,9 +20,9 @@ from abkd.data import prepare_dataset
 from abkd.errors import ConfigError, DataError, OutputDirError
 from abkd.recipe import Recipe
 from abkd.run import distill
+from abkd.tasks import _text_models
 from abkd.teachers import HiddenCache
 from abkd.teachers.caches import _lock
-from abkd.trainer import _text
 from training_parts import gap, llama, rows, teacher, tokenizer
 
 MANY_SHARDS = "import time, abkd.teachers.caches._build as build; build.SHARD_BYTES = 1; "
@@ -129,13 +129,13 @@ def test_a_run_from_hidden_states_is_the_run_with_the_teacher(
     options = {"learning_rate": 0.01, "max_steps": 4, "save_strategy": "no"}
     alive = distill(Recipe.from_dict(values(shelf, output_dir=str(tmp_path / "live"), **options)))
 
-    original = _text.load_causal_lm
+    original = _text_models.load_causal_lm
 
     def load(name: str, **kwargs: Any) -> Any:
         assert not name.endswith("teacher")
         return original(name, **kwargs)
 
-    monkeypatch.setattr(_text, "load_causal_lm", load)
+    monkeypatch.setattr(_text_models, "load_causal_lm", load)
     shuffled = {**options, "packing": True, "per_device_train_batch_size": 2, "output_dir": str(tmp_path / "packed")}
     stored = distill(Recipe.from_dict(values(shelf, teacher=spec, output_dir=str(tmp_path / "stored"), **options)))
     distill(Recipe.from_dict(values(shelf, teacher=spec, **shuffled)))
@@ -161,7 +161,7 @@ def test_the_teachers_own_text_is_cached_too(shelf, monkeypatch):
     assert runner.invoke(app, ["generate", *words(**given)[1:]]).exit_code == 0
     built = runner.invoke(app, words(**given))
     assert built.exit_code == 0, built.output
-    monkeypatch.setattr(_text, "load_causal_lm", None)
+    monkeypatch.setattr(_text_models, "load_causal_lm", None)
     made = distill(
         Recipe.from_dict({**recipe, "output_dir": str(shelf / "own text"), "max_steps": 3, "logging_steps": 1})
     )

@@ -22,13 +22,13 @@ from abkd.models.vision import Classifier, ImageRows, Preparation, save_classifi
 from abkd.ops import TopK
 from abkd.recipe import Recipe
 from abkd.run import distill
+from abkd.tasks import _image_caches, image_classification
+from abkd.tasks._image_caches import training_passes
 from abkd.teachers import HiddenCache, LiveReader, TeacherContext, TopKCache
 from abkd.teachers.caches import _build, image_identity
 from abkd.teachers.caches._build import build_cache
 from abkd.teachers.caches._images import EpochImages
 from abkd.teachers.caches._keys import image_keys
-from abkd.trainer import _image_caches, _images
-from abkd.trainer._image_caches import training_passes
 from image_parts import CLASSES, NAMES, image_teacher, image_trainer, pictures, plain, unlabelled
 from training_parts import gap
 from vision_parts import own_net
@@ -326,13 +326,13 @@ def test_the_command_and_the_run(shelf: Path, monkeypatch: pytest.MonkeyPatch) -
     said = " ".join(done.output.split())
     assert re.search(r"HiddenCache\(path=.*\): \d+ images, \d+\.\d bytes per image, in .*made now: \d+ images", said)
     alive = distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "live"), teacher="Live()")))
-    original = _images.load_classifier
+    original = image_classification.load_classifier
 
     def load(name: str, **kwargs: Any) -> Any:
         assert not name.endswith("teacher")
         return original(name, **kwargs)
 
-    for module in (_images, _image_caches):
+    for module in (image_classification, _image_caches):
         monkeypatch.setattr(module, "load_classifier", load)
     stored = distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "stored"))))
     assert gap(alive.model, stored.model) == 0.0

@@ -16,7 +16,7 @@ import abkd
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.language import CausalRows
 from abkd.teachers import EMA, AdapterOff, Live, Snapshot, TeacherContext
-from abkd.trainer._task import run_inside
+from abkd.trainer._distillation import run_inside
 from training_parts import gpt2, llama, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

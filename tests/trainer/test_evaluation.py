@@ -127,7 +127,7 @@ def test_a_student_without_mass_is_warned_about(tmp_path, caplog):
     student, teach = llama(0, sharpness=6.0), llama(1, sharpness=6.0)
     with caplog.at_level(logging.WARNING, "abkd"):
         trainer(tmp_path / "ab", student, teach=teach, max_steps=1).train()
-    assert "to the teacher's 10 likeliest tokens" in caplog.text
+    assert "to the teacher's top 10 tokens" in caplog.text
     assert "stages((0.5, ForwardKL()), (0.5, AlphaBeta(alpha=0.2, beta=0.7)))" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "abkd"):

@@ -18,7 +18,7 @@ from abkd.data import View
 from abkd.errors import ConfigError, DataError, NonFiniteError, VocabularyError
 from abkd.models.adapters import has_adapters
 from abkd.models.vision import Classifier, ImageRows, check_classes, load_classifier
-from abkd.trainer._image_checks import check_batches_of_one
+from abkd.tasks._image_checks import check_batches_of_one
 from image_parts import (
     CHANCE,
     CLASSES,
@@ -203,7 +203,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         image_trainer(tmp_path / "c", model, teach=model)
     with pytest.raises(ConfigError, match="group_by_length does not apply to the task"):
         image_trainer(tmp_path / "d", group_by_length=True)
-    with pytest.raises(ConfigError, match="lr_milestones are epochs in rising order"):
+    with pytest.raises(ConfigError, match="lr_milestones must be epochs in rising order"):
         image_trainer(tmp_path / "e", lr_milestones=[3, 2])
 
 
@@ -252,7 +252,7 @@ def test_ensembles_teach_images(tmp_path):
     run = image_trainer(tmp_path, teach=[image_teacher(1), image_teacher(2)], teacher="Ensemble()", max_steps=2)
     run.train()
     assert len(run.models.teacher.models) == 2
-    with pytest.raises(ConfigError, match="needs"):
+    with pytest.raises(ConfigError, match="takes 1 model, got 2"):
         image_trainer(tmp_path / "b", teach=[image_teacher(1), image_teacher(2)])
 
 

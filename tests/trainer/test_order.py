@@ -8,7 +8,7 @@ import random
 import pytest
 
 from abkd.data import Collator, prepare_dataset
-from abkd.trainer._order import AsTheyCome, PadToMultiple, Shuffled, TrainOrder, train_order
+from abkd.data.order import AsTheyCome, PadToMultiple, Shuffled, TrainOrder, train_order
 from training_parts import rows, tokenizer
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from abkd.data import Collator, TokenizedDataset, prepare_dataset
-from abkd.trainer._task import covered_mass, run_inside
+from abkd.tasks._start import covered_mass
+from abkd.trainer._distillation import run_inside
 from task_parts import gradient, losses, task_of
 from training_parts import llama, rows, tokenizer
 
@@ -43,4 +44,5 @@ def test_covered_mass_is_that_of_the_dense_softmax():
     inputs, chosen = batch.student.inputs, batch.student.rows
     top = teach(**inputs).logits.flatten(0, 1)[chosen].topk(10, -1).indices
     expected = student(**inputs).logits.flatten(0, 1)[chosen].softmax(-1).gather(-1, top).sum(-1).mean().item()
-    assert covered_mass(task_of(student, teach), batch) == pytest.approx(expected, rel=1e-5)
+    made = task_of(student, teach)
+    assert covered_mass(made.student, made.teacher, batch) == pytest.approx(expected, rel=1e-5)

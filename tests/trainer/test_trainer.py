@@ -17,7 +17,7 @@ from abkd import DistillTrainer
 from abkd.data import prepare_dataset
 from abkd.errors import ConfigError, DataError, VocabularyError
 from abkd.ops import Head
-from abkd.trainer._start import check_start, padding
+from abkd.tasks._start import padding
 from tiny_parts import make_llama
 from training_parts import CHECKPOINTING, config, gap, gpt2, llama, lora, rows, teacher, tokenizer, trainer, weights
 
@@ -267,5 +267,5 @@ def test_much_padding_is_said_with_the_way_out(tmp_path, caplog):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="abkd"):
             made = trainer(tmp_path / str(len(options)), data=uneven, max_steps=1, **options)
-            check_start(made)
+            made.task.before_training(sharded=False, writes=False, evaluates_first=True)
         assert ("group_by_length: true" in caplog.text) == (not options)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from abkd.data.order import PadToMultiple
 from abkd.errors import ConfigError, OutputDirError
-from abkd.trainer._order import PadToMultiple
 from training_parts import EVERY_THIRD, FROM_BUFFER, SHORT, gap, llama, rows, teacher, trainer, weights
 
 
@@ -51,12 +51,12 @@ def test_labels_alone_ask_no_teacher(tmp_path):
         raise AssertionError("the teacher was asked")
 
     made.models.teacher.__class__ = type("Silent", (type(made.models.teacher),), {"__call__": never})
-    made.task.teacher = made.models.teacher
+    made.loss.teacher = made.models.teacher
     made.train()
     assert "divergence" not in made.state.log_history[0]
     alone = trainer(tmp_path / "alone", llama(0), ce_weight=1.0, kd_weight=0.0, max_steps=2)
     alone.models = type(alone.models)(alone.models.student, None, alone.models.tokenizer, alone.models.classes)
-    alone.task.teacher = None
+    alone.loss.teacher = None
     alone.train()
     assert gap(made.model, alone.model) == 0.0
 

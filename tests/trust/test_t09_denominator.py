@@ -23,13 +23,13 @@ def test_a_step_on_the_students_text_is_a_step_on_that_text_as_data(tmp_path):
     same = [with_completion(row, w.ids, 0, privileged=False) for row, w in zip(data, written, strict=True)]
     given = trainer(tmp_path / "b", llama(0), data=TokenizedDataset(same), **options)
     seen: list[float] = []
-    original = on_policy.task.losses
+    original = on_policy.loss.losses
 
     def losses(batch, progress, totals):
         seen.append(float(totals.rows))
         return original(batch, progress, totals)
 
-    on_policy.task.losses = losses
+    on_policy.loss.losses = losses
     for each in (on_policy, given):
         each.train()
     assert seen == [tokens]

@@ -29,8 +29,7 @@ from abkd.report.results import read_result
 from abkd.report.sweep import summary_of
 from abkd.storage import _SEAL, _seal, read_checksummed, write_checksummed
 from abkd.teachers import TopKCache
-from abkd.trainer import _checkpoints
-from abkd.trainer._modality import read_record
+from abkd.trainer import _checkpoints, read_record
 from training_parts import llama, lora, rows, tokenizer, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")

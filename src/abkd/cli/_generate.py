@@ -22,7 +22,6 @@ from abkd.run import load_data
 from abkd.settings import Settings
 from abkd.sources import (
     Privileged,
-    Server,
     Store,
     TeacherSamples,
     TeacherWriter,
@@ -30,11 +29,9 @@ from abkd.sources import (
     privileged_context,
     stage_sources,
     uses,
-    write_with,
     writing_bar,
 )
-from abkd.teachers import identity
-from abkd.trainer._text_data import prepare_data
+from abkd.tasks import prepare_text, teacher_writer
 
 
 def generate_text(recipe: Recipe, output_file: str | None) -> None:
@@ -48,7 +45,7 @@ def generate_text(recipe: Recipe, output_file: str | None) -> None:
     """
     settings = _settings(recipe, output_file)
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
-    author = teacher_writer(recipe, settings, tokenizer)
+    author = _writer(recipe, settings, tokenizer)
     dataset = _prompts(recipe, settings, tokenizer)
     process, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     start = time.monotonic()
@@ -89,8 +86,8 @@ def _source(source: Any, output_file: str | None) -> Any:
     return Privileged(chosen, privileged_context(source)) if privileged else chosen
 
 
-def teacher_writer(recipe: Recipe, settings: Settings, tokenizer: Any) -> TeacherWriter:
-    """The recipe's teacher as one who writes: its server where one is named, else its model, loaded when it is needed.
+def _writer(recipe: Recipe, settings: Settings, tokenizer: Any) -> TeacherWriter:
+    """The recipe's teacher as a writer: its server if one is named, else its model, loaded when it is needed.
 
     Raises:
         ConfigError: the recipe names none, or several.
@@ -98,24 +95,20 @@ def teacher_writer(recipe: Recipe, settings: Settings, tokenizer: Any) -> Teache
     url, given = settings.teacher_model_server_url, names(recipe.teacher_model_name_or_path)
     if len(given) > 1 or not (given or url):
         raise ConfigError(f"one teacher writes, but teacher_model_name_or_path names {len(given) or 'none'}")
-    name, device = given[0] if given else str(url), _device(recipe)
+    name, device = given[0] if given else "", _device(recipe)
     options = teacher_options(settings.teacher_model_init_kwargs, device, recipe.teacher_model_revision)
     revision = options.get("revision")
-    if url:
-        write: Any = Server(url, given[0] if given else "", tokenizer)
-    else:
+    if not url:
         check_same_tokenizer(tokenizer, load_tokenizer(name, what="teacher_model_name_or_path", revision=revision))
-        batch_size = recipe.config.get("per_device_eval_batch_size", 8)
-        load = _loading(name, options, device)
-        write = write_with(load, tokenizer, batch_size=batch_size, classes=vocabulary_size(tokenizer))
-    return TeacherWriter(
-        identity=identity(name, revision, tokenizer),
-        tokenizer=tokenizer,
-        max_length=settings.max_length,
-        max_completion_length=settings.max_completion_length,
-        write=write,
-        generation_kwargs=settings.generation_kwargs,
-        server=bool(url),
+    return teacher_writer(
+        settings,
+        tokenizer,
+        name=name,
+        revision=revision,
+        url=url,
+        load=_loading(name, options, device),
+        classes=vocabulary_size(tokenizer),
+        batch_size=recipe.config.get("per_device_eval_batch_size", 8),
     )
 
 
@@ -136,7 +129,7 @@ def _prompts(recipe: Recipe, settings: Settings, tokenizer: Any) -> TokenizedDat
     if recipe.streaming:
         raise ConfigError("the teacher answers all prompts, and streamed rows have no end: set streaming: false")
     train, _ = load_data(recipe)
-    dataset = prepare_data(train, tokenizer, settings, "train", teachers=_teachers(recipe, settings))
+    dataset = prepare_text(train, tokenizer, settings, "train", teachers=_teachers(recipe, settings))
     assert isinstance(dataset, TokenizedDataset)
     return dataset
 

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from abkd.recipe import Recipe
+from abkd.tasks import task_of
 
 
 def print_recipe(recipe: Recipe, console: Console) -> None:
     """The resolved recipe as YAML; its objective, and who writes its sequences, as comments above."""
-    rows = "response tokens" if _is_text(recipe) else "images"
+    rows = task_of(recipe.settings().task).row_noun
     text = f"# {recipe.objective().formula(rows)}\n{_sources(recipe)}{recipe.to_yaml(resolved=True)}"
     if console.is_terminal:
         console.print(Syntax(text, "yaml", theme="ansi_dark", background_color="default", word_wrap=True))
@@ -86,13 +87,13 @@ def _teachers(recipe: Recipe) -> dict[str, Any]:
 
 
 def _is_text(recipe: Recipe) -> bool:
-    return recipe.resolved()["task"] == "text-generation"
+    return "max_length" in task_of(recipe.settings().task).fields
 
 
 def _print_images(recipe: Recipe, console: Console) -> None:
-    from abkd.run import load_image_data
+    from abkd.run import load_data
 
-    for name, images in zip(("trained on", "held out"), load_image_data(recipe), strict=True):
+    for name, images in zip(("trained on", "held out"), load_data(recipe), strict=True):
         if images is None:
             continue
         height, width, _ = images.image(0).shape

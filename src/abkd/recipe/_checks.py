@@ -5,16 +5,17 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from abkd import training_arguments
+from abkd import registry, training_arguments
 from abkd.errors import ConfigError
-from abkd.models.folders import broken_model, missing_folder
-from abkd.recipe._model_names import check_code, check_name
 from abkd.sequence_rules import check_streaming, short_form
-from abkd.setting_rules import OF_CLIP, OF_IMAGES, OF_TEXT, TASKS, WRITING, teacher_problem
-from abkd.settings import Settings, settings_of
+from abkd.setting_rules import fields_of_others, teacher_problem
+from abkd.settings import DataSettings, Settings, settings_of
+from abkd.sources import Dataset
+from abkd.tasks import task_of
 
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
@@ -22,15 +23,9 @@ HELD_OUT = ("eval_file", "eval_dir", "dataset_test_split", "split_file")
 FILES = ("train_file", "eval_file", "split_file", "pretrain_file")
 DIRECTORIES = ("train_dir", "eval_dir")
 MODELS = ("model_name_or_path", "teacher_model_name_or_path")
-_TEXT, _IMAGES, _CLIP = "text-generation", "image-classification", "zero-shot-image-classification"
 _OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 
-_NO_DATA = {
-    _TEXT: "no data: set train_file (JSONL, CSV or parquet) or dataset_name (a hub name)",
-    _IMAGES: "no images: set train_dir (a folder a class), train_file (.npz) or dataset_name (a hub name, or digits)",
-    _CLIP: "no images: set train_dir (with split_file, or a folder a class), train_file (.npz) or dataset_name",
-}
-
+_OF_WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 _STREAM_SAVES = 500
 
 
@@ -45,11 +40,11 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 def problems(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each value out of range and each invalid combination of a recipe."""
     settings = settings_of(values)
-    if settings.task not in TASKS:
+    if settings.task not in registry.tasks():
         return settings.problems()
     found = [*settings.problems({name for name, value in values.items() if value is not False}), *_ranges(values)]
-    found += [*(_models(values, settings) if not found else ()), *_data(values), *_lora(values)]
-    return [*found, *training_arguments.problems(values)] or [*_several_files(values), *_streaming(values, settings)]
+    found += [*(_models(values, settings) if not found else ()), *_data(values, settings.task), *_lora(values)]
+    return [*found, *training_arguments.problems(values)] or [*_of_task(values), *_streaming(values, settings)]
 
 
 def _ranges(values: Mapping[str, Any]) -> list[str]:
@@ -80,23 +75,19 @@ def _source(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"source": short_form(values.get("lmbda"), bool(values.get("seq_kd"))), "lmbda": None, "seq_kd": None}
 
 
-def may_lie_beside(values: Mapping[str, Any]) -> bool:
-    """Whether it is seen only when the data is loaded what is evaluated on where nobody says."""
-    return values.get("task", _TEXT) != _TEXT and not values.get("dataset_name")
+def may_find_held_out(values: Mapping[str, Any]) -> bool:
+    """Whether the rows to evaluate on are known only when the data is read."""
+    return task_of(values.get("task", "text-generation")).finds_held_out and not values.get("dataset_name")
 
 
 def unused_fields(values: Mapping[str, Any]) -> set[str]:
-    """The names of settings that mean nothing in this run."""
-    from abkd.sources import Dataset
-
-    task = values.get("task", _TEXT)
+    """The names of settings that have no effect in this run."""
     names = set(_OF_TERM) if values.get("terms") is not None else set()
-    names |= OF_TEXT if task != _TEXT else OF_IMAGES
-    names |= set() if task == _CLIP else OF_CLIP
+    names |= fields_of_others(values.get("task", "text-generation"))
     names |= set() if values.get("lr_milestones") else {"lr_decay"}
     names = names if values.get("seq_kd") else {*names, "seq_kd"}
     writes = values["source"] != Dataset() or values.get("eval_samples")
-    return names if writes else names | WRITING
+    return names if writes else names | _OF_WRITING
 
 
 def missing_data(values: Mapping[str, Any]) -> list[str]:
@@ -113,27 +104,14 @@ def missing_data(values: Mapping[str, Any]) -> list[str]:
 
 
 def missing_models(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each local model directory that is not there or not sound, and each package that it needs."""
-    of_text = values.get("task", _TEXT) == _TEXT
+    """One sentence for each model that its name or its folder shows to be unusable, and each package that it needs."""
+    task, allowed = task_of(values.get("task", "text-generation")), names(values.get("allow_code"))
     given = [(name, path) for name in MODELS for path in names(values.get(name))]
-    faults = [(name, broken_model(path) if of_text else missing_folder(path)) for name, path in given]
-    problems = [f"{name}: {fault}" for name, fault in faults if fault]
+    found = [task.model_problem(path, name, allowed) for name, path in given]
+    problems = [problem for problem in found if problem]
     problems += training_arguments.needed_by_models(given)
     if values.get("use_peft") and not training_arguments.PEFT.installed:
         problems.append(training_arguments.PEFT.sentence("use_peft"))
-    return problems if of_text else problems + _unknown(values)
-
-
-def _unknown(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each model whose name says already that it cannot be had."""
-    allowed, problems = names(values.get("allow_code")), []
-    check = check_name if values["task"] == _IMAGES else check_code
-    for field in MODELS:
-        for name in names(values.get(field)):
-            try:
-                check(name, field, allowed)
-            except ConfigError as error:
-                problems.append(str(error))
     return problems
 
 
@@ -157,6 +135,12 @@ def _models(values: Mapping[str, Any], settings: Settings) -> list[str]:
     return found if teacher is None else [*found, teacher]
 
 
+def _of_task(values: Mapping[str, Any]) -> list[str]:
+    names = {field.name for field in fields(DataSettings)}
+    data = DataSettings(**{name: value for name, value in values.items() if name in names})
+    return task_of(values.get("task", "text-generation")).data_problems(data)
+
+
 def _streaming(values: Mapping[str, Any], settings: Settings) -> list[str]:
     """Why rows cannot be streamed in this run."""
     if not values.get("streaming"):
@@ -175,14 +159,14 @@ def names(value: str | list[str] | None) -> list[str]:
     return [] if not value else [value] if isinstance(value, str) else list(value)
 
 
-def _data(values: Mapping[str, Any]) -> list[str]:
+def _data(values: Mapping[str, Any], task: str) -> list[str]:
     given = [name for name in ("train_file", "train_dir", "dataset_name") if values.get(name)]
     problems = []
     if len(given) > 1:
         named = " and ".join(f"{name} ({values[name]!r})" for name in given)
         problems.append(f"{named} are both set; keep one (null unsets in a recipe, an empty flag does)")
     if not given:
-        problems.append(_NO_DATA[values.get("task", _TEXT)])
+        problems.append(registry.tasks()[task].data_hint)
     if "dataset_name" not in given:
         problems += [f"{name} belongs to dataset_name, which is not set" for name in sorted(DATASET & values.keys())]
     if values.get("streaming") and (values.get("eval_fraction") or values.get("dataset_test_split")):
@@ -198,13 +182,6 @@ def _data(values: Mapping[str, Any]) -> list[str]:
             "pretrain_file is read only for the language-modelling term; set lm_coef above 0 (the paper: 1.0)"
         )
     return problems
-
-
-def _several_files(values: Mapping[str, Any]) -> list[str]:
-    if values.get("task", _TEXT) == _TEXT:
-        return []
-    several = [name for name in ("train_file", "eval_file") if isinstance(values.get(name), list)]
-    return [f"{name} of images must be one .npz file; name one, or set train_dir" for name in several]
 
 
 def _lora(values: Mapping[str, Any]) -> list[str]:

@@ -16,19 +16,18 @@ from abkd.errors import ConfigError
 from abkd.output_dir import DEFAULT
 from abkd.recipe import _checks, _fields, _output, _text
 from abkd.recipe._files import read_recipe
-from abkd.settings import Settings, settings_of
+from abkd.settings import DataSettings, LoraSettings, ModelSettings, Settings, settings_of
 from abkd.storage import in_full
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
     from abkd.objective import Objective
 
-_HELD_OUT = 0.05
 _PLAIN = (bool, int, float, str, list, tuple, dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(LoraSettings, DataSettings, ModelSettings):
     """One run. Own fields say which models and which data; ``config`` holds what was set of ``DistillConfig``.
 
     Make one with :meth:`from_yaml` or :meth:`from_dict`: they know the names, the types and which settings exclude each
@@ -36,48 +35,9 @@ class Recipe:
     directory; ``None`` always means "not set".
     """
 
-    model_name_or_path: str
-    """The student: a directory or a hub name."""
-    teacher_model_name_or_path: str | list[str] | None = None
-    """The teacher, or the members of an ensemble; none where the teacher is made of the student."""
-    model_revision: str | None = None
-    teacher_model_revision: str | None = None
-
-    train_file: str | list[str] | None = None
-    """JSONL, JSON, CSV (also compressed) or parquet with prompt/completion, messages or text: a file, several, or a
-    pattern such as data/*.jsonl; for images one .npz with arrays."""
-    eval_file: str | list[str] | None = None
-    train_dir: str | None = None
-    """Images in one folder a class, or in one folder without classes."""
-    eval_dir: str | None = None
-    split_file: str | None = None
-    """CLIP: the split of a data set into train, val and test, as CoOp writes it (JSON); images lie in train_dir."""
-    dataset_name: str | None = None
-    dataset_config: str | None = None
-    dataset_train_split: str = "train"
-    dataset_test_split: str | None = None
-    streaming: bool = False
-    """Read training rows when their turn comes and keep no copy of them: for data that does not fit the disk."""
-    eval_fraction: float | None = None
-    """The share of the training rows that is held out when nothing to evaluate on is given; 0.05 where nobody says and,
-    of images, no split to evaluate on lies beside them."""
-    pretrain_file: str | list[str] | None = None
-    """Plain text for the language-modelling term (lm_coef)."""
-
-    use_peft: bool = False
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
-    lora_target_modules: str | list[str] | None = None
-
     output_dir: str = DEFAULT
 
     config: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def share_held_out(self) -> float:
-        """``eval_fraction``, or what it is where nobody says."""
-        return _HELD_OUT if self.eval_fraction is None else self.eval_fraction
 
     @classmethod
     def from_dict(
@@ -136,7 +96,7 @@ class Recipe:
         unused |= set() if self.use_peft else _checks.LORA
         elsewhere = self.streaming or any(getattr(self, name) for name in _checks.HELD_OUT)
         unused |= {"eval_fraction"} if elsewhere else set()
-        values["eval_fraction"] = self.eval_fraction if _checks.may_lie_beside(values) else self.share_held_out
+        values["eval_fraction"] = self.eval_fraction if _checks.may_find_held_out(values) else self.share_held_out
         unused |= set() if self.dataset_name else _checks.DATASET
         unused |= _checks.unused_fields(values)
         return {

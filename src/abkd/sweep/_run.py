@@ -24,7 +24,7 @@ from abkd.report.sweep import summary_of
 from abkd.run import RECIPE_FILE, RESULT_FILE, distill
 from abkd.storage import atomic_write, disk_errors, read_checksummed, read_json, strict_json, write_checksummed
 from abkd.sweep._plan import Place, Run, Settings, changed, plan, settings_of
-from abkd.trainer._modality import read_record
+from abkd.trainer import read_record
 
 logger = logging.getLogger("abkd")
 

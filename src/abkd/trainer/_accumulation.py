@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from abkd.data import Batch, Example, padding_example
-from abkd.trainer._modality import Collate
-from abkd.trainer._task import Totals
+from abkd.tasks.base import Collate
+from abkd.trainer._distillation import Totals
 
 Draw = Callable[[Sequence[Example]], list[list[Example]]]
 

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from abkd import terminal
+from abkd.data.order import TrainOrder
 from abkd.errors import Interrupted
 from abkd.storage import atomic_write, disk_errors, strict_json
-from abkd.trainer._order import TrainOrder
 
 if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer

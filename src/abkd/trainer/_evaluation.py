@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from abkd.data import Batch, Example, padding_example, prompt_of, teacher_prompt_of, with_completion
+from abkd.data.order import PadToMultiple
 from abkd.generation import Sampling
 from abkd.metrics import DISTANCES
 from abkd.objective import TokenLogProbs
-from abkd.trainer._order import PadToMultiple
 from abkd.trainer._sources import write
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ logger = logging.getLogger("abkd")
 
 
 def held_out_metrics(trainer: DistillTrainer, dataloader: Any) -> dict[str, float]:
-    """Distances to the teacher, and what the modality measures."""
-    args, task, model = trainer.distill_args, trainer.task, _wrapped(trainer)
+    """Distances to the teacher, and what the task measures."""
+    args, task, model = trainer.distill_args, trainer.loss, _wrapped(trainer)
     training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
@@ -37,7 +37,7 @@ def held_out_metrics(trainer: DistillTrainer, dataloader: Any) -> dict[str, floa
             for name, value in out.items():
                 sums[name] = sums.get(name, 0.0) + value
         totals = {name: trainer.sum_over_processes(value).item() for name, value in sums.items()}
-        values = metrics(totals) | trainer.modality.metrics(totals)
+        values = metrics(totals) | trainer.task.summarize(totals)
         if args.eval_samples:
             values |= coverage(trainer, model, dataloader.dataset)
     model.train(training)
@@ -119,6 +119,6 @@ def _batches(trainer: DistillTrainer, texts: list[Example], some: Example) -> It
 
 
 def _history(trainer: DistillTrainer, batch: Batch) -> TokenLogProbs:
-    task = trainer.task
+    task = trainer.loss
     assert task.teacher is not None
     return task.history(task.student(batch.student), task.teacher(batch.teacher), batch)

@@ -30,7 +30,7 @@ def final_form(trainer: DistillTrainer) -> Iterator[None]:
     not taken, which is said; where they are taken, the last evaluation is of them.
     """
     args, student = trainer.distill_args, trainer.models.student
-    merge = has_adapters(student.model) and (args.merge_adapter or trainer.modality.merges_adapters)
+    merge = has_adapters(student.model) and (args.merge_adapter or trainer.kind.merges_adapters)
     dtype = _dtype(trainer)
     if (merge or dtype) and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         logger.warning(
@@ -99,7 +99,7 @@ def _last(trainer: DistillTrainer) -> dict[str, float]:
 
 def _measure(trainer: DistillTrainer, model: Any) -> dict[str, float]:
     """The held-out numbers of ``model`` in the student's place."""
-    student, task = trainer.models.student, trainer.task
+    student, task = trainer.models.student, trainer.loss
     try:
         if model is not None:
             task.student = student.of(model)

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from abkd.data.order import PadToMultiple, train_order
 from abkd.data.prepared import ExampleDataset
 from abkd.errors import ConfigError
 from abkd.trainer._accumulation import DeferredCollator
 from abkd.trainer._optimizer import OptimizerMixin
-from abkd.trainer._order import PadToMultiple, train_order
 from abkd.training_arguments import word
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
+    from abkd.tasks import Models, OpenTask
     from abkd.trainer._callbacks import EpochOrder
-    from abkd.trainer._modality import Modality, Models
     from abkd.trainer._sources import SequenceSampler
 
 
@@ -30,7 +30,7 @@ class DataLoading(OptimizerMixin):
     """The part of the trainer that makes data loaders."""
 
     distill_args: DistillConfig
-    modality: Modality
+    task: OpenTask
     models: Models
     collator: Callable[..., Any]
     sampler: SequenceSampler | None
@@ -79,7 +79,7 @@ class DataLoading(OptimizerMixin):
         """
         if eval_dataset is None or eval_dataset is self.eval_dataset:
             return super().evaluate(None, ignore_keys, metric_key_prefix)
-        prepared: Any = self.modality.data(eval_dataset, self.models, self.distill_args, "eval")
+        prepared: Any = self.task.prepare(eval_dataset)
         loader = self.get_test_dataloader(prepared)  # which, unlike that of evaluation, is never kept for other rows
         return self.evaluation_loop(loader, "Evaluation", metric_key_prefix=metric_key_prefix).metrics or {}
 

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from abkd.config import DistillConfig
 from abkd.errors import ConfigError
-from abkd.training_arguments import OPTIM_ARGS, read_optim_args, word
+from abkd.training_arguments import OPTIM_ARGS, read_optim_args, steps_per_epoch, word
 
 
 class OptimizerMixin(Trainer):
@@ -47,7 +47,7 @@ def multi_step(args: DistillConfig, rows: int, batch_size: int) -> Callable[[int
 
     ``rows``: those of an epoch. ``batch_size``: of a process, as it is now (auto_find_batch_size may have cut it).
     """
-    per_epoch = _steps_per_epoch(args, rows, batch_size)
+    per_epoch = steps_per_epoch(args, rows, batch_size)
     milestones = args.lr_milestones or []
     after = [round(epoch * per_epoch) for epoch in milestones]
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
@@ -57,19 +57,6 @@ def multi_step(args: DistillConfig, rows: int, batch_size: int) -> Callable[[int
         return min(1.0, (step + 1) / (warmup + 1)) * args.lr_decay ** sum(step >= each for each in after)
 
     return factor
-
-
-def epochs(args: DistillConfig, rows: int) -> int:
-    """How many epochs of so many rows a run begins, as transformers counts them."""
-    if args.max_steps > 0:
-        return math.ceil(args.max_steps / _steps_per_epoch(args, rows, args.train_batch_size))
-    return math.ceil(args.num_train_epochs)
-
-
-def _steps_per_epoch(args: DistillConfig, rows: int, batch_size: int) -> int:
-    size = batch_size * args.world_size
-    batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
-    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def optim_options(args: Any) -> dict[str, Any]:

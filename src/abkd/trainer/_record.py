@@ -22,7 +22,7 @@ from abkd.storage import atomic_write, disk_errors, strict_json, write_checksumm
 from abkd.teachers.caches import weights_fingerprint
 from abkd.trainer._callbacks import evaluated
 from abkd.trainer._checkpoints import checkpoints
-from abkd.trainer._modality import RUN_FILE, read_record
+from abkd.trainer._run_file import RUN_FILE, read_record
 
 if TYPE_CHECKING:
     from abkd.trainer._trainer import DistillTrainer
@@ -176,7 +176,7 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
     models = trainer.models
     return {
         "task": trainer.distill_args.task,
-        "objective": trainer.task.objective.formula(trainer.modality.row_noun),
+        "objective": trainer.loss.objective.formula(trainer.kind.row_noun),
         "student": model_name(models.student.model),
         "student_parameters": _size(models.student.model),
         "source": repr(trainer.distill_args.source),
@@ -187,7 +187,7 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
         "train_rows": _rows_of(train),
         "dropped": getattr(train, "dropped", 0),
         "truncated": getattr(train, "truncated", 0),
-        **(trainer.modality.describe(models, train) if train is not None else {}),
+        **(trainer.task.describe() if train is not None else {}),
         "held_out_fingerprint": getattr(held_out, "fingerprint", None),
         "held_out_rows": _rows_of(held_out),
         "seed": trainer.args.seed,

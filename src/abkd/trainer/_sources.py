@@ -17,7 +17,6 @@ from abkd.generation import Completion, Sampling, write_completions
 from abkd.sources import (
     Dataset,
     Generators,
-    Server,
     Step,
     Stream,
     TeacherText,
@@ -26,16 +25,14 @@ from abkd.sources import (
     known_sequences,
     needs_teacher_text,
     open_source,
-    write_with,
     writing_bar,
 )
 from abkd.storage import atomic_write
-from abkd.teachers import identity
+from abkd.tasks import Models, teacher_writer
 from abkd.trainer._finite import check_tensors
 
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
-    from abkd.trainer._modality import Models
     from abkd.trainer._trainer import DistillTrainer
 
 _TEACHER_FILE = "abkd_teacher.safetensors"
@@ -92,9 +89,7 @@ def open_sampler(trainer: DistillTrainer) -> SequenceSampler | None:
     source = args.source
     if teacher is not None and args.teacher.cached:
         rows: Any = train
-        asked = (
-            trainer.modality.teacher_queries(rows, args) if source == Dataset() else known_sequences(source, rows, text)
-        )
+        asked = trainer.task.teacher_queries() if source == Dataset() else known_sequences(source, rows, text)
         teacher.check_covers(asked, "train")
         if trainer.eval_dataset is not None:
             teacher.check_covers(trainer.eval_dataset, "eval")  # type: ignore[arg-type]
@@ -116,45 +111,35 @@ def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
         return ensure_teacher_text(
             source,
             train,
-            teacher_writer(args, models),
+            _writer(args, models),
             process=trainer.args.process_index,
             processes=trainer.args.world_size,
             progress=progress,
         )
 
 
-def teacher_writer(args: DistillConfig, models: Models) -> TeacherWriter:
-    """The teacher of a run as one who writes: a server where one is named, else its model where it has one.
+def _writer(args: DistillConfig, models: Models) -> TeacherWriter:
+    """The teacher of a run as a writer: a server if one is named, else its model.
 
     Raises:
-        ConfigError: it has several, or none.
+        ConfigError: there are several, or none.
     """
-    url, writers = args.teacher_model_server_url, [] if models.teacher is None else list(models.teacher.models)
+    url, loaded = args.teacher_model_server_url, [] if models.teacher is None else list(models.teacher.models)
     named = models.teacher_names
-    if not url and not named and len(writers) != 1:
+    if not url and not named and len(loaded) != 1:
         raise ConfigError(
             f"TeacherSamples needs one teacher that writes, which {args.teacher!r} is not: name it in "
             "teacher_model_name_or_path, or its server in teacher_model_server_url"
         )
-    who: Any = named[0] if named else url or writers[0]
-    write: Any = None
-    if url:
-        write = Server(url, named[0] if named else "", models.tokenizer)
-    elif len(writers) == 1:
-        write = write_with(
-            lambda: writers[0],
-            models.tokenizer,
-            batch_size=args.per_device_eval_batch_size,
-            classes=models.classes,
-        )
-    return TeacherWriter(
-        identity=identity(who, models.teacher_revision, models.tokenizer),
-        tokenizer=models.tokenizer,
-        max_length=args.max_length,
-        max_completion_length=args.max_completion_length,
-        write=write,
-        generation_kwargs=args.generation_kwargs,
-        server=bool(url),
+    return teacher_writer(
+        args,
+        models.tokenizer,
+        name=named[0] if named else "" if url else loaded[0],
+        revision=models.teacher_revision,
+        url=url,
+        load=(lambda: loaded[0]) if len(loaded) == 1 else None,
+        classes=models.classes,
+        batch_size=args.per_device_eval_batch_size,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +17,20 @@ from abkd import output_dir
 from abkd.config import DistillConfig
 from abkd.models.loading import placed
 from abkd.models.saving import use_cache_kept
+from abkd.tasks import Given, Models, OpenTask, Task, task_of
 from abkd.trainer import _checkpoints, _sources
 from abkd.trainer._accumulation import AccumulationBatch, resolve
 from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
+from abkd.trainer._distillation import LOGGED, DistillationLoss, Totals, run_inside
 from abkd.trainer._evaluation import held_out_metrics, say_not_finite
 from abkd.trainer._final import final_form
 from abkd.trainer._finite import FiniteRun, check_loss
 from abkd.trainer._loading import DataLoading
-from abkd.trainer._modality import Models, load_chunk_plan, modality_of, save_chunk_plan
 from abkd.trainer._optimizer import check_batches
 from abkd.trainer._record import Record
+from abkd.trainer._run_file import load_chunk_plan, save_chunk_plan
 from abkd.trainer._save import save_student
 from abkd.trainer._settings import NothingLearned, check_metric, check_recomputed, check_settings, say_what_is_extreme
-from abkd.trainer._task import LOGGED, Task, Totals, run_inside
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier
@@ -49,7 +49,7 @@ class DistillTrainer(DataLoading):
         args: a :class:`abkd.DistillConfig`.
         train_dataset, eval_dataset: rows in one of the formats of ``abkd.data``, or tokenised ones; for images what
             ``abkd.data.images.load_images`` takes.
-        pretrain_chunks: token lists of plain text for ``lm_coef``.
+        pretrain_chunks: plain text for ``lm_coef``, as token lists or as rows with a column ``text``.
         processing_class: the tokenizer that both models share; loaded from the student's path if not given. Images
             have none.
         peft_config: a PEFT configuration to train adapters only.
@@ -69,7 +69,7 @@ class DistillTrainer(DataLoading):
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        pretrain_chunks: Sequence[Sequence[int]] | None = None,
+        pretrain_chunks: Any = None,
         processing_class: Any = None,
         peft_config: Any = None,
         callbacks: Sequence[Any] | None = None,
@@ -79,18 +79,18 @@ class DistillTrainer(DataLoading):
         check_settings(args, eval_dataset, callbacks, kwargs)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs need several processes: torchrun or accelerate launch
         set_seed(args.seed)  # adapters are random
-        self.modality = modality_of(args.task)
-        self.models: Models = self.modality.models(
-            model, teacher_model, args, processing_class, peft_config, train_dataset
-        )
+        given = Given(model, teacher_model, train_dataset, eval_dataset, pretrain_chunks, processing_class, peft_config)
+        self.kind: Task = task_of(args.task)
+        self.task: OpenTask = self.kind.open(given, args)
+        self.models: Models = self.task.models
         ours = self._assemble(args)
         with use_cache_kept(self.models.student.model, wanted=getattr(args, "use_cache", False)):
             super().__init__(
                 model=self.models.student.model,
                 args=args,
                 data_collator=self.collator,
-                train_dataset=self.modality.data(train_dataset, self.models, args, "train", pretrain_chunks),
-                eval_dataset=self.modality.data(eval_dataset, self.models, args, "eval"),
+                train_dataset=self.task.train,
+                eval_dataset=self.task.held_out,
                 processing_class=self.models.tokenizer,
                 callbacks=[*(callbacks or ()), *ours],
                 **kwargs,
@@ -106,10 +106,10 @@ class DistillTrainer(DataLoading):
         """What is ours of a run, around the models; returns the callbacks among it."""
         check_recomputed(self.models.student.model, args)
         self.distill_args = args
-        self.plan = load_chunk_plan(args, self.modality.max_rows(args), self.models.classes)
-        models, row_metrics = self.models, self.modality.row_metrics
-        self.task = Task(models.student, models.teacher, args.objective(), self.plan, row_metrics)
-        self.collator = self.modality.collator(self.models)
+        models = self.models
+        self.plan = load_chunk_plan(args, self.task.max_rows, models.classes)
+        self.loss = DistillationLoss(models.student, models.teacher, args.objective(), self.plan, self.task.row_metrics)
+        self.collator = self.task.collate
         self.sampler: _sources.SequenceSampler | None = None
         self.record = Record(self)
         run_inside(self.models.student.model)
@@ -118,7 +118,7 @@ class DistillTrainer(DataLoading):
         self._not_finite: set[str] = set()
         self._most_kept = args.save_total_limit
         self.stop_signals, self.epoch_order = StopSignals(), EpochOrder()
-        self.progress_bar = ProgressBar(one_loss=not self.task.objective.changes)
+        self.progress_bar = ProgressBar(one_loss=not self.loss.objective.changes)
         self.finite = FiniteRun(self)
         followers = _sources.ComponentCallback(self), AlreadyEvaluated(self)
         watching = MetricsFile(), NothingLearned(), self.finite, *followers
@@ -139,7 +139,7 @@ class DistillTrainer(DataLoading):
         if isinstance(step, AccumulationBatch) and step.totals is None:
             if self.sampler is not None:
                 step.write(self.sampler.draw, self.collator)
-            totals = Totals.of(step.ready, self.task.objective, self.progress)
+            totals = Totals.of(step.ready, self.loss.objective, self.progress)
             step.totals = Totals(*(self.sum_over_processes(total.to(self.args.device)) for total in totals))
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -150,8 +150,8 @@ class DistillTrainer(DataLoading):
         batch = resolve(inputs["batch"]).to(self.args.device)
         totals = num_items_in_batch.totals if isinstance(num_items_in_batch, AccumulationBatch) else None
         if totals is None:
-            totals = Totals.of([batch], self.task.objective, self.progress)
-        out = model(job=lambda: self.task.losses(batch, self.progress, totals))
+            totals = Totals.of([batch], self.loss.objective, self.progress)
+        out = model(job=lambda: self.loss.losses(batch, self.progress, totals))
         check_loss(out, self.state.global_step + 1)
         for name in ("rows", *(name for name in LOGGED if name in out)):
             self._sums[name] = self._sums.get(name, 0.0) + out[name].detach().double()
@@ -184,7 +184,7 @@ class DistillTrainer(DataLoading):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Distances to the teacher and what the modality measures, by the op, without gathering a logit."""
+        """Distances to the teacher and what the task measures, by the op, without gathering a logit."""
         optimizer: Any = self.optimizer
         if hasattr(optimizer, "eval"):  # schedule-free optimizers train other weights than they give
             optimizer.eval()
@@ -192,7 +192,7 @@ class DistillTrainer(DataLoading):
         say_not_finite(self, values, self._not_finite)
         check_metric(self.distill_args, values)
         if not self._teacher_judged and self.is_world_process_zero():
-            self.modality.check_teacher(values)
+            self.task.check_teacher(values)
         self._teacher_judged = True
         values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         nothing: Any = ()  # a logit is never kept
@@ -221,7 +221,7 @@ class DistillTrainer(DataLoading):
             _checkpoints.check_student(start, self.models.student.model)
         if start is None:
             self.record.make_room()
-        logger.info("abkd: %s", self.task.objective.formula(self.modality.row_noun))
+        logger.info("abkd: %s", self.loss.objective.formula(self.kind.row_noun))
         say_what_is_extreme(self.distill_args)
         self._sums, self.saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
         self.sampler = _sources.open_sampler(self)
@@ -229,7 +229,11 @@ class DistillTrainer(DataLoading):
             _sources.load_state(self, start)
         self.record.begin(start)
         if start is None and self.is_world_process_zero():
-            self.modality.before_training(self)
+            self.task.before_training(
+                sharded=bool(self.is_fsdp_enabled or self.is_deepspeed_enabled),
+                writes=self.sampler is not None,
+                evaluates_first=self.eval_dataset is not None and self.args.eval_on_start,
+            )
         self._most_kept, self.args.save_total_limit = self.args.save_total_limit, None  # removing them is ours
         self.args.eval_on_start = self.eval_dataset is not None and start is None
         try:
@@ -257,7 +261,7 @@ class DistillTrainer(DataLoading):
             _sources.save_state(self, checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                save_chunk_plan(Path(str(self.args.output_dir)), self.task.plan)
+                save_chunk_plan(Path(str(self.args.output_dir)), self.loss.plan)
                 _checkpoints.seal(checkpoint)
                 _checkpoints.rotate(checkpoint, self._most_kept, self.state.best_model_checkpoint)
         self.saved_step = self.state.global_step
@@ -296,5 +300,5 @@ class DistillTrainer(DataLoading):
         _checkpoints.drop_pickle(directory)
         if self.args.should_save:
             student, model = self.models.student, self.accelerator.unwrap_model(self.model)
-            saved = self.models if model is student.model else replace(self.models, student=student.of(model))
-            self.modality.save_extras(saved, directory, self.train_dataset)
+            saved = self.task if model is student.model else self.task.with_student(student.of(model))
+            saved.save_extras(directory)

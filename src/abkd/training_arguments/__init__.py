@@ -1,5 +1,6 @@
 """The settings that are transformers' own: which work here, which would be ignored, what follows from which."""
 
+from abkd.training_arguments._epochs import epochs, steps_per_epoch
 from abkd.training_arguments._intervals import intervals, settle_metric, word
 from abkd.training_arguments._kinds import settle_kinds
 from abkd.training_arguments._packages import PEFT, TRACKERS, needed_by_models, needed_by_settings
@@ -17,6 +18,7 @@ __all__ = [
     "TRACKERS",
     "WORKS",
     "default",
+    "epochs",
     "for_this_machine",
     "intervals",
     "needed_by_models",
@@ -26,5 +28,6 @@ __all__ = [
     "settle_kinds",
     "settle_metric",
     "step_problems",
+    "steps_per_epoch",
     "word",
 ]

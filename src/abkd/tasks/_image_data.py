@@ -15,35 +15,35 @@ from abkd.data.images import (
     split_images,
 )
 from abkd.errors import DataError
-from abkd.recipe import Recipe
+from abkd.settings import DataSettings
 
 logger = logging.getLogger("abkd")
 
 
-def load_image_data(recipe: Recipe) -> tuple[Images, Images | None]:
-    """The training images and the held-out ones of a recipe (or None); a split of the source goes before a share of it.
+def read_images(data: DataSettings, *, seed: int) -> tuple[Images, Images | None]:
+    """The training images and the held-out ones (or None); a split of the source goes before a share of it.
 
     Classes that both know by name stand in the order of the training images.
     """
-    train, held_out = _image_parts(recipe)
+    train, held_out = _image_parts(data, seed)
     if held_out is not None and train.class_names is not None and held_out.class_names is not None:
         held_out = held_out.with_classes(train.class_names)
     return train, held_out
 
 
-def _image_parts(recipe: Recipe) -> tuple[Images, Images | None]:
-    if recipe.split_file:
-        return _coop_parts(recipe.split_file, recipe.train_dir)
-    source = recipe.train_file or recipe.train_dir or recipe.dataset_name
-    train = load_images(source, config=recipe.dataset_config, split=recipe.dataset_train_split)
-    named: Any = recipe.eval_file or recipe.eval_dir  # one: several files are refused for images
+def _image_parts(data: DataSettings, seed: int) -> tuple[Images, Images | None]:
+    if data.split_file:
+        return _coop_parts(data.split_file, data.train_dir)
+    source = data.train_file or data.train_dir or data.dataset_name
+    train = load_images(source, config=data.dataset_config, split=data.dataset_train_split)
+    named: Any = data.eval_file or data.eval_dir  # one: several files are refused for images
     if named:
         return train, load_images(named, split=next(iter(held_out_splits(named)[::-1]), "test"))
-    if recipe.dataset_test_split:
-        return train, load_images(source, config=recipe.dataset_config, split=recipe.dataset_test_split)
-    if recipe.eval_fraction == 0 or len(train) < 2:
+    if data.dataset_test_split:
+        return train, load_images(source, config=data.dataset_config, split=data.dataset_test_split)
+    if data.eval_fraction == 0 or len(train) < 2:
         return train, None
-    asked = recipe.dataset_name or recipe.eval_fraction is not None
+    asked = data.dataset_name or data.eval_fraction is not None
     beside = None if asked else held_out_beside(str(source))
     if beside is not None:
         logger.info(
@@ -52,7 +52,7 @@ def _image_parts(recipe: Recipe) -> tuple[Images, Images | None]:
             len(beside.images),
         )
         return train, beside.images
-    rest, held_out = split_images(train, recipe.share_held_out, seed=recipe.config.get("data_seed") or 0)
+    rest, held_out = split_images(train, data.share_held_out, seed=seed)
     logger.info(
         "abkd: evaluating on %d of the %d images of %s, which are not trained on", len(held_out), len(train), train.name
     )
@@ -64,3 +64,9 @@ def _coop_parts(split_file: str, image_dir: str | None) -> tuple[Images, Images 
     if "train" not in parts:
         raise DataError(f"{split_file} has no part 'train', only {', '.join(parts)}: it says what to learn from")
     return parts["train"], parts.get("test", parts.get("val"))
+
+
+def several_files(data: DataSettings) -> list[str]:
+    """One sentence for each list of files where one archive of images is expected."""
+    several = [name for name in ("train_file", "eval_file") if isinstance(getattr(data, name), list)]
+    return [f"{name} of images must be one .npz file; name one, or set train_dir" for name in several]

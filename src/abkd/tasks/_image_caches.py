@@ -10,11 +10,11 @@ from torch import nn
 
 from abkd.config import DistillConfig
 from abkd.data.images import ImageDataset, Images
+from abkd.data.order import TrainOrder, train_order
 from abkd.models.vision import as_classifier, check_classes, load_classifier
 from abkd.teachers import TeacherContext
 from abkd.teachers.caches import CacheReader, EpochImages, image_identity
-from abkd.trainer._optimizer import epochs
-from abkd.trainer._order import TrainOrder, train_order
+from abkd.training_arguments import epochs
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier
@@ -47,7 +47,7 @@ def load_teacher(name: str, options: Mapping[str, Any], allow_code: Sequence[str
         )
 
 
-def told_apart_by(
+def identifying(
     teacher: str | nn.Module | Classifier, options: Mapping[str, Any], allow_code: Sequence[str], data: Images | None
 ) -> str | Classifier:
     """What tells a teacher from others: its name, or itself where it has none, or a function of the user's builds it.
@@ -70,7 +70,7 @@ def open_cache(teacher: Any, args: DistillConfig, data: Images | None) -> CacheR
     spec, options, allowed = (
         cast(Any, each) for each in (args.teacher, args.teacher_model_init_kwargs or {}, args.allow_code or ())
     )
-    known = image_identity(told_apart_by(teacher, options, allowed, data), options)
+    known = image_identity(identifying(teacher, options, allowed, data), options)
     nobody = cast(Any, None)  # who learns from a cache makes no difference to it
     return spec.open(
         TeacherContext(student=nobody, identity=known, temperature=args.kd_temperature, device=args.device)

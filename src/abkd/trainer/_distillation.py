@@ -38,10 +38,10 @@ class Totals(NamedTuple):
         return cls(cast(Tensor, rows), torch.tensor(float(plain)))
 
 
-class Task:
+class DistillationLoss:
     """A student, a teacher and an objective; holds no parameters and is no module, so the teacher is never trained.
 
-    ``columns``: what the modality measures at evaluation, ``[N]`` each.
+    ``row_metrics``: what the task measures at evaluation, ``[N]`` each.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Task:
         teacher: TeacherReader | None,
         objective: Objective,
         plan: ChunkPlan,
-        columns: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
+        row_metrics: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
     ) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
-        self.columns = columns
+        self.row_metrics = row_metrics
 
     def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
         """``loss``, this batch's part of the step's; and sums over its rows of what is logged, with their number."""
@@ -113,7 +113,7 @@ class Task:
         hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # nobody asks it unlabelled
         values = [self.objective.value(term, columns.pop(f"term {k}"), hard) for k, (term, _) in enumerate(terms)]
         columns["loss"] = torch.stack(values).sum(0)
-        columns |= self.columns(student, teacher, batch)
+        columns |= self.row_metrics(student, teacher, batch)
         counted = batch.weight != 0  # an image that only stands in is no row
         sums = {name: column.double()[counted].sum() for name, column in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
@@ -161,17 +161,3 @@ def run_inside(model: nn.Module) -> None:
         return original(*args, **kwargs) if function is None else function(self, *args, **kwargs)
 
     model.forward = types.MethodType(forward, model)
-
-
-@torch.no_grad()
-def covered_mass(task: Task, batch: Batch, likeliest: int = 10) -> float:
-    """The student's mean probability mass on the teacher's likeliest classes, over the rows of a batch."""
-    assert task.teacher is not None
-    student, teacher = task.student(batch.student), cast(Rows, task.teacher(batch.teacher))
-    total = 0.0
-    step = task.plan.rows_per_chunk
-    for start in range(0, len(student), step):
-        rows = slice(start, start + step)
-        top = teacher.logits(rows).topk(min(likeliest, student.classes), -1).indices
-        total += torch.softmax(student.logits(rows).float(), -1).gather(-1, top).sum().item()
-    return total / max(len(student), 1)

@@ -1,118 +1,43 @@
-"""Text: causal language models that share a tokenizer, and rows of tokens."""
+"""Loading two causal language models that are to match: adapters, tokenizers, heads, positions."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from abkd.config import DistillConfig
-from abkd.data import (
-    Collator,
-    StreamedDataset,
-    TokenizedDataset,
-    check_packing,
-    check_same_tokenizer,
-    choose_template,
-    describe_start,
-    shared_vocabulary_size,
-)
+from abkd.data import check_packing, check_same_tokenizer, choose_template, shared_vocabulary_size
 from abkd.errors import ConfigError
-from abkd.models.adapters import check_adapters, has_adapters, with_adapters, write_adapter_card
+from abkd.models.adapters import check_adapters, has_adapters, with_adapters
 from abkd.models.generation_settings import mend_generation_config
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_student, load_tokenizer, teacher_options
 from abkd.models.positions import learned_positions
 from abkd.models.saving import check_trainable, stored_dtype
+from abkd.tasks._checks import check_full_distribution, check_separate, given_teachers
+from abkd.tasks.base import Given, Models
 from abkd.teachers import TeacherContext, TeacherReader, identity
-from abkd.trainer._lengths import check_lengths
-from abkd.trainer._modality import Modality, Models, check_apart, check_known, wanted_teachers
-from abkd.trainer._start import check_start
-from abkd.trainer._text_data import prepare_data
-
-if TYPE_CHECKING:
-    from abkd.trainer._trainer import DistillTrainer
 
 logger = logging.getLogger("abkd")
 
 
-class Text(Modality):
-    """A row is a token of a completion."""
-
-    row_noun = "response tokens"
-
-    def models(
-        self, model: Any, teacher: Any, args: DistillConfig, processing_class: Any, peft_config: Any, train: Any
-    ) -> Models:
-        return resolve_models(model, teacher, args, processing_class, peft_config)
-
-    def data(
-        self,
-        dataset: Any,
-        models: Models,
-        args: DistillConfig,
-        name: str,
-        chunks: Sequence[Sequence[int]] | None = None,
-    ) -> TokenizedDataset | StreamedDataset | None:
-        prepared = prepare_data(dataset, models.tokenizer, args, name, chunks, teachers=models.teacher_tokenizers)
-        if prepared is not None:
-            check_lengths(prepared, models, args)
-        return prepared
-
-    def collator(self, models: Models) -> Collator:
-        return Collator(models.padding)
-
-    def max_rows(self, args: DistillConfig) -> int:
-        return args.per_device_train_batch_size * args.max_length
-
-    def metrics(self, totals: Mapping[str, float]) -> dict[str, float]:
-        rows = max(totals["rows"], 1.0)
-        found = {"perplexity": _exp(totals["cross_entropy"] / rows)}
-        if "teacher_cross_entropy" in totals:
-            found["teacher_perplexity"] = _exp(totals["teacher_cross_entropy"] / rows)
-        return found
-
-    def check_teacher(self, metrics: Mapping[str, float]) -> None:
-        if "teacher_perplexity" in metrics:
-            warn_of_weak_teacher(metrics["perplexity"], metrics["teacher_perplexity"])
-
-    def before_training(self, trainer: DistillTrainer) -> None:
-        if trainer.train_dataset is not None:
-            _say_rows(trainer.train_dataset, trainer.models.tokenizer, trainer.distill_args.max_length)
-        check_start(trainer)
-
-    def save_extras(self, models: Models, directory: Path, train: Any) -> None:
-        """transformers has saved configuration and tokenizer; an adapter gets a card that says what it belongs to."""
-        write_adapter_card(directory)
-
-    def describe(self, models: Models, train: Any) -> dict[str, Any]:
-        return {
-            "train_tokens": None if isinstance(train, StreamedDataset) else train.trained_tokens,
-            "truncated_tokens": train.account.cut_tokens,
-            "apply_chat_template": train.account.rendered > 0,
-        }
-
-
-def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any, peft_config: Any) -> Models:
+def load_models(given: Given, args: DistillConfig) -> Models:
     """Load what is given by name, add adapters, cut both heads to the classes they share.
 
     Raises:
         ConfigError, VocabularyError: the models cannot be loaded, or do not fit each other.
     """
-    if tokenizer is None:
-        tokenizer = _own_tokenizer(model)
-    teachers, names, tokenizers = _load_teachers(teacher, args, tokenizer)
+    tokenizer = own_tokenizer(given.student, args) if given.tokenizer is None else given.tokenizer
+    teachers, names, tokenizers = _load_teachers(given.teacher, args, tokenizer)
     spec = args.teacher
-    model = _load_student(model, args, peft_config)
+    model = _load_student(given.student, args, given.peft_config)
     check_adapters(model, "the student", trained=True)
     for each in teachers:
         check_adapters(each, "the teacher", trained=False)
-        check_apart(model, each)
+        check_separate(model, each)
     student = CausalRows(model)
     check_trainable(model, f"the {type(model).__name__}")
     reader = None
@@ -128,7 +53,7 @@ def resolve_models(model: Any, teacher: Any, args: DistillConfig, tokenizer: Any
     if args.packing:
         for each in (model, *teachers):
             check_packing(each, args.max_length, learned_positions(each))
-    check_known(reader, args)
+    check_full_distribution(reader, args)
     if args.eval_samples and (reader is None or len(reader.models) != 1):
         raise ConfigError(
             f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0"
@@ -140,10 +65,11 @@ def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
     """The student with what is to be trained: all of it, fresh adapters, or those that it has."""
     if isinstance(model, str):
         use_peft = peft_config is not None
+        # master weights are float32; bf16: true trains under autocast
         options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
         name, model = model, load_student(model, use_peft=use_peft, **options)
         if args.save_dtype is None and (args.merge_adapter or not use_peft):
-            args.save_dtype = stored_dtype(name)  # type: ignore[assignment]
+            args.save_dtype = stored_dtype(name, **_revision(args))  # type: ignore[assignment]
         peft_config = None if has_adapters(model) else peft_config
     mend_generation_config(model, getattr(model, "name_or_path", "") or type(model).__name__)
     if peft_config is not None:
@@ -165,20 +91,20 @@ def _say_router_loss(student: CausalRows) -> None:
         )
 
 
-def _say_rows(dataset: Any, tokenizer: Any, max_length: int) -> None:
-    if isinstance(dataset, TokenizedDataset | StreamedDataset):
-        for sentence, warning in describe_start(dataset, tokenizer, max_length):
-            logger.log(logging.WARNING if warning else logging.INFO, "%s", sentence)
+def _revision(args: DistillConfig) -> dict[str, str]:
+    return {name: value for name, value in (args.model_init_kwargs or {}).items() if name == "revision"}
 
 
-def _own_tokenizer(model: Any) -> Any:
+def own_tokenizer(model: Any, args: DistillConfig) -> Any:
+    """The tokenizer that lies with a student."""
     name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
     if not name:
         raise ConfigError(
-            "a model without a name needs its tokenizer: give processing_class (or, for an image classifier, "
+            "a model without a name needs its tokenizer: pass processing_class (or, for an image classifier, "
             "task='image-classification')"
         )
-    return load_tokenizer(name, what="processing_class")
+    what = "model_name_or_path" if isinstance(model, str) else "processing_class"
+    return load_tokenizer(name, what=what, **_revision(args))
 
 
 def _load_teachers(
@@ -189,7 +115,7 @@ def _load_teachers(
     Raises:
         ConfigError, VocabularyError: the tokenizers do not fit the student's, or a model cannot be loaded.
     """
-    given = wanted_teachers(teacher, args)
+    given = given_teachers(teacher, args)
     spec = args.teacher
     names = [each for each in given if isinstance(each, str)]
     if args.teacher_model_server_url and not args.objective().ever_needs_teacher():
@@ -238,19 +164,3 @@ def _shared_classes(student: CausalRows, teacher: TeacherReader | None, tokenize
 
 def _teacher_options(args: DistillConfig) -> dict[str, Any]:
     return teacher_options(args.teacher_model_init_kwargs, args.device)
-
-
-def warn_of_weak_teacher(perplexity: float, teacher_perplexity: float) -> None:
-    """Say so when the student has nothing to learn from its teacher about this data."""
-    if teacher_perplexity >= perplexity:
-        logger.warning(
-            "abkd: on the held-out rows the teacher (perplexity %.4g) is no better than the student (%.4g): the "
-            "student may get worse by imitating it. Fine-tune the teacher on this data first, or add ce_weight to "
-            "learn from the text itself",
-            teacher_perplexity,
-            perplexity,
-        )
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

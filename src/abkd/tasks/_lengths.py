@@ -13,7 +13,7 @@ from abkd.data import StreamedDataset, TokenizedDataset
 from abkd.errors import ConfigError
 from abkd.models.positions import positions_of
 from abkd.sources import needs_generation, needs_teacher_text
-from abkd.trainer._modality import Models
+from abkd.tasks.base import Models
 
 logger = logging.getLogger("abkd")
 

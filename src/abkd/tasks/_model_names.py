@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from abkd.errors import ConfigError
 _ELSEWHERE = ("hf-hub", "hf_hub", "local-dir")  # of timm's names: what lies there is known when it is fetched
 
 
-def check_code(name: str, field: str, allowed: list[str]) -> None:
+def check_code(name: str, field: str, allowed: Sequence[str]) -> None:
     """Raise ConfigError where the module that a name names is not there, or that a directory names without leave."""
     zoo, _, entry = name.partition(":")
     if zoo == "python" and ":" in entry:
@@ -23,7 +24,7 @@ def check_code(name: str, field: str, allowed: list[str]) -> None:
         check_code(name, field, allowed)
 
 
-def check_name(name: str, field: str, allowed: list[str]) -> None:
+def check_name(name: str, field: str, allowed: Sequence[str]) -> None:
     """The same of an image classifier, of which collections know the names of their networks."""
     zoo, _, entry = name.partition(":")
     if not entry:
@@ -53,3 +54,14 @@ def _is_there(zoo: str, entry: str) -> bool:
     if zoo == "timm":
         return entry.partition(":")[0] in _ELSEWHERE or found.is_model(entry)
     return entry.lower() in found.list_models(module=found)
+
+
+def unknown_model(
+    check: Callable[[str, str, Sequence[str]], object], name: str, field: str, allow_code: Sequence[str]
+) -> str | None:
+    """What ``check`` raises about a model's name, as a sentence; None where it is fine."""
+    try:
+        check(name, field, allow_code)
+    except ConfigError as error:
+        return str(error)
+    return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from abkd.config import DistillConfig
 from abkd.data import (
+    Rows,
     RowStream,
     StreamedDataset,
     TokenizedDataset,
@@ -15,9 +16,11 @@ from abkd.data import (
     pack,
     prepare_dataset,
     prepare_stream,
+    pretraining_chunks,
     say_of_templates,
 )
-from abkd.errors import ConfigError
+from abkd.data.progress import progress
+from abkd.errors import ConfigError, DataError
 from abkd.sequence_rules import check_streaming
 from abkd.settings import Settings
 from abkd.sources import is_privileged, needs_completions, privileged_context
@@ -68,6 +71,29 @@ def prepare_data(
             raise ConfigError("lm_coef is above 0 but there is no plain text: give pretrain_file, or set lm_coef: 0")
         tokenized = tokenized.with_pretraining(pretrain_chunks)
     return tokenized
+
+
+def plain_text(pretrain: Any, tokenizer: Any, max_length: int) -> Sequence[Sequence[int]] | None:
+    """Plain text for the language-modelling term: token lists as they are, rows with a column ``text`` tokenised.
+
+    Raises:
+        ConfigError, DataError: rows without that column, or a value in it that is not a string.
+    """
+    if not isinstance(pretrain, Rows):
+        return pretrain
+    if "text" not in pretrain[0]:
+        raise ConfigError(f"{pretrain.name} needs a column 'text', but has {', '.join(pretrain[0])}")
+    texts = progress(_texts(pretrain), len(pretrain), "tokenising the plain text")
+    return pretraining_chunks(texts, tokenizer, max_length)
+
+
+def _texts(rows: Rows) -> Iterator[str]:
+    for number, row in zip(rows.numbers, rows, strict=True):
+        text = row.get("text")
+        if not isinstance(text, str):
+            found = "none" if text is None else f"a {type(text).__name__}"
+            raise DataError(f"pretrain_file, {rows.place(int(number))}: expected a string, got {found}")
+        yield text
 
 
 def _check_streamed(args: DistillConfig, name: str) -> None:

@@ -1,0 +1,44 @@
+"""What can be distilled: one file a task. Its name is what a recipe calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from abkd.errors import ConfigError, shown
+from abkd.tasks._text_data import prepare_data as prepare_text
+from abkd.tasks._writer import teacher_writer
+from abkd.tasks.base import CacheJob, Given, Models, OpenTask, Task
+from abkd.tasks.image_classification import ImageClassification
+from abkd.tasks.text_generation import TextGeneration
+from abkd.tasks.zero_shot import ZeroShotImageClassification
+
+__all__ = [
+    "TASKS",
+    "CacheJob",
+    "Given",
+    "ImageClassification",
+    "Models",
+    "OpenTask",
+    "Task",
+    "TextGeneration",
+    "ZeroShotImageClassification",
+    "prepare_text",
+    "task_of",
+    "teacher_writer",
+]
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {task.name: task for task in (TextGeneration(), ImageClassification(), ZeroShotImageClassification())}
+)
+
+
+def task_of(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {shown(name)}")
+    return TASKS[name]

@@ -1,0 +1,318 @@
+"""Image classification: classifiers of any framework, and rows that are images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from abkd.config import DistillConfig
+from abkd.data import Batch
+from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, prepare_images
+from abkd.errors import ConfigError
+from abkd.models.adapters import with_adapters
+from abkd.models.loading import placed
+from abkd.models.rows import ModelRows
+from abkd.models.vision import Classifier, ImageRows, as_classifier, check_classes, load_classifier, save_classifier
+from abkd.ops import Rows, TeacherRows, TopK, teacher_logits
+from abkd.settings import DataSettings
+from abkd.tasks._checks import check_full_distribution, check_separate, given_teachers
+from abkd.tasks._image_caches import (
+    check_cached_classes,
+    classes_known,
+    identifying,
+    load_teacher,
+    open_cache,
+    training_passes,
+)
+from abkd.tasks._image_checks import check_batches_of_one, check_labels, check_mixed, check_student
+from abkd.tasks._image_data import read_images, several_files
+from abkd.tasks._model_names import check_name, unknown_model
+from abkd.tasks.base import CacheJob, Given, Models, OpenTask, Task
+from abkd.teachers import TeacherContext, TeacherReader
+from abkd.teachers.caches import CacheReader, EpochImages, image_identity
+
+logger = logging.getLogger("abkd")
+
+_SCORED_IMAGES = 1024  # by which a teacher is judged where nothing is held out
+
+
+class ImageClassification(Task):
+    """A row is an image."""
+
+    name = "image-classification"
+    row_noun = "images"
+    unit = "image"
+    fields = frozenset({"augmentation", "image_size", "allow_code", "train_dir", "eval_dir", "use_peft"})
+    metrics = ("accuracy", "cross_entropy")
+    data_hint = "no images: set train_dir (a folder a class), train_file (.npz) or dataset_name (a hub name, or digits)"
+    merges_adapters = True  # an adapter has no place for the names of the classes, nor for how pixels are prepared
+
+    finds_held_out = True
+
+    def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
+        return super().model_problem(name, field, allow_code) or unknown_model(check_name, name, field, allow_code)
+
+    def data_problems(self, data: DataSettings) -> list[str]:
+        return several_files(data)
+
+    def read(self, data: DataSettings, *, seed: int) -> tuple[Images, Images | None]:
+        return read_images(data, seed=seed)
+
+    def open(self, given: Given, args: DistillConfig) -> OpenImages:
+        images = images_of(given.train)
+        teachers, spec = given_teachers(given.teacher, args), cast(Any, args.teacher)
+        cache = open_cache(teachers[0], args, images) if spec.cached and teachers else None
+        student, loaded = _load_pair(given.student, [] if cache else teachers, args, images, cache)
+        if given.peft_config is not None:
+            student = student._replace(model=with_adapters(student.model, _with_head(student, given.peft_config)))
+        side = args.image_size or (images.uniform_size() if images is not None else None)
+        rows, of_teachers = ImageRows(student, side=side), [ImageRows(each, side=side) for each in loaded]
+        for each in of_teachers:
+            check_separate(student.model, each.model)
+            check_classes(rows, each, None if images is None else images.class_names)
+        check_student(rows)
+        reader = cache or open_reader(rows, of_teachers, args)
+        if reader is not None:
+            reader.classes = rows.head_rows
+            reader.check()
+        if cache is not None:
+            check_cached_classes(student, cache, None if images is None else images.class_names)
+        check_full_distribution(reader, args)
+        names = [each for each in teachers if isinstance(each, str)] if cache else [each.source for each in loaded]
+        return OpenImages(args, Models(rows, reader, None, rows.head_rows, names)).with_data(given, images)
+
+    def cache_job(self, given: Given, args: DistillConfig, teacher: str) -> CacheJob:
+        options, images = dict(args.teacher_model_init_kwargs or {}), images_of(given.train)
+        assert images is not None  # a recipe names some
+        train = training_passes(prepare_data(images, args.image_size, args, "train"), args)
+        passes = [train]
+        if given.held_out is not None:
+            other = prepare_data(given.held_out, args.image_size, args, "eval")
+            passes.append(EpochImages(other, batch_size=args.per_device_eval_batch_size))
+        identified, allowed = identifying(teacher, options, args.allow_code or (), images), args.allow_code or ()
+
+        def load() -> ImageRows:
+            made = load_teacher(teacher, options, allowed, images) if isinstance(identified, str) else identified
+            check_classes(made, made, images.class_names)
+            placed(made.model, args.device).eval().requires_grad_(False)
+            return ImageRows(made)
+
+        return CacheJob(
+            examples=passes,
+            load=load,
+            identity=image_identity(identified, options),
+            about={"data": {each.dataset.name: each.dataset.fingerprint for each in passes}, "epochs": train.epochs},
+            workers=args.dataloader_num_workers,
+        )
+
+
+class OpenImages(OpenTask):
+    """Two image classifiers, and images as both read them."""
+
+    def with_data(self, given: Given, images: Images | None) -> Self:
+        """Itself, with the images of a run: those to train on, opened already, and those held out."""
+        if given.train is not None:
+            own = isinstance(given.train, Images | ImageDataset)
+            self.train = self.checked(given.train if own else images, "train")
+        if given.held_out is not None:
+            self.held_out = self.prepare(given.held_out)
+        return self
+
+    def checked(self, dataset: Any, name: str) -> ImageDataset:
+        """The checked images of a dataset; held-out ones in the classes and the size of those trained on."""
+        if isinstance(dataset, ImageDataset):
+            prepared = dataset
+        else:
+            images, train = load_images(dataset), cast(Any, self.train)
+            if train is not None and train.class_names is not None and images.class_names is not None:
+                images = images.with_classes(train.class_names)
+            side = self.args.image_size or (None if images.uniform_size() else _wanted_side(self.models))
+            prepared = prepare_data(images, side if train is None else train.size, self.args, name)
+        student: Any = self.models.student
+        check_labels(prepared.images, student, self.args)
+        check_mixed(prepared, self.args)
+        if name == "train":
+            check_batches_of_one(prepared, student, self.args)
+        return prepared
+
+    def prepare(self, dataset: Any) -> ImageDataset:
+        return self.checked(dataset, "eval")
+
+    def teacher_queries(self) -> EpochImages:
+        return training_passes(cast(ImageDataset, self.train), self.args)
+
+    @property
+    def collate(self) -> ImageCollator:
+        return ImageCollator()
+
+    @property
+    def max_rows(self) -> int:
+        return self.args.per_device_train_batch_size
+
+    def row_metrics(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
+        if batch.targets is None:
+            return {}
+        found = {"accuracy": _right(student.logits(slice(None)), batch.targets)}
+        if teacher is not None:
+            found["teacher_accuracy"] = _right(logits_of(teacher), batch.targets)
+        return found
+
+    def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
+        rows = max(totals["rows"], 1.0)
+        names = ("accuracy", "teacher_accuracy", "cross_entropy", "teacher_cross_entropy")
+        return {name: totals[name] / rows for name in names if name in totals}
+
+    def check_teacher(self, metrics: Mapping[str, float]) -> None:
+        if "teacher_accuracy" not in metrics:
+            return
+        teacher, student = metrics["teacher_accuracy"], metrics["accuracy"]
+        logger.info(
+            "abkd: accuracy on the held-out images: teacher %.2f %%, student %.2f %%", 100 * teacher, 100 * student
+        )
+        if teacher <= student:
+            logger.warning(
+                "abkd: the teacher (%.2f %%) is no better than the student (%.2f %%) on the held-out images: are its "
+                "weights, its normalisation and its classes the right ones?",
+                100 * teacher,
+                100 * student,
+            )
+
+    def before_training(self, *, sharded: bool, writes: bool, evaluates_first: bool) -> None:
+        train: Any = self.train
+        if train is None:  # transformers says so
+            return
+        if not train.augmentation:
+            advice = "[RandomCrop(4), HorizontalFlip()]"
+            logger.info("abkd: images are not augmented; photographs gain from --augmentation '%s'", advice)
+        if not evaluates_first:
+            self._score_teacher()
+
+    @torch.no_grad()
+    def _score_teacher(self) -> None:
+        """Log how good the teacher is, for no evaluation comes first."""
+        dataset: Any = self.held_out or self.train
+        teacher = self.models.teacher
+        if teacher is None or not dataset.labelled or isinstance(teacher, CacheReader):
+            return  # a cache need not know the images without augmentation
+        count, right, size = min(len(dataset), _SCORED_IMAGES), 0.0, self.args.per_device_eval_batch_size
+        for start in range(0, count, size):
+            examples = [dataset[i] for i in range(start, min(start + size, count))]
+            batch = self.collate(examples)["batch"].to(self.args.device)
+            right += _right(logits_of(teacher(batch.teacher)), cast(Tensor, batch.targets)).sum().item()
+        which = "held-out" if self.held_out is not None else "training"
+        logger.info("abkd: the teacher is right on %.2f %% of %d %s images", 100 * right / count, count, which)
+
+    def describe(self) -> dict[str, Any]:
+        train: Any = self.train
+        return {"class_names": train.class_names, "image_size": train.size, "labelled": train.labelled}
+
+    def save_extras(self, directory: Path) -> None:
+        student, train = cast(ImageRows, self.models.student), cast(Any, self.train)
+        names = student.classifier.class_names or (None if train is None else train.class_names)
+        save_classifier(student.classifier._replace(class_names=names), directory)
+
+
+def _load_pair(
+    model: Any, teachers: list[Any], args: DistillConfig, data: Images | None, cache: CacheReader | None
+) -> tuple[Classifier, list[Classifier]]:
+    """What is given by name loaded, what is given as it is looked at."""
+    known = classes_known(data)
+    given = args.teacher_model_init_kwargs or {}
+    allowed: Any = args.allow_code or ()
+    loaded = [
+        load_teacher(each, given, allowed, data) if isinstance(each, str) else as_classifier(each) for each in teachers
+    ]
+    if not isinstance(model, str):
+        return as_classifier(model), loaded
+    if not known and loaded:  # unlabelled images: the classes are the teacher's
+        known = {"num_classes": ImageRows(loaded[0]).head_rows, "class_names": loaded[0].class_names}
+    elif not known and cache is not None:
+        known = {"num_classes": cache.head_rows, "class_names": cache.class_names}
+    own = args.model_init_kwargs or {}
+    student = load_classifier(model, what="model_name_or_path", fresh_head=True, allow_code=allowed, **known, **own)
+    return student, loaded
+
+
+def open_reader(student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> TeacherReader | None:
+    """The teacher that runs, None where only the labels teach.
+
+    Raises:
+        ConfigError: it is a cache, which this task does not have.
+    """
+    spec = args.teacher
+    if spec.cached:
+        if teachers:
+            raise ConfigError(f"no teacher of the task {args.task} is cached: set teacher: Live()")
+        return None  # only the labels teach
+    if not teachers and spec.needs[0]:
+        return None
+    return spec.open(
+        TeacherContext(student=student, models=teachers, temperature=args.kd_temperature, device=args.device)
+    )
+
+
+def images_of(train: Any) -> Images | None:
+    """The images of what a trainer is given to train on."""
+    return None if train is None else train.images if isinstance(train, ImageDataset) else load_images(train)
+
+
+def prepare_data(images: Images, side: int | tuple[int, int] | None, args: DistillConfig, name: str) -> ImageDataset:
+    """The checked images of a run, those to train on with its chance.
+
+    Raises DataError where some cannot be used.
+    """
+    return prepare_images(
+        images,
+        size=side,
+        augmentation=(args.augmentation or ()) if name == "train" else (),
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        on_bad_row=args.on_bad_row,
+        name=name,
+    )
+
+
+def logits_of(teacher: TeacherRows) -> Tensor:
+    """``[N, C]`` what orders the teacher's classes; of a ``TopK`` those that are known, the others lowest."""
+    if not isinstance(teacher, TopK):
+        logits = teacher_logits(teacher, len(teacher), 1.0)(slice(None))
+        assert isinstance(logits, Tensor)
+        return logits
+    lowest = teacher.log_p.new_full((len(teacher), teacher.classes), -torch.inf)
+    return lowest.scatter(-1, teacher.ids, teacher.log_p)
+
+
+def _right(logits: Tensor, targets: Tensor) -> Tensor:
+    """``[N]`` 1 where the likeliest class is the target."""
+    return (logits.argmax(-1) == targets).float()
+
+
+def _wanted_side(models: Models) -> int | None:
+    """The larger of the sides that the models want, where they want one."""
+    rows: list[Any] = [models.student, *getattr(models.teacher, "members", ()), models.teacher]
+    rows = [getattr(each, "rows", each) for each in rows]
+    sides = [each.classifier.preparation.size for each in rows if isinstance(each, ImageRows)]
+    return max((side for side in sides if side), default=None)
+
+
+def _with_head(student: Classifier, peft_config: Any) -> Any:
+    """Adapters beside a head that is trained and saved whole: it may be new, and then nothing else would train it.
+
+    Raises ConfigError where no linear layer gives the classes.
+    """
+    if getattr(peft_config, "modules_to_save", None):
+        return peft_config
+    classes = ImageRows(student).head_rows
+    linear = [(name, module) for name, module in student.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    heads = [name for name, module in linear if module.out_features == classes]
+    if not heads:
+        raise ConfigError(
+            f"use_peft trains adapters and the head, but no linear layer of the student gives its {classes} classes: "
+            "name the head in modules_to_save of a peft_config, in Python"
+        )
+    peft_config.modules_to_save = [heads[-1]]
+    return peft_config
