@@ -1,4 +1,4 @@
-"""The order in which rows are visited when rows of similar length share a batch."""
+"""Sampler that batches rows of similar length."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-_BATCHES_PER_POOL = 50  # rows are sorted by length within a random pool of so many batches
+_BATCHES_PER_POOL = 50  # rows are sorted by length within a random pool of this size
 
 
 class LengthGroupedSampler(Sampler[int]):
     """Indices in an order that puts similar lengths into the same batch.
 
-    The order is a function of ``(seed, epoch)`` alone, so a resumed run meets the rows it would have met. Batches come
-    in random order, except that the one with the longest row is first (a lack of memory shows at once) and an
-    incomplete one is last.
+    The order depends only on ``(seed, epoch)``, so a resumed run sees the same rows as an uninterrupted one. Batches
+    come in random order, except that the one with the longest row is first (so that running out of memory shows at
+    once) and an incomplete one is last.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int = 0) -> None:
