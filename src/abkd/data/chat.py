@@ -82,12 +82,12 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
 
 
 def _ended_once(chat: Chat, turns: list[int], tokenizer: Any) -> Chat:
-    """The conversation, with end-of-turn tokens removed from answers if the template writes them as well."""
+    """The conversation, without end-of-turn tokens in answers if the template writes them as well."""
     messages = list(chat.messages)
     for turn in turns:
         content = messages[turn].get("content")
         bare = content.rstrip() if isinstance(content, str) else ""
-        if not bare or bare[-1].isalnum() or bare[-1] in ".!?":  # as most answers end, and no end-of-turn token
+        if not bare or bare[-1].isalnum() or bare[-1] in ".!?":  # most answers end so, no end-of-turn token does
             continue
         end = next((each for each in _ends_of(tokenizer) if bare.endswith(each)), None)
         if end is None:

@@ -187,7 +187,7 @@ def prepare_stream(
     context: str | None = None,
     privileged: bool = False,
 ) -> StreamedDataset:
-    """The same for rows that are read as they are needed (``stream_rows``): only the first 1 000 are checked now.
+    """The same for rows that are read as they are needed (``stream_rows``): only the first 1 000 are checked up front.
 
     Args:
         length: number of examples that the run trains on.
@@ -208,7 +208,7 @@ def prepare_stream(
     _check_steps(steps, rows, columns, stream.name)
     dataset = StreamedDataset(stream, first, steps, length=length, seed=seed, on_bad_row=on_bad_row, name=name)
     _check_dropped(dataset.tally, len(first), stream.name, on_bad_row)
-    logger.info("abkd: rows are read as they are needed; only the first %s are checked now", f"{len(first):,}")
+    logger.info("abkd: rows are read as they are needed; only the first %s are checked up front", f"{len(first):,}")
     log_remarks(dataset.tally.remarks, name, len(first))
     return dataset
 

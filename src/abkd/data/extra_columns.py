@@ -34,7 +34,7 @@ def read_template_kwargs(row: Row) -> dict[str, Any] | None:
             f"{TEMPLATE_KWARGS} must be an object such as {{enable_thinking: false}}, got {type(given).__name__}",
         )
     kept: dict[str, Any] = without_nulls(given)
-    taken = sorted(kept.keys() & _own_names())
+    taken = sorted(kept.keys() & _reserved_names())
     if taken:
         raise BadRowError(
             f"{TEMPLATE_KWARGS} sets a reserved name",
@@ -45,7 +45,7 @@ def read_template_kwargs(row: Row) -> dict[str, Any] | None:
 
 
 @cache
-def _own_names() -> frozenset[str]:
+def _reserved_names() -> frozenset[str]:
     """Names reserved by ``apply_chat_template``: its arguments, and what it passes to every template."""
     from transformers import PreTrainedTokenizerBase
 

@@ -63,8 +63,8 @@ class PlainPair:
 
     def as_chat(self) -> Chat:
         """The same pair as one user turn and one assistant turn."""
-        asked = PlainPrompt(self.prompt, self.question, self.before, self.template_kwargs).as_chat()
-        return replace(asked, messages=(*asked.messages, {"role": "assistant", "content": self.completion}))
+        turns = PlainPrompt(self.prompt, self.question, self.before, self.template_kwargs).as_chat()
+        return replace(turns, messages=(*turns.messages, {"role": "assistant", "content": self.completion}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ def _chat(turns: Turns, row: Row, first_trained: int = 0) -> Chat:
     return Chat(messages, first_trained + len(before), tools, turns.untrained, read_template_kwargs(row))
 
 
-def _parse_asked_conversation(row: Row) -> Record:
+def _parse_conversation_prompt(row: Row) -> Record:
     return _parse_conversation(row, completions=False)
 
 
@@ -252,7 +252,7 @@ _FORMATS: tuple[tuple[frozenset[str], Parser], ...] = (
 )
 _PROMPTED: tuple[tuple[frozenset[str], Parser], ...] = (
     _FORMATS[0],
-    *((frozenset({column}), _parse_asked_conversation) for column in CONVERSATIONS),
+    *((frozenset({column}), _parse_conversation_prompt) for column in CONVERSATIONS),
     (frozenset({"prompt"}), _parse_prompt),
     (frozenset({"instruction"}), _parse_instruction),
 )

@@ -33,15 +33,15 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batch
 
     def _batches(self) -> list[list[int]]:
-        chance = random.Random(f"{self.seed}/{self.epoch}")
-        order = chance.sample(range(len(self)), len(self))
+        rng = random.Random(f"{self.seed}/{self.epoch}")
+        order = rng.sample(range(len(self)), len(self))
         pool = self.batch_size * min(_BATCHES_PER_POOL, max(1, len(self) // (4 * self.batch_size)))
         grouped: list[int] = []
         for start in range(0, len(self), pool):
             grouped += sorted(order[start : start + pool], key=lambda index: -self.lengths[index])
         whole = len(self) - len(self) % self.batch_size
         batches = [grouped[start : start + self.batch_size] for start in range(0, whole, self.batch_size)]
-        chance.shuffle(batches)
+        rng.shuffle(batches)
         if batches:
             batches.insert(0, batches.pop(max(range(len(batches)), key=lambda i: self._longest(batches[i]))))
         return [*batches, grouped[whole:]]

@@ -27,7 +27,7 @@ def describe_sample(example: Example, tokenizer: Any) -> Text:
         text.append(f"⟦{shown}⟧" if trained else shown, style="bold green" if trained else "dim")
     text.append(f"\n{len(example['input_ids'])} tokens, {sum(example['trained'])} trained (⟦ ⟧, green)", style="italic")
     more = len(example.get("teacher_input_ids", example["input_ids"])) - len(example["input_ids"])
-    text.append(f"; the teacher reads {more} more before them" if more else "", style="italic")
+    text.append(f"; the teacher reads {more} more tokens before them" if more else "", style="italic")
     return text
 
 

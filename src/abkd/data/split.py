@@ -55,7 +55,7 @@ def _held_out(rows: Rows, fraction: float, seed: int) -> Indices:
 def _groups(rows: Rows, seed: int) -> tuple[Indices, Indices]:
     """The rows in the order of their prompts' hashes, and the size of each group with the same prompt."""
     digests = bytearray()
-    for row in progress(rows, len(rows), "looking for equal prompts"):
+    for row in progress(rows, len(rows), "looking for identical prompts"):
         digests += hashlib.sha256(f"{seed}\n{_prompt_of(row)}".encode()).digest()
     words = np.frombuffer(digests, dtype=">u8").reshape(len(rows), 4)
     order = np.lexsort(words.T[::-1])

@@ -31,13 +31,13 @@ _STOPPED = (
     + " }}{% endmacro %}{{ '' }}"  # last, since whitespace after a block is stripped
 )
 _PATIENCE, _MUCH_TEXT = 60.0, 10_000_000  # seconds, and characters, for two short turns
-_ASKED: Message = {"role": "user", "content": "a"}
-_ANSWERED: Message = {"role": "assistant", "content": "b"}
+_QUESTION: Message = {"role": "user", "content": "a"}
+_ANSWER: Message = {"role": "assistant", "content": "b"}
 _CONVERSATIONS = (
-    (_ASKED,),
-    (_ASKED, _ANSWERED),
-    ({"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED),
-    (_ASKED, {**_ANSWERED, "reasoning_content": "d"}, _ASKED, _ANSWERED),
+    (_QUESTION,),
+    (_QUESTION, _ANSWER),
+    ({"role": "system", "content": "c"}, _QUESTION, _ANSWER, _QUESTION),
+    (_QUESTION, {**_ANSWER, "reasoning_content": "d"}, _QUESTION, _ANSWER),
 )
 """Conversations that different templates render differently."""
 
@@ -53,7 +53,7 @@ def check_template(tokenizer: Any) -> None:
     """
     if not tokenizer.chat_template:
         return
-    turns = (_ASKED, _ANSWERED)
+    turns = (_QUESTION, _ANSWER)
     outcome: list[Exception | str] = []
     worker = threading.Thread(target=_try, args=(turns, tokenizer, outcome), daemon=True)
     worker.start()

@@ -66,8 +66,8 @@ def tokenize(record: Record, tokenizer: Any, max_length: int, *, context: str | 
     of a conversation, and after the prompt the same tokens as the student. The context comes on top of ``max_length``.
     An empty one makes both sides identical.
 
-    Raises BadRowError if no trained token fits, or if the chat template makes it impossible to tell which tokens are
-    the assistant's. Raises DataError if the tokenizer has no EOS token, ConfigError if its template is broken.
+    Raises BadRowError if no trained token fits, or if the chat template does not allow the assistant's tokens to be
+    identified. Raises DataError if the tokenizer has no EOS token, ConfigError if its template is broken.
     """
     text = _text(record, tokenizer)
     others = None if context is None else _text_after(context, record, text, tokenizer)

@@ -106,7 +106,7 @@ def _short(value: Any) -> str:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """One more than the highest token id (``len`` of a tokenizer where its ids have no holes)."""
+    """One more than the highest token id (``len`` of a tokenizer if its ids have no gaps)."""
     return max(tokenizer.get_vocab().values()) + 1
 
 

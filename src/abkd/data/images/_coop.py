@@ -1,4 +1,4 @@
-"""Splits for prompt learning with CLIP: the JSON files of CoOp and Dassl, and base-to-new classes."""
+"""Splits for prompt learning with CLIP: the JSON files of CoOp and Dassl, and base and new classes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ logger = logging.getLogger("abkd")
 
 
 def read_folder(root: Path, split: str) -> Images:
-    """The images in ``root``; if its folders are named after splits, those of one split.
+    """The images in ``root``; if its subfolders are named after splits, those of one split.
 
     Folders next to the splits are ignored if they have no images. In a folder without splits, the sorted folder names
     are the classes, even if a folder is empty. Images are detected by content, whatever the file name; files that are
@@ -51,7 +51,7 @@ def read_folder(root: Path, split: str) -> Images:
 
 
 def splits_of_folder(root: Path) -> tuple[str, ...]:
-    """Held-out splits (validation, test) of a folder whose folders are splits."""
+    """Held-out splits (validation, test) of a folder whose subfolders are splits."""
     splits = _splits_in(root)
     return tuple(split for split in HELD_OUT if named_as(split, splits))
 
@@ -69,7 +69,7 @@ def has_images(root: Path) -> bool:
 
 
 def _splits_in(root: Path) -> list[str]:
-    """The split folders in ``root``; none if its folders are classes.
+    """The split folders in ``root``; none if its subfolders are classes.
 
     A class may have the name of a split: a single such folder, with images directly in it, among others with images.
     """

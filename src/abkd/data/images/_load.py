@@ -58,14 +58,14 @@ def held_out_splits(source: str) -> tuple[str, ...]:
     return splits_of_folder(path) if source != "digits" and path.is_dir() and not is_saved(path) else ()
 
 
-class Beside(NamedTuple):
+class HeldOutImages(NamedTuple):
     """Evaluation images found next to the training images. ``name``: their location."""
 
     name: str
     images: Images
 
 
-def held_out_beside(source: str) -> Beside | None:
+def held_out_beside(source: str) -> HeldOutImages | None:
     """The validation or test images next to the training images of ``source``; None if there are none.
 
     They come from the source's own splits, or, for a folder named train, from the folders next to it. Validation is
@@ -75,14 +75,14 @@ def held_out_beside(source: str) -> Beside | None:
     if splits := held_out_splits(source):
         images = load_images(source, split=splits[0])
         name = f"{path}, {splits[0]}" if path.suffix.lower() == ".npz" else str(path / images.name)
-        return Beside(printable(name), images)
+        return HeldOutImages(printable(name), images)
     if source == "digits" or not named_as("train", [path.absolute().name]):
         return None
     parent, folders = path.absolute().parent, []
     with suppress(DataError):  # the parent folder cannot be listed: there is nothing to find
         folders = folders_in(parent)
     found = next((name for split in HELD_OUT for name in named_as(split, folders) if has_images(parent / name)), None)
-    return None if found is None else Beside(printable(str(path.parent / found)), load_images(parent / found))
+    return None if found is None else HeldOutImages(printable(str(path.parent / found)), load_images(parent / found))
 
 
 def _open(source: Any, config: str | None, split: str) -> Images:
