@@ -23,7 +23,7 @@ MOVED = Remark(
 
 
 Form = Literal["chat", "plain", "text"]
-"""Rendered by a chat template, a plain prompt (and completion), or a text."""
+"""Rendered by a chat template, a plain prompt (and completion), or plain text."""
 
 
 class Example(TypedDict):

@@ -46,11 +46,11 @@ def check_same_tokenizer(student: Any, teacher: Any) -> None:
             _compare(f"the token {token!r}", mine[token], theirs[token])
     _check_ids(mine, theirs, padding)
     text = " a ".join(sorted(added.keys() & both))
-    _compare("a text of all added tokens", _encode(student, text), _encode(teacher, text))
+    _compare("the text of all added tokens", _encode(student, text), _encode(teacher, text))
 
 
 def check_deterministic(tokenizer: Any, what: str) -> None:
-    """Reject a tokenizer that splits a text differently each time, as subword regularisation does on purpose.
+    """Reject a tokenizer that splits text differently each time, as subword regularisation does on purpose.
 
     Nothing could be compared or resumed, and a cache would hold other tokens than the run. ``what``: name of the
     tokenizer in the message. Raises ConfigError.
@@ -61,7 +61,7 @@ def check_deterministic(tokenizer: Any, what: str) -> None:
     name = getattr(tokenizer, "name_or_path", "")
     cause, way_out = found
     raise ConfigError(
-        f"{what}{f' ({name})' if name else ''} must always encode a text alike, got one that encodes at random "
+        f"{what}{f' ({name})' if name else ''} must encode text deterministically, got one that encodes at random "
         f"({cause}): {way_out}"
     )
 
