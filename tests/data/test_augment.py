@@ -91,21 +91,21 @@ def test_steps_are_values_in_the_notation(step):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("RandomCrop(0)", "padding of at least 1 pixel, got 0"),
-        ("RandomCrop(1000000000000)", "at most 16384"),
+        ("RandomCrop(0)", "padding must be an integer from 1 to 16384, got 0"),
+        ("RandomCrop(1000000000000)", "from 1 to 16384, got 1000000000000"),
         ("Mixup(1e308)", "at most 1e6"),
         ("RandomCrop(1.5)", "got 1.5"),
-        ("HorizontalFlip(0)", "above 0, at most 1, got 0"),
+        ("HorizontalFlip(0)", r"probability must be in \(0, 1\], got 0"),
         ("HorizontalFlip(nan)", "got nan"),
         ("HorizontalFlip(True)", "got True"),
-        ("RandomResizedCrop((0.5, 0.2))", r"scale \(least, greatest\) above 0, at most 1, got \(0.5, 0.2\)"),
+        ("RandomResizedCrop((0.5, 0.2))", r"scale must be \(min, max\), above 0, at most 1, got \(0.5, 0.2\)"),
         ("RandomResizedCrop((0.5, 1.2))", "at most 1"),
         ("RandomResizedCrop(0.5)", "got 0.5"),
-        ("RandomResizedCrop(ratio=(0, 1))", r"ratio \(least, greatest\) above 0, got"),
+        ("RandomResizedCrop(ratio=(0, 1))", r"ratio must be \(min, max\), above 0, got"),
         ("RandomResizedCrop(ratio=(1, inf))", "got"),
-        ("Mixup(0)", "alpha above 0, got 0"),
+        ("Mixup(0)", "alpha must be above 0 and at most 1e6, got 0"),
         ("Mixup(inf)", "got inf"),
-        ("Mixup(share=2)", "share above 0, at most 1, got 2"),
+        ("Mixup(share=2)", r"share must be in \(0, 1\], got 2"),
     ],
 )
 def test_steps_that_cannot_be_meant(text, message):

@@ -113,9 +113,7 @@ class TestReasoning:
         assert trained == ["so\n</think>\n\nyes</s>"]
 
     def test_an_answer_without_the_reasoning_that_the_prompt_opens_is_named(self) -> None:
-        with pytest.raises(
-            BadRowError, match="opens <think> for an answer, and the answer in message 2 has no reasoning"
-        ):
+        with pytest.raises(BadRowError, match=r"prompt .* opens <think>, but the answer in message 2 has no reasoning"):
             row_of([user(), answer()], templated(OPENING, make_llama))
 
     @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
@@ -183,7 +181,7 @@ class TestWhatIsLeftOut:
         assert any("'name' of a message" in text for text in texts)
 
     def test_an_answer_is_named(self) -> None:
-        with pytest.raises(BadRowError, match="leaves message 2 out"):
+        with pytest.raises(BadRowError, match="omits message 2"):
             row_of([user("a"), answer("b")], body("{{ 'x' }}"))
 
     def test_content_written_in_another_way_is_not_left_out(self) -> None:
@@ -248,9 +246,9 @@ def test_a_weight_of_zero_is_context_only() -> None:
     [
         (
             [{"role": "system", "content": "x"}, user(), answer()],
-            r"refuses it: only user and assistant \(roles: system",
+            r"rejects the conversation: only user and assistant \(roles: system",
         ),
-        ([user(), answer(), answer()], r"refuses it: must alternate \(roles: user, assistant, assistant"),
+        ([user(), answer(), answer()], r"rejects the conversation: must alternate \(roles: user, assistant, assistant"),
     ],
 )
 def test_a_refused_order_of_roles_is_named(turns: list[Any], why: str) -> None:
@@ -258,7 +256,7 @@ def test_a_refused_order_of_roles_is_named(turns: list[Any], why: str) -> None:
     strict += "{{ raise_exception('must alternate') }}{% endif %}{% endfor %}" + LLAMA
     with pytest.raises(BadRowError, match=why) as caught:
         row_of(turns, templated(strict, make_llama))
-    assert caught.value.reason == "chat template refuses the conversation"
+    assert caught.value.reason == "chat template rejects the conversation"
 
 
 @pytest.mark.parametrize(
@@ -288,12 +286,12 @@ class TestTemplatesThemselves:
     def test_one_that_does_not_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("abkd.data.template._PATIENCE", 0.01)
         loops = "{% for i in range(99999) %}" * 2 + "{{ i }}" + "{% endfor %}" * 2
-        with pytest.raises(ConfigError, match="has not ended after"):
+        with pytest.raises(ConfigError, match="did not finish within"):
             check_template(templated(loops.replace("99999", "3000")))
 
     def test_one_that_writes_too_much(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("abkd.data.template._MUCH_TEXT", 1000)
-        with pytest.raises(ConfigError, match="characters of two letters"):
+        with pytest.raises(ConfigError, match="characters for two letters"):
             check_template(templated("{{ 'x' * 5000 }}"))
 
     def test_one_that_only_refuses_is_the_rows_business(self) -> None:

@@ -73,7 +73,7 @@ def test_the_teacher_keeps_its_prompt_where_it_is_privileged():
 
 def test_packed_rows_have_no_prompt():
     rows = TokenizedDataset([Example(input_ids=[1, 2], trained=[False, True])] * 2)
-    with pytest.raises(DataError, match="several prompts, so nothing can be written to it: set packing: false"):
+    with pytest.raises(DataError, match="several prompts, so it cannot be completed: set packing: false"):
         prompt_of(pack(rows, 4)[0])
 
 

@@ -52,7 +52,7 @@ def test_not_every_example_needs_every_column():
         assert list(TokenizedDataset(examples)) == examples
     assert list(TokenizedDataset([full]).with_pretraining([[7, 8]])) == [{**full, "pretrain_ids": [7, 8]}]
     assert TokenizedDataset([plain, full]).fingerprint != TokenizedDataset([plain, plain]).fingerprint
-    with pytest.raises(DataError, match="needs input_ids and trained; one has only input_ids"):
+    with pytest.raises(DataError, match="needs input_ids and trained, got one with input_ids"):
         TokenizedDataset([plain, {"input_ids": [1]}])
 
 
@@ -125,7 +125,7 @@ class TestBadRows:
             prepare_plain([{"prompt": "a", "completion": None}] * 30, chatml)
 
     def test_text_that_is_no_text(self, chatml):
-        with pytest.raises(DataError, match=r"row 1: .*half of a surrogate pair"):
+        with pytest.raises(DataError, match=r"row 1: .*lone surrogate"):
             prepare_plain([{"prompt": "a\ud800", "completion": "b"}], chatml)
 
 
@@ -139,13 +139,13 @@ class TestChatTemplates:
     def test_no_template(self):
         tokenizer = make_chatml()
         tokenizer.chat_template = None
-        with pytest.raises(ConfigError, match="apply_chat_template is true, and the tokenizer has no chat template"):
+        with pytest.raises(ConfigError, match="apply_chat_template is true but the tokenizer has no chat template"):
             prepare_dataset(ROWS, tokenizer, apply_chat_template=True)
-        with pytest.raises(DataError, match="the data is a conversation and the tokenizer has no chat template"):
+        with pytest.raises(DataError, match="the data has conversations but the tokenizer has no chat template"):
             prepare_dataset([{"messages": [USER, ASSISTANT]}], tokenizer)
 
     def test_text_cannot_be_a_turn(self, chatml):
-        with pytest.raises(DataError, match="the data has text"):
+        with pytest.raises(DataError, match="needs columns prompt and completion, got text"):
             prepare_plain([{"text": "hello"}], chatml, apply_chat_template=True)
 
 
@@ -202,7 +202,7 @@ class TestExamplesOfOneRow:
         dataset = prepare_dataset([{"messages": self.TALK}] * 2, rewriting)
         assert (len(dataset), dataset.account.rows, dataset.account.rendered) == (6, 2, 2)
         (line,) = caplog.messages
-        assert "train, 2 of 2 rows: the chat template writes earlier turns in another way" in line
+        assert "train, 2 of 2 rows: the chat template renders earlier turns differently" in line
 
     def test_those_that_fit_are_kept(self, rewriting):
         whole = prepare_dataset([{"messages": self.TALK}], rewriting)
@@ -232,7 +232,7 @@ def test_wrong_settings(chatml):
         prepare_plain(ROWS, chatml, on_bad_row="skip")
     with pytest.raises(ConfigError, match="max_length must be at least 2"):
         prepare_plain(ROWS, chatml, max_length=1)
-    with pytest.raises(DataError, match="the data has 'question'"):
+    with pytest.raises(DataError, match="got 'question'"):
         prepare_plain([{"question": "a"}], chatml)
     with pytest.raises(DataError, match="no examples"):
         TokenizedDataset([])
@@ -332,7 +332,7 @@ class TestTeacherSide:
         assert example["teacher_input_ids"] == chatml("Know this. ")["input_ids"] + example["input_ids"]
 
     def test_no_context_anywhere_is_refused(self, chatml):
-        with pytest.raises(DataError, match="no column 'context', and the teacher is to read one"):
+        with pytest.raises(DataError, match="no column 'context', which a privileged teacher reads"):
             prepare_plain(ROWS, chatml, privileged=True)
 
     def test_templates_that_cannot_are_named(self, llama):
@@ -343,7 +343,7 @@ class TestTeacherSide:
             "m['content']",
             "(m['content'] + ('!' if messages[0]['role'] == 'system' and m['role'] != 'system' else ''))",
         )
-        with pytest.raises(DataError, match="in another way when there is a system message"):
+        with pytest.raises(DataError, match="differently when there is a system message"):
             self.prepare(SHAPES["chat"], tokenizer, privileged=True, context="x")
 
 

@@ -77,7 +77,7 @@ class TestSplit:
 
     def test_what_cannot_be_split(self):
         one = images([1]).take([0] * 5)
-        with pytest.raises(DataError, match="one distinct image 5 times"):
+        with pytest.raises(DataError, match="only one distinct image, 5 times"):
             split_images(one, 0.5)
         for fraction in (0, 1, 1.5):
             with pytest.raises(DataError, match="between 0 and 1"):
@@ -125,7 +125,7 @@ class TestCoOp:
 
     def test_images_that_are_not_there_are_named(self, tmp_path):
         parts = split_file(tmp_path, train=[["a.png", 0, "a"], ["b.png", 0, "a"]])
-        with pytest.raises(DataError, match=r"2 of 2 images cannot be used: .*a\.png: file is not there"):
+        with pytest.raises(DataError, match=r"2 of 2 images cannot be used: .*a\.png: file does not exist"):
             prepare_images(parts["train"])
 
     @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ class TestCoOp:
             ({"a.png": 0}, r"train: expected a list of \[path, label, class name\], got dict"),
             ([["a.png", 0, "a"], ["b.png", "a"]], r"train, entry 2: expected .*got \['b.png', 'a'\]"),
             ([["a.png", -1, "a"]], "entry 1: expected"),
-            ([["a.png", 0, "a"], ["b.png", 0, "b"]], "label 0 is called both 'a' and 'b'"),
-            ([["a.png", 0, "a"], ["b.png", 2, "b"]], "labels go up to 2, and 1 has no image"),
-            ([], "has no images: expected lists called train, val, test"),
+            ([["a.png", 0, "a"], ["b.png", 0, "b"]], "label 0 has two names, 'a' and 'b'"),
+            ([["a.png", 0, "a"], ["b.png", 2, "b"]], "labels go up to 2, but 1 has no image"),
+            ([], "has no images: expected lists named train, val, test"),
         ],
     )
     def test_other_forms(self, tmp_path, entries, message):
@@ -159,5 +159,5 @@ class TestCoOp:
 def test_base_and_new_classes():
     assert base_and_new("abcd") == ((0, 1), (2, 3))
     assert base_and_new(["a"] * 5) == ((0, 1, 2), (3, 4))
-    with pytest.raises(DataError, match="at least two, got 1"):
+    with pytest.raises(DataError, match="at least two classes, got 1"):
         base_and_new(["a"])

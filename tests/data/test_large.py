@@ -68,7 +68,7 @@ def test_texts_of_other_types_are_decoded_or_bad_however_many(tmp_path, count):
     first = prepare_dataset(texts, tokenizer)[0]
     trained = [token for token, on in zip(first["input_ids"], first["trained"], strict=True) if on]
     assert tokenizer.decode(trained).startswith("yes")
-    with pytest.raises(DataError, match="both must be strings"):
+    with pytest.raises(DataError, match="must both be strings"):
         prepare_dataset(dates, tokenizer)
 
 
@@ -161,7 +161,7 @@ def test_bad_rows_keep_their_lines(file, chatml, tmp_path):
 def test_an_error_in_a_process_is_said_as_it_is(file):
     tokenizer = make_chatml()
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match=r"^the data is a conversation and the tokenizer has no chat template: [^\n]*$"):
+    with pytest.raises(DataError, match=r"^the data has conversations but the tokenizer has no chat template: [^\n]*$"):
         prepare_dataset(load_rows(file), tokenizer)
 
 

@@ -70,7 +70,7 @@ def test_missing_files_and_wrong_objects(tmp_path):
         load_rows(tmp_path / "nothing.jsonl")
     with pytest.raises(DataError, match="mapping of train, test"):
         load_rows({"train": ROWS, "test": ROWS})
-    with pytest.raises(DataError, match=r"got a DataFrame: give datasets\.Dataset.from_pandas"):
+    with pytest.raises(DataError, match=r"got a DataFrame: use datasets\.Dataset.from_pandas"):
         load_rows(pandas.DataFrame(ROWS))
     with pytest.raises(DataError, match="row 2: expected an object"):
         load_rows([{"text": "x"}, "y"])
@@ -95,7 +95,7 @@ class Faulty:
 
 @pytest.mark.parametrize("error", [KeyError("text"), IndexError("list index"), OSError("disk"), NotImplementedError()])
 def test_a_row_that_a_data_set_cannot_give_is_named_and_not_taken_for_the_end(error):
-    with pytest.raises(DataError, match=rf"the data set, row 3: cannot be read \({type(error).__name__}: "):
+    with pytest.raises(DataError, match=rf"the dataset, row 3: cannot be read \({type(error).__name__}: "):
         load_rows(Faulty(error))
 
     def written():

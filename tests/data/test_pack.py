@@ -32,7 +32,7 @@ def test_every_row_is_in_one_group_that_fits(lengths, capacity):
 
 def test_packs_close():
     assert sorted(pack(make_dataset(), 20).lengths) == [17, 20, 20]
-    with pytest.raises(DataError, match="a row of 20 tokens, packing is to 19"):
+    with pytest.raises(DataError, match="at most 19 tokens, got one of 20 in train"):
         pack(make_dataset(), 19)
 
 

@@ -81,7 +81,7 @@ def test_a_dropped_row_trains_nothing_and_is_named(tmp_path, caplog):
     made = streamed(tmp_path / "late.jsonl", length=8, on_bad_row="drop")
     examples = [made[index] for index in range(8)]
     assert [any(example["trained"]) for example in examples].count(False) == 1
-    assert "late.jsonl, line 8 is left out: completion is empty" in caplog.text
+    assert "late.jsonl, line 8 is skipped: completion is empty" in caplog.text
 
 
 def test_of_a_row_with_several_examples_all_are_trained_in_time(tmp_path):
@@ -114,7 +114,7 @@ def test_files_that_vanish_or_hold_nothing_are_said(file):
         streamed(empty)
     made = streamed(file)
     file.write_text("")
-    with pytest.raises(DataError, match="has no rows any more"):
+    with pytest.raises(DataError, match="no longer has rows"):
         made[0]
 
 

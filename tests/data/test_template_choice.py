@@ -50,7 +50,7 @@ class TestRows:
         prompt = tokenizer.apply_chat_template(TURNS[:1], tokenize=False, add_generation_prompt=True)
         example = read({"prompt": prompt, "completion": "see you"}, tokenizer)
         assert tokenizer.decode(example["input_ids"]) == f"{prompt}see you{tokenizer.eos_token}"
-        assert "holds tokens of the chat template already" in said.text
+        assert "already contains tokens of the chat template" in said.text
 
     def test_text_never_and_false_is_false(self, chatml):
         assert chatml.decode(read({"text": "hello"}, chatml)["input_ids"]) == "hello<|im_end|>"
@@ -118,11 +118,11 @@ class TestTemplateKwargs:
     @pytest.mark.parametrize(
         ("given", "why"),
         [
-            ("calm", "chat_template_kwargs is str, expected an object"),
-            ([{"mood": "calm"}], "chat_template_kwargs is list, expected an object"),
-            ({"mood": "calm", "tools": []}, "sets 'tools', which apply_chat_template takes itself"),
-            ({"tokenize": True, "return_dict": True}, "sets 'return_dict', 'tokenize', which"),
-            ({"messages": []}, "sets 'messages', which"),
+            ("calm", "chat_template_kwargs must be an object .*, got str"),
+            ([{"mood": "calm"}], "chat_template_kwargs must be an object .*, got list"),
+            ({"mood": "calm", "tools": []}, "got 'tools', reserved by apply_chat_template"),
+            ({"tokenize": True, "return_dict": True}, "got 'return_dict', 'tokenize', reserved"),
+            ({"messages": []}, "got 'messages', reserved"),
         ],
     )
     def test_what_is_no_variable_of_the_template_is_a_bad_row(self, given, why, moody):
@@ -139,7 +139,7 @@ class TestTemplateKwargs:
         assert read({"messages": TURNS, "chat_template_kwargs": self.GIVEN}, chatml) == read(
             {"messages": TURNS}, chatml
         )
-        assert "the chat template does not know 'mood' of chat_template_kwargs" in said.text
+        assert "the chat template does not use 'mood' from chat_template_kwargs" in said.text
         said.clear()
         read({"messages": TURNS, "chat_template_kwargs": {"filled": None}}, chatml)
         read({"messages": TURNS, "chat_template_kwargs": self.GIVEN}, moody)
@@ -152,7 +152,7 @@ def test_rows_with_more_than_text_are_bad_rows(column, chatml):
         for empty in (None, [], [None], "", {"bytes": None, "path": None}):
             assert read({**row, column: empty}, chatml) == read(row, chatml)
         for held in (["a.png"], "a.wav", {"path": "a.png"}, [b"RIFF"]):
-            with pytest.raises(DataError, match=f"it has .* in column '{column}', and a language model reads text"):
+            with pytest.raises(DataError, match=f"it has .* in column '{column}', but a language model reads"):
                 read({**row, column: held}, chatml)
 
 
@@ -178,7 +178,7 @@ class TestModels:
         say_of_templates(Account(rows=1, plain=1), without_template(), {"chat": chatml})
         one, other = said.messages
         assert "the teacher (base) has none" in one
-        assert "apply_chat_template: true makes them turns" in one
+        assert "apply_chat_template: true renders them as turns" in one
         assert "the student (the student) has none" in other
 
     def test_rows_that_are_no_conversation_say_nothing(self, chatml, said):
@@ -189,7 +189,7 @@ class TestModels:
 class TestStart:
     def test_the_first_row_is_shown_as_it_is_trained(self, chatml):
         ((sentence, warning),) = describe_start(prepare_dataset([PAIR], chatml), chatml, 64)
-        assert sentence == f"abkd: the first row, as it is trained, ⟦trained tokens⟧:\n{RENDERED}⟦see you<|im_end|>⟧"
+        assert sentence == f"abkd: the first row, with ⟦trained tokens⟧ marked:\n{RENDERED}⟦see you<|im_end|>⟧"
         assert not warning
 
     def test_a_long_one_in_part_and_no_control_characters(self, chatml):
@@ -205,7 +205,7 @@ class TestStart:
         dataset = prepare_dataset(rows, chatml, max_length=20)
         share = 100 * (1 - dataset.trained_tokens / whole)
         _, (sentence, warning) = describe_start(dataset, chatml, 20)
-        assert f"max_length 20 cuts 1 of 2 rows, and with their ends {share:.2g} % of the tokens" in sentence
+        assert f"max_length 20 truncates 1 of 2 rows, which removes {share:.2g} % of the trained tokens" in sentence
         assert warning
 
     def test_of_packed_rows_the_first(self, chatml):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -62,7 +64,7 @@ def test_added_tokens_that_swallow_spaces_on_one_side_are_found():
     teacher.add_tokens("<call>")
     student.add_tokens("<b>")
     teacher.add_tokens("<b>")
-    with pytest.raises(VocabularyError, match="a text of all added tokens"):
+    with pytest.raises(VocabularyError, match="the text of all added tokens"):
         check_same_tokenizer(student, teacher)
 
 
@@ -84,17 +86,17 @@ class TestAtRandom:
     def test_dropout_is_refused_before_anything_is_compared(self, chatml, dropout):
         random = with_dropout(dropout)
         for who, pair in [("student", (random, chatml)), ("teacher", (chatml, random)), ("student", (random, random))]:
-            why = rf"the {who}'s tokenizer: expected .* at random \(BPE dropout {dropout}\): set dropout to null in"
+            why = rf"the {who}'s tokenizer must encode .* at random \(BPE dropout {dropout}\): set dropout to null in"
             with pytest.raises(ConfigError, match=why):
                 check_same_tokenizer(*pair)
-        with pytest.raises(ConfigError, match="the tokenizer: expected one that always encodes a text alike"):
+        with pytest.raises(ConfigError, match="the tokenizer must encode text deterministically"):
             prepare_dataset([{"text": "hello"}], random)
-        with pytest.raises(ConfigError, match="the tokenizer: expected one that always encodes a text alike"):
+        with pytest.raises(ConfigError, match="the tokenizer must encode text deterministically"):
             pretraining_chunks(["hello"], random, 16)
 
     def test_the_tokenizer_is_named(self, tmp_path):
         with_dropout(0.3).save_pretrained(tmp_path)
-        with pytest.raises(ConfigError, match=f"what ({tmp_path}): expected".replace("(", r"\(").replace(")", r"\)")):
+        with pytest.raises(ConfigError, match=re.escape(f"what ({tmp_path}) must encode text deterministically")):
             check_deterministic(PreTrainedTokenizerFast.from_pretrained(tmp_path), "what")
 
     @pytest.mark.skipif(not hasattr(models.Unigram, "alpha"), reason="these tokenizers never sample")
@@ -130,7 +132,7 @@ def test_heads_are_cut_to_the_tokens_that_exist(chatml):
 
 @pytest.mark.parametrize(("student", "teacher", "who"), [(339, 340, "student"), (340, 320, "teacher")])
 def test_a_head_that_is_too_small(chatml, student, teacher, who):
-    with pytest.raises(VocabularyError, match=f"the {who}'s head has"):
+    with pytest.raises(VocabularyError, match=f"the {who}'s head needs a row for each"):
         shared_vocabulary_size(chatml, student, teacher)
 
 

@@ -51,7 +51,7 @@ def test_the_student_keeps_its_own_vocabulary(tmp_path):
 
 def test_heads_that_are_too_small_are_refused(tmp_path):
     for student, teach, who in ((300, 400, "student"), (400, 300, "teacher")):
-        with pytest.raises(VocabularyError, match=f"the {who}'s head has 300 rows and the tokenizer has"):
+        with pytest.raises(VocabularyError, match=rf"the {who}'s head needs a row for each .* got 300"):
             trainer(tmp_path, llama(0, classes=student), teach=llama(1, classes=teach))
-    with pytest.raises(VocabularyError, match="head has 300 rows and the tokenizer has"):
+    with pytest.raises(VocabularyError, match=r"head needs a row for each .* got 300"):
         trainer(tmp_path, llama(0, classes=300), teach=llama(1, classes=300))

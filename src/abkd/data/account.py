@@ -1,4 +1,4 @@
-"""Account of a data set: how its rows became examples."""
+"""Summary of how the rows of a dataset became examples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Counts of rows: all that came, ``dropped`` by reason, ``truncated`` by max_length (by how many trained tokens:
-    ``cut_tokens``), ``rendered`` by a chat template, ``plain`` prompts and completions.
+    """Counts of rows: all (``rows``), ``dropped`` by reason, ``truncated`` to max_length (losing ``cut_tokens`` trained
+    tokens), ``rendered`` by a chat template, and ``plain`` prompts and completions.
     """
 
     rows: int = 0

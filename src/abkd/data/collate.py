@@ -1,6 +1,6 @@
-"""Examples to a batch of rows. Shift, padding and packing are known here and nowhere else.
+"""Collate examples into a batch of rows. Shifting, padding and packing are handled here and nowhere else.
 
-Behind the collator a row n is: position ``rows[n]`` of the flattened output predicts token ``targets[n]``.
+After collation, row n means: position ``rows[n]`` of the flattened output predicts token ``targets[n]``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from abkd.errors import ConfigError, DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What one model reads, and which of its outputs are the rows.
+    """Inputs of one model, and which of its outputs are the rows.
 
     inputs: ``input_ids`` and ``position_ids`` int64 [B, T]; ``attention_mask`` int64 [B, T], or for packed rows
     bool [B, 1, T, T].
     rows: int64 [N], flat index b·T + t of the position whose output predicts row n.
-    labels: of images, int64 [B], the class that each is of, below 0 where nobody knows or it is of two.
+    labels: for images, int64 [B], the class of each; negative if unknown, or if two images are mixed.
     """
 
     inputs: dict[str, Tensor]
@@ -31,17 +31,18 @@ class View:
     labels: Tensor | None = None
 
     def inputs_for(self, model: Any) -> dict[str, Tensor]:
-        """``inputs`` with the mask of packed rows in the form that this transformers model's attention takes.
+        """``inputs`` with the mask of packed rows in the form that this transformers model's attention expects.
 
-        SDPA must get it boolean (one CUDA kernel misreads a float mask of another type than the queries), eager
-        attention adds whatever it gets, so True and False would count as 1 and 0. Raises ConfigError for the others.
+        SDPA needs a boolean mask (one CUDA kernel misreads a float mask whose dtype differs from the queries'). Eager
+        attention adds the mask to the scores, so True and False would count as 1 and 0. Raises ConfigError for other
+        implementations.
         """
         mask = self.inputs["attention_mask"]
         kind = model.config._attn_implementation
         if mask.ndim == 2 or kind == "sdpa":
             return self.inputs
         if kind != "eager":
-            raise ConfigError(f"packing needs attn_implementation sdpa or eager, {type(model).__name__} has {kind!r}")
+            raise ConfigError(f"packing needs attn_implementation sdpa or eager, got {kind!r} ({type(model).__name__})")
         added = torch.zeros_like(mask, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
         return {**self.inputs, "attention_mask": added}
 
@@ -54,13 +55,13 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """N rows as the student and as the teacher see them (the same object where they read the same).
+    """N rows as the student and as the teacher see them (the same object if both read the same input).
 
-    targets: int64 [N], the token or class that row n should predict; None where there are no labels.
-    weight: float32 [N]. origin: int64 [N], who wrote it (index in ``abkd.term.ORIGINS``).
-    sequence: int64 [N], which sequence (or image) of the batch it is of, counted from 0 (in packed rows each segment
-    is one).
-    pretrain, pretrain_targets: the same for plain text, all of whose tokens but the first are targets; or None.
+    targets: int64 [N], the token or class that row n should predict; None without labels.
+    weight: float32 [N]. origin: int64 [N], the source of the completion (index in ``abkd.term.ORIGINS``).
+    sequence: int64 [N], index of the row's sequence (or image) in the batch (in packed rows, each segment is a
+    sequence).
+    pretrain, pretrain_targets: the same for plain text, where all tokens but the first are targets; or None.
     """
 
     student: View
@@ -73,11 +74,11 @@ class Batch:
     pretrain_targets: Tensor | None = None
 
     def __len__(self) -> int:
-        """N; a batch in which nothing is trained has none."""
+        """N; 0 for a batch in which nothing is trained."""
         return self.weight.numel()
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
-        """The same batch with its tensors on ``device``; a teacher view that is the student's stays so."""
+        """The same batch with its tensors on ``device``; a view that student and teacher share stays shared."""
         student = self.student.to(device, **kwargs)
         return Batch(
             student=student,
@@ -95,9 +96,9 @@ class Batch:
 class Collator:
     """Examples -> ``{"batch": Batch}`` (a dict, because training loops expect one).
 
-    ``pad_to_multiple_of`` makes T a multiple of it. Where it pads to, and with which token, changes no row.
-    Examples without a teacher's side are read alike by both; those without pre-training text add nothing to it.
-    Raises DataError where the teacher's side of an example has another number of trained tokens than the student's.
+    ``pad_to_multiple_of`` rounds T up to a multiple. The padding side and the pad token do not affect any row.
+    Examples without a teacher side are read alike by both models; those without pre-training text add nothing to it.
+    Raises DataError if the two sides of an example differ in the number of trained tokens.
     """
 
     pad_token_id: int
@@ -131,7 +132,7 @@ class Collator:
         """The view of these examples and the targets [N] of its rows."""
         ids = self._pad([example["input_ids"] for example in examples], self.pad_token_id)
         trained = self._pad([example["trained"] for example in examples], 0).bool()
-        # segments count from 1, padding is 0; a token and its predecessor must be of one segment to make a row
+        # segments count from 1, padding is 0; a token and its predecessor must be in the same segment to form a row
         segments = self._pad([_segments(example) for example in examples], 0)
         same = torch.zeros_like(trained)
         same[:, 1:] = segments[:, 1:] == segments[:, :-1]
@@ -142,7 +143,7 @@ class Collator:
         return View(inputs=inputs, rows=chosen - 1), ids.flatten()[chosen]
 
     def _of_rows(self, view: View, values: Sequence[Sequence[int]]) -> Tensor:
-        """The value [N] at the target of each row, of one value per token."""
+        """Values [N] at the target of each row, given one value per token."""
         return self._pad(values, 0).flatten()[view.rows + 1]
 
     def _pad(self, values: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -163,7 +164,7 @@ def _segments(example: Example) -> list[int]:
 
 
 def _sequences(examples: Sequence[Example]) -> list[list[int]]:
-    """Which sequence of the batch each token belongs to."""
+    """Index of the sequence in the batch that each token belongs to."""
     numbered, count = [], 0
     for example in examples:
         segments = _segments(example)
@@ -173,7 +174,7 @@ def _sequences(examples: Sequence[Example]) -> list[list[int]]:
 
 
 def _positions(segments: Tensor) -> Tensor:
-    """Index of each token in its segment, 0 for padding: learned positions (GPT-2) then ignore where padding is."""
+    """Index of each token in its segment, 0 for padding, so learned positions (GPT-2) ignore the padding side."""
     index = torch.arange(segments.shape[1]).expand_as(segments)
     starts = torch.ones_like(segments, dtype=torch.bool)
     starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
@@ -182,7 +183,7 @@ def _positions(segments: Tensor) -> Tensor:
 
 
 def _block_causal(segments: Tensor) -> Tensor:
-    """May this query see this key, bool [B, 1, T, T]. Padding sees its own kind, so that no query sees nothing."""
+    """Whether each query attends to each key, bool [B, 1, T, T]. Padding attends to padding, so no query has no key."""
     same = segments[:, :, None] == segments[:, None, :]
     return (same & torch.ones_like(same[0]).tril())[:, None]
 
@@ -193,7 +194,7 @@ def _teacher_side(example: Example) -> Example:
     side = cast(Any, example)
     mine, theirs = sum(example["trained"][1:]), sum(side["teacher_trained"][1:])
     if mine != theirs:
-        raise DataError(f"expected as many trained tokens for the teacher as for the student, got {theirs} and {mine}")
+        raise DataError(f"teacher and student must have the same number of trained tokens, got {theirs} and {mine}")
     return Example(input_ids=side["teacher_input_ids"], trained=side["teacher_trained"])
 
 

@@ -1,4 +1,4 @@
-"""The token lists of all examples, column by column: in memory or mapped from a file, joined, repeated."""
+"""Columns of token lists, one list per example: in memory or memory-mapped, joined, repeated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 16  # lists in one array, whose offsets are 32 bits wide
 
 
 class Column(ABC):
-    """A list of numbers, or of truth values, for each example. ``lengths``: int64 [number of examples]."""
+    """A list of integers or booleans for each example. ``lengths``: int64 [number of examples]."""
 
     lengths: Numbers
 
@@ -32,11 +32,11 @@ class Column(ABC):
 
     @abstractmethod
     def pieces(self) -> Iterator[Numbers]:
-        """All values in order, int32 or bool, in arrays of any length."""
+        """All values in order, int32 or bool, in arrays of arbitrary length."""
 
 
 class Lists(Column):
-    """In Arrow: 4 bytes a token where Python integers take 36. ``place``: the file and the column it is mapped from."""
+    """Arrow lists, which take 4 bytes per token instead of 36. ``place``: file and column they are mapped from."""
 
     def __init__(self, chunks: Sequence[pyarrow.ListArray], place: tuple[Path, str] | None = None) -> None:
         self._chunks, self._place = list(chunks), place
@@ -46,7 +46,7 @@ class Lists(Column):
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Any]]) -> Lists:
-        """The lists in memory."""
+        """A column of these lists, in memory."""
         flags = isinstance(next((row[0] for row in rows if len(row)), None), bool)
         kind = pyarrow.list_(pyarrow.bool_() if flags else pyarrow.int32())
         return cls([pyarrow.array(rows[i : i + _CHUNK], type=kind) for i in range(0, max(len(rows), 1), _CHUNK)])
@@ -62,12 +62,12 @@ class Lists(Column):
         chunks = self._chunks if self._place is None else _read_once(*self._place)
         return (chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks)
 
-    def __reduce__(self) -> Any:  # to a worker goes where it is, not what is in it
+    def __reduce__(self) -> Any:  # workers get the location, not the data
         return (Lists, (self._chunks,)) if self._place is None else (mapped, self._place)
 
 
 def mapped(file: Path, name: str) -> Lists:
-    """A column of an Arrow file, read where and when it is used."""
+    """A memory-mapped column of an Arrow file."""
     return Lists(read_arrow(file)[name].chunks, (file, name))
 
 
@@ -78,7 +78,7 @@ def read_arrow(file: Path) -> pyarrow.Table:
 
 
 def _read_once(file: Path, name: str) -> Iterator[pyarrow.ListArray]:
-    """The arrays of a column one after the other, not mapped: what is mapped and read counts as memory."""
+    """The arrays of a column one by one, not memory-mapped: pages that are mapped and read count as memory."""
     with pyarrow.memory_map(str(file)) as source:
         field = pyarrow.ipc.open_file(source).schema.get_field_index(name)
     options = pyarrow.ipc.IpcReadOptions(included_fields=[field])
@@ -98,7 +98,7 @@ def fingerprint_of(columns: Mapping[str, Column]) -> str:
 
 
 class Repeated(Column):
-    """The same few lists in turn."""
+    """The same few lists, repeated in turn."""
 
     def __init__(self, lists: Sequence[Sequence[int]], length: int) -> None:
         self._lists = lists
@@ -113,7 +113,7 @@ class Repeated(Column):
 
 
 class Groups:
-    """Which examples are put together: ``of(g)`` gives the indices of group g."""
+    """Groups of examples to join: ``of(g)`` returns the indices in group g."""
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:
         self._members = np.fromiter((i for group in groups for i in group), dtype=np.int64)
@@ -133,7 +133,7 @@ class Groups:
 
 
 class Joined(Column):
-    """The lists of each group one after the other."""
+    """The lists of each group, concatenated."""
 
     def __init__(self, column: Column, groups: Groups) -> None:
         self._column, self._groups, self.lengths = column, groups, groups.total(column.lengths)
@@ -147,7 +147,7 @@ class Joined(Column):
 
 
 class Segments(Column):
-    """Which member of its group each token is of, counted from 0."""
+    """For each token, the index (from 0) of its example within the group."""
 
     def __init__(self, lengths: Numbers, groups: Groups) -> None:
         self._of, self._groups, self.lengths = lengths, groups, groups.total(lengths)

@@ -1,4 +1,4 @@
-"""Sequences out of rows: the prompt of a row, a completion behind it, and the stand-in where there is none."""
+"""Build sequences from rows: the prompt of a row, a completion appended to it, and padding examples."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from abkd.errors import DataError
 
 
 def prompt_of(example: Example) -> list[int]:
-    """What a student completes: the tokens before the last trained run, or all of them where nothing is trained.
+    """Tokens that a student completes: those before the last trained run, or all of them if nothing is trained.
 
     Raises DataError for a packed row, which has several prompts.
     """
     if "segments" in example:
-        raise DataError("a packed row has several prompts, so nothing can be written to it: set packing: false")
-    return example["input_ids"][: _border(example["trained"])]
+        raise DataError("a packed row has several prompts, so it cannot be completed: set packing: false")
+    return example["input_ids"][: _last_run(example["trained"])]
 
 
 def teacher_prompt_of(example: Example) -> list[int]:
-    """The same of what the teacher reads; the student's prompt where both read the same."""
+    """The same for the teacher; the student's prompt if both read the same."""
     if "teacher_input_ids" not in example or "teacher_trained" not in example:
         return prompt_of(example)
-    return example["teacher_input_ids"][: _border(example["teacher_trained"])]
+    return example["teacher_input_ids"][: _last_run(example["teacher_trained"])]
 
 
 def with_completion(example: Example, ids: Sequence[int], origin: int, *, privileged: bool) -> Example:
-    """The prompt of ``example`` with ``ids`` behind it, trained on exactly these (an EOS among them is a target).
+    """The prompt of ``example`` followed by ``ids``, trained on exactly these (an EOS among them is a target).
 
     Args:
-        example: a row; its pre-training text stays with it.
+        example: a row; its pre-training text is kept.
         ids: the completion's tokens.
-        origin: index in ``abkd.term.ORIGINS`` of who wrote it.
-        privileged: keep the teacher's own prompt where the row has one; otherwise both read the student's.
+        origin: index in ``abkd.term.ORIGINS`` of the completion's source.
+        privileged: keep the teacher's own prompt if the row has one; otherwise both read the student's.
     """
     written = list(ids)
     mine = prompt_of(example)
@@ -48,7 +48,7 @@ def with_completion(example: Example, ids: Sequence[int], origin: int, *, privil
 
 
 def padding_example(example: Example) -> Example:
-    """The first token of a row, which nothing predicts: a batch without rows still needs something to read."""
+    """The first token of a row, which nothing predicts: a batch without rows still needs an input."""
     kept = cast("dict[str, Any]", example)
     first = {name: value[:1] for name, value in kept.items() if isinstance(value, list)}
     for name in ("trained", "teacher_trained"):
@@ -57,8 +57,8 @@ def padding_example(example: Example) -> Example:
     return cast(Example, {**first, "is_padding": True})
 
 
-def _border(trained: Sequence[bool]) -> int:
-    """Where the last trained run begins; the length where there is none."""
+def _last_run(trained: Sequence[bool]) -> int:
+    """Start of the last trained run; the length if there is none."""
     end = len(trained)
     while end and not trained[end - 1]:
         end -= 1

@@ -1,4 +1,4 @@
-"""Rows in, tokenised examples out, with an account of what was cut and what was left out."""
+"""Turn rows into a dataset of tokenised examples, with an account of truncated and dropped rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from abkd.data.completion import padding_example
 from abkd.data.formats import recognise
 from abkd.data.load import load_rows
 from abkd.data.prepared import ExampleDataset
-from abkd.data.remarks import say
+from abkd.data.remarks import log_remarks
 from abkd.data.rows import Row
 from abkd.data.steps import Steps
 from abkd.data.stream import RowStream, StreamedDataset
@@ -37,8 +37,8 @@ _OF_EVERY_ROW = ("input_ids", "trained")
 class TokenizedDataset(ExampleDataset):
     """Examples in order; a torch map-style dataset. Not every example needs every column.
 
-    ``lengths``: tokens of each example. ``account``: what became of the rows; of it ``dropped`` (rows left out, by
-    reason) and ``truncated`` (rows cut to max_length). ``name``: for messages.
+    ``lengths``: number of tokens of each example. ``account``: counts of the rows, two of which are also attributes:
+    ``dropped`` (rows left out, by reason) and ``truncated`` (rows cut to max_length). ``name``: for messages.
     """
 
     _single: frozenset[str] = frozenset()  # columns of one value for each example
@@ -54,7 +54,7 @@ class TokenizedDataset(ExampleDataset):
 
     @classmethod
     def of(cls, tokens: Tokens, name: str) -> TokenizedDataset:
-        """The data set of rows that were tokenised."""
+        """The dataset of rows that were tokenised."""
         made = cls.__new__(cls)
         made._fill(tokens.columns, name, tokens.tally.account(), tokens.fingerprint)
         return made
@@ -77,7 +77,7 @@ class TokenizedDataset(ExampleDataset):
 
     def _listed(self, row: Mapping[str, Any], name: str) -> list[Any]:
         if name in _OF_EVERY_ROW and name not in row:
-            raise DataError(f"every example needs input_ids and trained; one has only {', '.join(row) or 'nothing'}")
+            raise DataError(f"every example needs input_ids and trained, got one with {', '.join(row) or 'nothing'}")
         return [] if name not in row else [row[name]] if name in self._single else row[name]
 
     def __iter__(self) -> Iterator[Example]:
@@ -85,7 +85,7 @@ class TokenizedDataset(ExampleDataset):
 
     @property
     def columns(self) -> frozenset[str]:
-        """The names that examples have."""
+        """The columns that examples have."""
         return frozenset(self._columns)
 
     @property
@@ -99,7 +99,7 @@ class TokenizedDataset(ExampleDataset):
         return self._fingerprint or fingerprint_of(self._columns)
 
     def padding_example(self) -> Example:
-        """The first token of the first row: nothing predicts it."""
+        """The first token of the first row, which nothing predicts."""
         return padding_example(self[0])
 
     def with_pretraining(self, chunks: Sequence[Sequence[int]]) -> TokenizedDataset:
@@ -109,7 +109,7 @@ class TokenizedDataset(ExampleDataset):
         return self._of({**self._columns, "pretrain_ids": Repeated(chunks, len(self))})
 
     def joined(self, groups: Sequence[Sequence[int]]) -> TokenizedDataset:
-        """One example for each group of indices, whose ``segments`` say which of them a token belongs to."""
+        """One example per group of indices; its ``segments`` give the position in the group that a token belongs to."""
         which = Groups(groups)
         joined: dict[str, Column] = {name: Joined(column, which) for name, column in self._columns.items()}
         return self._of({**joined, "segments": Segments(self._columns["input_ids"].lengths, which)})
@@ -133,24 +133,25 @@ def prepare_dataset(
     context: str | None = None,
     privileged: bool = False,
 ) -> TokenizedDataset:
-    """Check and tokenise rows (anything ``load_rows`` takes; a TokenizedDataset is returned as it is).
+    """Check and tokenise rows (anything ``load_rows`` accepts; a TokenizedDataset is returned unchanged).
 
     Args:
-        max_length: tokens of a row; a prompt without completion leaves room for one.
-        apply_chat_template: whether plain prompts and completions become a user's and an assistant's turn. None: where
-            the tokenizer has a chat template, except rows whose prompt holds tokens of it already. Lists of messages
-            are always rendered, text never.
-        on_bad_row: "drop" leaves out, counted, what "error" refuses.
+        max_length: maximum number of tokens of a row; a prompt without a completion leaves room for one.
+        apply_chat_template: whether to render plain prompts and completions as a user turn and an assistant turn.
+            None: if the tokenizer has a chat template, except rows whose prompt already contains tokens of it. Lists
+            of messages are always rendered, text never.
+        on_bad_row: "drop" leaves out, and counts, the rows that "error" rejects.
         name: for messages.
-        completions: whether the data's own are learnt from; if not, prompts are enough.
-        context: with ``privileged``, what the teacher reads before every prompt; None takes the column ``context``.
-        privileged: give every row a teacher's side.
+        completions: whether the data's own completions are trained on; if not, prompts are enough.
+        context: with ``privileged``, the text that the teacher reads before every prompt; None uses the column
+            ``context``.
+        privileged: give every row a separate teacher side.
 
     Raises:
-        DataError: no rows, unknown columns, a conversation and no chat template, no context, and, unless
+        DataError: no rows, unknown columns, a conversation without a chat template, no context, and, unless
             ``on_bad_row="drop"``, rows that cannot be used, with their numbers and reasons.
-        ConfigError: values out of range, a broken chat template, or none although it is to be applied, a tokenizer
-            that encodes at random.
+        ConfigError: values out of range, a chat template that is broken, or missing although it is to be applied, a
+            tokenizer that encodes at random.
     """
     if isinstance(rows, TokenizedDataset):
         return rows
@@ -168,7 +169,7 @@ def prepare_dataset(
     tokens = tokens_of(
         loaded, steps, name, partial(_check_dropped, rows=len(loaded), name=loaded.name or name, on_bad_row=on_bad_row)
     )
-    say(tokens.tally.remarks, name, len(loaded))
+    log_remarks(tokens.tally.remarks, name, len(loaded))
     return TokenizedDataset.of(tokens, name)
 
 
@@ -186,11 +187,11 @@ def prepare_stream(
     context: str | None = None,
     privileged: bool = False,
 ) -> StreamedDataset:
-    """The same for rows that are read when their turn comes (``stream_rows``): the first 1 000 are looked at now.
+    """The same for rows that are read as they are needed (``stream_rows``): only the first 1 000 are checked up front.
 
     Args:
-        length: examples that the run trains on.
-        seed: of the order.
+        length: number of examples that the run trains on.
+        seed: for the order.
 
     Raises:
         DataError, ConfigError: as ``prepare_dataset``, for the first rows.
@@ -207,8 +208,8 @@ def prepare_stream(
     _check_steps(steps, rows, columns, stream.name)
     dataset = StreamedDataset(stream, first, steps, length=length, seed=seed, on_bad_row=on_bad_row, name=name)
     _check_dropped(dataset.tally, len(first), stream.name, on_bad_row)
-    logger.info("abkd: rows are read when their turn comes; the first %s are checked now", f"{len(first):,}")
-    say(dataset.tally.remarks, name, len(first))
+    logger.info("abkd: rows are read as they are needed; only the first %s are checked up front", f"{len(first):,}")
+    log_remarks(dataset.tally.remarks, name, len(first))
     return dataset
 
 
@@ -223,8 +224,8 @@ def _check_options(tokenizer: Any, max_length: int, on_bad_row: OnBadRow) -> Non
 def _check_steps(steps: Steps, rows: Iterable[Row], columns: Collection[str], name: str) -> None:
     if steps.privileged and steps.context is None and "context" not in columns:
         raise DataError(
-            f"{name} has no column 'context', and the teacher is to read one: add it (some rows may have none), or "
-            "name a text for all, as in Privileged(StudentSamples(), context='...')"
+            f"{name} has no column 'context', which a privileged teacher reads: add it (it may be empty in some rows), "
+            "or set one text for all rows, as in Privileged(StudentSamples(), context='...')"
         )
     if steps.renders(rows):
         check_template(steps.tokenizer)
@@ -235,7 +236,7 @@ def _check_dropped(tally: Tally, rows: int, name: str, on_bad_row: OnBadRow) -> 
     if count and on_bad_row == "error":
         more = f"; and {count - len(tally.bad)} more" if count > len(tally.bad) else ""
         raise DataError(
-            f"{name}: {count} of {rows} rows cannot be used: {'; '.join(tally.bad)}{more}. Repair them, or set "
+            f"{name}: {count} of {rows} rows cannot be used: {'; '.join(tally.bad)}{more}. Fix them, or set "
             "on_bad_row: drop to train without them"
         )
     if count == rows:
@@ -244,13 +245,13 @@ def _check_dropped(tally: Tally, rows: int, name: str, on_bad_row: OnBadRow) -> 
 
 
 def pretraining_chunks(texts: Iterable[str], tokenizer: Any, length: int) -> list[Sequence[int]]:
-    """Documents one after the other (each BOS … EOS), cut into chunks of ``length`` tokens; the rest is left out.
+    """Concatenate documents (each BOS … EOS) and cut them into chunks of ``length`` tokens; the remainder is dropped.
 
-    Where there is less than one chunk of text, that text is the only chunk. Raises DataError where there is no text,
+    If there is less than one chunk of text, that text is the only chunk. Raises DataError if there is no text,
     ConfigError for a tokenizer that encodes at random.
     """
     check_deterministic(tokenizer, "the tokenizer")
-    stream = array("i")  # 4 bytes a token
+    stream = array("i")  # 4 bytes per token
     for number, text in enumerate(texts, 1):
         try:
             stream.extend(encode_text(text, tokenizer) if text.strip() else ())

@@ -1,4 +1,4 @@
-"""Which files hold the rows, and their bytes, unpacked."""
+"""Find the files that hold the rows, and read their decompressed bytes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from abkd.errors import DataError
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 LONGEST = 64 << 20
-"""Bytes of a row. What is longer is no row: a file without line ends, or a bomb."""
+"""Maximum bytes of a row. Anything longer is a file without line ends, or a decompression bomb."""
 
 _HEAD = 16
 
 
 class _Unpacked(io.RawIOBase):
-    """One compressed stream behind another. Python's own readers pass over what follows the first and is no stream."""
+    """Concatenated compressed streams. Python's own readers silently ignore trailing data that is not a stream."""
 
     def __init__(self, path: Path, stream: Callable[[], Any]) -> None:
         self._file, self._new, self._stream = path.open("rb"), stream, stream()
@@ -38,7 +38,7 @@ class _Unpacked(io.RawIOBase):
         while not data:
             packed = b""
             if self._stream.eof:
-                packed = self._behind()
+                packed = self._after_end()
                 if not packed:
                     return 0
                 self._stream = self._new()
@@ -50,8 +50,8 @@ class _Unpacked(io.RawIOBase):
         into[: len(data)] = data
         return len(data)
 
-    def _behind(self) -> bytes:
-        """What follows the end of a stream, without the zeros that may stand there."""
+    def _after_end(self) -> bytes:
+        """The data after the end of a stream, without leading zero padding."""
         packed = self._stream.unused_data or self._file.read(io.DEFAULT_BUFFER_SIZE)
         while packed and not packed.strip(b"\0"):
             packed = self._file.read(io.DEFAULT_BUFFER_SIZE)
@@ -68,7 +68,7 @@ def _open_zstd(path: Path) -> IO[bytes]:
     return io.BufferedReader(pyarrow.input_stream(path.open("rb"), compression="zstd"))
 
 
-_OPENERS: dict[str, Callable[[Path], Any]] = {  # of binary files to read
+_OPENERS: dict[str, Callable[[Path], Any]] = {  # each opens a binary file for reading
     "": lambda path: path.open("rb"),
     ".gz": gzip.GzipFile,
     ".bz2": lambda path: io.BufferedReader(_Unpacked(path, bz2.BZ2Decompressor)),
@@ -78,16 +78,16 @@ _OPENERS: dict[str, Callable[[Path], Any]] = {  # of binary files to read
 
 READABLE = f"{', '.join(KINDS)}, the first three also compressed ({' '.join(filter(None, _OPENERS))})"
 
-_SIGNS = {  # how a file begins that is not the text its name says; longer signs before their beginnings
+_MAGIC = {  # first bytes of files that are not the text their name implies; longer ones before their prefixes
     b"\xff\xfe\x00\x00": "UTF-32 text: save it as UTF-8",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
-    b"\x1f\x8b": "compressed by gzip: let its name end in .gz",
-    b"BZh91AY&SY": "compressed by bzip2: let its name end in .bz2",
-    b"\xfd7zXZ\x00": "compressed by xz: let its name end in .xz",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd: let its name end in .zst",
+    b"\x1f\x8b": "compressed with gzip: rename it to end in .gz",
+    b"BZh91AY&SY": "compressed with bzip2: rename it to end in .bz2",
+    b"\xfd7zXZ\x00": "compressed with xz: rename it to end in .xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: rename it to end in .zst",
     b"PK\x03\x04": "a zip archive: unpack it",
-    b"PAR1": "a parquet file: let its name end in .parquet",
+    b"PAR1": "a parquet file: rename it to end in .parquet",
 }
 
 
@@ -101,15 +101,15 @@ class DataFile:
 
     @contextmanager
     def open_text(self) -> Iterator[IO[str]]:
-        """The text, without a byte-order mark and with line ends as they are; raises as :meth:`open`."""
+        """The text, without a byte-order mark and with line ends unchanged; raises like :meth:`open`."""
         with self.open() as handle, io.TextIOWrapper(handle, "utf-8-sig", newline="") as text:
             yield text
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The unpacked bytes.
+        """The decompressed bytes.
 
-        Raises DataError, also while they are read, where the file cannot be read, is cut off or damaged, or begins like
+        Raises DataError, also while reading, if the file cannot be read, is truncated or damaged, or starts like
         another kind of file.
         """
         try:
@@ -119,23 +119,23 @@ class DataFile:
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
         except EOFError as error:
-            raise DataError(f"{self.path} is cut off: it ends in the middle of its compressed data") from error
+            raise DataError(f"{self.path} is truncated: it ends in the middle of its compressed data") from error
         except (OSError, zlib.error, lzma.LZMAError) as error:
             raise DataError(f"{self.path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         except MemoryError as error:
-            raise DataError(f"{self.path} does not fit into memory: split it, or write it as .jsonl") from error
+            raise DataError(f"{self.path} does not fit into memory: split it, or save it as .jsonl") from error
 
     def _check_head(self, head: bytes) -> None:
-        found = next((what for sign, what in _SIGNS.items() if head.startswith(sign)), None)
+        found = next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)
         if found is not None and self.kind != ".parquet":
             raise DataError(f"{self.path} is {found}")
 
 
 def find_files(source: str | Path | Sequence[str | Path]) -> list[DataFile]:
-    """The files that a path, a pattern (``data/*.jsonl``) or a list of these names, in the order of reading.
+    """The files that a path, a pattern (``data/*.jsonl``) or a list of them refers to, in reading order.
 
-    Empty where a single name is no file and does not look like one: a folder, or a name on the hub.
-    Raises DataError where a file is not there or is of no kind that is read.
+    Empty if a single name is not a file and does not look like one: a folder, or a dataset on the hub.
+    Raises DataError if a file does not exist or its type is not supported.
     """
     if isinstance(source, (str, Path)):
         return [_data_file(path) for path in _matches(source)]
@@ -147,14 +147,14 @@ def find_files(source: str | Path | Sequence[str | Path]) -> list[DataFile]:
 
 
 def is_pattern(name: str | Path) -> bool:
-    """Whether it stands for several files; one that is there by this very name does not."""
+    """Whether the name is a glob pattern, and not the name of an existing file."""
     return glob.has_magic(str(name)) and not os.path.lexists(name)
 
 
 def _matches(name: str | Path) -> list[Path]:
     if is_pattern(name):
         if not (found := sorted(glob.glob(str(name), recursive=True))):
-            raise DataError(f"no file matches {str(name)!r} (looking from {Path.cwd()})")
+            raise DataError(f"no file matches {str(name)!r} (relative paths start at {Path.cwd()})")
         return [Path(path) for path in found]
     path = Path(name)
     if os.path.isdir(path):
@@ -168,19 +168,19 @@ def _data_file(path: Path) -> DataFile:
     if not os.path.exists(path):
         raise _absent(path)
     if os.path.isdir(path):
-        raise DataError(f"{path} is a directory: name the files in it, for example '{path}/*.jsonl'")
+        raise DataError(f"{path} is a directory: specify the files in it, for example '{path}/*.jsonl'")
     if not os.path.isfile(path):
-        raise DataError(f"{path} is a pipe or a device, and rows are read from files: write it into one")
+        raise DataError(f"{path} must be a regular file, got a pipe or a device: save its content to a file")
     kind, packing = _kind(path)
     if kind not in KINDS:
-        raise DataError(f"{path} is not read: expected {READABLE}, got {path.suffix or 'no suffix'}")
+        raise DataError(f"{path} is not supported: expected {READABLE}, got {path.suffix or 'no suffix'}")
     if kind == ".parquet" and packing:
-        raise DataError(f"{path}: a parquet file is compressed within, so unpack it (expected {READABLE})")
+        raise DataError(f"{path}: parquet files are compressed internally, so decompress it (expected {READABLE})")
     return DataFile(path, kind, packing)
 
 
 def _kind(path: Path) -> tuple[str, str]:
-    """The suffixes of the format and of the compression; of upper case, too."""
+    """The suffixes of the format and of the compression, in lower case."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packing = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""
     return (suffixes[-1] if suffixes else ""), packing
@@ -188,5 +188,5 @@ def _kind(path: Path) -> tuple[str, str]:
 
 def _absent(name: str | Path) -> DataError:
     if os.path.isdir(name):
-        return DataError(f"{name} is a directory: name the files in it, for example '{name}/*.jsonl'")
+        return DataError(f"{name} is a directory: specify the files in it, for example '{name}/*.jsonl'")
     return DataError(f"data file {name} does not exist: check the path (relative paths start at {Path.cwd()})")

@@ -1,15 +1,15 @@
-"""The shapes a row can come in, recognised by columns and checked row by row.
+"""Formats of rows, detected from the columns and checked row by row.
 
 prompt + completion     two strings, or two lists of messages      loss on the completion
 messages                a conversation                             loss on every assistant turn
 conversations           the same, also in ShareGPT's keys          loss on every assistant turn
-instruction + output    Alpaca's, with ``input`` where there is    loss on the output
+instruction + output    Alpaca's, optionally with ``input``        loss on the output
 text                    one string                                 loss on everything
-prompt, instruction     a string, or a list of messages            nothing to learn from until a model has written to it
+prompt, instruction     a string, or a list of messages            none until a model has completed it
 
-A conversation may have ``tools`` (JSON schemas) and a ``system`` message beside it, an Alpaca row also a ``history`` of
-earlier questions and answers. A row may also have ``chat_template_kwargs``, which its chat template is given, and a
-``context``, a text that a privileged teacher reads first.
+A conversation may have the columns ``tools`` (JSON schemas) and ``system`` (a message), an Alpaca row also a
+``history`` of earlier questions and answers. Any row may have ``chat_template_kwargs``, variables of its chat
+template, and a ``context``, a text that a privileged teacher reads first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from abkd.data.bad_rows import BadRowError
-from abkd.data.beside import read_template_kwargs
+from abkd.data.extra_columns import read_template_kwargs
 from abkd.data.messages import Message, Turns, known_arguments, read_tools, read_turns
 from abkd.data.rows import Row
 from abkd.errors import DataError
@@ -29,14 +29,14 @@ ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
 )
-"""Preamble of Alpaca's prompts, where no chat template is applied."""
+"""Preamble of Alpaca prompts when no chat template is applied."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlainPrompt:
-    """One string that is to be completed.
+    """One string to complete.
 
-    ``question``: what a user's turn holds, where it is not the prompt itself. ``before``: turns before that one, which
+    ``question``: content of the user turn, if it is not the prompt itself. ``before``: turns before that one, which
     only a conversation can hold. ``template_kwargs``: as in ``Chat``.
     """
 
@@ -46,14 +46,14 @@ class PlainPrompt:
     template_kwargs: dict[str, Any] | None = None
 
     def as_chat(self) -> Chat:
-        """The same as one user turn."""
+        """The prompt as one user turn."""
         user = {"role": "user", "content": self.prompt if self.question is None else self.question}
         return Chat((*self.before, user), len(self.before) + 1, template_kwargs=self.template_kwargs)
 
 
 @dataclass(frozen=True, slots=True)
 class PlainPair:
-    """Two strings, used as they are; the rest as in ``PlainPrompt``."""
+    """Two strings, used as they are; the other fields as in ``PlainPrompt``."""
 
     prompt: str
     completion: str
@@ -63,8 +63,8 @@ class PlainPair:
 
     def as_chat(self) -> Chat:
         """The same pair as one user turn and one assistant turn."""
-        asked = PlainPrompt(self.prompt, self.question, self.before, self.template_kwargs).as_chat()
-        return replace(asked, messages=(*asked.messages, {"role": "assistant", "content": self.completion}))
+        turns = PlainPrompt(self.prompt, self.question, self.before, self.template_kwargs).as_chat()
+        return replace(turns, messages=(*turns.messages, {"role": "assistant", "content": self.completion}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class Chat:
     untrained: frozenset[int] = frozenset()
     template_kwargs: dict[str, Any] | None = None
 
-    def beside(self) -> dict[str, Any]:
-        """What ``apply_chat_template`` is given beside the messages."""
+    def template_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``apply_chat_template``: the tools and the row's template variables."""
         return {"tools": self.tools, **(self.template_kwargs or {})}
 
     def trained_turns(self) -> list[int]:
@@ -90,12 +90,12 @@ class Chat:
         return [i for i in turns if self.messages[i]["role"] == "assistant"]
 
     def with_context(self, context: str) -> Chat:
-        """The same conversation whose system message is, or begins with, ``context``."""
+        """The same conversation, with ``context`` as its system message or prepended to it."""
         if not context:
             return self
         first = self.messages[0]
         if first["role"] != "system":
-            turns = Turns(self.messages, self.untrained).behind(({"role": "system", "content": context},))
+            turns = Turns(self.messages, self.untrained).after(({"role": "system", "content": context},))
             first_trained = self.first_trained + 1
             return replace(self, messages=turns.messages, first_trained=first_trained, untrained=turns.untrained)
         own = first.get("content", "")
@@ -115,28 +115,28 @@ Parser = Callable[[Row], Record]
 
 
 def recognise(columns: Iterable[str], completions: bool = True) -> Parser:
-    """The parser for rows with these columns; where several formats fit, the first of the module's table is taken.
+    """The parser for rows with these columns; if several formats match, the first in the module's table wins.
 
-    ``completions`` says that the data's own are learnt from. If not, prompts are enough, and text is none.
+    ``completions``: whether the data's own completions are trained on. If not, prompts are enough, but text is not.
 
-    Raises DataError that says which columns came and which are wanted.
+    Raises DataError with the columns that were found and those that are expected.
     """
     present = set(columns)
     for wanted, parser in _FORMATS if completions else _PROMPTED:
         if wanted <= present:
             return parser
-    came = ", ".join(repr(name) for name in sorted(present)) or "none"
+    found = ", ".join(repr(name) for name in sorted(present)) or "none"
     if completions and present & {"prompt", "instruction"}:
         raise DataError(
-            f"the data has prompts and no completions (columns {came}): let a model write them, with "
-            "source: StudentSamples() or source: TeacherSamples() (what abkd generate writes beforehand), "
-            "or give a column 'completion' (beside 'instruction': 'output')"
+            f"the data has prompts but no completions (columns {found}): let a model generate them, with "
+            "source: StudentSamples() or source: TeacherSamples() (which abkd generate writes beforehand), "
+            "or add a column 'completion' (for 'instruction': 'output')"
         )
     wanted = "'prompt' and 'completion', or 'messages', or 'text'" if completions else "'prompt', or 'messages'"
-    plain = " (a text has no prompt to write to)" if not completions and "text" in present else ""
+    plain = " (text has no prompt to complete)" if not completions and "text" in present else ""
     raise DataError(
-        f"expected columns {wanted}; the data has {came}{plain}: rename them (ShareGPT's 'conversations' and Alpaca's "
-        "'instruction', 'input', 'output' are read too)"
+        f"expected columns {wanted}, got {found}{plain}: rename them (ShareGPT's 'conversations' and Alpaca's "
+        "'instruction', 'input', 'output' are also supported)"
     )
 
 
@@ -152,13 +152,13 @@ def _parse_pair(row: Row) -> Record:
         _check_not_blank(completion, "completion")
         return PlainPair(prompt, completion, before=_system(row), template_kwargs=read_template_kwargs(row))
     if isinstance(prompt, list) and isinstance(completion, list):
-        before, after = read_turns(prompt, "prompt"), read_turns(completion, "completion")
-        turns = after.behind(before.messages)
-        return _checked(_chat(turns, row, first_trained=len(before.messages)))
+        given, answers = read_turns(prompt, "prompt"), read_turns(completion, "completion")
+        turns = answers.after(given.messages)
+        return _checked(_chat(turns, row, first_trained=len(given.messages)))
     raise BadRowError(
         "prompt and completion are not both strings or both lists of messages",
-        f"prompt is {type(prompt).__name__} and completion is {type(completion).__name__}: "
-        "both must be strings, or both lists of messages",
+        "prompt and completion must both be strings, or both lists of messages, "
+        f"got {type(prompt).__name__} and {type(completion).__name__}",
     )
 
 
@@ -169,7 +169,7 @@ def _parse_prompt(row: Row) -> Record:
         return PlainPrompt(prompt, before=_system(row), template_kwargs=read_template_kwargs(row))
     turns = read_turns(prompt, "prompt")
     if turns.messages[-1]["role"] == "assistant":
-        raise BadRowError("prompt ends with the assistant", "the last turn of a prompt must not be the assistant's")
+        raise BadRowError("prompt ends with the assistant", "the last turn of a prompt must not be an assistant turn")
     return _chat(turns, row, first_trained=len(turns.messages))
 
 
@@ -183,18 +183,18 @@ def _parse_conversation(row: Row, completions: bool = True) -> Record:
 
 
 def _chat(turns: Turns, row: Row, first_trained: int = 0) -> Chat:
-    """The conversation with the tools and the system message that stand beside it."""
+    """The conversation with the tools and the system message from their columns."""
     tools, before = read_tools(row.get("tools")), _system(row)
     if before and any(message["role"] == "system" for message in turns.messages):
         raise BadRowError(
-            "two system messages", "there is a column 'system' and a system message in the conversation: keep one"
+            "two system messages", "it has a column 'system' and a system message in the conversation: keep one"
         )
-    turns = turns.behind(before)
+    turns = turns.after(before)
     messages = known_arguments(turns.messages, tools)
     return Chat(messages, first_trained + len(before), tools, turns.untrained, read_template_kwargs(row))
 
 
-def _parse_asked_conversation(row: Row) -> Record:
+def _parse_conversation_prompt(row: Row) -> Record:
     return _parse_conversation(row, completions=False)
 
 
@@ -218,18 +218,18 @@ def _parse_instruction(row: Row) -> Record:
 
 
 def _history(value: Any) -> Iterable[Message]:
-    """Earlier questions and answers, which are read and not trained."""
+    """Earlier questions and answers, which are not trained on."""
     if value and not isinstance(value, list | tuple):
-        raise BadRowError("history is not a list of pairs", "history: expected a list of [question, answer]")
+        raise BadRowError("history is not a list of pairs", "history must be a list of [question, answer]")
     for pair in value or ():
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(each, str) for each in pair):
-            raise BadRowError("history is not a list of pairs", "history: expected a list of [question, answer]")
+            raise BadRowError("history is not a list of pairs", "history must be a list of [question, answer]")
         yield {"role": "user", "content": pair[0]}
         yield {"role": "assistant", "content": pair[1]}
 
 
 def _system(row: Row) -> tuple[Message, ...]:
-    """The system message that a row has in a column of its own."""
+    """The system message from the column ``system``."""
     system = _string(row, "system", "")
     return ({"role": "system", "content": system},) if system.strip() else ()
 
@@ -237,13 +237,13 @@ def _system(row: Row) -> tuple[Message, ...]:
 def _parse_text(row: Row) -> Record:
     text = _present(row, "text")
     if not isinstance(text, str):
-        raise BadRowError("text is not a string", f"text is {type(text).__name__}, expected a string")
+        raise BadRowError("text is not a string", f"text must be a string, got {type(text).__name__}")
     _check_not_blank(text, "text")
     return PlainText(text)
 
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
-# functions with names, since the key of stored tokens holds the parser's
+# named functions, because the cache key of the tokens contains the parser's name
 _FORMATS: tuple[tuple[frozenset[str], Parser], ...] = (
     (frozenset({"prompt", "completion"}), _parse_pair),
     *((frozenset({column}), _parse_conversation) for column in CONVERSATIONS),
@@ -252,14 +252,14 @@ _FORMATS: tuple[tuple[frozenset[str], Parser], ...] = (
 )
 _PROMPTED: tuple[tuple[frozenset[str], Parser], ...] = (
     _FORMATS[0],
-    *((frozenset({column}), _parse_asked_conversation) for column in CONVERSATIONS),
+    *((frozenset({column}), _parse_conversation_prompt) for column in CONVERSATIONS),
     (frozenset({"prompt"}), _parse_prompt),
     (frozenset({"instruction"}), _parse_instruction),
 )
 
 
 def context_of(row: Row, fixed: str | None) -> str:
-    """What a privileged teacher reads first: the fixed text, else the row's own, "" where it has none."""
+    """Text that a privileged teacher reads first: the fixed one, else the row's own, "" if it has none."""
     return _string(row, "context", "") if fixed is None else fixed
 
 
@@ -268,7 +268,7 @@ def _string(row: Row, column: str, otherwise: str | None = None) -> str:
     if value is None and otherwise is not None:
         return otherwise
     if not isinstance(value, str):
-        raise BadRowError(f"{column} is not a string", f"{column} is {type(value).__name__}, expected a string")
+        raise BadRowError(f"{column} is not a string", f"{column} must be a string, got {type(value).__name__}")
     return value
 
 
@@ -287,7 +287,7 @@ def _check_not_blank(value: str, column: str) -> None:
 def _checked(chat: Chat) -> Chat:
     turns = chat.trained_turns()
     if not turns and chat.untrained:
-        raise BadRowError("no turn is trained", "every assistant turn is marked as not to be trained")
+        raise BadRowError("no turn is trained", "every assistant turn is excluded from training")
     if not turns:
         spoken = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
         raise BadRowError("no assistant turn", f"no assistant turn (roles: {spoken}): nothing to train on")

@@ -1,4 +1,4 @@
-"""Rows from files, the hub or memory."""
+"""Load rows from files, the hub or memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from abkd.errors import AbkdError, DataError
 
 logger = logging.getLogger("abkd")
 
-READ = f"Files are read that end in {READABLE}"
+READ = f"Supported files end in {READABLE}"
 FEW = 5_000
-"""Rows that stay in memory, and are tokenised by this process alone: that takes some seconds."""
+"""Up to this many rows stay in memory and are tokenised in this process, which takes a few seconds."""
 
-_LARGE = 1 << 26  # bytes of files that are read row by row although the rows may be few
+_LARGE = 1 << 26  # bytes; larger files go to the cache even if they have few rows
 _AT_ONCE = 1_000  # rows of a table
 _NAMED_FILES = 3
 
@@ -36,8 +36,9 @@ def load_rows(
     """Rows of files, of a dataset on the hub or on disk, or of an iterable of dicts.
 
     Files are ``.jsonl .json .csv .parquet``, the first three also compressed (``.gz .bz2 .xz .zst``): one, several in a
-    list, or a pattern such as ``data/*.jsonl``. ``config`` and ``split`` choose inside a hub dataset. Raises DataError:
-    file not there, malformed (with the line number), unknown dataset, not rows, or no rows at all.
+    list, or a pattern such as ``data/*.jsonl``. ``config`` and ``split`` select a part of a hub dataset. Raises
+    DataError: a file that does not exist or is malformed (with the line number), an unknown dataset, items that are not
+    rows, or no rows at all.
     """
     if isinstance(source, Rows):
         rows = source
@@ -49,9 +50,9 @@ def load_rows(
     elif hasattr(source, "features") and hasattr(source, "with_format"):
         rows = _of_dataset(source, "")
     else:
-        rows = _number(_checked_rows(source, "the data set"))
+        rows = _number(_checked_rows(source, "the dataset"))
     if not len(rows):
-        raise DataError(f"{rows.name or 'the data set'} has no rows: expected at least one")
+        raise DataError(f"{rows.name or 'the dataset'} has no rows: expected at least one")
     return rows
 
 
@@ -62,7 +63,7 @@ def _names_files(source: Any) -> TypeGuard[str | Path | Sequence[str | Path]]:
 
 
 def _read_files(files: Sequence[DataFile]) -> Rows:
-    """The rows in memory where they are few; else a copy of them in the cache, which is made once."""
+    """The rows in memory if they are few, otherwise a copy in the cache, which is written once."""
     parts: list[Part] = []
     stream = _numbered(files, parts)
     large = sum(file.path.stat().st_size for file in files) > _LARGE
@@ -85,7 +86,7 @@ def _rows(rows: Sequence[Row], numbers: Any, parts: Sequence[Part]) -> Rows:
 
 
 def _numbered(files: Sequence[DataFile], parts: list[Part]) -> Iterator[Numbered]:
-    """The rows of all files; ``parts`` gets those that were begun."""
+    """The rows of all files; each file is added to ``parts`` when it is opened."""
     last = 0
     for file in files:
         part, empty = _part(last, file), True
@@ -102,9 +103,9 @@ def _part(before: int, file: DataFile) -> Part:
 
 
 def _of_dataset(table: Any, name: str) -> Rows:
-    """The rows of a ``datasets.Dataset``, as those of files."""
+    """The rows of a ``datasets.Dataset``, cached like those of files."""
     if not hasattr(table, "__len__") or len(table) <= FEW:
-        return _number([*map(row_of_table, _checked_rows(table, name or "the data set"))], name)
+        return _number([*map(row_of_table, _checked_rows(table, name or "the dataset"))], name)
 
     def build(file: Path) -> dict[str, Any]:
         return write_rows(file, progress(enumerate(_by_batches(table), 1), len(table), "reading the data"))
@@ -139,7 +140,7 @@ def _name(parts: Sequence[Part]) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path for the eye: what of it is no text is escaped."""
+    """A path for display: bytes that are not valid text are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -150,10 +151,10 @@ def _number(rows: Sequence[Row], name: str = "") -> Rows:
 def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
     if isinstance(rows, Mapping):
         parts = ", ".join(map(str, rows))
-        raise DataError(f"expected one table of rows, got a mapping of {parts}: choose one of its parts")
+        raise DataError(f"expected one table of rows, got a mapping of {parts}: choose one of them")
     if type(rows).__name__ == "DataFrame":
         raise DataError(
-            "expected an iterable of rows, got a DataFrame: give datasets.Dataset.from_pandas(it), or a file"
+            "expected an iterable of rows, got a DataFrame: use datasets.Dataset.from_pandas(frame), or a file"
         )
     checked: list[Row] = []
     for number, row in enumerate(_each(rows, name), 1):
@@ -164,7 +165,7 @@ def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
 
 
 def _each(rows: Iterable[Any], name: str) -> Iterator[Any]:
-    """The rows one by one; what has a length has so many, though an IndexError inside looks like an end to Python."""
+    """The rows one by one, by index if there is a length: Python would take an IndexError from inside for the end."""
     source: Any = rows
     by_number = hasattr(source, "__len__") and hasattr(source, "__getitem__") and not hasattr(source, "__iter__")
     at = 0
@@ -177,14 +178,14 @@ def _each(rows: Iterable[Any], name: str) -> Iterator[Any]:
                 yield row
     except AbkdError:
         raise
-    except Exception as error:  # of code that is not ours
-        raise DataError(f"{name}, row {at + 1}: {cannot_be_read(error)}. Repair it, or leave it out") from error
+    except Exception as error:  # raised by user code
+        raise DataError(f"{name}, row {at + 1}: {cannot_be_read(error)}. Fix it, or remove it") from error
 
 
 def open_table(name: str, config: str | None, split: str, way_out: str, *, streaming: bool = False) -> Any:
-    """The ``datasets.Dataset`` of one split, from the hub or a folder; else DataError with the way out.
+    """The ``datasets.Dataset`` of one split, from the hub or a folder; raises DataError with ``way_out``.
 
-    ``streaming``: an ``IterableDataset``, which is read while it is downloaded.
+    ``streaming``: return an ``IterableDataset``, which is read while it is downloaded.
     """
     import datasets
 
@@ -200,5 +201,5 @@ def open_table(name: str, config: str | None, split: str, way_out: str, *, strea
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether the datasets library saved a dataset, or several splits, into this folder."""
+    """Whether the datasets library saved a dataset, or several splits, in this folder."""
     return any((folder / mark).is_file() for mark in ("state.json", "dataset_dict.json"))

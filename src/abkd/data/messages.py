@@ -1,8 +1,7 @@
-"""Messages as data sets write them, brought to one form: a role, content as one string, tool calls as dicts.
+"""Normalise the messages of different datasets: a role, content as one string, tool calls as dicts.
 
-Read are OpenAI's ``role``/``content``, ShareGPT's ``from``/``value``, content as a list of text parts, arguments of
-tool calls as a JSON string, and the keys by which a turn says that it is not to be learnt (``weight: 0``,
-``train: false``).
+Supported are OpenAI's ``role``/``content``, ShareGPT's ``from``/``value``, content as a list of text parts, arguments
+of tool calls as a JSON string, and the keys that exclude a turn from training (``weight: 0``, ``train: false``).
 """
 
 from __future__ import annotations
@@ -23,34 +22,34 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
     **{name: name for name in ("system", "developer")},
 }
-"""Names of those who speak, ShareGPT's, OpenAI's and others', in lower case."""
+"""Names of speakers in ShareGPT's, OpenAI's and other formats, in lower case."""
 
 _SPOKEN = frozenset({"system", "user", "assistant"})  # roles that every template knows by these names
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Fields in which the reasoning before an answer comes."""
+"""Fields that may hold the reasoning before an answer."""
 
 _TRAIN_KEYS = ("weight", "train", "training", "train_on_turn", "loss")
 _NULL_IN_A_SCHEMA = frozenset({"default", "const"})  # where null is a value of JSON Schema
 
 
 class Turns(NamedTuple):
-    """Messages, and the indices of those that say they are not to be learnt."""
+    """Messages, and the indices of those that are excluded from training."""
 
     messages: tuple[Message, ...]
     untrained: frozenset[int]
 
-    def behind(self, before: tuple[Message, ...]) -> Turns:
-        """The same turns after other ones."""
+    def after(self, before: tuple[Message, ...]) -> Turns:
+        """The same turns, preceded by ``before``."""
         return Turns((*before, *self.messages), frozenset(index + len(before) for index in self.untrained))
 
 
 def read_turns(value: Any, column: str) -> Turns:
     """The messages of a row.
 
-    Raises BadRowError with the number of the message that cannot be read.
+    Raises BadRowError with the number of the message that is invalid.
     """
     if not isinstance(value, list):
-        raise BadRowError(f"{column} is not a list", f"{column} is {type(value).__name__}, expected a list of messages")
+        raise BadRowError(f"{column} is not a list", f"{column} must be a list of messages, got {type(value).__name__}")
     if not value:
         raise BadRowError(f"{column} is empty")
     read = [_message(message, f"{column}: message {number}", column) for number, message in enumerate(value, 1)]
@@ -60,7 +59,7 @@ def read_turns(value: Any, column: str) -> Turns:
 
 
 def role_of(message: Any) -> str | None:
-    """Who speaks in a message that nobody has checked; None where it does not say so."""
+    """The role of an unchecked message; None if it has none."""
     if not isinstance(message, Mapping):
         return None
     role, speaker = message.get("role"), message.get("from")
@@ -70,13 +69,13 @@ def role_of(message: Any) -> str | None:
 
 
 def read_tools(value: Any) -> list[Any] | None:
-    """Schemas of tools, also out of a JSON string; None where there are none."""
+    """Schemas of tools, possibly from a JSON string; None if there are none."""
     if isinstance(value, str) and value.strip():
         value = _from_json(value, "tools")
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
-        raise BadRowError("tools is not a list of objects", f"tools is {_kind(value)}, expected a list of JSON schemas")
+        raise BadRowError("tools is not a list of objects", f"tools must be a list of JSON schemas, got {_kind(value)}")
     if not all(isinstance(tool.get("function", tool), Mapping) for tool in value):
         raise BadRowError(
             "a tool's function is not an object", "tools: expected {type: function, function: {name: ...}}"
@@ -85,22 +84,22 @@ def read_tools(value: Any) -> list[Any] | None:
 
 
 def row_of_table(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of an Arrow table as it was before: without the nulls that the keys of other rows have left inside it."""
+    """A row of an Arrow table, without the nulls that the table adds for keys of other rows."""
     return {column: without_nulls(value) for column, value in row.items()}
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without the keys, at any depth, that are null."""
+    """The value without null keys, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
-    if isinstance(value, bytes):  # texts of Hive and Spark, whose columns do not say that they are
+    if isinstance(value, bytes):  # strings from Hive and Spark, whose columns are declared as binary
         with suppress(UnicodeDecodeError):
             return value.decode()
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def reasoning_of(message: Message) -> str:
-    """The reasoning that belongs to an answer, "" where it has none."""
+    """The reasoning that belongs to an answer, "" if it has none."""
     for field in REASONING:
         if isinstance(message.get(field), str) and message[field].strip():
             return message[field].strip()
@@ -110,9 +109,10 @@ def reasoning_of(message: Message) -> str:
 
 
 def known_arguments(messages: tuple[Message, ...], tools: list[Any] | None) -> tuple[Message, ...]:
-    """The same messages without arguments that are null and that the called tool does not have.
+    """The same messages without null arguments that the called tool does not have.
 
-    They come from tables too, by way of a JSONL file. A null for an argument that the tool has was written by somebody.
+    Tables add such nulls, and JSONL files made from tables keep them. A null for an argument that the tool does have is
+    intended.
     """
     parameters = dict(_parameters(tools or []))
     if not parameters:
@@ -126,7 +126,7 @@ def known_arguments(messages: tuple[Message, ...], tools: list[Any] | None) -> t
 
 
 def _parameters(tools: list[Any]) -> Iterator[tuple[str, set[str]]]:
-    """The name of each tool, and of what it takes."""
+    """The name of each tool, and the names of its parameters."""
     for tool in tools:
         function = tool.get("function", tool)
         schema = function.get("parameters") if isinstance(function, Mapping) else None
@@ -147,7 +147,7 @@ def _known(call: Message, parameters: Mapping[str, set[str]]) -> Message:
 
 
 def _message(message: Any, where: str, column: str) -> tuple[Message, bool]:
-    """One message in the form of this module, and whether it may be trained."""
+    """One message in normalised form, and whether it may be trained on."""
     if not isinstance(message, Mapping):
         raise BadRowError(f"{column} has a message without a role", f"{where} has no 'role'")
     given = {key: value for key, value in message.items() if value is not None}
@@ -175,9 +175,9 @@ def _message(message: Any, where: str, column: str) -> tuple[Message, bool]:
 
 
 def _openai_role(role: str) -> str:
-    """The role that a name such as "Assistant" or "model" means; others are for the template, which may know them."""
-    meant = ROLES.get(role.lower())
-    return meant if meant in _SPOKEN and role.lower() != "function_call" else role
+    """The role for a name such as "Assistant" or "model"; other names are kept, since the template may know them."""
+    known = ROLES.get(role.lower())
+    return known if known in _SPOKEN and role.lower() != "function_call" else role
 
 
 def _of_sharegpt(given: Message, where: str) -> Message:
@@ -185,9 +185,9 @@ def _of_sharegpt(given: Message, where: str) -> Message:
     role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
         known = ", ".join(ROLES)
-        raise BadRowError("unknown speaker", f"{where} is from {speaker!r}, expected one of {known}")
+        raise BadRowError("unknown speaker", f"{where}: 'from' must be one of {known}, got {speaker!r}")
     if "value" not in given:
-        raise BadRowError("message without value", f"{where} has 'from' and no 'value'")
+        raise BadRowError("message without value", f"{where} has 'from' but no 'value'")
     rest = {key: value for key, value in given.items() if key not in ("from", "value")}
     if str(speaker).lower() != "function_call":
         return {"role": role, "content": given["value"], **rest}
@@ -200,16 +200,16 @@ def _trains(value: Any, key: str, where: str) -> bool:
         return bool(value)
     raise BadRowError(
         f"{key} of a message is not 0 or 1",
-        f"{where} has {key} {value!r}: expected 1 (trained) or 0 (context only), there is no weight between",
+        f"{where}: {key} must be 1 (trained) or 0 (context only), with no value in between, got {value!r}",
     )
 
 
 def _text(content: Any, where: str) -> str:
-    """Content as one string; parts of text are put together."""
+    """Content as one string; text parts are concatenated."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise BadRowError("content is not text", f"{where} has content of type {_kind(content)}, expected a string")
+        raise BadRowError("content is not text", f"{where}: content must be a string, got {_kind(content)}")
     return "".join(_part(part, where) for part in content)
 
 
@@ -221,7 +221,7 @@ def _part(part: Any, where: str) -> str:
     if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
         raise BadRowError(
             f"content has a part that is not text ({kind})",
-            f"{where} has a part of type {kind!r}: a language model reads text parts only, {{type: text, text: ...}}",
+            f"{where}: content parts must be text, {{type: text, text: ...}}, got a part of type {kind!r}",
         )
     return text
 
@@ -229,14 +229,14 @@ def _part(part: Any, where: str) -> str:
 def _calls(value: Any, where: str) -> list[Message]:
     calls = _from_json(value, f"{where} (tool_calls)") if isinstance(value, str) else value
     if not isinstance(calls, list):
-        raise BadRowError("tool_calls is not a list", f"{where} has tool_calls of type {_kind(calls)}, expected a list")
+        raise BadRowError("tool_calls is not a list", f"{where}: tool_calls must be a list, got {_kind(calls)}")
     return [_call(call, where) for call in calls]
 
 
 def _call(call: Any, where: str) -> Message:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise BadRowError("tool call without a name", f"{where} has a tool call that names no function")
+        raise BadRowError("tool call without a name", f"{where} has a tool call without a function name")
     read = {key: value for key, value in function.items() if value is not None}
     if isinstance(read.get("arguments"), str):
         read["arguments"] = _arguments(read["arguments"])
@@ -246,7 +246,7 @@ def _call(call: Any, where: str) -> Message:
 
 
 def _arguments(text: str) -> Any:
-    """The object in a JSON string, which templates take; another text stays as it is."""
+    """The object in a JSON string, as templates expect it; any other string is returned unchanged."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -255,7 +255,7 @@ def _arguments(text: str) -> Any:
 
 
 def _schema(value: Any, key: str = "") -> Any:
-    """A JSON schema without the keys that are null, except where null is a value of the schema."""
+    """A JSON schema without null keys, except where null is a valid value."""
     if isinstance(value, Mapping):
         kept = {name: each for name, each in value.items() if each is not None or name in _NULL_IN_A_SCHEMA}
         return {name: each if name in _NULL_IN_A_SCHEMA else _schema(each, name) for name, each in kept.items()}

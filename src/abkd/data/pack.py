@@ -1,4 +1,4 @@
-"""Several short rows in one sequence, so that little is padded."""
+"""Pack several short rows into one sequence, to save padding."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from abkd.errors import ConfigError, DataError
 
 
 def pack(dataset: TokenizedDataset, max_length: int) -> TokenizedDataset:
-    """Rows put together (best fit, longest first) into sequences of at most ``max_length`` tokens.
+    """Rows packed (best fit, longest first) into sequences of at most ``max_length`` tokens.
 
-    ``segments`` tells which row a token belongs to; the collator lets no token see another segment and starts the
-    positions of each anew, so every row's loss is what it is alone. Raises DataError for a row that does not fit, and
-    where rows have more than what both models read, such as a context for the teacher.
+    ``segments`` gives the row that each token belongs to. The collator masks attention between segments and restarts
+    the positions of each, so every row has the same loss as on its own. Raises DataError for a row that does not fit,
+    and for rows that the two models do not read alike, such as those with a context for the teacher.
     """
     if more := sorted(dataset.columns - {"input_ids", "trained"}):
         raise DataError(
-            f"packing joins rows that both models read alike, and {dataset.name} also has {', '.join(more)}: "
+            f"packing needs rows that both models read alike, but {dataset.name} also has {', '.join(more)}: "
             "set packing: false"
         )
     if max(dataset.lengths) > max_length:
-        raise DataError(f"{dataset.name} has a row of {max(dataset.lengths)} tokens, packing is to {max_length}")
+        longest = max(dataset.lengths)
+        raise DataError(f"packing needs rows of at most {max_length} tokens, got one of {longest} in {dataset.name}")
     return dataset.joined(_best_fit(dataset.lengths, max_length))
 
 
 def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Groups of indices whose lengths sum to at most ``capacity``; each in order, groups by their first index."""
     groups: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}  # groups with so much room, a heap
-    rooms: list[int] = []  # those that there are, sorted
+    by_room: dict[int, list[int]] = {}  # heap of groups for each amount of free room
+    rooms: list[int] = []  # amounts of room that some group has, sorted
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         found = bisect.bisect_left(rooms, lengths[index])
         if found < len(rooms):
@@ -65,31 +66,31 @@ def _join(examples: Sequence[Example]) -> Example:
 
 
 def check_packing(model: Any, max_length: int, positions: int | None = None) -> None:
-    """Prove that packed rows see only themselves in this model, by running rows packed and alone.
+    """Check that packed rows do not affect each other in this model, by running rows packed and alone.
 
     Attention kernels that ignore a block mask, state-space layers and sliding windows shorter than ``max_length`` all
-    fail here, whatever they are called; so do models that cannot take such a mask. Allowed is the square root of the
-    machine epsilon of the model's dtype, relative to the largest output.
+    fail here, whatever their names, as do models that do not accept such a mask. The tolerance is the square root of
+    the machine epsilon of the model's dtype, relative to the largest output.
 
     Args:
         model: a causal language model.
         max_length: tokens of a packed sequence.
-        positions: tokens that a row can have at most, where the model has a table of positions.
+        positions: maximum number of tokens of a row, if the model has a table of positions.
 
     Raises:
-        ConfigError: they see each other, or the model cannot be run on packed rows.
+        ConfigError: packed rows affect each other, or the model cannot be run on them.
     """
     rows = [_probe(size, model.get_input_embeddings().num_embeddings) for size in _sizes(max_length, positions)]
     training = model.training
-    model.eval()  # dropout would hide what is looked for
+    model.eval()  # dropout would hide the difference
     try:
         alone, packed = torch.cat([_outputs(model, row) for row in rows]), _outputs(model, _join(rows))
     except ConfigError:
         raise
-    except Exception as error:  # of code that is not ours: the answer is that it cannot be done
+    except Exception as error:  # raised by the model's code: it does not support packing
         raise ConfigError(
             f"{type(model).__name__} cannot be run on packed rows ({' '.join(str(error).split())[:200]}): set packing: "
-            "false (group_by_length: true saves padding too)"
+            "false (group_by_length: true also saves padding)"
         ) from error
     finally:
         model.train(training)
@@ -102,7 +103,7 @@ def check_packing(model: Any, max_length: int, positions: int | None = None) -> 
 
 
 def _sizes(max_length: int, positions: int | None) -> list[int]:
-    """The lengths of the rows to try: one that fills a sequence but for a short one, as far as positions reach."""
+    """Lengths of rows that fill a sequence: a long and a short one, or several if ``positions`` limits their length."""
     if positions is None or max_length <= positions:
         short = max(1, min(8, max_length // 2))
         return [max_length - short, short]

@@ -1,4 +1,4 @@
-"""What a training set is for the engine, whatever its rows are made of."""
+"""Interface of the datasets that the trainer uses, for text and images alike."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 class ExampleDataset(Dataset[Any]):
     """Checked examples in order.
 
-    ``name``: for messages. ``dropped``: rows left out, by reason. ``truncated``: rows that were cut.
-    ``indexed_by_epoch``: whether an example also depends on the epoch; then its key is
-    ``(epoch, index)``, and the index alone where nothing depends on an epoch (in evaluation).
+    ``name``: for messages. ``dropped``: rows left out, by reason. ``truncated``: number of rows that were truncated.
+    ``indexed_by_epoch``: whether an example also depends on the epoch; its key is then ``(epoch, index)``, or the
+    index alone when the epoch does not matter (in evaluation).
     """
 
     name: str
@@ -31,10 +31,10 @@ class ExampleDataset(Dataset[Any]):
         """16 hexadecimal digits of all content in order; equal on every machine."""
 
     def spread(self, count: int) -> list[int]:
-        """Indices of so many examples, far from each other."""
+        """Indices of ``count`` examples, spread evenly."""
         count = min(count, len(self))
         return [i * len(self) // count for i in range(count)]
 
     @abstractmethod
     def padding_example(self) -> Any:
-        """An example without rows, for a process that has none left while the others go on."""
+        """An example without rows, for a process that has run out of examples while others continue."""

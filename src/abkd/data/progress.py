@@ -1,4 +1,4 @@
-"""A bar for what takes long, where somebody is looking."""
+"""Progress bar for long operations, if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from abkd import terminal
 
 T = TypeVar("T")
 
-_FROM = 5_000  # rows or images; below, reading them takes a few seconds
+_FROM = 5_000  # rows or images; fewer are read within seconds
 
 
 def progress(items: Iterable[T], total: int | None, doing: str, *, each: int = 1) -> Iterable[T]:
-    """The same items (of ``each`` rows), counted on a terminal where there are many, or nobody knows how many."""
+    """The same items (of ``each`` rows), with a bar on a terminal if there are many or ``total`` is unknown."""
     if not sys.stderr.isatty() or (total is not None and total * each < _FROM):
         return items
     return _shown(items, total, doing)

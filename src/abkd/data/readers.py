@@ -1,4 +1,4 @@
-"""From a file to its rows, one after the other: nothing holds more of a file than a row and what was read ahead."""
+"""Read the rows of a file one by one; only the current row and a read-ahead buffer are in memory."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     import pyarrow
 
 Numbered = tuple[int, Row]
-"""A row and the number under which its owner knows it, counted from 1: its line, or which row it is."""
+"""A row and its number in the file, counted from 1: its line, or its index."""
 
-_DEEPEST = 100  # lists and objects within each other; templates and JSON writers recurse
+_DEEPEST = 100  # levels of nested lists and objects; templates and JSON writers recurse
 _AHEAD = 1 << 20  # characters
-_BATCH = 256  # rows of a parquet file that are unpacked at once
-_CUT = 12  # an error so close to the end of what was read may be that end: no word or escape of JSON is longer
+_BATCH = 256  # rows of a parquet file that are decoded at once
+_CUT = 12  # characters; an error closer to the end of the buffer may be due to that end: no JSON literal is longer
 
 
 def unit_of(file: DataFile) -> str:
-    """The unit that its rows' numbers count."""
+    """The unit of the row numbers, "line" or "row"."""
     return "line" if file.kind in (".jsonl", ".csv") else "row"
 
 
 def read_rows(file: DataFile) -> Iterator[Numbered]:
-    """The rows of a file. Raises DataError with the line where it is malformed, at the row that cannot be read."""
+    """The rows of a file. Raises DataError, with the line, on reaching a row that is malformed."""
     return _READERS[file.kind](file)
 
 
 def _read_jsonl(file: DataFile) -> Iterator[Numbered]:
     with file.open() as handle:
-        for number, line in enumerate(_lines(handle, file), 1):  # of bytes: only "\n" ends one
+        for number, line in enumerate(_lines(handle, file), 1):  # in bytes, where only "\n" ends a line
             if line.strip():
                 yield number, _parse_line(line, f"{file.path}, line {number}")
 
@@ -48,7 +48,7 @@ def _lines(handle: IO[Any], file: DataFile) -> Iterator[Any]:
     while line := handle.readline(LONGEST + 1):
         number += 1
         if len(line) > LONGEST:
-            raise DataError(f"{file.path}, line {number}: longer than {LONGEST >> 20} MB: expected one row a line")
+            raise DataError(f"{file.path}, line {number}: expected one row per line, got over {LONGEST >> 20} MB")
         yield line
 
 
@@ -70,27 +70,27 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
     return made
 
 
-class _TwiceError(ValueError):
+class _DuplicateKeyError(ValueError):
     def __init__(self, name: str) -> None:
-        super().__init__(f"the key {name[:80]!r} is there twice: keep one")
+        super().__init__(f"duplicate key {name[:80]!r}: keep one")
 
 
 _decoder = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _why(error: Exception) -> str:
-    """The reason why Python's reader refuses valid JSON."""
+    """The reason why Python's parser rejects valid JSON."""
     if isinstance(error, RecursionError):
-        return f"nested too deep: expected at most {_DEEPEST} levels"
-    return str(error) if isinstance(error, _TwiceError) else f"a number that is too large ({error})"
+        return f"nested too deeply: expected at most {_DEEPEST} levels"
+    return str(error) if isinstance(error, _DuplicateKeyError) else f"a number that is too large ({error})"
 
 
 def _checked(row: Any, where: str, *, deep: bool = True) -> Row:
-    """A row that may be ``deep``, or surely is not."""
+    """The row, if it is an object; its nesting is checked only if it may be ``deep``."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}")
     if deep and _depth(row) > _DEEPEST:
@@ -127,21 +127,21 @@ def _read_json(file: DataFile) -> Iterator[Numbered]:
 def _no_list(text: _Text, file: DataFile) -> DataError:
     if not text.next_character():
         return text.error("it is empty")
-    came = text.value()
+    found = text.value()
     if text.next_character():
-        return text.error("Extra data", "; one object a line is called .jsonl")
-    return DataError(f"{file.path}: expected a list of objects, got {type(came).__name__}")
+        return text.error("Extra data", "; for one object per line, use the suffix .jsonl")
+    return DataError(f"{file.path}: expected a list of objects, got {type(found).__name__}")
 
 
 class _Text:
-    """A JSON text that is read as far as it is needed."""
+    """JSON text that is read incrementally."""
 
     def __init__(self, handle: IO[str], file: DataFile) -> None:
         self._handle, self._file = handle, file
-        self._read, self._at, self._line = "", 0, 1  # what was read, how much of it is done with, the line at its start
+        self._read, self._at, self._line = "", 0, 1  # the buffer, the position in it, the line at its start
 
     def next_character(self) -> str:
-        """The next one that is no white space, which stays; "" at the end."""
+        """The next character that is not whitespace, without consuming it; "" at the end."""
         while True:
             while self._at < len(self._read) and self._read[self._at] in " \t\r\n":
                 self._at += 1
@@ -151,17 +151,17 @@ class _Text:
                 return ""
 
     def skip(self) -> None:
-        """Be done with one character."""
+        """Consume one character."""
         self._at += 1
 
     def expect(self, character: str) -> None:
-        """Be done with this one. Raises DataError where it is another."""
+        """Consume this character. Raises DataError if the next one is another."""
         if self.next_character() != character:
             raise self.error("Expecting ',' delimiter")
         self.skip()
 
     def value(self) -> Any:
-        """The next value, of whatever type. Raises DataError where there is none."""
+        """The next value, of any type. Raises DataError if there is none."""
         self.next_character()
         while True:
             try:
@@ -176,7 +176,7 @@ class _Text:
                 raise self.error(_why(error)) from error
 
     def error(self, why: str, hint: str = "") -> DataError:
-        """The sentence for what stands here."""
+        """The error for the current position."""
         line = self._line + self._read.count("\n", 0, self._at)
         return DataError(f"{self._file.path}, line {line}: not valid JSON ({why}){hint}")
 
@@ -184,14 +184,15 @@ class _Text:
         self._line += self._read.count("\n", 0, self._at)
         rest = self._read[self._at :]
         if len(rest) > LONGEST:
-            raise DataError(f"{self._file.path}, line {self._line}: a row is longer than {LONGEST >> 20} MB")
+            where = f"{self._file.path}, line {self._line}"
+            raise DataError(f"{where}: expected rows of at most {LONGEST >> 20} MB, got a longer one")
         more = self._handle.read(max(_AHEAD, len(rest)))
         self._read, self._at = rest + more, 0
         return bool(more)
 
 
 def _read_csv(file: DataFile) -> Iterator[Numbered]:
-    csv.field_size_limit(LONGEST)  # its own is 131 072 characters, less than a long document
+    csv.field_size_limit(LONGEST)  # the default, 131 072 characters, is less than a long document
     with file.open_text() as handle:
         table = csv.DictReader(_lines(handle, file), strict=True)
         try:
@@ -200,7 +201,7 @@ def _read_csv(file: DataFile) -> Iterator[Numbered]:
             for row in table:
                 if None in row or None in row.values():
                     raise DataError(
-                        f"{file.path}, line {table.line_num}: expected {len(columns)} fields, as the header has"
+                        f"{file.path}, line {table.line_num}: expected {len(columns)} fields, as in the header"
                     )
                 yield table.line_num, row
         except csv.Error as error:
@@ -219,15 +220,15 @@ def _read_parquet(file: DataFile) -> Iterator[Numbered]:
                 for row in _rows_of(batch):
                     number += 1
                     yield number, _checked(row_of_table(row), f"{file.path}, row {number}")
-    # pyarrow raises them all: a table that claims more than there is, text that is no UTF-8, dates beyond the calendar
+    # pyarrow raises all of these: a table that claims more than it has, text that is not UTF-8, dates out of range
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file.path} is not a readable parquet file, seen after row {number}: {error}") from error
+        raise DataError(f"{file.path} is not a readable parquet file (after row {number}): {error}") from error
 
 
 def _rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
-    """The rows of a batch; a column of times that Python has no form for gives their numbers."""
+    """The rows of a batch; times that Python cannot represent become integers."""
     import pyarrow
 
     try:
@@ -238,9 +239,9 @@ def _rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _representable(column: pyarrow.Array) -> pyarrow.Array:
-    """The column, or, where Python cannot hold its times (after the year 9999, in an unknown zone), their numbers.
+    """The column, with integers for times that Python cannot represent (after the year 9999, in an unknown zone).
 
-    What fails for another reason stays as it is, and fails again.
+    A column that fails for another reason is returned unchanged, and fails again.
     """
     import pyarrow
 
@@ -253,7 +254,7 @@ def _representable(column: pyarrow.Array) -> pyarrow.Array:
 
 
 def _with_numbers(kind: pyarrow.DataType) -> pyarrow.DataType:
-    """The type with integers where it has times, at any depth."""
+    """The type with integers in place of times, at any depth."""
     import pyarrow
 
     types = pyarrow.types
@@ -272,8 +273,8 @@ def _with_numbers(kind: pyarrow.DataType) -> pyarrow.DataType:
 
 
 def _check_columns(columns: list[str], file: DataFile) -> None:
-    if twice := {name for name in columns if columns.count(name) > 1}:
-        raise DataError(f"{file.path}: the column {min(twice)!r} is there twice: keep one")
+    if duplicates := {name for name in columns if columns.count(name) > 1}:
+        raise DataError(f"{file.path}: duplicate column {min(duplicates)!r}: keep one")
 
 
 _READERS: Mapping[str, Callable[[DataFile], Iterator[Numbered]]] = {

@@ -1,4 +1,4 @@
-"""Remarks about rows that are used all the same: counted where rows are read, said once."""
+"""Remarks about rows that are used nevertheless: counted while rows are read, logged once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ logger = logging.getLogger("abkd")
 
 
 class Remark(NamedTuple):
-    """A sentence about a row, the same for all rows of a kind. ``warning``: something in the row is not used."""
+    """A sentence about a row, the same for all rows of a kind. ``warning``: a part of the row is not used."""
 
     text: str
     warning: bool = False
 
 
-def say(remarks: Mapping[Remark, int], name: str, rows: int) -> None:
-    """One line for each remark, with the number of rows it is about; about rows to evaluate on the warnings only."""
+def log_remarks(remarks: Mapping[Remark, int], name: str, rows: int) -> None:
+    """Log each remark once, with the number of rows it applies to; for evaluation rows, only the warnings."""
     for remark, count in sorted(remarks.items()):
         if remark.warning or name != "eval":
             level = logging.WARNING if remark.warning else logging.INFO

@@ -1,4 +1,4 @@
-"""Whether a chat template has written everything that a conversation holds."""
+"""Check that a chat template renders everything in a conversation."""
 
 from __future__ import annotations
 
@@ -16,56 +16,54 @@ _PROBE = "\N{SECTION SIGN}"
 
 
 def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: Any) -> Iterator[Remark]:
-    """Parts of a trained answer that are not in its text.
+    """Remarks about parts of a trained answer that are missing from its text.
 
-    Raises BadRowError where that is the answer itself.
+    Raises BadRowError if the answer itself is missing.
     """
     chat = replace(chat, messages=chat.messages[: turn + 1])
     message = chat.messages[turn]
     calls = message.get("tool_calls", ())
     given = message.get("content", "")
-    beside = answer.replace(given, "", 1) if isinstance(given, str) else answer  # where names of calls may stand too
+    rest = answer.replace(given, "", 1) if isinstance(given, str) else answer  # the content may mention calls too
     for call in calls:
-        if call["function"]["name"] not in beside and _is_lost(chat, call, full, tokenizer):
+        if call["function"]["name"] not in rest and _is_lost(chat, call, full, tokenizer):
             raise BadRowError(
                 "chat template does not render tool_calls",
                 f"the chat template does not render the tool_calls of message {turn + 1}, so the answer would be lost: "
-                "use a tokenizer whose template knows tools",
+                "use a tokenizer whose template supports tools",
             )
     if not _is_rendered(chat, turn, answer, full, tokenizer):
         if not calls:
-            raise BadRowError(
-                "chat template does not render the answer", f"the chat template leaves message {turn + 1} out"
-            )
+            raise BadRowError("chat template does not render the answer", f"the chat template omits message {turn + 1}")
         yield Remark("the chat template does not render the content of an answer that calls tools", warning=True)
     reasoning = reasoning_of(message)
     if reasoning and reasoning not in answer:
         field = next((name for name in REASONING if message.get(name)), "<think> in the content")
         yield Remark(
-            f"the chat template does not render {field} of a trained answer, so it is not learnt", warning=True
+            f"the chat template does not render {field} of a trained answer, so it is not trained on", warning=True
         )
 
 
 def check_prompt(chat: Chat, turn: int, prompt: str, answer: str, tokenizer: Any) -> None:
-    """Raise BadRowError where an earlier message is written behind the generation prompt, into the answer.
+    """Raise BadRowError if an earlier message is rendered after the generation prompt, in the answer.
 
-    Templates that put the system message into the next turn do so where that is the assistant's.
+    Templates that merge the system message into the next turn do this if that turn is the assistant's.
     """
     for index, message in enumerate(chat.messages[:turn]):
         content = message.get("content", "")
         if not isinstance(content, str) or content.strip() not in answer or content.strip() in prompt:
             continue
         probed = (*chat.messages[:index], {**message, "content": content + _PROBE}, *chat.messages[index + 1 : turn])
-        if _PROBE not in render(probed, chat.beside(), tokenizer, generation_prompt=True):
+        if _PROBE not in render(probed, chat.template_arguments(), tokenizer, generation_prompt=True):
             raise BadRowError(
                 "chat template writes an earlier turn into the answer",
                 f"the chat template writes message {index + 1} ({message['role']}) into the answer, message "
-                f"{turn + 1}, so it would be trained: begin with a user's turn",
+                f"{turn + 1}, so it would be trained on: start with a user turn",
             )
 
 
 def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
-    """Parts of all other messages and of the tools that are not in ``full``, the text of the conversation."""
+    """Remarks about parts of other messages and of tools that are missing from ``full``, the conversation's text."""
     trained = set(chat.trained_turns())
     for index, message in enumerate(chat.messages):
         if index not in trained and not _is_rendered(chat, index, full, full, tokenizer):
@@ -82,11 +80,11 @@ def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
         yield Remark("the chat template does not render tools", warning=True)
     for name in chat.template_kwargs or ():
         if name not in str(tokenizer.chat_template):
-            yield Remark(f"the chat template does not know {name!r} of chat_template_kwargs", warning=True)
+            yield Remark(f"the chat template does not use {name!r} from chat_template_kwargs", warning=True)
 
 
 def _is_lost(chat: Chat, call: Message, full: str, tokenizer: Any) -> bool:
-    """Whether a tool call of the last message changes nothing."""
+    """Whether the text is the same without this tool call of the last message."""
     *earlier, last = chat.messages
     others = [each for each in last["tool_calls"] if each is not call]
     bare = {"content": "", **{key: each for key, each in last.items() if key != "tool_calls"}}
@@ -94,7 +92,7 @@ def _is_lost(chat: Chat, call: Message, full: str, tokenizer: Any) -> bool:
 
 
 def _is_rendered(chat: Chat, index: int, text: str, full: str, tokenizer: Any) -> bool:
-    """Whether the content of a message is in ``text``, perhaps written in another way."""
+    """Whether the content of a message is in ``text``, possibly in another form."""
     message = chat.messages[index]
     given = message.get("content", "")
     content = given if isinstance(given, str) else "".join(part["text"] for part in given)
@@ -110,11 +108,11 @@ def _is_rendered(chat: Chat, index: int, text: str, full: str, tokenizer: Any) -
 
 
 def _changes_nothing(chat: Chat, messages: tuple[Message, ...], full: str, tokenizer: Any) -> bool:
-    """Whether the template writes ``full`` for these messages too, with or without a generation prompt."""
+    """Whether the template also renders these messages as ``full``, with or without a generation prompt."""
     try:
         return full in (
-            render(messages, chat.beside(), tokenizer, generation_prompt=True),
-            render(messages, chat.beside(), tokenizer, generation_prompt=False),
+            render(messages, chat.template_arguments(), tokenizer, generation_prompt=True),
+            render(messages, chat.template_arguments(), tokenizer, generation_prompt=False),
         )
     except BadRowError:
         return False

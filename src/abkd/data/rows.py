@@ -1,4 +1,4 @@
-"""Rows, each with the number under which its owner knows it, so that an error found later still names its line."""
+"""Rows with their numbers in the source, so that an error found later can still name the line."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Row = Mapping[str, Any]
 
 
 class Table(Sequence[Row]):
-    """Rows that are elsewhere than in memory."""
+    """Rows that are not in memory."""
 
     @property
     @abstractmethod
     def columns(self) -> set[str]:
-        """The names that any of the rows has."""
+        """The columns that any of the rows has."""
 
     @abstractmethod
     def take(self, indices: npt.NDArray[np.int64]) -> Table:
-        """Those at ``indices``, still elsewhere."""
+        """The rows at ``indices``, still not in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of several files: its numbers are those of all rows less ``before``."""
+    """One of several files; ``before`` is subtracted from a row's number to get its number in this file."""
 
     before: int
     name: str
@@ -41,9 +41,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Rows(Sequence[Row]):
-    """Rows in order, each with its number at the source (1-based): ``unit`` says whether that is a line or a row.
+    """Rows in order, each with its number in the source (1-based), which counts lines or rows (``unit``).
 
-    ``parts``: the files, where there are several; numbers then go on from one to the next.
+    ``parts``: the files, if there are several; numbers then continue from one to the next.
     """
 
     rows: Sequence[Row]
@@ -74,11 +74,11 @@ class Rows(Sequence[Row]):
 
     @property
     def columns(self) -> set[str]:
-        """The names that any of the rows has."""
+        """The columns that any of the rows has."""
         return self.rows.columns if isinstance(self.rows, Table) else set(itertools.chain.from_iterable(self.rows))
 
     def place(self, number: int) -> str:
-        """Where the row with this number is: its line or row, and in which of several files."""
+        """The location of the row with this number: its line or row, and its file if there are several."""
         if not self.parts:
             return f"{self.unit} {number}"
         part = self.parts[bisect.bisect_left(self.parts, number, key=lambda part: part.before) - 1]
@@ -94,5 +94,5 @@ def fingerprint(rows: Iterable[Row]) -> str:
 
 
 def canonical(value: Any) -> str:
-    """A text of a value that does not depend on the order of its keys."""
+    """JSON of a value, independent of the order of its keys."""
     return json.dumps(value, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""The order in which rows are visited when rows of similar length share a batch."""
+"""Sampler that batches rows of similar length."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-_BATCHES_PER_POOL = 50  # rows are sorted by length within a random pool of so many batches
+_BATCHES_PER_POOL = 50  # rows are sorted by length within a random pool of this size
 
 
 class LengthGroupedSampler(Sampler[int]):
     """Indices in an order that puts similar lengths into the same batch.
 
-    The order is a function of ``(seed, epoch)`` alone, so a resumed run meets the rows it would have met. Batches come
-    in random order, except that the one with the longest row is first (a lack of memory shows at once) and an
-    incomplete one is last.
+    The order depends only on ``(seed, epoch)``, so a resumed run sees the same rows as an uninterrupted one. Batches
+    come in random order, except that the one with the longest row is first (so that running out of memory shows at
+    once) and an incomplete one is last.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int = 0) -> None:
@@ -33,15 +33,15 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batch
 
     def _batches(self) -> list[list[int]]:
-        chance = random.Random(f"{self.seed}/{self.epoch}")
-        order = chance.sample(range(len(self)), len(self))
+        rng = random.Random(f"{self.seed}/{self.epoch}")
+        order = rng.sample(range(len(self)), len(self))
         pool = self.batch_size * min(_BATCHES_PER_POOL, max(1, len(self) // (4 * self.batch_size)))
         grouped: list[int] = []
         for start in range(0, len(self), pool):
             grouped += sorted(order[start : start + pool], key=lambda index: -self.lengths[index])
         whole = len(self) - len(self) % self.batch_size
         batches = [grouped[start : start + self.batch_size] for start in range(0, whole, self.batch_size)]
-        chance.shuffle(batches)
+        rng.shuffle(batches)
         if batches:
             batches.insert(0, batches.pop(max(range(len(batches)), key=lambda i: self._longest(batches[i]))))
         return [*batches, grouped[whole:]]

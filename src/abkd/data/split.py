@@ -1,4 +1,4 @@
-"""The rows that are held out: whole groups of one prompt, chosen by their hashes."""
+"""Hold out rows for evaluation: whole groups that share a prompt, chosen by the prompt's hash."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Indices = npt.NDArray[np.int64]
 def split_held_out(rows: Iterable[Row], fraction: float, seed: int = 0) -> tuple[Rows, Rows]:
     """``(train, held out)``, both in the order given; ``fraction`` in (0, 1) of the rows is held out, at least one.
 
-    Rows with the same prompt stay together, so that nothing held out was seen in training. Which prompts are held out
-    depends on the hash of the prompt and on ``seed`` alone, not on the order of the rows.
-    Raises DataError where there are not two different prompts.
+    Rows with the same prompt stay together, so that no held-out prompt is seen in training. Which prompts are held out
+    depends only on the hash of the prompt and on ``seed``, not on the order of the rows.
+    Raises DataError if there are fewer than two distinct prompts.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
+        raise DataError(f"the held-out fraction must be between 0 and 1, got {fraction}")
     rows = load_rows(rows)
-    held = _known(rows, fraction, seed)
+    held = _indices(rows, fraction, seed)
     return rows.take(np.delete(np.arange(len(rows)), held)), rows.take(held)
 
 
-def _known(rows: Rows, fraction: float, seed: int) -> Indices:
-    """The indices of the rows held out; of stored rows they are looked for once."""
+def _indices(rows: Rows, fraction: float, seed: int) -> Indices:
+    """The indices of the held-out rows; for stored rows they are computed once."""
     if isinstance(rows.rows, StoredRows):
         return rows.rows.remember(f"held-out {fraction!r} {seed}", lambda: _held_out(rows, fraction, seed))
     return _held_out(rows, fraction, seed)
@@ -45,17 +45,17 @@ def _held_out(rows: Rows, fraction: float, seed: int) -> Indices:
     order, sizes = _groups(rows, seed)
     if len(sizes) < 2:
         raise DataError(
-            f"{rows.name or 'the data set'} has one distinct prompt in {len(rows)} rows, "
-            "so nothing can be held out without leaking: give a separate evaluation file"
+            f"{rows.name or 'the dataset'} has only one distinct prompt in {len(rows)} rows, "
+            "so nothing can be held out without leaking: provide a separate evaluation file"
         )
     chosen = _choose(sizes.tolist(), max(1, round(fraction * len(rows))))
     return np.sort(order[np.repeat(chosen, sizes)])
 
 
 def _groups(rows: Rows, seed: int) -> tuple[Indices, Indices]:
-    """The rows in the order of their prompts' hashes, and how many of them in turn have the same."""
+    """The rows in the order of their prompts' hashes, and the size of each group with the same prompt."""
     digests = bytearray()
-    for row in progress(rows, len(rows), "looking for equal prompts"):
+    for row in progress(rows, len(rows), "looking for identical prompts"):
         digests += hashlib.sha256(f"{seed}\n{_prompt_of(row)}".encode()).digest()
     words = np.frombuffer(digests, dtype=">u8").reshape(len(rows), 4)
     order = np.lexsort(words.T[::-1])
@@ -65,7 +65,7 @@ def _groups(rows: Rows, seed: int) -> tuple[Indices, Indices]:
 
 
 def _choose(sizes: list[int], wanted: int) -> npt.NDArray[np.bool_]:
-    """FullDistribution groups in turn, as long as they fit into ``wanted`` rows; never none."""
+    """The groups in turn that still fit into ``wanted`` rows; at least one."""
     chosen = np.zeros(len(sizes), dtype=bool)
     held = 0
     for group, size in enumerate(sizes):
@@ -77,7 +77,7 @@ def _choose(sizes: list[int], wanted: int) -> npt.NDArray[np.bool_]:
 
 
 def _prompt_of(row: Row) -> str:
-    """The prompt, which two rows must not share across the split: the text before the first trained token."""
+    """The text before the first trained token, which must not be on both sides of the split."""
     conversations = [row[name] for name in CONVERSATIONS if isinstance(row.get(name), list)]
     if row.get("prompt") is not None:
         prompt = row["prompt"]

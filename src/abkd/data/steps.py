@@ -1,4 +1,4 @@
-"""From a row to its examples: one pure function that can be sent to another process."""
+"""Turn a row into its examples: one pure function that can be sent to another process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from abkd.data.bad_rows import BadRowError
-from abkd.data.beside import check_text_only, read_template_kwargs
+from abkd.data.extra_columns import check_text_only, read_template_kwargs
 from abkd.data.formats import Chat, Parser, PlainPair, PlainPrompt, PlainText, Record, context_of
 from abkd.data.remarks import Remark
 from abkd.data.rows import Row
@@ -17,11 +17,11 @@ from abkd.data.tokenize import Form, TokenizedRow, tokenize
 from abkd.errors import ConfigError, DataError
 
 _AS_TURNS = Remark(
-    "prompt and completion become a user's and an assistant's turn of the chat template (apply_chat_template: false "
-    "trains them as plain text)"
+    "prompt and completion are rendered as a user turn and an assistant turn of the chat template "
+    "(apply_chat_template: false trains them as plain text)"
 )
-_AS_IT_IS = Remark("the prompt holds tokens of the chat template already, so it is used as it is")
-_WITHOUT_SYSTEM = Remark("without a chat template the system message and the history are not used", warning=True)
+_AS_IS = Remark("the prompt already contains tokens of the chat template, so it is used as is")
+_WITHOUT_SYSTEM = Remark("without a chat template, the system message and the history are not used", warning=True)
 _WITHOUT_TEMPLATE = Remark(
     "no chat template is applied to the row, so its chat_template_kwargs are not used", warning=True
 )
@@ -29,9 +29,9 @@ _WITHOUT_TEMPLATE = Remark(
 
 @dataclass(frozen=True)
 class Steps:
-    """Parse, render, tokenise. Calling it raises BadRowError for a row that cannot be used.
+    """Parse, render and tokenise a row. Calling it raises BadRowError for a row that cannot be used.
 
-    ``apply_chat_template``: of plain prompts and completions; None decides row by row. ``context``: what a
+    ``apply_chat_template``: for plain prompts and completions; None decides row by row. ``context``: text that a
     ``privileged`` teacher reads first, None for the row's own.
     """
 
@@ -52,7 +52,7 @@ class Steps:
         return made._replace(remarks=(*remarks, *made.remarks), form=_form(record))
 
     def renders(self, rows: Iterable[Row]) -> bool:
-        """Whether the first row that can be read becomes a conversation."""
+        """Whether the first usable row becomes a conversation."""
         for row in rows:
             try:
                 return isinstance(self._record(row)[0], Chat)
@@ -61,7 +61,7 @@ class Steps:
         return False
 
     def _record(self, row: Row) -> tuple[Record, Remark | None]:
-        """The row, as turns where it is to be, and what is to be said about that."""
+        """The parsed row, as turns if it is to be rendered, and a remark about that."""
         check_text_only(row)
         record = self.parser(row)
         if isinstance(record, Chat):
@@ -69,9 +69,7 @@ class Steps:
             return record, None
         if isinstance(record, PlainText):
             if self.apply_chat_template:
-                raise DataError(
-                    "apply_chat_template needs prompt and completion, and the data has text: set it to false"
-                )
+                raise DataError("apply_chat_template needs columns prompt and completion, got text: set it to false")
             return record, None
         if self.apply_chat_template:
             _check_applicable(self.tokenizer)
@@ -82,7 +80,7 @@ class Steps:
         if self.apply_chat_template is None and self.tokenizer.chat_template:
             if not _holds_template(record, self.tokenizer):
                 return record.as_chat(), _AS_TURNS
-            return record, _AS_IT_IS
+            return record, _AS_IS
         return (replace(record, before=()), _WITHOUT_SYSTEM) if record.before else (record, None)
 
 
@@ -95,21 +93,21 @@ def _form(record: Record) -> Form:
 def _check_has_template(tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise DataError(
-            "the data is a conversation and the tokenizer has no chat template: "
-            "set tokenizer.chat_template, or give prompt and completion as plain strings"
+            "the data has conversations but the tokenizer has no chat template: "
+            "set tokenizer.chat_template, or use plain strings for prompt and completion"
         )
 
 
 def _check_applicable(tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise ConfigError(
-            "apply_chat_template is true, and the tokenizer has no chat template: set it to null or false, or give the "
-            "tokenizer one"
+            "apply_chat_template is true but the tokenizer has no chat template: set it to null or false, or add a "
+            "chat template to the tokenizer"
         )
 
 
 def _holds_template(record: PlainPair | PlainPrompt, tokenizer: Any) -> bool:
-    """Whether a prompt was rendered already: it holds a special token of the template, or its words at an end."""
+    """Whether a prompt is already rendered: it has a special token of the template, or starts or ends with its text."""
     opening, ending, specials = _marks(tokenizer, str(tokenizer.chat_template))
     prompt = record.prompt.strip()
     return (
@@ -123,12 +121,12 @@ def _holds_template(record: PlainPair | PlainPrompt, tokenizer: Any) -> bool:
 def _marks(tokenizer: Any, template: str) -> tuple[str, str, tuple[str, ...]]:
     """The text that the template writes before and after a question, and the added tokens in it.
 
-    ``template`` is the tokenizer's own, which somebody may change while the tokenizer stays.
+    ``template`` is the tokenizer's own; it is a parameter because it can be changed on the same tokenizer.
     """
     try:
         text = render([{"role": "user", "content": "\N{SECTION SIGN}"}], {}, tokenizer, generation_prompt=True)
-    except BadRowError:  # then every row says so
+    except BadRowError:  # every row will report it
         return "", "", ()
-    before, _, behind = text.partition("\N{SECTION SIGN}")
+    before, _, after = text.partition("\N{SECTION SIGN}")
     added = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    return before.strip(), behind.strip(), tuple(token for token in sorted(added) if token in text)
+    return before.strip(), after.strip(), tuple(token for token in sorted(added) if token in text)

@@ -1,6 +1,7 @@
-"""Large data sets in the cache directory: their rows and tokens, read where they are used.
+"""Large datasets in the cache directory: their rows and tokens, memory-mapped.
 
-It is a copy of private data, so only its owner may read it; ``abkd clean`` deletes it. A folder is whole or not there.
+The cache holds copies of private data, so only their owner may read them; ``abkd clean`` deletes them. A folder is
+either complete or absent.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ logger = logging.getLogger("abkd")
 
 _MANIFEST = "manifest.json"
 _ARROW = "data.arrow"
-_BLOCK = 1 << 23  # bytes read at once, or of rows that are written at once
+_BLOCK = 1 << 23  # bytes that are read at once, or of rows that are written at once
 _BATCH = 10_000  # rows that are written at once
 _SCHEMA = pyarrow.schema({"row": pyarrow.string(), "number": pyarrow.int64(), "columns": pyarrow.int32()})
 
 
 def data_cache() -> Path:
-    """The folder that holds them all."""
+    """The folder with all cached datasets."""
     return cache_directory() / "data"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder of the cache, and what its manifest says."""
+    """A folder of the cache, and the content of its manifest."""
 
     folder: Path
     about: Mapping[str, Any]
@@ -56,20 +57,20 @@ class Kept:
 
 
 def keep(name: str, build: Callable[[Path], Mapping[str, Any]], *, verify: bool = False) -> Kept:
-    """The folder ``name`` of the cache; if it is not there, ``build`` writes its Arrow file and says what it is.
+    """The folder ``name`` of the cache; if absent, ``build`` writes its Arrow file and returns its manifest entries.
 
-    Several processes may ask at once: one builds, the others wait. ``verify`` reads the file and looks at its hash.
-    Raises StorageError where the disk refuses.
+    Several processes may call this at once: one builds, the others wait. ``verify`` reads the file and checks its hash.
+    Raises StorageError on a disk error.
     """
     place = data_cache()
-    found = _whole(place / name, verify)
+    found = _complete(place / name, verify)
     if found is not None:
         return found
-    way_out = "Make room, or let ABKD_CACHE name a folder that has it"
+    way_out = "Free some space, or set ABKD_CACHE to a folder on another disk"
     with disk_errors(f"the copy of the data in {place}", way_out):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(place / f".{name}.lock"):
-            return _whole(place / name, verify) or _built(place / name, build)
+            return _complete(place / name, verify) or _built(place / name, build)
 
 
 @contextmanager
@@ -77,13 +78,13 @@ def _locked(file: Path) -> Iterator[None]:
     file.touch(mode=0o600)
     with file.open("w") as handle:
         if not lock_file(handle):
-            logger.info("abkd: another process prepares the same data; waiting for it")
+            logger.info("abkd: another process is preparing the same data; waiting for it")
             lock_file(handle, wait=True)
         yield
 
 
 def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Kept:
-    for left in (folder, *folder.parent.glob(f".{folder.name}.*.draft")):  # damaged, or of a process that died
+    for left in (folder, *folder.parent.glob(f".{folder.name}.*.draft")):  # damaged, or left by a process that died
         shutil.rmtree(left, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".draft", dir=folder.parent))  # 0700
     try:
@@ -100,19 +101,19 @@ def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Kept:
     return Kept(folder, about)
 
 
-def _whole(folder: Path, verify: bool) -> Kept | None:
+def _complete(folder: Path, verify: bool) -> Kept | None:
     about, file = read_checksummed(folder / _MANIFEST), folder / _ARROW
     if about is None or not file.is_file() or file.stat().st_size != about.get("size"):
         return None
     if verify and hash_of(file) != about["hash"]:
-        logger.warning("abkd: %s was damaged, so it is made again", folder)
+        logger.warning("abkd: %s is damaged and will be rebuilt", folder)
         return None
-    os.utime(folder)  # used now
+    os.utime(folder)  # marks it as recently used
     return Kept(folder, about)
 
 
 def hash_of(file: Path) -> str:
-    """32 hexadecimal digits of its content (read, not mapped: it would count as memory)."""
+    """32 hexadecimal digits of the file's content (read, since pages that are mapped count as memory)."""
     digest = hashlib.blake2b(digest_size=16)
     with file.open("rb", buffering=0) as handle:
         while block := handle.read(_BLOCK):
@@ -122,7 +123,7 @@ def hash_of(file: Path) -> str:
 
 @cache
 def code() -> str:
-    """Version of the code that writes: a hash of this package's source, and Arrow's version."""
+    """Version of the code that writes the cache: a hash of this package's source, and Arrow's version."""
     digest = hashlib.blake2b(pyarrow.__version__.encode(), digest_size=8)
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
@@ -135,9 +136,9 @@ def key(*facts: Any) -> str:
 
 
 class StoredRows(Table):
-    """Rows in an Arrow file, each as the text of its own JSON: a table's columns would fill in what a row has not.
+    """Rows in an Arrow file, each as a JSON string: the columns of a table would add keys that a row does not have.
 
-    ``chosen``: int64, the indices of those that are meant; None means all.
+    ``chosen``: int64, the indices of the selected rows; None selects all.
     """
 
     def __init__(self, folder: Path, chosen: npt.NDArray[np.int64] | None = None) -> None:
@@ -151,7 +152,7 @@ class StoredRows(Table):
         place = range(len(self))[index]
         return json.loads(self._table["row"][place if self._chosen is None else int(self._chosen[place])].as_py())
 
-    def __reduce__(self) -> Any:  # to a worker goes where they are, not what is in them
+    def __reduce__(self) -> Any:  # workers get the location, not the data
         return StoredRows, (self.folder, self._chosen)
 
     def take(self, indices: npt.NDArray[np.int64]) -> StoredRows:
@@ -160,30 +161,30 @@ class StoredRows(Table):
 
     @property
     def numbers(self) -> npt.NDArray[np.int64]:
-        """Under which number its owner knows each."""
+        """The number of each row in its source."""
         return self._of("number")
 
     @property
     def columns(self) -> set[str]:
-        """The names that any of these rows has."""
+        """The columns that any of these rows has."""
         shapes = self._about["shapes"]
         return {name for shape in np.unique(self._of("columns")).tolist() for name in shapes[shape]}
 
     @property
     def key(self) -> str:
-        """The same for the same rows, wherever they come from."""
+        """Identifier of these rows, independent of where they come from."""
         chosen = b"" if self._chosen is None else self._chosen.tobytes()
         return f"{self.folder.name} {hashlib.blake2b(chosen, digest_size=16).hexdigest()}"
 
-    def remember(self, question: str, answer: Callable[[], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-        """Indices that take long to find, looked for once and kept beside the rows."""
+    def remember(self, question: str, compute: Callable[[], npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+        """Indices that take long to compute; they are computed once and stored next to the rows."""
         if self._chosen is not None:
-            return answer()
+            return compute()
         file = self.folder / f"{key(question)}.json"
         known = read_checksummed(file)
         if known is None:
-            known = {"question": question, "indices": answer().tolist()}
-            with disk_errors(f"the copy of the data in {self.folder}", "Make room"):
+            known = {"question": question, "indices": compute().tolist()}
+            with disk_errors(f"the copy of the data in {self.folder}", "Free some space"):
                 write_checksummed(file, known)
                 file.chmod(0o600)
         return np.array(known["indices"], dtype=np.int64)
@@ -198,7 +199,7 @@ class StoredRows(Table):
 
 
 def write_rows(file: Path, rows: Iterable[tuple[int, Row]]) -> dict[str, Any]:
-    """Numbered rows into an Arrow file; returns what the manifest must say of them."""
+    """Write numbered rows into an Arrow file; returns their manifest entries."""
     shapes: dict[tuple[str, ...], int] = {}
 
     def arrow(batch: Sequence[tuple[int, bytes, tuple[str, ...]]]) -> pyarrow.RecordBatch:
@@ -227,18 +228,18 @@ def _batches(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, bytes,
 
 def _json(row: Row) -> bytes:
     try:
-        return json.dumps(row, ensure_ascii=False, default=_no_text).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return json.dumps(row, default=_no_text).encode()
+        return json.dumps(row, ensure_ascii=False, default=_not_json).encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return json.dumps(row, default=_not_json).encode()
 
 
-def _no_text(value: Any) -> dict[str, str]:
-    """What JSON has no form for, such as a date; not as a text, which would be trained on."""
+def _not_json(value: Any) -> dict[str, str]:
+    """JSON for a value that has none, such as a date; not as a string, which would be trained on."""
     return {type(value).__name__: str(value)}
 
 
 def write_batches(file: Path, schema: pyarrow.Schema, batches: Iterable[pyarrow.RecordBatch]) -> None:
-    """Batches into an Arrow file."""
+    """Write batches into an Arrow file."""
     with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)

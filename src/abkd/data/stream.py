@@ -1,6 +1,6 @@
-"""Training rows that are read when their turn comes: for data that fits neither memory nor disk.
+"""Training rows that are read as they are needed, for data that fits neither memory nor disk.
 
-Nothing of them is kept, so nothing is known of a row before it is trained on; docs/data.md says what that costs.
+Nothing is stored, so nothing is known about a row before it is trained on; docs/data.md lists the consequences.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from abkd.errors import DataError
 logger = logging.getLogger("abkd")
 
 HEAD = 1_000
-"""How many rows are looked at before the first step."""
+"""Number of rows that are checked before the first step."""
 WINDOW = 10_000
-"""Rows in memory, which are shuffled among themselves."""
+"""Size of the shuffle buffer, in rows."""
 
 Placed = tuple[str, Row]
-"""A row, and where it is."""
+"""The location of a row, and the row."""
 
 
 class RowStream(ABC):
-    """Rows that can be read one after the other, as often as one likes. ``name``: for messages."""
+    """Rows that can be read in order, any number of times. ``name``: for messages."""
 
     name: str
 
     @abstractmethod
     def read(self) -> Iterator[Placed]:
-        """The rows, from the first one on; raises DataError where one cannot be read."""
+        """The rows, starting with the first; raises DataError if one cannot be read."""
 
     def first(self) -> list[Placed]:
-        """The rows that are looked at before the first step."""
+        """The rows that are checked before the first step."""
         return list(itertools.islice(self.read(), HEAD))
 
     @abstractmethod
     def facts(self) -> list[Any]:
-        """Plain values that change when the data does, as far as that can be told without reading it."""
+        """Plain values that identify the data without reading it, such as names and sizes."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class _OfHub(RowStream):
 
 
 def stream_rows(source: str | Path | Sequence[str | Path], *, config: str | None = None, split: str = "train") -> Any:
-    """The rows of files (all that ``load_rows`` takes), or of a dataset on the hub, as a stream to train on.
+    """The rows of files (as in ``load_rows``), or of a dataset on the hub, as a stream to train on.
 
-    Raises DataError: a file that is not there, or of a kind that is not read.
+    Raises DataError: a file that does not exist, or of an unsupported type.
     """
     files = find_files(source)
     if files:
@@ -104,17 +104,17 @@ def stream_rows(source: str | Path | Sequence[str | Path], *, config: str | None
 
 
 class StreamedDataset(ExampleDataset):
-    """Examples of a stream, as many as a run trains on, each made when it is asked for.
+    """Examples of a stream, as many as a run trains on, created on access.
 
-    They are shuffled among the 10 000 that are in memory; after the last row comes the first one again. An example
-    depends on ``seed`` and its index alone, so several processes, each of which reads all rows, agree, and a resumed
-    run goes on where it was. Of a row that makes several examples one is taken each time, by chance. A row that cannot
-    be used is an error, or with ``on_bad_row="drop"`` an example without trained tokens.
+    Rows are shuffled within a buffer of 10 000; after the last row, the stream starts over. An example depends only on
+    ``seed`` and its index, so several processes, each of which reads all rows, agree, and a resumed run continues where
+    it stopped. If a row has several examples, each pass picks one at random. A row that cannot be used raises, or, with
+    ``on_bad_row="drop"``, becomes an example without trained tokens.
 
-    ``account``: of the first rows, which were looked at. ``head``: their examples.
+    ``account``: counts of the first rows, which were checked. ``head``: their examples.
     """
 
-    indexed_by_epoch = True  # so that the order stays the stream's
+    indexed_by_epoch = True  # keeps the order of the stream
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class StreamedDataset(ExampleDataset):
         self._length, self._seed, self._on_bad_row = length, seed, on_bad_row
         self._chunks: Sequence[Sequence[int]] = ()
         self._rows: Iterator[Placed] = iter(())
-        self._next = length  # so that the first one asked for begins the stream
+        self._next = length  # so that the first access starts the stream
 
     def __len__(self) -> int:
         return self._length
@@ -148,7 +148,7 @@ class StreamedDataset(ExampleDataset):
             example["pretrain_ids"] = list(self._chunks[index % len(self._chunks)])
         return example
 
-    def __getstate__(self) -> dict[str, Any]:  # to another process goes what is read, not how far it was read
+    def __getstate__(self) -> dict[str, Any]:  # other processes get the source, not the position
         return {**self.__dict__, "_rows": iter(()), "_next": self._length}
 
     def with_pretraining(self, chunks: Sequence[Sequence[int]]) -> StreamedDataset:
@@ -163,15 +163,15 @@ class StreamedDataset(ExampleDataset):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the names and sizes of the files: what is in them has not been read."""
+        """16 hexadecimal digits of the names and sizes of the files, whose content has not been read."""
         return hashlib.sha256(json.dumps(self.stream.facts()).encode()).hexdigest()[:16]
 
     def spread(self, count: int) -> list[int]:
-        """The first ones: others are a long way off."""
+        """The first examples, since later ones take long to reach."""
         return list(range(min(count, len(self))))
 
     def padding_example(self) -> Example:
-        """The first token of the first row: nothing predicts it."""
+        """The first token of the first row, which nothing predicts."""
         return padding_example(self.head[0])
 
     def _row(self, index: int) -> Placed:
@@ -182,13 +182,13 @@ class StreamedDataset(ExampleDataset):
         return place, row
 
     def _shuffled(self) -> Iterator[Placed]:
-        """The rows in the order of training, without end."""
+        """The rows in training order, endlessly."""
         for turn in itertools.count():
             rows = self.stream.read()
             for number in itertools.count():
                 window = list(itertools.islice(rows, WINDOW))
                 if not window and not number:
-                    raise DataError(f"{self.stream.name} has no rows any more: it had some when the run began")
+                    raise DataError(f"{self.stream.name} no longer has rows, but had some when the run started")
                 if not window:
                     break
                 random.Random(f"{self._seed}/{turn}/{number}").shuffle(window)
@@ -200,8 +200,8 @@ class StreamedDataset(ExampleDataset):
         except BadRowError as error:
             if self._on_bad_row == "error":
                 raise DataError(
-                    f"{self.stream.name}, {place}: {error}. Repair it, or set on_bad_row: drop to leave such rows out"
+                    f"{self.stream.name}, {place}: {error}. Fix it, or set on_bad_row: drop to skip such rows"
                 ) from error
-            logger.warning("abkd: %s, %s is left out: %s", self.stream.name, place, error)
+            logger.warning("abkd: %s, %s is skipped: %s", self.stream.name, place, error)
             return self.padding_example()
         return random.Random(f"{self._seed}/{index}").choice(examples)

@@ -1,4 +1,4 @@
-"""Counts of rows on their way to examples: bad ones, cut ones, and those worth a remark."""
+"""Counts kept while rows become examples: bad rows, truncated rows, and remarks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from abkd.data.rows import Row
 from abkd.data.tokenize import Example, TokenizedRow
 
 NAMED_ROWS = 10
-"""Bad rows that an error message spells out."""
+"""Number of bad rows that an error message lists."""
 
 _COUNTS = ("rows", "truncated", "cut_tokens", "rendered", "plain")
 
 
 @dataclass
 class Tally:
-    """``counts``: as in :class:`Account`. ``bad``: the first bad rows, each with its place, in a sentence."""
+    """Counts of rows. ``counts``: as in :class:`Account`. ``bad``: the first bad rows, with location and reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -29,7 +29,7 @@ class Tally:
     bad: list[str] = field(default_factory=list)
 
     def examples_of(self, row: Row, place: str, steps: Callable[[Row], TokenizedRow]) -> list[Example]:
-        """The examples that ``steps`` make of a row, which is counted; of a bad one there are none."""
+        """Count a row and return the examples that ``steps`` make of it; none for a bad row."""
         self.counts["rows"] += 1
         try:
             made = steps(row)
@@ -43,24 +43,24 @@ class Tally:
         return made.examples
 
     def add(self, later: Tally) -> None:
-        """Count what was counted of later rows."""
+        """Add the counts of later rows."""
         self.counts.update(later.counts)
         self.dropped.update(later.dropped)
         self.remarks.update(later.remarks)
         self._name_bad(later.bad)
 
     def account(self) -> Account:
-        """The account that stays with a data set; reasons in order of frequency."""
+        """The account that is stored with a dataset; reasons in order of frequency."""
         return Account(dropped=dict(self.dropped.most_common()), **{name: self.counts[name] for name in _COUNTS})
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The tally as JSON values."""
         remarks = [[*remark, count] for remark, count in self.remarks.items()]
         return {"counts": dict(self.counts), "dropped": dict(self.dropped), "remarks": remarks, "bad": self.bad}
 
     @classmethod
     def of_plain(cls, values: Mapping[str, Any]) -> Tally:
-        """The tally that :meth:`plain` wrote."""
+        """The tally from the output of :meth:`plain`."""
         remarks = Counter({Remark(*remark): count for *remark, count in values["remarks"]})
         return cls(Counter(values["counts"]), Counter(values["dropped"]), remarks, list(values["bad"]))
 

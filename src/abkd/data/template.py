@@ -1,6 +1,6 @@
-"""Rendering of messages by a tokenizer's chat template, and the message where it fails.
+"""Render messages with a tokenizer's chat template, and report its failures.
 
-A template is a program that came with the model: it may refuse a conversation, or fail in any way.
+A template is a program that comes with the model: it may reject a conversation, or fail in any way.
 """
 
 from __future__ import annotations
@@ -18,65 +18,65 @@ from abkd.data.messages import Message
 from abkd.errors import ConfigError
 
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)
-"""The date that templates write which ask for it: Llama's own where there is no clock; the true one would make every
-day's rows others, which no run could go on with and no cache knows."""
+"""The date for templates that write today's date: Llama's own default when there is no clock. With the real date, rows
+would change every day, so that no run could be resumed and no cache found on the next one."""
 
 FAILS = "chat template fails on the conversation"
-"""The reason of rows on which a template stumbles, without a word of its own."""
+"""The reason for rows on which a template fails without a message of its own."""
 
 _CLOCK = "strftime_now"
 _STOPPED = (
     f"{{% macro {_CLOCK}(format) %}}{{{{ format"
     + "".join(f"|replace('%{each}', '{TODAY:%{each}}')" for each in "aAbBdHIjmMpSyY")
-    + " }}{% endmacro %}{{ '' }}"  # the last, since white space behind a block goes
+    + " }}{% endmacro %}{{ '' }}"  # last, since whitespace after a block is stripped
 )
-_PATIENCE, _MUCH_TEXT = 60.0, 10_000_000  # seconds and characters that a template may take for two short turns
-_ASKED: Message = {"role": "user", "content": "a"}
-_ANSWERED: Message = {"role": "assistant", "content": "b"}
+_PATIENCE, _MUCH_TEXT = 60.0, 10_000_000  # seconds, and characters, for two short turns
+_QUESTION: Message = {"role": "user", "content": "a"}
+_ANSWER: Message = {"role": "assistant", "content": "b"}
 _CONVERSATIONS = (
-    (_ASKED,),
-    (_ASKED, _ANSWERED),
-    ({"role": "system", "content": "c"}, _ASKED, _ANSWERED, _ASKED),
-    (_ASKED, {**_ANSWERED, "reasoning_content": "d"}, _ASKED, _ANSWERED),
+    (_QUESTION,),
+    (_QUESTION, _ANSWER),
+    ({"role": "system", "content": "c"}, _QUESTION, _ANSWER, _QUESTION),
+    (_QUESTION, {**_ANSWER, "reasoning_content": "d"}, _QUESTION, _ANSWER),
 )
-"""A conversation that different templates write in different ways."""
+"""Conversations that different templates render differently."""
 
 _OF_THE_MESSAGES = (jinja2.UndefinedError, KeyError, IndexError, AttributeError)
-"""Errors of a template that was written for other messages."""
+"""Errors of a template that expects messages of another form."""
 
 
 def check_template(tokenizer: Any) -> None:
-    """Refuse a chat template that cannot render a question and its answer at all.
+    """Reject a chat template that cannot render even a question and its answer.
 
     Raises:
-        ConfigError: it is broken, or has not ended after a minute.
+        ConfigError: the template is broken, or does not finish within a minute.
     """
     if not tokenizer.chat_template:
         return
-    turns = (_ASKED, _ANSWERED)
+    turns = (_QUESTION, _ANSWER)
     outcome: list[Exception | str] = []
     worker = threading.Thread(target=_try, args=(turns, tokenizer, outcome), daemon=True)
     worker.start()
     worker.join(_PATIENCE)
-    (result,) = outcome or [TimeoutError(f"it has not ended after {_PATIENCE:.0f} s")]
+    (result,) = outcome or [TimeoutError(f"it did not finish within {_PATIENCE:.0f} s")]
     if isinstance(result, str) and len(result) > _MUCH_TEXT:
-        result = OverflowError(f"it makes {len(result):,} characters of two letters")
+        result = OverflowError(f"it writes {len(result):,} characters for two letters")
     if isinstance(result, Exception) and not _is_refusal(result):
         raise ConfigError(
-            f"the tokenizer's chat template is broken ({_named(result)}), so no conversation can be rendered: repair "
+            f"the tokenizer's chat template is broken ({_named(result)}), so no conversation can be rendered: fix "
             "chat_template.jinja (or chat_template in tokenizer_config.json)"
         ) from result
 
 
 def same_template(one: Any, other: Any) -> bool:
-    """Whether two tokenizers with chat templates write short conversations alike."""
+    """Whether two tokenizers with chat templates render short conversations alike."""
     if one.chat_template == other.chat_template:
         return True
     return all(_written(each, one) == _written(each, other) for each in _CONVERSATIONS)
 
 
 def _written(messages: Sequence[Message], tokenizer: Any) -> str | None:
-    """The messages rendered as a prompt; None where the template refuses."""
+    """The rendered messages, as a prompt if they end with the user; None if the template fails."""
     try:
         return render(messages, {}, tokenizer, generation_prompt=messages[-1]["role"] == "user")
     except BadRowError:
@@ -84,12 +84,12 @@ def _written(messages: Sequence[Message], tokenizer: Any) -> str | None:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether an error says that these messages do not fit the template; ``raise_exception`` gives the first kind."""
+    """Whether an error means that these messages do not suit the template; ``raise_exception`` raises TemplateError."""
     return type(error) is jinja2.TemplateError or isinstance(error, _OF_THE_MESSAGES)
 
 
 def _try(turns: Sequence[Message], tokenizer: Any, outcome: list[Exception | str]) -> None:
-    """The text of the first form that can be rendered, or what went wrong with the first."""
+    """Append the text of the first form that can be rendered, otherwise the error of the first form."""
     errors: list[Exception] = []
     for messages in forms(tuple(turns)):
         try:
@@ -100,45 +100,45 @@ def _try(turns: Sequence[Message], tokenizer: Any, outcome: list[Exception | str
     outcome.append(errors[0])
 
 
-def render(messages: Sequence[Message], beside: Mapping[str, Any], tokenizer: Any, *, generation_prompt: bool) -> str:
-    """The template's text; whatever the template raises is a BadRowError with its words.
+def render(messages: Sequence[Message], kwargs: Mapping[str, Any], tokenizer: Any, *, generation_prompt: bool) -> str:
+    """The text that the template renders. Raises BadRowError with the message of any exception in the template.
 
-    ``beside``: what ``apply_chat_template`` is given beside the messages (``Chat.beside``).
+    ``kwargs``: keyword arguments of ``apply_chat_template`` for the row (``Chat.template_arguments``).
     """
     try:
-        text = _apply(messages, beside, tokenizer, generation_prompt=generation_prompt)
+        text = _apply(messages, kwargs, tokenizer, generation_prompt=generation_prompt)
     except jinja2.TemplateSyntaxError as error:
-        raise ConfigError(f"the tokenizer's chat template is broken ({_named(error)}): repair it") from error
+        raise ConfigError(f"the tokenizer's chat template is broken ({_named(error)}): fix it") from error
     except Exception as error:  # a template is a program, and may fail in any way
         roles = ", ".join(str(message["role"]) for message in messages)
         if type(error) is jinja2.TemplateError:
-            reason, said = "chat template refuses the conversation", f"refuses it: {error}"
+            reason, detail = "chat template rejects the conversation", f"rejects the conversation: {error}"
         else:
-            reason, said = FAILS, f"fails on it: {_named(error)}"
-        raise BadRowError(reason, f"the chat template {said} (roles: {roles})") from error
+            reason, detail = FAILS, f"fails on the conversation: {_named(error)}"
+        raise BadRowError(reason, f"the chat template {detail} (roles: {roles})") from error
     leaked = next((value for value in _objects(messages) if str(value) in text), None)
     if leaked is not None:
         raise BadRowError(
-            "chat template writes an object as Python does",
-            f"the chat template writes {str(leaked)[:80]} as Python does, and not as text or JSON",
+            "chat template writes a Python object",
+            f"the chat template must write text or JSON, got the Python object {str(leaked)[:80]}",
         )
     return text
 
 
-def _apply(messages: Sequence[Message], beside: Mapping[str, Any], tokenizer: Any, *, generation_prompt: bool) -> str:
+def _apply(messages: Sequence[Message], kwargs: Mapping[str, Any], tokenizer: Any, *, generation_prompt: bool) -> str:
     given = [dict(message) for message in messages]
-    template = tokenizer.get_chat_template(None, beside.get("tools")) if writes_date(tokenizer) else None
+    template = tokenizer.get_chat_template(None, kwargs.get("tools")) if writes_date(tokenizer) else None
     return tokenizer.apply_chat_template(
         given,
         tokenize=False,
         add_generation_prompt=generation_prompt,
-        **beside,
+        **kwargs,
         **({} if template is None else {"chat_template": _STOPPED + template}),
     )
 
 
 def writes_date(tokenizer: Any) -> bool:
-    """Whether the chat template asks for the time (Llama 3.1 writes the date into every system message)."""
+    """Whether the chat template uses the current time (Llama 3.1 writes the date into every system message)."""
     return _CLOCK in str(tokenizer.chat_template)
 
 
@@ -146,21 +146,21 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-# -- the forms that templates are written for -------------------------------------------------------------------------
+# -- the forms of messages that templates expect ----------------------------------------------------------------------
 
 
 def forms(messages: tuple[Message, ...]) -> Iterator[tuple[Message, ...]]:
-    """The messages, then with empty content where it is missing, arguments as JSON text, content as parts."""
+    """The messages, then variants: empty content where it is missing, arguments as JSON text, content as parts."""
     seen: list[tuple[Message, ...]] = []
-    for arguments in (_as_it_is, _arguments_as_text):
-        for content in (_as_it_is, _with_content, _content_as_parts):
+    for arguments in (_unchanged, _arguments_as_text):
+        for content in (_unchanged, _with_content, _content_as_parts):
             form = tuple(content(arguments(message)) for message in messages)
             if form not in seen:
                 seen.append(form)
                 yield form
 
 
-def _as_it_is(message: Message) -> Message:
+def _unchanged(message: Message) -> Message:
     return message
 
 
@@ -187,7 +187,7 @@ def _call_as_text(call: Message) -> Message:
 
 
 def _objects(messages: Sequence[Message]) -> Iterator[Any]:
-    """Text that looks different in Python and in JSON."""
+    """Values whose Python and JSON texts differ."""
     for message in messages:
         if isinstance(message.get("content"), list):
             yield message["content"]

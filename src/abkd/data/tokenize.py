@@ -1,8 +1,8 @@
-"""One row to token ids and the mask of trained tokens, by position and never by id (the pad token may be EOS).
+"""Tokenise a row to ids and a mask of trained tokens, by position and never by id (the pad token may be EOS).
 
-Text is cut into pieces that are trained or not. A prompt is encoded as it will be at generation time, alone, and what
-follows is the rest of the joint encoding; where the joint encoding would merge a token across the border, the piece is
-encoded on its own. So the model is trained on exactly the prompt tokens that it will see in use.
+Text is split into pieces that are trained or not. A prompt is encoded alone, as at generation time, and what follows
+is the rest of the joint encoding; if the joint encoding would merge tokens across the boundary, the piece is encoded
+on its own. So the model is trained on exactly the prompt tokens that it will see at inference.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from abkd.data.remarks import Remark
 from abkd.errors import DataError
 
 MOVED = Remark(
-    "the border between prompt and answer lies inside a token, which is trained as a part of the answer (a prompt that "
-    "ends in a space: leave that space out)"
+    "the boundary between prompt and answer is inside a token, which is trained as a part of the answer (if the prompt "
+    "ends in a space, remove it)"
 )
 
 
 Form = Literal["chat", "plain", "text"]
-"""A chat template, nobody but a prompt and a completion side by side, or a text."""
+"""Rendered by a chat template, a plain prompt (and completion), or plain text."""
 
 
 class Example(TypedDict):
-    """One tokenised row. ``trained[t]`` says that token t is a target, predicted at t - 1."""
+    """One tokenised row. ``trained[t]``: whether token t is a target, predicted at t - 1."""
 
     input_ids: list[int]
     trained: list[bool]
     segments: NotRequired[list[int]]
-    """Packed rows: which original row each token belongs to; trained is False at the first token of each."""
+    """For packed rows, the original row of each token; trained is False at the first token of each."""
     teacher_input_ids: NotRequired[list[int]]
-    """What the teacher reads instead, where it sees another prompt; with as many trained tokens."""
+    """The teacher's input, if it reads another prompt; with the same number of trained tokens."""
     teacher_trained: NotRequired[list[bool]]
     pretrain_ids: NotRequired[list[int]]
     """Plain text for the language-modelling term."""
     origin: NotRequired[int]
-    """Who wrote it: index in ``abkd.term.ORIGINS``; 0, the data, where it is not said."""
+    """Source of the completion: index in ``abkd.term.ORIGINS``; 0, the data, by default."""
     is_padding: NotRequired[bool]
-    """A stand-in without anything trained, so that every process has as many batches; sources never see it."""
+    """Padding without trained tokens, so that every process has the same number of batches; sources never see it."""
 
 
 class TokenizedRow(NamedTuple):
-    """The examples of one row (several where a chat template rewrites earlier answers), and what is to be said of it.
+    """The examples of one row (several if a chat template rewrites earlier answers), and remarks about it.
 
-    ``cut``: trained tokens that did not fit into ``max_length``. ``form``: who has written the text.
+    ``cut``: number of trained tokens that did not fit into ``max_length``. ``form``: how the text was put together.
     """
 
     examples: list[Example]
@@ -57,17 +57,17 @@ class TokenizedRow(NamedTuple):
 
 
 def tokenize(record: Record, tokenizer: Any, max_length: int, *, context: str | None = None) -> TokenizedRow:
-    """Tokens of one row, cut on the right to ``max_length``.
+    """Tokens of one row, truncated on the right to ``max_length``.
 
-    EOS, or the end of the turn, is kept and trained unless it was cut off. A prompt without completion has nothing
-    trained, and leaves room for one token.
+    EOS, or the end of the turn, is kept and trained unless it was truncated. A prompt without a completion has no
+    trained tokens, and leaves room for one token.
 
-    With a ``context`` the teacher has a side of its own: that text before a plain prompt as it is, or in the system
-    message of a conversation; then the tokens that the student reads after its prompt. It comes on top of
-    ``max_length``. An empty one makes both sides alike.
+    With a ``context``, the teacher has a separate side: that text in front of a plain prompt, or in the system message
+    of a conversation, and after the prompt the same tokens as the student. The context comes on top of ``max_length``.
+    An empty one makes both sides identical.
 
-    Raises BadRowError where no trained token fits, or where the chat template does not allow to say which tokens the
-    assistant wrote. Raises DataError where the tokenizer lacks an EOS token, ConfigError where its template is broken.
+    Raises BadRowError if no trained token fits, or if the chat template does not allow the assistant's tokens to be
+    identified. Raises DataError if the tokenizer has no EOS token, ConfigError if its template is broken.
     """
     text = _text(record, tokenizer)
     others = None if context is None else _text_after(context, record, text, tokenizer)
@@ -95,7 +95,7 @@ def _fitted(ids: list[int], trained: list[bool], record: Record, max_length: int
 
 
 def _for_both(example: Example, pieces: list[Piece], others: list[Piece], record: Record, tokenizer: Any) -> Example:
-    """The example with the side of a teacher that reads ``others`` where the student reads ``pieces``."""
+    """The example with a separate side for a teacher that reads ``others`` where the student reads ``pieces``."""
     mine, theirs = (_prompt_ids(record, each, tokenizer) for each in (pieces, others))
     rest = slice(len(mine), None)
     ids, trained = theirs + example["input_ids"][rest], [False] * len(theirs) + example["trained"][rest]
@@ -103,7 +103,7 @@ def _for_both(example: Example, pieces: list[Piece], others: list[Piece], record
 
 
 def _text(record: Record, tokenizer: Any) -> ChatText:
-    """The row's text in pieces; the first is not trained (and is empty where all of the text is)."""
+    """The row's text in pieces; the first is not trained (and is empty if all of the text is)."""
     match record:
         case Chat():
             return chat_text(record, tokenizer)
@@ -123,26 +123,26 @@ def _text_after(context: str, record: Record, text: ChatText, tokenizer: Any) ->
     if [pieces[1:] for pieces in theirs] != [pieces[1:] for pieces in text.examples]:
         raise BadRowError(
             "chat template rewrites the conversation for a system message",
-            "the chat template writes what follows the prompt in another way when there is a system message, so the "
-            "teacher cannot be given a context: use a template that keeps turns as they are",
+            "the chat template renders the turns after the prompt differently when there is a system message, so the "
+            "teacher cannot be given a context: use a template that renders these turns alike",
         )
     return theirs
 
 
 def _prompt_ids(record: Record, pieces: list[Piece], tokenizer: Any) -> list[int]:
-    """Ids of the first piece, with the tokenizer's opening tokens as the whole row has them."""
+    """Ids of the first piece, with the tokenizer's opening tokens as in the whole row."""
     ids, _, _ = encode(pieces[:1], tokenizer)
     return ids if isinstance(record, Chat) else _opened(ids, tokenizer)
 
 
 def encode_text(text: str, tokenizer: Any) -> list[int]:
-    """Token ids of a whole document: the tokenizer's opening tokens (BOS), the text, EOS. Raises as ``tokenize``."""
+    """Token ids of a whole document: the tokenizer's opening tokens (BOS), the text, EOS. Raises like ``tokenize``."""
     ids, trained, _ = encode([(text, True)], tokenizer)
     return _with_specials(ids, trained, tokenizer)[0]
 
 
 def _encode_row(pieces: list[Piece], record: Record, tokenizer: Any) -> tuple[list[int], list[bool], bool]:
-    """As ``encode``, with the special tokens around it; a template writes those itself."""
+    """Like ``encode``, with the special tokens around the text; a chat template writes those itself."""
     ids, trained, moved = encode(pieces, tokenizer)
     if not isinstance(record, Chat):
         ids, trained = _with_specials(ids, trained, tokenizer, ends=not isinstance(record, PlainPrompt))
@@ -154,9 +154,9 @@ def _ids(text: str, tokenizer: Any) -> list[int]:
 
 
 def encode(pieces: list[Piece], tokenizer: Any) -> tuple[list[int], list[bool], bool]:
-    """Ids of all pieces in order and whether each is trained; and whether a border had to move.
+    """Ids of all pieces in order, whether each id is trained, and whether a boundary had to move.
 
-    A piece's ids depend only on the text up to its end, and all of them decode to the text.
+    A piece's ids depend only on the text up to its end, and together the ids decode to the text.
     """
     _check_unicode("".join(piece for piece, _ in pieces))
     text, moved = "", False
@@ -177,21 +177,21 @@ def encode(pieces: list[Piece], tokenizer: Any) -> tuple[list[int], list[bool], 
 
 
 def _continuation(ids: list[int], joint: list[int], piece: str, tokenizer: Any) -> list[int] | None:
-    """Ids of ``piece`` behind ``ids`` that decode as ``joint`` does: its own, or those it has inside a line.
+    """Ids of ``piece`` after ``ids`` that decode like ``joint``: encoded on its own, or after a line break.
 
-    Encoded on its own, a text gets a space in front by tokenizers of the SentencePiece kind; behind a line break it
-    does not. None where neither fits.
+    Tokenizers of the SentencePiece kind put a space before a text on its own, but not after a line break. None if
+    neither encoding fits.
     """
     whole, line = decode(joint, tokenizer), _ids("\n", tokenizer)
-    behind = _ids("\n" + piece, tokenizer)
-    for found in (_ids(piece, tokenizer), behind[len(line) :] if behind[: len(line)] == line else None):
+    after = _ids("\n" + piece, tokenizer)
+    for found in (_ids(piece, tokenizer), after[len(line) :] if after[: len(line)] == line else None):
         if found is not None and decode(ids + found, tokenizer) == whole:
             return found
     return None
 
 
 def decode(ids: list[int], tokenizer: Any) -> str:
-    """The text of ``ids``, special tokens and spaces as they are."""
+    """The text of ``ids``, including special tokens and with spaces unchanged."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
@@ -199,17 +199,17 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        detail = f"the text has half of a surrogate pair at character {error.start}, which no encoding can write"
+        detail = f"the text has a lone surrogate at character {error.start}, which cannot be encoded"
         raise BadRowError("text is not valid Unicode", detail) from error
 
 
 def _with_specials(
     ids: list[int], trained: list[bool], tokenizer: Any, *, ends: bool = True
 ) -> tuple[list[int], list[bool]]:
-    """Opening tokens in front and, where a text ``ends``, EOS behind it, unless the text itself has them there."""
+    """Prepend the opening tokens and, if the text ``ends``, append EOS, unless the text already has them there."""
     eos = tokenizer.eos_token_id
     if eos is None:
-        raise DataError("the tokenizer has no EOS token, so a student could not learn to stop: set tokenizer.eos_token")
+        raise DataError("the tokenizer has no EOS token, so a student cannot learn to stop: set tokenizer.eos_token")
     opened = _opened(ids, tokenizer)
     trained = [False] * (len(opened) - len(ids)) + trained
     return ([*opened, eos], [*trained, True]) if ends and opened[-1:] != [eos] else (opened, trained)
@@ -222,7 +222,7 @@ def _opened(ids: list[int], tokenizer: Any) -> list[int]:
 
 @lru_cache(maxsize=8)
 def opening_ids(tokenizer: Any) -> tuple[int, ...]:
-    """What the tokenizer puts in front of a text. Tokens that it adds behind are left out: EOS is ours to add."""
+    """Tokens that the tokenizer prepends to a text. Those that it appends are ignored, since EOS is added here."""
     plain, full = _ids("a", tokenizer), tokenizer("a")["input_ids"]
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
@@ -244,7 +244,7 @@ def _cut(ids: list[int], trained: list[bool], max_length: int, is_text: bool) ->
     if not any(trained[:max_length]):
         what = "text needs" if is_text else "prompt has"
         raise _too_long(what, trained.index(True) + (1 if is_text else 0), max_length)
-    end = min(max_length, last + 1)  # what follows the last trained token changes nothing
+    end = min(max_length, last + 1)  # tokens after the last trained one have no effect
     return Example(input_ids=ids[:end], trained=trained[:end])
 
 

@@ -1,4 +1,4 @@
-"""From rows to tokens: by this process where they are few, else by several, and kept."""
+"""Tokenise rows: a few in this process, many in several processes, with the result cached."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from abkd.data.tokenize import Example
 from abkd.data.vocabulary import PROBES
 from abkd.errors import AbkdError, DataError
 
-_AT_ONCE = 1_000  # rows that a process takes at once
-_PROCESSES = 16  # at most: then the one that writes is the slowest
+_AT_ONCE = 1_000  # rows per piece of work
+_PROCESSES = 16  # at most; with more, the process that writes is the bottleneck
 _ALWAYS = ("input_ids", "trained")
 _SCHEMA = pyarrow.schema(
     {
@@ -37,7 +37,7 @@ _SCHEMA = pyarrow.schema(
 
 
 class Tokens(NamedTuple):
-    """The columns of all examples, what became of the rows, and the fingerprint where it is known."""
+    """The columns of all examples, the counts of their rows, and the fingerprint if it is known."""
 
     columns: dict[str, Column]
     tally: Tally
@@ -51,9 +51,9 @@ class _Piece(NamedTuple):
 
 
 def tokens_of(rows: Rows, steps: Steps, name: str, check: Callable[[Tally], None]) -> Tokens:
-    """All rows through ``steps``; of stored rows the result is kept, and found again.
+    """Apply ``steps`` to all rows; for stored rows, the result is cached.
 
-    ``check`` raises where what became of the rows is not acceptable; then nothing is kept.
+    ``check`` raises if the tally is not acceptable; nothing is cached then.
     """
     if not isinstance(rows.rows, StoredRows):
         tally, batches = Tally(), list[pyarrow.RecordBatch]()
@@ -87,7 +87,7 @@ def _counted(pieces: Iterable[_Piece], tally: Tally) -> Iterator[pyarrow.RecordB
 
 
 class _Pieces(Dataset[_Piece]):
-    """So many rows at once, by their place."""
+    """The work for several processes, in pieces of ``_AT_ONCE`` rows."""
 
     def __init__(self, rows: Rows, steps: Steps) -> None:
         self.rows, self.steps = rows, steps
@@ -103,7 +103,7 @@ class _Pieces(Dataset[_Piece]):
             for place in places:
                 where = self.rows.place(int(self.rows.numbers[place]))
                 examples += tally.examples_of(self.rows[place], where, self.steps)
-        except AbkdError as raised:  # sent as it is: a worker would put its traceback into the message
+        except AbkdError as raised:  # returned, since a worker would add its traceback to the message
             error = raised
         return _Piece(_batch(examples), tally, error)
 
@@ -123,7 +123,7 @@ def _pieces(rows: Rows, steps: Steps, name: str) -> Iterator[_Piece]:
 
 
 def _processors() -> int:
-    """Those that this process may use, where the system tells."""
+    """CPUs that this process may use, or all of them if the system does not report it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -134,7 +134,7 @@ def _by_workers(pieces: _Pieces, workers: int, name: str) -> Iterator[_Piece]:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise DataError(f"{name}: a process that tokenised it died ({error}): is there enough memory?") from error
+            raise DataError(f"{name}: a tokenisation worker died ({error}): check the available memory") from error
 
 
 def _same(piece: _Piece) -> _Piece:
@@ -143,7 +143,7 @@ def _same(piece: _Piece) -> _Piece:
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Tokenizers' own threads do not survive a fork, and there are processes enough."""
+    """Disable the threads of tokenizers: they do not survive a fork, and there are enough processes."""
     known = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
@@ -155,7 +155,7 @@ def _single_threaded() -> Iterator[None]:
 
 
 def _described(steps: Steps) -> list[Any]:
-    """All that the tokens of a row depend on besides the row and the code."""
+    """Everything that the tokens of a row depend on, besides the row and the code."""
     fields = {field.name: getattr(steps, field.name) for field in dataclasses.fields(steps)}
     tokenizer = fields.pop("tokenizer")
     values = {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
@@ -163,7 +163,7 @@ def _described(steps: Steps) -> list[Any]:
 
 
 def _identity(tokenizer: Any) -> str:
-    """Which tokenizer: everything that it writes down of itself, and what it makes of texts where others differ."""
+    """Fingerprint of a tokenizer: its serialised state, and its encoding of texts on which tokenizers differ."""
     import tokenizers
     import transformers
 

@@ -1,4 +1,4 @@
-"""Whether two models speak of the same classes."""
+"""Check that two models have the same classes (tokens)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ PROBES = (
     "🙂 👩‍👩‍👧‍👦 🇫🇷 e\u0301 \u00e9 \u200b\ufeff ￼ \x00 \x7f",
     "supercalifragilisticexpialidocious antidisestablishmentarianism xqzjkvw",
 )
-"""Text on which tokenizers that differ in vocabulary, merges, normalisation or pre-tokenisation come apart."""
+"""Texts that tokenizers with different vocabularies, merges, normalisation or pre-tokenisation encode differently."""
 
 
 def check_same_tokenizer(student: Any, teacher: Any) -> None:
-    """Prove that both tokenizers have the same tokens and encode probes alike.
+    """Check that both tokenizers have the same tokens and encode probes alike.
 
-    Which tokens pad, open or end a text may differ, and one may have tokens behind those of the other.
+    The pad, BOS and EOS tokens may differ, and one vocabulary may have extra tokens after those of the other.
 
-    Raises VocabularyError with the first probe, token or id that differs, ConfigError where one encodes at random.
+    Raises VocabularyError with the first probe, token or id that differs, ConfigError if one encodes at random.
     """
     check_deterministic(student, "the student's tokenizer")
     check_deterministic(teacher, "the teacher's tokenizer")
@@ -46,14 +46,14 @@ def check_same_tokenizer(student: Any, teacher: Any) -> None:
             _compare(f"the token {token!r}", mine[token], theirs[token])
     _check_ids(mine, theirs, padding)
     text = " a ".join(sorted(added.keys() & both))
-    _compare("a text of all added tokens", _encode(student, text), _encode(teacher, text))
+    _compare("the text of all added tokens", _encode(student, text), _encode(teacher, text))
 
 
 def check_deterministic(tokenizer: Any, what: str) -> None:
-    """Refuse a tokenizer that splits a text in another way each time, as subword regularisation does on purpose.
+    """Reject a tokenizer that splits text differently each time, as subword regularisation does on purpose.
 
-    Nothing could be compared or resumed, and a cache would hold other tokens than the run. ``what``: who it is, for the
-    message. Raises ConfigError.
+    Nothing could be compared or resumed, and a cache would hold other tokens than the run. ``what``: name of the
+    tokenizer in the message. Raises ConfigError.
     """
     found = _sampling(tokenizer)
     if found is None:
@@ -61,13 +61,13 @@ def check_deterministic(tokenizer: Any, what: str) -> None:
     name = getattr(tokenizer, "name_or_path", "")
     cause, way_out = found
     raise ConfigError(
-        f"{what}{f' ({name})' if name else ''}: expected one that always encodes a text alike, found one that encodes "
-        f"at random ({cause}): {way_out}"
+        f"{what}{f' ({name})' if name else ''} must encode text deterministically, got one that encodes at random "
+        f"({cause}): {way_out}"
     )
 
 
 def _sampling(tokenizer: Any) -> tuple[str, str] | None:
-    """What makes the tokenizer choose by chance, and how to switch it off; None where nothing does."""
+    """The cause of random encoding, and how to switch it off; None if the tokenizer is deterministic."""
     core = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)  # slow ones have none
     if dropout := getattr(core, "dropout", None):
         return f"BPE dropout {dropout:g}", "set dropout to null in its tokenizer.json"
@@ -79,7 +79,7 @@ def _sampling(tokenizer: Any) -> tuple[str, str] | None:
 
 
 def _check_ids(mine: dict[str, int], theirs: dict[str, int], padding: set[str]) -> None:
-    """No id may be one token here and another there."""
+    """Check that no id stands for different tokens."""
     token_of = {token_id: token for token, token_id in theirs.items()}
     for token in sorted(mine.keys() - theirs.keys() - padding):
         other = token_of.get(mine[token])
@@ -95,8 +95,8 @@ def _compare(what: str, student: Any, teacher: Any) -> None:
     if student != teacher:
         raise VocabularyError(
             f"the student's and the teacher's tokenizers differ: {what} is {_short(student)} for the student and "
-            f"{_short(teacher)} for the teacher. Choose models that share a tokenizer, or let the teacher write the "
-            "training text and fine-tune on that"
+            f"{_short(teacher)} for the teacher. Choose models that share a tokenizer, or let the teacher generate the "
+            "training text and fine-tune on it"
         )
 
 
@@ -106,21 +106,21 @@ def _short(value: Any) -> str:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """One more than the highest token id (``len`` of a tokenizer where its ids have no holes)."""
+    """One more than the highest token id (``len`` of a tokenizer if its ids have no gaps)."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def shared_vocabulary_size(tokenizer: Any, rows_student: int, rows_teacher: int) -> int:
-    """V, the number of classes that both heads are cut to: the tokens that exist, without the padding of the heads.
+    """V, the number of classes that both heads are cut to: the existing tokens, without the padding of the heads.
 
-    ``rows_student``, ``rows_teacher``: rows of the two head matrices. Raises VocabularyError where a head has fewer
-    rows than the tokenizer has tokens.
+    ``rows_student``, ``rows_teacher``: rows of the two head matrices. Raises VocabularyError if a head has fewer rows
+    than the tokenizer has tokens.
     """
     size = vocabulary_size(tokenizer)
-    for who, rows in (("student", rows_student), ("teacher", rows_teacher)):
+    for model, rows in (("student", rows_student), ("teacher", rows_teacher)):
         if rows < size:
             raise VocabularyError(
-                f"the {who}'s head has {rows} rows and the tokenizer has {size} tokens: use the tokenizer that belongs "
-                f"to the {who}, or resize its embeddings (model.resize_token_embeddings({size}))"
+                f"the {model}'s head needs a row for each of the tokenizer's {size} tokens, got {rows}: use the "
+                f"{model}'s own tokenizer, or resize its embeddings (model.resize_token_embeddings({size}))"
             )
     return size

@@ -1,4 +1,4 @@
-"""From image files and arrays to batches of rows: load, check, augment, collate, split."""
+"""From image files and arrays to batches of rows: load, check, split, augment, collate."""
 
 from abkd.data.images._collate import ImageCollator, label_of
 from abkd.data.images._coop import base_and_new, read_coop_split

@@ -21,18 +21,18 @@ from abkd.errors import DataError
 
 _DIGITS = "zero one two three four five six seven eight nine".split()
 _IMAGES, _LABELS, _CLASSES = ("images", "x"), ("labels", "y"), ("classes", "class_names")
-_UNNAMED = ("arr_0", "arr_1")  # what numpy.savez calls arrays that were given no name
+_UNNAMED = ("arr_0", "arr_1")  # numpy.savez's names for unnamed arrays
 
 
 def read_npz(path: Path, split: str) -> Images:
-    """The arrays of one split of a .npz file; of a file without splits, all there is."""
+    """The images of one split of a .npz file; of a file without splits, all of them."""
     if not path.is_file():
         raise DataError(f"data file {path} does not exist: check the path (relative paths start at {Path.cwd()})")
     return of_arrays(read_arrays(path, lambda key: _of_interest(key, split)), split, path.name)
 
 
 def splits_of_npz(path: Path) -> tuple[str, ...]:
-    """Which of validation and test a .npz file has images of, by the names of its arrays."""
+    """Held-out splits (validation, test) of a .npz file, according to the names of its arrays."""
     names = array_names(path)
     return tuple(split for split in HELD_OUT if names.intersection(_of_split(_IMAGES, split)))
 
@@ -40,16 +40,16 @@ def splits_of_npz(path: Path) -> tuple[str, ...]:
 def of_arrays(arrays: Mapping[str, Any], split: str = "train", name: str = "the arrays") -> Images:
     """Images ``images`` or ``x`` [N, H, W], [N, H, W, C] or [N, C, H, W], with ``labels`` or ``y``, and ``classes``.
 
-    Where a shape could be either, the channels of a tensor come first and those of any other array last.
-    ``x_train``, ``images_train`` or ``train_images`` are those of a split, and come first.
+    If a shape is ambiguous, a tensor is taken as channels-first and any other array as channels-last. ``x_train``,
+    ``images_train`` or ``train_images`` are those of a split, and take precedence.
     """
     ours = _first(arrays, _of_split(_IMAGES, split))
     bare = None if ours else _first(arrays, (*_IMAGES, _UNNAMED[0]))
     key = ours or bare
     if key is None:
         raise DataError(
-            f"{name} has no images of the split {split!r}: expected an array x_{split} or images_{split}, or without "
-            f"splits x or images; there are {', '.join(arrays) or 'none'}"
+            f"{name} has no images of the split {split!r}: expected an array x_{split} or images_{split} (without "
+            f"splits, x or images), got {', '.join(arrays) or 'none'}"
         )
     first = isinstance(arrays[key], Tensor)
     pixels = _checked(_array(arrays[key], f"{name}, {key}"), f"{name}, {key}", channels_first=first)
@@ -69,7 +69,7 @@ def digits() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("the digits come with scikit-learn, which is missing: pip install 'abkd[demo]'") from error
+        raise DataError("the digits need scikit-learn, which is not installed: pip install 'abkd[demo]'") from error
     scans, labels = map(np.asarray, load_digits(return_X_y=True))
     pixels = np.rint(scans.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)  # its greys go from 0 to 16
     return Images(Array(pixels), labels=labels.astype(np.int64), class_names=_DIGITS, name="digits")
@@ -80,7 +80,7 @@ def _of_split(names: Iterable[str], split: str) -> tuple[str, ...]:
 
 
 def _of_interest(key: str, split: str) -> bool:
-    """Other arrays, such as those of other splits, are not read from the disk."""
+    """Whether an array is used; others, such as those of other splits, are not read from the disk."""
     of_split = _of_split((*_IMAGES, *_LABELS), split)
     return key in {*of_split, *_IMAGES, *_LABELS, *_CLASSES, *_UNNAMED}
 
@@ -94,12 +94,12 @@ def _array(values: Any, name: str) -> NDArray[Any]:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"{name} is no array of numbers ({error}); images of several sizes are given as a list"
+            f"{name} must be an array of numbers ({error}): pass images of several sizes as a list"
         ) from error
 
 
 def _names(classes: Any, name: str) -> list[Any]:
-    """One a class; a row of several names is one class's, unless there is only one row."""
+    """One name per class; a row of several names belongs to one class, unless it is the only row."""
     if isinstance(classes, list | tuple):
         return list(classes)
     array = np.atleast_1d(_array(classes, name))
@@ -107,7 +107,7 @@ def _names(classes: Any, name: str) -> list[Any]:
 
 
 def _checked(array: NDArray[Any], name: str, *, channels_first: bool) -> Uint8:
-    """uint8 [N, H, W, C], C of 1 or 3; ``channels_first``: which is meant where a shape could be either."""
+    """uint8 [N, H, W, C], C of 1 or 3; ``channels_first``: how to read an ambiguous shape."""
     shape = list(array.shape)
     if array.ndim == 3:
         array, channels_first = array[..., None], False

@@ -1,4 +1,4 @@
-"""Every image is read once before training begins; an account of those that cannot be."""
+"""Decode every image once before training, and report those that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from abkd.errors import DataError
 
 logger = logging.getLogger("abkd")
 
-_NAMED = 10  # bad images that an error message spells out
-_AT_ONCE = 256  # images that threads are given at a time
+_NAMED = 10  # bad images that an error message lists
+_AT_ONCE = 256  # images that are queued for the threads at once
 _THREADS = 16
 
 Size = tuple[int, int]
@@ -30,7 +30,7 @@ Found = tuple[Size, bytes, bool] | BadRowError
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """``images``: the usable ones. ``sizes``: (H, W) of each, or of all. ``bad``: the others."""
+    """Checked images. ``images``: the usable ones. ``sizes``: (H, W) of each, or one for all. ``bad``: the others."""
 
     images: Images
     sizes: Sequence[Size]
@@ -53,41 +53,41 @@ def check(images: Images, name: str) -> Checked:
             several += [index] * found[2]
     if several:
         first = images.where(several[0])
-        logger.info("abkd: %s: of %d images with several frames (%s, …) the first is taken", name, len(several), first)
+        logger.info("abkd: %s: %d images have several frames (%s, …); the first is used", name, len(several), first)
     kept = images.take(good)
     kept.remember(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 16))
     return Checked(kept, sizes, bad)
 
 
 def refuse(images: Images, bad: Sequence[tuple[int, BadRowError]], name: str) -> DataError:
-    """What is wrong with which images, and the way out."""
+    """The error for images that cannot be used: their names, the reasons and the way out."""
     named = "; ".join(f"{images.where(index)}: {error}" for index, error in bad[:_NAMED])
     more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return DataError(
         f"{images.name or name}: {len(bad)} of {len(images)} images cannot be used: {named}{more}. "
-        "Repair them, or set on_bad_row: drop to train without them"
+        "Fix them, or set on_bad_row: drop to train without them"
     )
 
 
 def reasons(bad: Sequence[tuple[int, BadRowError]]) -> Counter[str]:
-    """How many images are left out for which reason."""
+    """Number of images left out, by reason."""
     return Counter(error.reason for _, error in bad)
 
 
 def common_size(checked: Checked, name: str) -> Size:
-    """(H, W) of all images. Raises DataError, with two that differ, where there is none."""
+    """(H, W) of all images. Raises DataError, naming two that differ, if they are not all of one size."""
     for index, size in enumerate(checked.sizes):
         if size != checked.sizes[0]:
             (h, w), (other_h, other_w) = checked.sizes[0], size
             raise DataError(
                 f"{checked.images.name or name}: the images differ in size ({checked.images.where(0)} is {h} × {w}, "
-                f"{checked.images.where(index)} {other_h} × {other_w}): set image_size, to which all are scaled and cut"
+                f"{checked.images.where(index)} {other_h} × {other_w}): set image_size to scale and crop all of them"
             )
     return checked.sizes[0]
 
 
 def _examined(images: Images) -> Iterator[Found]:
-    if not images.pixels.side_by_side:
+    if not images.pixels.thread_safe:
         for index in range(len(images)):
             yield _examine(images, index)
         return

@@ -1,4 +1,4 @@
-"""Examples of images to a batch of rows: one row an image, or one for each class of a mixed image."""
+"""Collate image examples into a batch of rows: one row per image, or one per class of a mixed image."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from abkd.errors import DataError
 class ImageCollator:
     """Examples -> ``{"batch": Batch}`` (a dict, because training loops expect one), of B images and N rows.
 
-    The view's inputs are ``pixels`` [B, 3, H, W], uint8, or float32 from 0 to 255 where an image was mixed; its rows
-    say which image row n is of. Both models read the same view and bring the pixels to the form that they want. A
+    The view's inputs are ``pixels`` [B, 3, H, W], uint8, or float32 from 0 to 255 if an image was mixed; its rows are
+    the image index of each row. Both models read the same view and convert the pixels to the form that they need. A
     mixed image has a row for each of its classes, with its weight; without labels, targets are None.
 
-    Stand-ins are left out; in a batch of nothing else one is kept, without weight, so that the model has an input.
-    Raises DataError where some examples have labels and others have none.
+    Padding examples are left out; in a batch of nothing else, one is kept with weight 0, so that the model has an
+    input. Raises DataError if only some of the examples have labels.
     """
 
     def __call__(self, examples: Sequence[ImageExample]) -> dict[str, Batch]:
@@ -46,12 +46,12 @@ class ImageCollator:
 
 
 def label_of(example: ImageExample) -> int:
-    """The class that an image is of; -1 where nobody knows, or where two images are mixed."""
+    """The class of an image; -1 if it is unknown, or if two images are mixed."""
     return example["labels"][0][0] if len(example["labels"]) == 1 else -1
 
 
 def _stacked(pixels: Sequence[Tensor]) -> Tensor:
-    """[B, 3, H, W]; as float32 where any image is."""
+    """[B, 3, H, W]; float32 if any image is."""
     mixed = any(image.is_floating_point() for image in pixels)
     return torch.stack([image.float() for image in pixels] if mixed else list(pixels))
 

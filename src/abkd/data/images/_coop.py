@@ -1,4 +1,4 @@
-"""The splits of prompt learning on CLIP: the JSON files of CoOp and Dassl, and base against new classes."""
+"""Splits for prompt learning with CLIP: the JSON files of CoOp and Dassl, and base and new classes."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ _PARTS = ("train", "val", "test")
 
 
 def read_coop_split(file: str | Path, image_dir: str | Path) -> dict[str, Images]:
-    """``train``, ``val`` and ``test`` (where there) of a file ``{"train": [[path, label, class name], ...], ...}``.
+    """``train``, ``val`` and ``test`` (if present) of a file ``{"train": [[path, label, class name], ...], ...}``.
 
-    Paths are relative to ``image_dir``. All parts have all class names. Raises DataError: no such file, not of this
-    form (with the entry), a label with two names, or without one.
+    Paths are relative to ``image_dir``. All parts have all class names. Raises DataError: a file that does not exist or
+    has another format (with the entry), a label with two names, or without one.
     """
     file, root = Path(file), Path(image_dir).absolute()
     if not root.is_dir():
-        raise DataError(f"the folder {root} does not exist: expected the images that {file.name} names")
+        raise DataError(f"the folder {root} does not exist: expected the images that {file.name} lists")
     parts = {part: entries for part, entries in _read(file).items() if part in _PARTS}
     if not any(parts.values()):
-        raise DataError(f"{file} has no images: expected lists called {', '.join(_PARTS)}")
+        raise DataError(f"{file} has no images: expected lists named {', '.join(_PARTS)}")
     for part, entries in parts.items():
         _check_form(entries, f"{file}, {part}")
     names = _class_names((entry for part in _PARTS for entry in parts.get(part, ())), file)
     found = {part: _images(parts[part], names, root, f"{file.name}, {part}") for part in _PARTS if parts.get(part)}
     for images in found.values():
-        images.say_empty_classes()
+        images.warn_empty_classes()
     return found
 
 
 def base_and_new(class_names: Sequence[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """``(base, new)`` classes: the first half by number, with the middle one of an odd count, and the others.
+    """``(base, new)`` classes: the first half by number, including the middle one of an odd count, and the rest.
 
-    Raises DataError where there are not two classes.
+    Raises DataError if there are fewer than two classes.
     """
     count = len(class_names)
     if count < 2:
-        raise DataError(f"base and new classes need at least two, got {count}")
+        raise DataError(f"base and new classes need at least two classes, got {count}")
     half = (count + 1) // 2
     return tuple(range(half)), tuple(range(half, count))
 
@@ -76,9 +76,9 @@ def _class_names(entries: Iterable[tuple[str, int, str]], file: Path) -> tuple[s
     names: dict[int, str] = {}
     for _, label, name in entries:
         if names.setdefault(label, name) != name:
-            raise DataError(f"{file}: label {label} is called both {names[label]!r} and {name!r}")
+            raise DataError(f"{file}: label {label} has two names, {names[label]!r} and {name!r}")
     if without := sorted(set(range(max(names) + 1)) - names.keys()):
-        raise DataError(f"{file}: labels go up to {max(names)}, and {without[0]} has no image and no name")
+        raise DataError(f"{file}: labels go up to {max(names)}, but {without[0]} has no image and no name")
     return tuple(names[label] for label in range(len(names)))
 
 

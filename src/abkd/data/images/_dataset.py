@@ -1,4 +1,4 @@
-"""Images in, examples out: pixels of one size, and the classes with their weights."""
+"""Datasets of checked images: pixels of one size, and the classes with their weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _LARGEST = 16_384
 
 
 class ImageExample(TypedDict):
-    """One image, of which a batch is made.
+    """One image of a batch.
 
-    pixels: uint8 [3, H, W]; float32 from 0 to 255 where two images were mixed.
-    labels: (class, weight), the weights of which add up to 1; none where there are no labels.
-    is_padding: whether it only stands in for an image.
+    pixels: uint8 [3, H, W]; float32 from 0 to 255 if two images were mixed.
+    labels: pairs (class, weight), whose weights sum to 1; empty without labels.
+    is_padding: whether the example is padding, not an image of the dataset.
     """
 
     pixels: Tensor
@@ -38,11 +38,11 @@ class ImageExample(TypedDict):
 class ImageDataset(ExampleDataset):
     """Checked images of one size; a torch map-style dataset.
 
-    ``dataset[index]`` is the image as it is. ``dataset[epoch, index]`` is augmented: a function of (seed, epoch,
-    index) alone, whoever asks for it and in which order.
+    ``dataset[index]`` is the image without augmentation. ``dataset[epoch, index]`` is augmented, and depends only on
+    (seed, epoch, index), not on the process or the order of access.
 
     ``images``, ``labelled``, ``class_names`` (or None), ``size`` (H, W), ``augmentation``, ``seed``; ``num_classes``:
-    None where there are neither labels nor names.
+    None if there are neither labels nor names.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class ImageDataset(ExampleDataset):
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of all images and labels in order, their size and what chance does to them."""
+        """16 hexadecimal digits of all images and labels in order, their size and their augmentation."""
         chance = (self.augmentation, self.seed) if self.augmentation else ()
         return hashlib.sha256(f"{self.images.fingerprint} {self.size} {chance}".encode()).hexdigest()[:16]
 
     def padding_example(self) -> ImageExample:
-        """The first image, marked as empty: it is left out of a batch, or has no weight in it."""
+        """The first image, marked as padding: it is left out of a batch, or has weight 0 in it."""
         return {**self[0], "is_padding": True}
 
     def _plain(self, index: int) -> Uint8:
@@ -127,14 +127,14 @@ def prepare_images(
     on_bad_row: Literal["error", "drop"] = "error",
     name: str = "train",
 ) -> ImageDataset:
-    """Check images (anything ``load_images`` takes; an ImageDataset is returned as it is): each is decoded once.
+    """Check images (anything ``load_images`` accepts; an ImageDataset is returned unchanged): each is decoded once.
 
     Args:
-        size: side, or (H, W), in pixels, to which images are scaled (shorter side first, bicubic, antialiased) and cut
-            in the middle; None keeps the size that all have.
+        size: side, or (H, W), in pixels, to which images are scaled (shorter side first, bicubic, antialiased) and
+            center-cropped; None keeps the size that all images have.
         augmentation: for ``dataset[epoch, index]``, in this order.
-        seed: of the augmentation.
-        on_bad_row: "drop" leaves out, counted by reason, what "error" refuses.
+        seed: for the augmentation.
+        on_bad_row: "drop" leaves out, and counts by reason, the images that "error" rejects.
         name: for messages.
 
     Raises:
@@ -162,16 +162,16 @@ def prepare_images(
 def _checked(augmentation: Augmentation | Sequence[Augmentation]) -> tuple[Augmentation, ...]:
     steps = (augmentation,) if isinstance(augmentation, Augmentation) else tuple(augmentation)
     if wrong := [step for step in steps if not isinstance(step, Augmentation)]:
-        raise ConfigError(f"augmentation is a list of steps such as RandomCrop(padding=4), got {wrong[0]!r} in it")
+        raise ConfigError(f"augmentation must be a list of steps such as RandomCrop(padding=4), got {wrong[0]!r} in it")
     if sum(isinstance(step, Mixup) for step in steps) > 1:
-        raise ConfigError("augmentation takes one Mixup, got several")
+        raise ConfigError("augmentation takes at most one Mixup, got several")
     return steps
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(pair) != 2 or not all(type(side) is int and 1 <= side <= _LARGEST for side in pair):
-        raise ConfigError(f"image_size is a side in pixels, or (height, width), from 1 to {_LARGEST}; got {size!r}")
+        raise ConfigError(f"image_size must be a side or (height, width), from 1 to {_LARGEST} pixels, got {size!r}")
     return pair
 
 

@@ -1,4 +1,4 @@
-"""Whatever an image comes as, to 8-bit pixels [H, W, 1] or [H, W, 3]; or the reason why it cannot be used."""
+"""Decode images of any form to 8-bit pixels [H, W, 1] or [H, W, 3], or raise the reason why they cannot be used."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from abkd.data.images._kinds import kind_of
 
 Uint8 = NDArray[np.uint8]
 
-# What is decoded, whatever a file is called: PIL knows others for which it would start a program.
+# Formats that are decoded, whatever the file name. For some others, PIL would start an external program.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-_SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # of several frames; MPO's other pictures are a camera's previews
+_SEQUENCES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # may have several frames; the other pictures in MPO are previews
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, LookupError, TypeError, OverflowError)
 _BROKEN = (*_BROKEN, lzma.LZMAError, RuntimeError, AttributeError, AssertionError, NotImplementedError)
-_SIXTEEN_AS_32 = ("PNG", "PPM")  # whose 16 bits PIL opens in its mode of 32 (PNG in older versions)
-_LARGEST = 2**30  # bytes of a file: beyond, it holds more pixels than PIL would read
-_ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
-_LYING = (5, 6, 7, 8)  # its values for which height and width change places
+_SIXTEEN_AS_32 = ("PNG", "PPM")  # PIL opens their 16-bit images in its 32-bit mode (PNG in older versions)
+_LARGEST = 2**30  # bytes of a file; a larger one has more pixels than PIL would read
+_ORIENTATION = 0x0112  # EXIF tag: the orientation of the camera
+_SIDEWAYS = (5, 6, 7, 8)  # its values for which height and width are swapped
 
 
 def encoded(raw: Any) -> bytes | Uint8:
-    """What an image is known by: the bytes of its file where it has one, else its pixels. Raises BadRowError."""
+    """Content of an image: the bytes of its file if it has one, else its pixels. Raises BadRowError."""
     from PIL import Image
 
     if isinstance(raw, Mapping) and not raw.keys().isdisjoint(("bytes", "path")):
@@ -59,7 +59,7 @@ def encoded(raw: Any) -> bytes | Uint8:
 
 
 def decoded(content: bytes | Uint8) -> Uint8:
-    """The pixels [H, W, C] of what :func:`encoded` gives. Raises BadRowError."""
+    """The pixels [H, W, C] of content from :func:`encoded`. Raises BadRowError."""
     if not isinstance(content, bytes):
         return content
     with _opened(content) as picture:
@@ -68,7 +68,7 @@ def decoded(content: bytes | Uint8) -> Uint8:
 
 
 def has_more_frames(content: bytes | Uint8) -> bool:
-    """Whether :func:`decoded` gives the first of several frames or pages. Raises BadRowError."""
+    """Whether :func:`decoded` returns the first of several frames or pages. Raises BadRowError."""
     if not isinstance(content, bytes):
         return False
     with _opened(content) as picture, suppress(*_BROKEN):
@@ -77,7 +77,7 @@ def has_more_frames(content: bytes | Uint8) -> bool:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether the beginning of a file says that it is an image of a kind that is read here."""
+    """Whether the first bytes of a file are those of a supported image format."""
     from PIL import Image
 
     try:
@@ -86,22 +86,22 @@ def is_image_file(path: Path) -> bool:
         with path.open("rb") as content, quiet(), Image.open(content, formats=_formats()):
             return True
     except Image.DecompressionBombError:
-        return True  # it is refused by name when it is read
+        return True  # it is rejected, with its name, when it is read
     except _BROKEN:
         return False
 
 
 def size_of(content: bytes | Uint8) -> tuple[int, int]:
-    """(H, W) of what :func:`decoded` gives, from the header of a file. Raises BadRowError."""
+    """(H, W) of the output of :func:`decoded`, from the header of a file. Raises BadRowError."""
     if not isinstance(content, bytes):
         return content.shape[:2]
     with _opened(content) as picture:
         width, height = picture.size
-        return (width, height) if picture.getexif().get(_ORIENTATION, 1) in _LYING else (height, width)
+        return (width, height) if picture.getexif().get(_ORIENTATION, 1) in _SIDEWAYS else (height, width)
 
 
 def digest(content: bytes | Uint8) -> bytes:
-    """16 bytes that differ for different files, or for different pixels."""
+    """16-byte hash of the bytes of a file, or of pixels."""
     if isinstance(content, bytes):
         return hashlib.blake2b(content, digest_size=16).digest()
     pixels = np.ascontiguousarray(content)
@@ -110,7 +110,7 @@ def digest(content: bytes | Uint8) -> bytes:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings about metadata, which say nothing about the pixels. Not for several threads at once."""
+    """Suppress warnings about metadata, which do not concern the pixels. Not thread-safe."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -118,7 +118,7 @@ def quiet() -> Iterator[None]:
 
 def _file(path: Path) -> bytes:
     try:
-        if not _is_regular(path):  # opening a pipe or a device would wait for ever, or do something
+        if not _is_regular(path):  # opening a pipe or a device could block forever, or have effects
             raise BadRowError("not a regular file", "not a regular file but a folder, pipe, socket or device")
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
@@ -128,7 +128,7 @@ def _file(path: Path) -> bytes:
     except MemoryError as error:
         raise BadRowError("too large", "too large for this machine's memory") from error
     except FileNotFoundError as error:
-        raise BadRowError("file is not there") from error
+        raise BadRowError("file is not there", "file does not exist") from error
     except (OSError, ValueError) as error:
         raise BadRowError("file cannot be read", f"file cannot be read ({error})") from error
 
@@ -143,7 +143,7 @@ def _formats() -> tuple[str, ...]:
 
     Image.init()
     with suppress(ImportError):
-        import pillow_heif  # type: ignore[import-not-found]  # an extra of the user's
+        import pillow_heif  # type: ignore[import-not-found]  # optional, installed by the user
 
         pillow_heif.register_heif_opener()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
@@ -151,26 +151,26 @@ def _formats() -> tuple[str, ...]:
 
 @contextmanager
 def _damage(data: bytes = b"") -> Iterator[None]:
-    """PIL's error for a file that it cannot read, as a reason; ``data`` is the file."""
+    """Convert PIL's error for an unreadable file to a BadRowError. ``data``: the content of the file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         yield
     except UnidentifiedImageError as error:
         found = kind_of(data)
-        said = f"not an image file but {found}" if found else "not an image file, or its beginning is damaged"
-        raise BadRowError("not an image file", said) from error
+        detail = f"not an image file but {found}" if found else "not an image file, or its header is damaged"
+        raise BadRowError("not an image file", detail) from error
     except MemoryError as error:
         raise BadRowError("too large", "too large for this machine's memory") from error
     except Image.DecompressionBombError as error:
         raise BadRowError("too large", f"too large ({error})") from error
     except _BROKEN as error:
-        raise BadRowError("damaged or cut short", f"damaged or cut short ({error})") from error
+        raise BadRowError("damaged or cut short", f"damaged or truncated ({error})") from error
 
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Any]:
-    """The PIL image of a file, of which so far only the header is read."""
+    """The PIL image of a file, of which only the header has been read."""
     from PIL import Image
 
     if not data:
@@ -180,7 +180,7 @@ def _opened(data: bytes) -> Iterator[Any]:
 
 
 def _of_picture(picture: Any) -> Uint8:
-    """A PIL image of any mode. Transparent pixels lie over white, as on paper."""
+    """Pixels of a PIL image of any mode. Transparent pixels are blended over white."""
     from PIL import Image, ImageOps
 
     if 0 in picture.size:
@@ -193,7 +193,7 @@ def _of_picture(picture: Any) -> Uint8:
     if picture.mode == "I":
         return _of_integers(np.asarray(picture))
     if picture.mode == "F":
-        raise BadRowError("floating-point pixels", "floating-point pixels (mode F): save it with 8 bits a channel")
+        raise BadRowError("floating-point pixels", "floating-point pixels (mode F): save it with 8 bits per channel")
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
@@ -202,22 +202,22 @@ def _of_picture(picture: Any) -> Uint8:
 
 
 def _of_integers(grey: NDArray[Any]) -> Uint8:
-    """32-bit numbers as they are where they are 0..255, as of an array: a dark image of 16 bits looks no other."""
+    """32-bit integers within 0..255 as they are, like those of an array (a dark 16-bit image looks the same)."""
     if grey.min() < 0 or grey.max() > 255:
-        seen = f"32-bit integers from {grey.min()} to {grey.max()}, whose black and white nobody knows"
-        raise BadRowError("32-bit pixels", f"{seen}: save it with 8 or 16 bits a pixel (mode L or I;16)")
+        found = f"32-bit integers from {grey.min()} to {grey.max()}, whose black and white levels are unknown"
+        raise BadRowError("32-bit pixels", f"{found}: save it with 8 or 16 bits per pixel (mode L or I;16)")
     return grey.astype(np.uint8)[..., None]
 
 
 def _sixteen_bit(grey: NDArray[Any]) -> Uint8:
-    """0..65535 to 0..255; which part of the range an image fills does not matter."""
+    """0..65535 scaled to 0..255, regardless of the part of the range that the image uses."""
     return np.rint(grey / 257.0).astype(np.uint8)[..., None]
 
 
 def of_array(array: NDArray[Any], *, channels_first: bool = False) -> Uint8:
     """Pixels [H, W, C] of an array [H, W], [H, W, C] or [C, H, W]; C is 1, 3, or 4 with transparency.
 
-    channels_first: which is meant where a shape could be either.
+    channels_first: how to read an ambiguous shape.
     """
     if array.ndim == 2:
         array = array[..., None]
@@ -235,18 +235,18 @@ def of_array(array: NDArray[Any], *, channels_first: bool = False) -> Uint8:
 
 
 def eight_bit(array: NDArray[Any]) -> Uint8:
-    """The same whole numbers 0..255 as uint8; BadRowError for other numbers, whose black and white nobody knows."""
+    """The same integers 0..255 as uint8; BadRowError for other numbers, whose black and white levels are unknown."""
     if array.dtype == np.uint8:
         return array
-    way_out = "give uint8 from 0 to 255"
+    way_out = "use uint8 from 0 to 255"
     if array.dtype.kind == "f":
-        way_out += "; of pixels in [0, 1] that is (255 * x).round().astype('uint8')"
+        way_out += "; for pixels in [0, 1], (255 * x).round().astype('uint8')"
     if array.dtype.kind not in "iu" or array.dtype == np.uint16 or array.min() < 0 or array.max() > 255:
         raise BadRowError("pixels are not 8-bit", f"pixels are {array.dtype}: {way_out}")
     return array.astype(np.uint8)
 
 
 def over_white(rgba: Uint8) -> Uint8:
-    """Pixels [..., 4] with transparency laid over white: [..., 3]."""
+    """Blend pixels [..., 4] with transparency over white: [..., 3]."""
     opacity = rgba[..., 3:].astype(np.uint32)
     return ((rgba[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Images from folders: one folder a class, or one folder without labels, perhaps below ``train``, ``val``, ``test``."""
+"""Images from folders: one per class, or one without labels, optionally below ``train``, ``val``, ``test``."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ logger = logging.getLogger("abkd")
 
 
 def read_folder(root: Path, split: str) -> Images:
-    """The images below ``root``; where its folders are splits by their names, those of one split.
+    """The images in ``root``; if its subfolders are named after splits, those of one split.
 
-    A folder without images that is called otherwise makes no classes of splits. Else folder names in their order are
-    the classes, also where a folder is empty. What an image is, its content tells, whatever the file is called; files
-    that are left out are counted and said, but for hidden ones and what systems put there (Thumbs.db).
+    Folders next to the splits are ignored if they have no images. In a folder without splits, the sorted folder names
+    are the classes, even if a folder is empty. Images are detected by content, whatever the file name; files that are
+    left out are counted and reported, except hidden files and system files (Thumbs.db).
     """
     root = root.absolute()
     if splits := _splits_in(root):
         if above := images_in(root, LeftOut()):
             names = ", ".join(map(printable, splits))
-            logger.warning("abkd: %s: %d image(s) beside %s are passed over", printable(root.name), len(above), names)
+            logger.warning("abkd: %s: %d image(s) next to %s are ignored", printable(root.name), len(above), names)
         root = root / _chosen(splits, split, root)
     folders = folders_in(root)
     name, left_out = printable(root.name), LeftOut()
@@ -36,13 +36,13 @@ def read_folder(root: Path, split: str) -> Images:
     here = frozenset({place(root)})
     by_class = [[f"{folder}/{path}" for path in images_below(root / folder, left_out, here)] for folder in folders]
     paths = [path for group in by_class for path in group]
-    left_out.say(name)
+    left_out.warn(name)
     if not (paths or loose):
         raise DataError(f"{printable(str(root))} has no images: expected image files{left_out}")
     if paths and loose:
         raise DataError(
-            f"{printable(str(root))}: {len(paths)} images lie in class folders and {len(loose)} beside them "
-            f"({printable(loose[0])}, …), so these have no label. Label all or none: move them"
+            f"{printable(str(root))}: {len(paths)} images are in class folders and {len(loose)} next to them "
+            f"({printable(loose[0])}, …), which therefore have no label. Label all or none: move them"
         )
     if loose:
         return Images(Files(root, loose), name=name)
@@ -51,27 +51,27 @@ def read_folder(root: Path, split: str) -> Images:
 
 
 def splits_of_folder(root: Path) -> tuple[str, ...]:
-    """Which of validation and test a folder has, where its folders are splits."""
+    """Held-out splits (validation, test) of a folder whose subfolders are splits."""
     splits = _splits_in(root)
     return tuple(split for split in HELD_OUT if named_as(split, splits))
 
 
 def named_as(split: str, folders: Iterable[str]) -> list[str]:
-    """Those of the folders that are called as this split is, in whatever case, its own name first."""
+    """The folders named after this split, ignoring case, with the exact name first."""
     names = spellings(split.casefold())
     found = [folder for folder in folders if folder.casefold() in names]
     return sorted(found, key=lambda folder: (folder != split, names.index(folder.casefold())))
 
 
 def has_images(root: Path) -> bool:
-    """Whether there is any image, however deep."""
+    """Whether there is any image, at any depth."""
     return next(images_below(root, LeftOut()), None) is not None
 
 
 def _splits_in(root: Path) -> list[str]:
-    """The folders of splits in ``root``; none where its folders are classes.
+    """The split folders in ``root``; none if its subfolders are classes.
 
-    A class may be called as a split is: a single such folder that holds its images itself, among others with images.
+    A class may have the name of a split: a single such folder, with images directly in it, among others with images.
     """
     folders = folders_in(root)
     splits = [folder for folder in folders if folder.casefold() in SPLITS]
@@ -82,10 +82,10 @@ def _splits_in(root: Path) -> list[str]:
         return []
     where, named = printable(str(root)), ", ".join(map(printable, splits))
     raise DataError(
-        f"{where}: {named} {'is called as a split is' if len(splits) == 1 else 'are called as splits are'}, and beside "
-        f"there are images in {', '.join(map(printable, others[:5]))}{', …' * (len(others) > 5)}, so which are classes "
-        f"cannot be told: name the folder to learn from ({where}/{printable(splits[0])}) and the one to evaluate on "
-        "(eval_dir), or rename or move those that are no classes"
+        f"{where}: {named} {'has the name of a split' if len(splits) == 1 else 'have the names of splits'}, but there "
+        f"are also images in {', '.join(map(printable, others[:5]))}{', …' * (len(others) > 5)}, so the classes are "
+        f"ambiguous: specify the folder to train on ({where}/{printable(splits[0])}) and the one to evaluate on "
+        "(eval_dir), or rename or move the folders that are not classes"
     )
 
 
@@ -93,6 +93,6 @@ def _chosen(splits: list[str], split: str, root: Path) -> str:
     there = [name for name in named_as(split, splits) if has_images(root / name)] or named_as(split, splits)
     if len(there) != 1:
         which = f"has {' and '.join(map(printable, there))} for" if there else "has no"
-        way_out = "name one of them" if there else f"there are {', '.join(map(printable, splits))}; name one of them"
+        way_out = "use one of them" if there else f"use one of {', '.join(map(printable, splits))}"
         raise DataError(f"{printable(str(root))} {which} split {split!r}: {way_out}")
     return there[0]

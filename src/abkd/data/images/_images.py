@@ -1,4 +1,4 @@
-"""Images with or without labels, decoded when they are asked for."""
+"""Images with or without labels, decoded on access."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger("abkd")
 class Images:
     """N images in order.
 
-    ``labels``: int64 [N], or None where there are none. ``class_names``: the name of each class, where they have any.
+    ``labels``: int64 [N], or None if there are none. ``class_names``: the name of each class, or None.
     ``name``: for messages.
     """
 
@@ -51,21 +51,21 @@ class Images:
 
     @property
     def num_classes(self) -> int | None:
-        """The number of class names; without these, one more than the greatest label; None without labels too."""
+        """The number of class names; without names, the largest label + 1; None without both."""
         if self.class_names is not None:
             return len(self.class_names)
         return None if self.labels is None else int(self.labels.max()) + 1
 
     def without_labels(self) -> Images:
-        """The same images, of which nobody knows what they show; the classes keep their names."""
+        """The same images without labels, but with the class names."""
         return Images(
             self._pixels, class_names=self.class_names, name=self.name, rows=self._rows, digests=self._digests
         )
 
     def with_classes(self, class_names: Sequence[str]) -> Images:
-        """The same images, their labels renumbered by name as ``class_names`` stand.
+        """The same images, with labels renumbered by name to the order of ``class_names``.
 
-        Raises DataError where a class has no place there, or more than one.
+        Raises DataError if a class is missing there, or is there more than once.
         """
         mine, name = self.class_names or (), self.name or "the held-out images"
         if mine == tuple(class_names):  # nothing to renumber: two classes may have one name
@@ -74,13 +74,13 @@ class Images:
         if strange := [each for each in mine if each not in place]:
             raise DataError(
                 f"{name} has {'classes' if len(strange) > 1 else 'a class'} {_some(list(map(repr, strange)))} that the "
-                f"training images do not have ({_some(class_names)}): the same classes are needed in both"
+                f"training images do not have ({_some(class_names)}): both need the same classes"
             )
         if twice := sorted(set(mine).intersection(repeated(mine) + repeated(class_names))):
             raise DataError(
-                f"{name} has other classes, or another order of them, than the training images, and there are several "
-                f"called {_some(list(map(repr, twice)))}, so which one is meant cannot be told: give each a name of "
-                "its own, or both the same list of classes"
+                f"{name} differs from the training images in classes or their order, and several classes are named "
+                f"{_some(list(map(repr, twice)))}, so labels cannot be matched by name: give each class a unique name, "
+                "or use the same list of classes for both"
             )
         if missing := [each for each in class_names if each not in mine]:
             logger.warning("abkd: %s has no images of these training classes: %s", name, _some(missing))
@@ -96,11 +96,11 @@ class Images:
 
     @property
     def pixels(self) -> Pixels:
-        """Where all images lie of which these are some."""
+        """The source of these images, which may have more of them."""
         return self._pixels
 
     def image(self, index: int) -> Uint8:
-        """Pixels uint8 [H, W, C], C of 1 or 3. Raises DataError, with the image's name, where it cannot be read."""
+        """Pixels uint8 [H, W, C], C of 1 or 3. Raises DataError, with the image's name, if it cannot be read."""
         if isinstance(self._pixels, Array):
             return self._pixels.raw(self._row(index))
         try:
@@ -110,11 +110,11 @@ class Images:
             raise DataError(f"{self.where(index)}: {error}") from error
 
     def content(self, index: int) -> bytes | Uint8:
-        """The bytes of its file, or its pixels. Raises BadRowError."""
+        """The bytes of the image's file, or its pixels. Raises BadRowError."""
         return encoded(self._pixels.raw(self._row(index)))
 
     def where(self, index: int) -> str:
-        """How its owner knows the image: ``photos/cat/3.png``, or ``row 7``, counted from 1."""
+        """Name of the image for messages: ``photos/cat/3.png``, or ``row 7``, counted from 1."""
         return self._pixels.where(self._row(index))
 
     def take(self, indices: Iterable[int]) -> Images:
@@ -131,14 +131,14 @@ class Images:
 
     @property
     def digests(self) -> NDArray[np.uint8]:
-        """uint8 [N, 16], a hash of each image's content: of its file, or of its pixels where it has none."""
+        """uint8 [N, 16], a hash of each image's content: of its file, or of its pixels if it has none."""
         if self._digests is None:
             found = (self._digest(index) for index in progress(range(len(self)), len(self), f"reading {self.name}"))
             self._digests = np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 16)
         return self._digests
 
     def remember(self, digests: NDArray[np.uint8]) -> None:
-        """Hashes that were computed while the images were read for something else."""
+        """Store hashes that were computed while the images were read for another purpose."""
         self._digests = digests
 
     @property
@@ -150,20 +150,20 @@ class Images:
         return found.hexdigest()[:16]
 
     def uniform_size(self) -> tuple[int, int] | None:
-        """(H, W) where all readable images have the same, by the headers of their files."""
+        """(H, W) if all readable images have the same size, according to the headers of their files."""
         if isinstance(self._pixels, Array):
             return self._pixels.array.shape[1:3]
         found: set[tuple[int, int]] = set()
         with quiet():
             for index in range(len(self)):
-                with suppress(BadRowError):  # whoever prepares these images will refuse it, or leave it out
+                with suppress(BadRowError):  # prepare_images rejects it or leaves it out
                     found.add(size_of(self.content(index)))
                 if len(found) > 1:
                     return None
         return found.pop() if found else None
 
-    def say_empty_classes(self) -> None:
-        """Warn of classes of which there is no image."""
+    def warn_empty_classes(self) -> None:
+        """Warn about classes without images."""
         if without := empty_classes(self.labels, self.class_names):
             count = self.num_classes
             logger.warning(

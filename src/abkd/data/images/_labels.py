@@ -1,4 +1,4 @@
-"""Labels as they come, to classes counted from 0; for all images or for none."""
+"""Convert labels of any form to classes counted from 0; for all images or for none."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import Tensor
 from abkd.errors import DataError, shown
 
 MOST_CLASSES = 1_000_000
-"""Most classes that data or a file may claim; a larger head is a mistake, and would take all the memory."""
+"""Maximum number of classes of data or a file; a larger head is a mistake, and would exhaust the memory."""
 
 Labels = tuple[NDArray[np.int64] | None, tuple[str, ...] | None]
 
 
 def tidy_labels(labels: Any, class_names: Sequence[Any] | None, count: int, name: str) -> Labels:
-    """``(labels int64 [N] or None, class names or None)`` of labels that are whole numbers or names.
+    """``(labels int64 [N] or None, class names or None)`` from labels that are integers or names.
 
-    None, NaN and -1 say that there is no label; where all do, the images are unlabelled. Where classes come by name
-    and in no given order, they are sorted. A class name is a text or a number, bytes of a text, or several texts that
-    mean the same, which are joined by commas.
-    Raises DataError: labels in part, another number of them than images, negative ones, or beyond the class names;
-    a class name of another kind.
+    None, NaN and -1 mean that there is no label; if all labels are missing, the images are unlabelled. Classes that are
+    given by name only are sorted. A class name is a string, an integer, bytes, or several strings (synonyms), which are
+    joined by commas.
+    Raises DataError: labels for some images only, not one label per image, negative labels, or labels beyond the class
+    names; a class name of another type.
     """
     names = None if class_names is None else tuple(_class_name(each, name) for each in class_names)
     if labels is None:
@@ -39,25 +39,25 @@ def tidy_labels(labels: Any, class_names: Sequence[Any] | None, count: int, name
         return None, names
     if missing:
         raise DataError(
-            f"{name}: {missing} of {count} images have no label. Label all or none: leave those out, or give no "
-            "labels at all, since distillation needs none"
+            f"{name}: {missing} of {count} images have no label. Label all or none: remove those images, or pass no "
+            "labels at all, since distillation does not need them"
         )
     if all(isinstance(value, str) for value in values):
         return _by_name(values, names, name)
-    found = _whole(values, name)
+    found = _integers(values, name)
     if min(found) < 0 or (names is not None and max(found) >= len(names)):
-        upto = "" if names is None else f" to {len(names) - 1}, as there are {len(names)} class names"
-        raise DataError(f"{name}: labels must count classes from 0{upto}; they go from {min(found)} to {max(found)}")
+        upto = "" if names is None else f" to {len(names) - 1} (for {len(names)} class names)"
+        raise DataError(f"{name}: labels must count classes from 0{upto}, got {min(found)} to {max(found)}")
     if max(found) >= MOST_CLASSES:
         raise DataError(
-            f"{name}: a label is {max(found)}, and a head of so many classes cannot be built: number the classes from "
-            "0 without gaps, or give names as labels"
+            f"{name}: labels must be below {MOST_CLASSES}, got {max(found)}: number the classes from 0 without gaps, "
+            "or use names as labels"
         )
     return np.array(found, dtype=np.int64), names
 
 
 def empty_classes(labels: NDArray[np.int64] | None, class_names: Sequence[str] | None) -> list[str]:
-    """The classes of which there is no image; their numbers where they have no names."""
+    """The classes without images; their numbers if they have no names."""
     if labels is None or not len(labels):
         return []
     count = int(labels.max()) + 1 if class_names is None else len(class_names)
@@ -73,8 +73,8 @@ def _class_name(value: Any, name: str) -> str:
         with suppress(UnicodeDecodeError):
             return value.decode()
     if isinstance(value, tuple | list) and value and all(isinstance(each, str | bytes) for each in value):
-        return ", ".join(_class_name(each, name) for each in value)  # as models that know ImageNet write them
-    raise DataError(f"{name}: expected class names that are texts, or tuples of texts, got {shown(value)}")
+        return ", ".join(_class_name(each, name) for each in value)  # as ImageNet models write them
+    raise DataError(f"{name}: class names must be strings, or tuples of strings, got {shown(value)}")
 
 
 def _flat(labels: Any, name: str) -> list[Any]:
@@ -83,8 +83,8 @@ def _flat(labels: Any, name: str) -> list[Any]:
             labels = labels[:, 0]
         if labels.ndim != 1:
             raise DataError(
-                f"{name}: expected one label an image, got an array of shape {list(labels.shape)}: "
-                "of one-hot labels take y.argmax(1)"
+                f"{name}: expected one label per image, got an array of shape {list(labels.shape)}: "
+                "for one-hot labels, use y.argmax(1)"
             )
         return labels.tolist()
     return [_scalar(value) for value in labels]
@@ -100,7 +100,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def repeated(names: Sequence[str]) -> list[str]:
-    """The names that more than one class has."""
+    """The names that several classes have."""
     return [name for name, count in Counter(names).items() if count > 1]
 
 
@@ -111,16 +111,16 @@ def _by_name(values: Sequence[str], names: tuple[str, ...] | None, name: str) ->
         raise DataError(f"{name}: {unknown[0]!r} is not among the {len(known)} class names: {_some(known)}")
     if twice := sorted(set(values).intersection(repeated(known))):
         raise DataError(
-            f"{name}: there are several classes called {twice[0]!r}, so a label that is a name does not tell which: "
-            "number the labels, or give each class a name of its own"
+            f"{name}: several classes are named {twice[0]!r}, so the label is ambiguous: use integers as labels, or "
+            "give each class a unique name"
         )
     return np.array([position[value] for value in values], dtype=np.int64), known
 
 
-def _whole(values: Sequence[Any], name: str) -> list[int]:
+def _integers(values: Sequence[Any], name: str) -> list[int]:
     for number, value in enumerate(values, 1):
         if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
-            raise DataError(f"{name}, row {number}: expected a label that is a whole number or a name, got {value!r}")
+            raise DataError(f"{name}, row {number}: the label must be an integer or a name, got {value!r}")
     return [int(value) for value in values]
 
 

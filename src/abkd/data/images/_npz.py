@@ -1,4 +1,4 @@
-"""Arrays of a ``.npz`` file, of which nothing is believed that its bytes do not hold."""
+"""Read arrays from a ``.npz`` file, without trusting the sizes that it claims."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[
     """The arrays of a ``.npz`` file whose names are ``wanted``, and None for the others.
 
     Raises:
-        DataError: the file is damaged, holds Python objects, or an array is not as large as it says, or larger than
-            the free memory.
+        DataError: the file is damaged or holds Python objects, or an array has another size than it claims, or is
+            larger than the free memory.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -48,7 +48,7 @@ def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[
 
 
 def array_names(path: Path) -> set[str]:
-    """Names of the arrays; none where the file cannot be read, which :func:`read_arrays` explains."""
+    """Names of the arrays; none if the file cannot be read, which :func:`read_arrays` reports."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {entry.filename.removesuffix(".npy") for entry in _of_numpy(archive)}
@@ -68,20 +68,20 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
 
 
 def _check_size(member: IO[bytes], entry: zipfile.ZipInfo) -> None:
-    """Raise ValueError where memory for more than there is would be asked for."""
+    """Raise ValueError if the array claims more than the file holds, or more than the free memory."""
     name, reader = entry.filename, {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     version = npy.read_magic(member)
     if version not in reader:
-        raise ValueError(f"{name} is written in version {version} of numpy's format")
+        raise ValueError(f"{name} must be in version 1.0 or 2.0 of numpy's format, got {version}")
     shape, _, dtype = reader[version](member)
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which are not loaded because that can run code")
     claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
     if claimed != held or min(shape, default=0) < 0:
-        raise ValueError(f"{name} says that it has the shape {list(shape)} of {dtype}, and holds {held} bytes")
+        raise ValueError(f"{name} claims the shape {list(shape)} of {dtype}, but holds {held} bytes")
     free = available_mb(torch.device("cpu"))
     if free is not None and claimed / 2**20 > free:
         raise ValueError(
-            f"{name} takes {claimed / 2**30:.1f} GiB and {free / 2**10:.1f} GiB of memory are free; give a folder of "
+            f"{name} needs {claimed / 2**30:.1f} GiB of memory, but {free / 2**10:.1f} GiB are free; use a folder of "
             "image files, which are read one by one"
         )

@@ -1,4 +1,4 @@
-"""Where images lie: in an array, in files, in a table of the datasets library, or in somebody's data set."""
+"""Sources of images: an array, files, a table of the datasets library, or a user's dataset."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from abkd.errors import AbkdError
 
 
 def printable(name: str) -> str:
-    r"""A name as text that can be written anywhere: bytes of a file's name that are no UTF-8 become ``\xff``."""
+    r"""A name as text that can be written anywhere: bytes of a file name that are not UTF-8 become ``\xff``."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a pair, as JSON can spell it
+    except UnicodeEncodeError:  # a lone surrogate, which JSON allows
         return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Pixels(Protocol):
-    """Images by number, as they lie there. ``side_by_side``: whether several threads may read at once."""
+    """Images by index, in their stored form. ``thread_safe``: whether several threads may read at once."""
 
-    side_by_side: ClassVar[bool]
+    thread_safe: ClassVar[bool]
 
     def __len__(self) -> int: ...
 
     def raw(self, row: int) -> Any:
-        """What :func:`abkd.data.images._decode.encoded` understands."""
+        """The image, in a form that :func:`abkd.data.images._decode.encoded` accepts."""
         ...
 
     def where(self, row: int) -> str:
-        """The name under which the owner knows this image."""
+        """Name of the image for messages."""
         ...
 
 
@@ -41,7 +41,7 @@ class Array:
     """Checked pixels [N, H, W, C], C of 1 or 3."""
 
     array: Uint8
-    side_by_side: ClassVar[bool] = False
+    thread_safe: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         kept = self.array.view()
@@ -64,7 +64,7 @@ class Files:
 
     root: Path
     paths: Sequence[str]
-    side_by_side: ClassVar[bool] = True
+    thread_safe: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -82,7 +82,7 @@ class Items:
 
     items: Any
     pick: Callable[[Any], Any]
-    side_by_side: ClassVar[bool] = False
+    thread_safe: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -92,7 +92,7 @@ class Items:
             return self.pick(self.items[row])
         except AbkdError:
             raise
-        except Exception as error:  # of code that is not ours
+        except Exception as error:  # raised by user code
             raise BadRowError("cannot be read", cannot_be_read(error)) from error
 
     def where(self, row: int) -> str:

@@ -1,4 +1,4 @@
-"""Images to one size: scaled with antialiasing, and cut in the middle."""
+"""Resize images to one size: scale with antialiasing, then center-crop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from abkd.data.images._decode import Uint8
 
 
 def fit(image: Uint8, size: tuple[int, int]) -> Uint8:
-    """The middle of an image [H', W', C] that was scaled until it covers ``size`` (H, W); of that size, it is kept."""
+    """Scale an image [H', W', C] to cover ``size`` (H, W) and center-crop it; unchanged if it has that size."""
     height, width = size
     if image.shape[:2] == size:
         return image
@@ -20,7 +20,7 @@ def fit(image: Uint8, size: tuple[int, int]) -> Uint8:
 
 
 def stretch(image: Uint8, size: tuple[int, int]) -> Uint8:
-    """An image [H', W', C] scaled to exactly ``size`` (H, W), bicubic; of that size, it is kept."""
+    """Scale an image [H', W', C] to exactly ``size`` (H, W), bicubic; unchanged if it has that size."""
     if image.shape[:2] == size:
         return image
     from PIL import Image

@@ -1,4 +1,4 @@
-"""A part of the images held out, chosen by what they show."""
+"""Hold out a part of the images for evaluation, stratified by class and chosen by a hash of the content."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from abkd.errors import DataError
 def split_images(images: Images, fraction: float, seed: int = 0) -> tuple[Images, Images]:
     """``(train, held out)``, both in the order given; ``fraction`` in (0, 1) of the images is held out, at least one.
 
-    Of each class the same share, as near as whole images allow; what rounding leaves goes first to classes of which
-    nothing else would be held out, and no class is held out entirely. Images of the same content stay together. Which
-    ones are held out depends on the hash of the content and on ``seed`` alone, not on the order of the images.
-    Raises DataError where there are not two different images.
+    Every class has the same share, up to rounding; the remainder goes first to classes that would otherwise have no
+    held-out image, and no class is held out entirely. Images with the same content stay together. Which ones are held
+    out depends only on the hash of the content and on ``seed``, not on the order of the images.
+    Raises DataError if there are fewer than two distinct images.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"the held-out fraction must lie between 0 and 1, got {fraction}")
+        raise DataError(f"the held-out fraction must be between 0 and 1, got {fraction}")
     groups = _same(images)
     if len(groups) < 2:
         raise DataError(
-            f"{images.name or 'the data set'} shows one distinct image {len(images)} times, so nothing can be held out "
-            "without leaking: give separate images for evaluation"
+            f"{images.name or 'the dataset'} has only one distinct image, {len(images)} times, so nothing can be held "
+            "out without leaking: provide separate images for evaluation"
         )
     labels = np.zeros(len(images), dtype=np.int64) if images.labels is None else images.labels
     by_class: dict[int, list[list[int]]] = {}
     for content in sorted(groups, key=lambda content: hashlib.sha256(f"{seed}\n".encode() + content).digest()):
         group = groups[content]
-        by_class.setdefault(int(labels[group].min()), []).append(group)  # one image may come with several labels
+        by_class.setdefault(int(labels[group].min()), []).append(group)  # the same image may have several labels
     shares = _shares(labels, fraction)
     held = [group for label, wanted in shares.items() for group in _chosen(by_class.get(label, []), wanted)]
     if not held:
@@ -51,7 +51,7 @@ def _same(images: Images) -> Mapping[bytes, list[int]]:
 
 
 def _shares(labels: NDArray[np.int64], fraction: float) -> dict[int, int]:
-    """How many images of each class are held out: round(fraction * N) in all, by largest remainders."""
+    """Number of held-out images of each class: round(fraction * N) in total, by largest remainders."""
     classes, counts = np.unique(labels, return_counts=True)
     exact = fraction * counts
     shares = np.minimum(np.floor(exact).astype(int), counts - 1)
@@ -63,7 +63,7 @@ def _shares(labels: NDArray[np.int64], fraction: float) -> dict[int, int]:
 
 
 def _chosen(groups: Sequence[list[int]], wanted: int) -> list[list[int]]:
-    """Groups in their order, as long as they fit into ``wanted`` images."""
+    """The groups in turn that still fit into ``wanted`` images."""
     held: list[list[int]] = []
     for group in groups:
         if len(group) <= wanted:

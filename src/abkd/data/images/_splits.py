@@ -1,14 +1,14 @@
-"""The names that parts of a data set go by."""
+"""Names of the splits of a dataset."""
 
 from __future__ import annotations
 
 _PARTS = (("train", "training"), ("validation", "val", "valid", "dev", "eval"), ("test", "testing"))
 HELD_OUT = ("validation", "test")
-"""Parts to evaluate on, the better one first: a test split is for the end."""
+"""Splits to evaluate on, the preferred one first: the test split is for the final evaluation."""
 SPLITS = frozenset(name for part in _PARTS for name in part)
 
 
 def spellings(split: str) -> tuple[str, ...]:
-    """The name itself, then what else the same part is called."""
+    """The name itself, then other names of the same split."""
     part = next((part for part in _PARTS if split in part), (split,))
     return (split, *(other for other in part if other != split))

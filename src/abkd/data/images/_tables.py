@@ -1,4 +1,4 @@
-"""Images from the datasets library, from torch data sets and from plain sequences."""
+"""Images from the datasets library, from torch datasets and from plain sequences."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LABELS = ("label", "labels", "fine_label", "target")
 
 
 def of_table(table: Any, name: str) -> Images:
-    """Images of a ``datasets.Dataset``: those of its column ``image`` (or ``img``, or its only one of images).
+    """Images of a ``datasets.Dataset``: the column ``image`` (or ``img``, or the only column of images).
 
-    They are read as they are stored, without transforms and formats that were set on the table.
+    They are read as stored, without transforms and formats set on the table.
     """
     import datasets
 
@@ -32,7 +32,7 @@ def of_table(table: Any, name: str) -> Images:
     known = [column for column in _IMAGES if column in features]
     if not known and len(of_images) != 1:
         wanted = f"{_IMAGES[0]} (or {', '.join(_IMAGES[1:])})"
-        raise DataError(f"{name}: expected a column called {wanted}, got {_named(features)}")
+        raise DataError(f"{name}: expected a column named {wanted}, got {_named(features)}")
     column = known[0] if known else of_images[0]
     table = table.with_format(None)
     label = next((name for name in _LABELS if name in features), None)
@@ -48,7 +48,7 @@ def of_table(table: Any, name: str) -> Images:
 def of_items(items: Iterable[Any], name: str) -> Images:
     """Images of a sequence of dicts or of pairs (image, label), or of images alone.
 
-    Every item is asked for once to learn its label. Names of classes are taken from ``items.classes``, where that is.
+    Every item is read once to get its label. Class names come from ``items.classes``, if present.
     """
     by_number = hasattr(items, "__getitem__") and hasattr(items, "__len__") and not isinstance(items, IterableDataset)
     source: Any = items if by_number else list(items)
@@ -69,7 +69,7 @@ class _Column:
 
 
 def image_of(item: Any) -> Any:
-    """The image of an item of a data set."""
+    """The image of an item of a dataset."""
     return _parts(item, 0, "")[0]
 
 
@@ -78,8 +78,8 @@ def _item(source: Any, row: int, name: str) -> Any:
         return source[row]
     except AbkdError:
         raise
-    except Exception as error:  # of code that is not ours
-        raise DataError(f"{name}, row {row + 1}: {cannot_be_read(error)}. Repair it, or leave it out") from error
+    except Exception as error:  # raised by user code
+        raise DataError(f"{name}, row {row + 1}: {cannot_be_read(error)}. Fix it, or remove it") from error
 
 
 def _parts(item: Any, row: int, name: str) -> tuple[Any, Any]:
@@ -92,7 +92,7 @@ def _parts(item: Any, row: int, name: str) -> tuple[Any, Any]:
     if not isinstance(item, tuple | list):
         return item, None
     if len(item) != 2:
-        raise DataError(f"{name}, row {row + 1}: expected a pair (image, label), got {len(item)} things")
+        raise DataError(f"{name}, row {row + 1}: expected a pair (image, label), got {len(item)} items")
     return item[0], item[1]
 
 

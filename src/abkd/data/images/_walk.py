@@ -1,4 +1,4 @@
-"""Which files in a folder are images, and an account of those that are not."""
+"""Find the image files in a folder, and count the files that are not images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from abkd.errors import DataError
 logger = logging.getLogger("abkd")
 
 SUFFIXES = frozenset((".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
-"""Files that are taken for images unopened; those of other names are looked into."""
+"""Suffixes of files that count as images without being opened; other files are inspected."""
 
 Place = tuple[int, int]
 
-_OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "#recycle"))
+_SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "__macosx", "#recycle"))
 
 
 class LeftOut:
-    """Files that are no images, counted by their suffix."""
+    """Files that are not images, counted by suffix."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -34,21 +34,21 @@ class LeftOut:
         self._counts[printable(Path(name).suffix.lower()) or "without a suffix"] += 1
 
     def __str__(self) -> str:
-        """As a part of a sentence, empty where nothing was left out."""
+        """The counts as a part of a sentence; empty if nothing was left out."""
         counted = [f"{count} {suffix}{_plugin(suffix)}" for suffix, count in self._counts.most_common(10)]
         return f"; left out: {', '.join(counted)}" if counted else ""
 
-    def say(self, name: str) -> None:
-        """Warn of what was left out, if anything was."""
+    def warn(self, name: str) -> None:
+        """Warn about the files that were left out, if any."""
         if self._counts:
             count = self._counts.total()
             logger.warning("abkd: %s: %d file%s cannot be read as images%s", name, count, "s" * (count > 1), self)
 
 
 def folders_in(root: Path) -> list[str]:
-    """The folders in ``root``, sorted, but for hidden ones and what systems put there.
+    """The folders in ``root``, sorted, without hidden folders and system folders.
 
-    Raises DataError where it cannot be read.
+    Raises DataError if it cannot be read.
     """
     return [name for name in _names(root) if (root / name).is_dir()]
 
@@ -62,7 +62,7 @@ def images_in(root: Path, left_out: LeftOut) -> list[str]:
 def images_below(root: Path, left_out: LeftOut, above: frozenset[Place] = frozenset()) -> Iterator[str]:
     """Image files at any depth, relative to ``root``, in the same order on every machine.
 
-    Links are followed, but not to a folder that they lie in, nor to one of ``above``.
+    Links are followed, except to a folder that contains them, or to one of ``above``.
     """
     here = above | {place(root)}
     if len(here) == len(above):
@@ -74,7 +74,7 @@ def images_below(root: Path, left_out: LeftOut, above: frozenset[Place] = frozen
 
 
 def place(folder: Path) -> Place:
-    """Which folder it is, whatever it is called."""
+    """Identity of a folder, independent of its name."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -84,7 +84,7 @@ def _names(root: Path) -> list[str]:
         names = sorted(os.listdir(root))
     except OSError as error:
         raise DataError(f"the folder {printable(str(root))} cannot be read: {error.strerror}") from error
-    return [name for name in names if not name.startswith(".") and name.lower() not in _OF_SYSTEMS]
+    return [name for name in names if not name.startswith(".") and name.lower() not in _SYSTEM_FILES]
 
 
 def _is_image(path: Path, left_out: LeftOut) -> bool:

@@ -1,4 +1,4 @@
-"""Chance in the images: what is drawn for an image is a function of the run's seed, the epoch and its index alone."""
+"""Random augmentation of images, which depends only on the run's seed, the epoch and the index of the image."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ __all__ = ["Augmentation", "HorizontalFlip", "Mixup", "RandomCrop", "RandomResiz
 
 
 class Augmentation:
-    """Called with an image uint8 [H, W, C] and a generator, gives another image; a frozen value, without state.
+    """Function from an image uint8 [H, W, C] and a random generator to another image; immutable and stateless.
 
-    ``before_resizing``: whether it reads the image as it was stored, and not as it was cut to the size of the data set.
-    The dataset then scales what it returns to that size.
+    ``before_resizing``: whether it reads the stored image, not the one resized to the size of the dataset. The dataset
+    then scales the output to that size.
     """
 
     before_resizing: ClassVar[bool] = False
 
     def __call__(self, image: Uint8, rng: np.random.Generator) -> Uint8:
-        """One image made from ``image``, uint8 [H', W', C]."""
+        """The augmented image, uint8 [H', W', C]."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class RandomCrop(Augmentation):
-    """A part of the image's own size, after ``padding`` black pixels were added on each side (He et al., 2016).
+    """A crop of the image's own size, after ``padding`` black pixels are added on each side (He et al., 2016).
 
     Raises:
-        ConfigError: ``padding`` is not a whole number from 1 to 16384.
+        ConfigError: ``padding`` is not an integer from 1 to 16384.
     """
 
     padding: int = 4
 
     def __post_init__(self) -> None:
         if type(self.padding) is not int or not 1 <= self.padding <= 16_384:
-            raise ConfigError(f"RandomCrop needs a padding of at least 1 pixel, got {self.padding!r} (at most 16384)")
+            raise ConfigError(f"RandomCrop: padding must be an integer from 1 to 16384, got {self.padding!r}")
 
     def __call__(self, image: Uint8, rng: np.random.Generator) -> Uint8:
         height, width, channels = image.shape
@@ -53,7 +53,7 @@ class RandomCrop(Augmentation):
 
 @dataclass(frozen=True)
 class HorizontalFlip(Augmentation):
-    """Left and right exchanged, with this ``probability``. Not for what is read, such as digits.
+    """Flip left and right with this ``probability``. Not for images with writing, such as digits.
 
     Raises:
         ConfigError: ``probability`` is not in (0, 1].
@@ -63,7 +63,7 @@ class HorizontalFlip(Augmentation):
 
     def __post_init__(self) -> None:
         if not (_is_number(self.probability) and 0 < self.probability <= 1):
-            raise ConfigError(f"HorizontalFlip needs a probability above 0, at most 1, got {self.probability!r}")
+            raise ConfigError(f"HorizontalFlip: probability must be in (0, 1], got {self.probability!r}")
 
     def __call__(self, image: Uint8, rng: np.random.Generator) -> Uint8:
         return image[:, ::-1] if rng.random() < self.probability else image
@@ -71,11 +71,11 @@ class HorizontalFlip(Augmentation):
 
 @dataclass(frozen=True)
 class RandomResizedCrop(Augmentation):
-    """A part of the stored image, of random area and shape, which is then scaled (Szegedy et al., 2015).
+    """A crop of the stored image with random area and aspect ratio, which is then resized (Szegedy et al., 2015).
 
-    ``scale``: the least and the greatest share of the image's area. ``ratio``: the least and the greatest width over
-    height, drawn evenly on a logarithmic scale. Where ten draws give no part that lies within the image, it is the
-    largest one in the middle whose shape is allowed.
+    ``scale``: minimum and maximum fraction of the image's area. ``ratio``: minimum and maximum width / height, drawn
+    uniformly on a logarithmic scale. If ten draws give no crop within the image, the largest center crop with an
+    allowed ratio is used.
 
     Raises:
         ConfigError: ``scale`` is not within (0, 1], ``ratio`` is not above 0, or one is not a pair in order.
@@ -112,9 +112,9 @@ class RandomResizedCrop(Augmentation):
 class Mixup(Augmentation):
     """λ · image + (1-λ) · another image of the data, λ ~ Beta(alpha, alpha) (Zhang et al., arXiv 1710.09412).
 
-    Teacher and student see the same mixture; its labels are those of both, with weights λ and 1-λ. ``share``: how many
-    of the images are mixed; a part of them is better for distillation (arXiv 2211.03946). The other image and λ are
-    drawn by the dataset, so a call with one image gives it back.
+    Teacher and student see the same mixture; its labels are those of both images, with weights λ and 1-λ. ``share``:
+    fraction of the images that are mixed; mixing only some is better for distillation (arXiv 2211.03946). The other
+    image and λ are drawn by the dataset, so a call with one image returns it unchanged.
 
     Raises:
         ConfigError: ``alpha`` is not above 0, or ``share`` is not in (0, 1].
@@ -125,9 +125,9 @@ class Mixup(Augmentation):
 
     def __post_init__(self) -> None:
         if not (_is_number(self.alpha) and 0 < self.alpha <= 1e6):  # far beyond, numpy's Beta overflows
-            raise ConfigError(f"Mixup needs an alpha above 0, got {self.alpha!r} (at most 1e6)")
+            raise ConfigError(f"Mixup: alpha must be above 0 and at most 1e6, got {self.alpha!r}")
         if not (_is_number(self.share) and 0 < self.share <= 1):
-            raise ConfigError(f"Mixup needs a share above 0, at most 1, got {self.share!r}")
+            raise ConfigError(f"Mixup: share must be in (0, 1], got {self.share!r}")
 
     def __call__(self, image: Uint8, rng: np.random.Generator) -> Uint8:
         return image
@@ -146,5 +146,5 @@ def _range(name: str, pair: Any, most: float) -> tuple[float, float]:
     fine = isinstance(pair, tuple | list) and len(pair) == 2 and all(map(_is_number, pair))
     if not (fine and 0 < pair[0] <= pair[1] <= most and pair[1] < math.inf):
         upto = "" if most == math.inf else f", at most {most:g}"
-        raise ConfigError(f"RandomResizedCrop needs a {name} (least, greatest) above 0{upto}, got {pair!r}")
+        raise ConfigError(f"RandomResizedCrop: {name} must be (min, max), above 0{upto}, got {pair!r}")
     return float(pair[0]), float(pair[1])

@@ -1,4 +1,4 @@
-"""What a row has beside its text: variables for the chat template, and things that no language model reads."""
+"""Columns other than the text: variables of the chat template, and images, video or audio."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NOT_TEXT = {
 
 
 def read_template_kwargs(row: Row) -> dict[str, Any] | None:
-    """What the row's chat template is given, as TRL has it; None where that is nothing.
+    """The row's ``chat_template_kwargs`` (as in TRL), or None if it has none.
 
-    Raises BadRowError where it is no mapping, or would change what ``apply_chat_template`` itself is told.
+    Raises BadRowError if they are not a mapping, or override an argument of ``apply_chat_template`` itself.
     """
     given = row.get(TEMPLATE_KWARGS)
     if given is None:
@@ -31,22 +31,22 @@ def read_template_kwargs(row: Row) -> dict[str, Any] | None:
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise BadRowError(
             f"{TEMPLATE_KWARGS} is not an object",
-            f"{TEMPLATE_KWARGS} is {type(given).__name__}, expected an object such as {{enable_thinking: false}}",
+            f"{TEMPLATE_KWARGS} must be an object such as {{enable_thinking: false}}, got {type(given).__name__}",
         )
     kept: dict[str, Any] = without_nulls(given)
-    taken = sorted(kept.keys() & _own_names())
+    taken = sorted(kept.keys() & _reserved_names())
     if taken:
         raise BadRowError(
-            f"{TEMPLATE_KWARGS} sets what is not a variable of the template",
-            f"{TEMPLATE_KWARGS} sets {', '.join(map(repr, taken))}, which apply_chat_template takes itself: expected "
-            "variables of the chat template (tools have a column of their own)",
+            f"{TEMPLATE_KWARGS} sets a reserved name",
+            f"{TEMPLATE_KWARGS} must set variables of the chat template, got {', '.join(map(repr, taken))}, reserved "
+            "by apply_chat_template: remove it (tools have a separate column)",
         )
     return kept or None
 
 
 @cache
-def _own_names() -> frozenset[str]:
-    """The arguments of ``apply_chat_template``, and what it gives every template under a name of its own."""
+def _reserved_names() -> frozenset[str]:
+    """Names reserved by ``apply_chat_template``: its arguments, and what it passes to every template."""
     from transformers import PreTrainedTokenizerBase
 
     own = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
@@ -54,18 +54,18 @@ def _own_names() -> frozenset[str]:
 
 
 def check_text_only(row: Row) -> None:
-    """Raise BadRowError where a row has images or sound in a column of its own, which its text speaks of."""
+    """Raise BadRowError if a row has images, video or audio in a separate column."""
     for column, kind in _NOT_TEXT.items():
         if column in row and _holds(row[column]):
             raise BadRowError(
                 f"has {kind}",
-                f"it has {kind} in column {column!r}, and a language model reads text only: leave the row out, or the "
-                "column if the text does not need it",
+                f"it has {kind} in column {column!r}, but a language model reads only text: remove the row, or the "
+                "column if the text does not depend on it",
             )
 
 
 def _holds(value: Any) -> bool:
-    """Whether there is anything in it; tables write what is not there in many ways."""
+    """Whether the value is not empty; tables represent missing values in many ways."""
     if isinstance(value, list | tuple):
         return any(map(_holds, value))
     if isinstance(value, Mapping):
