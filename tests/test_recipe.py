@@ -342,7 +342,7 @@ def test_unknown_names(values: dict[str, Any], says: str) -> None:
         ({"eval_strategy": "sometimes"}, "must be one of 'no', 'steps', 'epoch'"),
         ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs must be a text or a mapping, got 3"),
         ({"divergence": 3}, "divergence must be a divergence or a schedule, got 3"),
-        ({"divergence": "AlphaBta()"}, "divergence: no component is called 'AlphaBta'; did you mean AlphaBeta?"),
+        ({"divergence": "AlphaBta()"}, "divergence: there is no component 'AlphaBta'; did you mean AlphaBeta?"),
         ({"divergence": "AlphaBeta(inf, 1)"}, "alpha is inf"),
         ({"divergence": "anneal(1.0, 2.0)"}, "gives 1.0 on its way"),
     ],
