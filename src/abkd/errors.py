@@ -35,7 +35,7 @@ class ConfigError(AbkdError, ValueError):
 
 
 class DataError(AbkdError, ValueError):
-    """A data file or row that cannot be used; names the file and the row."""
+    """A data file or row that cannot be used; the message names the file and the row."""
 
 
 class VocabularyError(AbkdError, ValueError):

@@ -15,7 +15,7 @@ from abkd.ops._row_loss_spec import Block, RowLossSpec, RowWeight, agreement, en
 EAGER_BLOCK = 1 << 16  # elements per block in eager mode: the temporaries stay in the processor's cache
 _PIECE = 1 << 15  # classes per piece of a row: the allocator reuses temporaries of this size
 _FEW_THREADS = 4
-_UNSHARED = 1 << 15  # up to this many elements torch runs an operation on one thread
+_UNSHARED = 1 << 15  # torch runs operations of up to this many elements on one thread
 
 
 def row_blocks(rows: Tensor) -> Iterator[slice]:

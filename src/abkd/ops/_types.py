@@ -166,8 +166,8 @@ class TopK:
             the student's logits.
         log_tail: ``[N]`` log-probability of all other classes together, ``-inf`` for 0; ignored for k = V.
         classes: V.
-        log_target: ``[N]`` log-probability of the row's target at temperature 1, for ``row_metrics``; None: the
-            target's among the top k, otherwise that of the whole tail.
+        log_target: ``[N]`` log-probability of the row's target at temperature 1, for ``row_metrics``; None: that
+            in ``log_p`` if the target is among the top k, otherwise ``log_tail``.
     """
 
     ids: Tensor

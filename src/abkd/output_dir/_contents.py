@@ -62,14 +62,14 @@ def contents(directory: Path) -> Contents:
     """Files and folders in a folder; empty if it does not exist. Links in it are never followed."""
     found = Contents()
     if directory.is_dir():
-        _sort(directory, "", frozenset(), None, found)
+        _classify(directory, "", frozenset(), None, found)
     return found
 
 
-def _sort(
+def _classify(
     directory: Path, prefix: str, listed: frozenset[str], known: Callable[[str], bool] | None, found: Contents
 ) -> None:
-    """Sort the entries of a folder.
+    """Classify the entries of a folder.
 
     Args:
         listed: paths in it that the manifest of a parent folder lists.
@@ -93,7 +93,7 @@ def _sort(
         below = frozenset(name.removeprefix(f"{entry.name}/") for name in names if name.startswith(f"{entry.name}/"))
         if ours or below or _is_draft(entry.name):
             inside = known if known is _in_half_written else _known_in(Path(entry.path))
-            _sort(Path(entry.path), f"{path}/", below, None if below else inside, found)
+            _classify(Path(entry.path), f"{path}/", below, None if below else inside, found)
             found.ours.append(f"{path}/")
         elif any(name != LOCK for _, _, inside in os.walk(entry.path) for name in inside):  # empty folders do not count
             found.foreign.append(f"{path}/")

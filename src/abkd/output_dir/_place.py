@@ -12,7 +12,7 @@ from abkd.storage import check_new
 
 
 def check_place(path: Path, *, resume: bool = False) -> None:
-    """Reject what cannot be an output directory: a file, a broken link, an invalid name, ``/``, the home and ``.``.
+    """Reject what cannot be an output directory: a file, a broken link, an invalid name, ``/``, ``~`` and ``.``.
 
     Raises:
         OutputDirError: with the reason.

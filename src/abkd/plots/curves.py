@@ -83,15 +83,15 @@ def base_to_new_figure(records: Sequence[Record]) -> Figure | None:
 
 @styled
 def agreement_figure(records: Sequence[Record]) -> Figure | None:
-    """How often student and teacher make the same first choice (per cent of held-out predictions), by step."""
+    """How often student and teacher have the same top class (percent of held-out predictions), by step."""
     lines = {"student": ("eval_top1_agreement", ACCENT)}
     percent = _percent(records, "eval_top1_agreement")
-    return _lines_figure("Same first choice as the teacher, held out (%)", percent, lines, log=False)
+    return _lines_figure("Top-1 agreement with the teacher, held out (%)", percent, lines, log=False)
 
 
 @styled
 def entropy_figure(records: Sequence[Record]) -> Figure | None:
-    """Mean entropy of both models' predictions on the training rows (nats), by step: too flat above, too sure below."""
+    """Mean entropy of both models' predictions on the training rows (nats), by step"""
     lines = {"student": ("student_entropy", ACCENT), "teacher": ("teacher_entropy", INK)}
     if not (series(records, "student_entropy")[0] and series(records, "teacher_entropy")[0]):
         return None
