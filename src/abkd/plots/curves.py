@@ -91,7 +91,7 @@ def agreement_figure(records: Sequence[Record]) -> Figure | None:
 
 @styled
 def entropy_figure(records: Sequence[Record]) -> Figure | None:
-    """Mean entropy of both models' predictions on the training rows (nats), by step"""
+    """Mean entropy of both models' predictions on the training rows (nats), by step."""
     lines = {"student": ("student_entropy", ACCENT), "teacher": ("teacher_entropy", INK)}
     if not (series(records, "student_entropy")[0] and series(records, "teacher_entropy")[0]):
         return None
