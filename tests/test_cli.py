@@ -311,7 +311,7 @@ def test_demo_passes_its_switches_on(abkd: Abkd, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("in_use", "says"),
-    [("student/config.json", "is in use; name an empty or new directory"), ("student", "is a file; name a directory")],
+    [("student/config.json", "is in use; name an empty or new directory"), ("student", "is a file; use a directory")],
 )
 def test_shrink_leaves_a_used_directory_alone(abkd: Abkd, tmp_path: Path, in_use: str, says: str) -> None:
     (tmp_path / in_use).parent.mkdir(exist_ok=True)

@@ -78,7 +78,7 @@ def test_the_table_holds_means_and_deviations_of_the_accuracies(words, tmp_path,
     assert found == expected
     teacher = next(line for line in said.splitlines() if "teacher" in line)
     assert f"{100 * results[0]['teacher']['accuracy']:.2f}" in teacher
-    assert "chosen on the held-out rows" in " ".join(said.split())
+    assert "selected on the evaluation set" in " ".join(said.split())
     for number, result in enumerate(results, start=1):
         assert f"abkd: run {number} of 3: seed {number}" in remarks
         last, best = result["last"]["accuracy"], result["best"]["accuracy"]

@@ -70,7 +70,7 @@ def test_the_error_says_where_was_looked_and_the_way_out(here):
         "folder": rf"{here / 'folder'} is a folder: install the package",
         "short.py": "write short, without .py",
         "../short": "named as in an import",
-        "needs": r"No module named 'blocks_beside' \(blocks_beside\.py lies in the working directory.*PYTHONPATH=\.",
+        "needs": r"No module named 'blocks_beside' \(blocks_beside\.py is in the working directory.*PYTHONPATH=\.",
         "leaves": "cannot be imported: SystemExit",
     }.items():
         with pytest.raises(ConfigError, match=said):

@@ -64,7 +64,7 @@ def test_a_foreign_file_is_named_and_nothing_is_touched(run, foreign):
     fill(run, foreign)
     before = files(run)
     named = foreign if foreign.startswith("checkpoint") else foreign.replace("notes/today.md", "notes/")
-    with pytest.raises(OutputDirError, match=rf"no run of abkd wrote \({named.replace('(1)', '.1.')}\)"):
+    with pytest.raises(OutputDirError, match=rf"files that abkd did not write \({named.replace('(1)', '.1.')}\)"):
         remove_runs(run)
     assert files(run) == before
     assert not contents(run).begun
@@ -81,7 +81,7 @@ def test_a_foreign_file_is_named_and_nothing_is_touched(run, foreign):
 )
 def test_without_recipe_and_record_no_name_makes_a_file_ours(tmp_path, names):
     fill(tmp_path, *names)
-    with pytest.raises(OutputDirError, match="no run of abkd wrote"):
+    with pytest.raises(OutputDirError, match="files that abkd did not write"):
         remove_runs(tmp_path)
     assert files(tmp_path) == set(names)
 
@@ -119,7 +119,7 @@ def test_another_run_inside_is_not_of_this_one(run):
     """Only what the manifest names: a run that was put into the folder of another is somebody's."""
     inner = fill(run / "second", *RUN[:3])
     note(inner, *RUN[:3])
-    with pytest.raises(OutputDirError, match=r"wrote \(second/\)"):
+    with pytest.raises(OutputDirError, match=r"did not write \(second/\)"):
         remove_runs(run)
 
 
@@ -158,7 +158,7 @@ def test_through_a_link_to_the_folder_itself(run, tmp_path):
 def test_a_manifest_that_cannot_be_read_names_nothing(tmp_path, text):
     fill(tmp_path, "model.safetensors")
     (tmp_path / MANIFEST).write_text(text)
-    with pytest.raises(OutputDirError, match=r"wrote \(model\.safetensors\)"):
+    with pytest.raises(OutputDirError, match=r"did not write \(model\.safetensors\)"):
         remove_runs(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_folders_that_hold_more_than_a_run_are_refused(tmp_path, monkeypatch, na
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(OutputDirError, match="no folder of a run alone"):
+    with pytest.raises(OutputDirError, match="not a folder for a single run"):
         check_place(Path(name).expanduser())
 
 
@@ -243,7 +243,7 @@ def test_a_second_process_is_refused_and_told_who_is_there(tmp_path):
             pass
         done = subprocess.run(command, env=paths, capture_output=True, text=True)
     assert f"process {os.getpid()} on " in done.stderr
-    assert "is at work in" in done.stderr
+    assert "is in use by" in done.stderr
     assert not (tmp_path / "out").exists()
     assert subprocess.run(command, env=paths, capture_output=True, text=True).returncode == 0
 
@@ -258,7 +258,7 @@ for words in json.loads(sys.argv[1]):
         refuse_if_busy(words)
         print("free")
     except OutputDirError as error:
-        print("busy" if "is at work in" in str(error) else error)
+        print("busy" if "is in use by" in str(error) else error)
 print("torch" in sys.modules)
 """
 
@@ -309,7 +309,7 @@ def test_where_the_file_system_takes_no_locks_it_is_said(tmp_path, monkeypatch, 
     monkeypatch.setattr("fcntl.flock", refused)
     with claimed(tmp_path / "out"):
         pass
-    assert "takes no locks (No locks available)" in caplog.text
+    assert "does not support locks (No locks available)" in caplog.text
 
 
 def test_a_folder_stays_where_something_was_written(tmp_path):
@@ -319,7 +319,7 @@ def test_a_folder_stays_where_something_was_written(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence():
-    with pytest.raises(OutputDirError, match="cannot be made"), claimed(Path("/proc/abkd/out")):
+    with pytest.raises(OutputDirError, match="cannot be created"), claimed(Path("/proc/abkd/out")):
         pass
 
 

@@ -343,8 +343,8 @@ def test_unknown_names(values: dict[str, Any], says: str) -> None:
         ({"eval_strategy": "sometimes"}, "must be one of 'no', 'steps', 'epoch'"),
         ({"teacher_model_init_kwargs": 3}, "teacher_model_init_kwargs must be a mapping, got 3"),
         ({"divergence": 3}, "divergence must be a divergence or a schedule, got 3"),
-        ({"divergence": "AlphaBta()"}, "divergence: no component is called 'AlphaBta'; did you mean AlphaBeta?"),
-        ({"divergence": "AlphaBeta(inf, 1)"}, "alpha is inf"),
+        ({"divergence": "AlphaBta()"}, "divergence: there is no component 'AlphaBta'; did you mean AlphaBeta?"),
+        ({"divergence": "AlphaBeta(inf, 1)"}, "alpha must be a finite number, got inf"),
         ({"divergence": "anneal(1.0, 2.0)"}, "gives 1.0 on its way"),
     ],
 )
@@ -479,13 +479,13 @@ def test_an_output_directory_in_use_is_left_alone(ready: dict[str, str]) -> None
     Path(ready["output_dir"], "notes.txt").write_text("mine")
     with pytest.raises(OutputDirError, match=r"in use \(it holds notes.txt\).*--resume.*--overwrite_output_dir"):
         make(**ready).check_ready()
-    with pytest.raises(OutputDirError, match=r"no run of abkd wrote \(notes.txt\).*nothing was touched"):
+    with pytest.raises(OutputDirError, match=r"files that abkd did not write \(notes.txt\).*nothing was changed"):
         make(**ready, overwrite_output_dir=True).check_ready()
     make(**ready).check_ready(output=False)
 
 
 def test_an_output_directory_is_no_input(ready: dict[str, str]) -> None:
-    with pytest.raises(OutputDirError, match=r"holds train_file .*must not write to"):
+    with pytest.raises(OutputDirError, match=r"contains train_file .*must not write to"):
         make(**{**ready, "output_dir": str(Path(ready["train_file"]).parent)}, overwrite_output_dir=True).check_ready()
 
 

@@ -126,8 +126,15 @@ def test_a_full_demo_run_has_every_section(make_run):
     text = Tags(page).text()
     assert path.name == "report.html"
     assert path.stat().st_size < 1_500_000
-    assert headings(page) == ["Results", "How the run went", "Answers side by side", "To repeat it"]
-    said = ["A small model learns", RUN["objective"], "Forward KL covers", "α-β commits", "no answer", "3 min 31 s"]
+    assert headings(page) == ["Results", "Training curves", "Answers side by side", "Reproduce this run"]
+    said = [
+        "A small model learns",
+        RUN["objective"],
+        "Forward KL is mode-covering",
+        "α-β is mode-seeking",
+        "no answer",
+        "3 min 31 s",
+    ]
     for words in [*said, "sha256:9f2c", "torch 2.13.0", "Text: docstrings.", "134.5", "56.6"]:
         assert words in text
     assert page.count("<figure>") == 5
@@ -157,12 +164,12 @@ def test_text_from_the_run_is_escaped(make_run):
 def test_a_plain_run_compares_its_first_and_last_evaluation(make_run):
     page = render_report(make_run())
     text = Tags(page).text()
-    assert headings(page) == ["Results", "How the run went", "To repeat it"]
+    assert headings(page) == ["Results", "Training curves", "Reproduce this run"]
     assert "Big-Model distilled into small" in text
     assert "student before 132 3.70 3.60 30.0" in text
     assert "student after 32.0 1.70 1.60 55.0 60.2" in text
     assert "teacher 5.03" in text
-    assert "Forward KL covers" not in text
+    assert "Forward KL is mode-covering" not in text
 
 
 def test_one_evaluation_is_only_an_after(make_run):
@@ -178,9 +185,9 @@ def test_a_first_evaluation_in_mid_run_is_named_by_its_step(make_run):
 @pytest.mark.parametrize(
     ("missing", "sections"),
     [
-        ("metrics", ["To repeat it"]),
-        ("recipe", ["Results", "How the run went", "To repeat it"]),
-        ("run", ["Results", "How the run went", "To repeat it"]),
+        ("metrics", ["Reproduce this run"]),
+        ("recipe", ["Results", "Training curves", "Reproduce this run"]),
+        ("run", ["Results", "Training curves", "Reproduce this run"]),
     ],
 )
 def test_what_is_missing_is_left_out(make_run, missing, sections):
@@ -191,7 +198,7 @@ def test_what_is_missing_is_left_out(make_run, missing, sections):
 
 def test_metrics_alone_make_a_page(make_run):
     page = render_report(make_run(recipe=None, run=None, metrics=METRICS))
-    assert headings(page) == ["How the run went"]
+    assert headings(page) == ["Training curves"]
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path):
@@ -220,7 +227,7 @@ def test_lines_that_are_no_records_are_left_out_and_an_unfinished_last_one_is_no
     path.write_bytes(b'{"step": 101, "lo\n[1]\n\xff\xfe\n{"step": 102, "loss": NaN}\n' + whole)
     assert len(RunFiles.read(directory).metrics) == 1 + len(whole.splitlines())
     assert "3 of" in caplog.text
-    assert "are left out (1, 2, 3)" in caplog.text
+    assert "are skipped (1, 2, 3)" in caplog.text
     assert "nan" not in render_report(directory).lower()
 
 

@@ -96,7 +96,7 @@ def test_every_kind_of_run_is_told_by_its_own_numbers(measured, first):
 def test_a_run_on_images_shows_accuracy_and_no_perplexity(tmp_path):
     page = page_of(tmp_path, IMAGES)
     assert "Accuracy: last 93.00 % (epoch 3), best 95.00 % (epoch 2), teacher 97.00 %." in page
-    assert "chosen on the held-out rows themselves" in page
+    assert "selected on the evaluation set itself" in page
     assert "Accuracy, held out (%)" in page
     assert "erplexity" not in page
     assert "95 % of the way to the teacher’s 97.00" in page  # from 10 to 93, of 97
@@ -160,12 +160,12 @@ def test_settings_with_different_teachers_have_a_line_for_each():
 
 def test_what_must_be_known_about_the_numbers_is_said():
     notes = " ".join(notes_of(sweep_of(("one", [HALVES, HALVES]))))
-    assert all(words in notes for words in ("flatters", "n - 1", "Transductive"))
+    assert all(words in notes for words in ("slightly optimistic", "n - 1", "Transductive"))
     notes = " ".join(notes_of(sweep_of(("one", [HALVES]), task="image-classification")))
     assert not any(words in notes for words in ("n - 1", "holds out", "ransductive"))
     nothing = sweep_of(("one", [[]]), task="text-generation")
     assert sweep_table(nothing) is None
-    assert notes_of(nothing) == ["No rows were held out, so there are no numbers to compare."]
+    assert notes_of(nothing) == ["There was no evaluation set, so there are no metrics to compare."]
 
 
 def test_a_page_about_several_runs_draws_each_seed(tmp_path):

@@ -382,7 +382,7 @@ def test_one_run_at_a_time(again, shelf, tmp_path):
         ) as other:
             assert other.stdout is not None
             assert other.stdout.readline() == "here\n"
-            with pytest.raises(OutputDirError, match=f"process {other.pid} on .* is at work in"):
+            with pytest.raises(OutputDirError, match=f"is in use by process {other.pid} on "):
                 distill(Recipe.from_dict(values(shelf, output, ce_weight=0.1, max_steps=4)), resume=resume)
             other.communicate()
 

@@ -22,7 +22,7 @@ def test_teacher_confidence(power):
 
 @pytest.mark.parametrize("power", [-1.0, math.nan, math.inf, "2"])
 def test_a_power_that_cannot_be_meant(power):
-    with pytest.raises(ConfigError, match="a finite power of at least 0"):
+    with pytest.raises(ConfigError, match="power must be a finite number >= 0"):
         TeacherConfidence(power)
 
 

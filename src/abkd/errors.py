@@ -1,6 +1,6 @@
-"""What can go wrong, and the exit code the command line gives for it.
+"""The exceptions of abkd, and their exit codes on the command line.
 
-Every message says what was expected, what was got, and the way out.
+Every message says what was expected, what was given, and how to fix it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 class AbkdError(Exception):
     """Base of all errors that abkd raises on purpose.
 
-    ``exit_code`` is what the command line returns: 2 bad input, 3 a number stopped being finite,
-    4 the disk refused, 5 a server did not answer, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+    ``exit_code`` is returned by the command line: 2 invalid input, 3 a non-finite number, 4 a failed write to disk,
+    5 no usable answer from a server, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
 
     exit_code = 2
 
     def __str__(self) -> str:
-        """The sentence; what of a path in it is no text is escaped, so that it can be printed and written."""
+        """The message, with bytes of paths that are not valid UTF-8 escaped, so that it can be printed and written."""
         return super().__str__().encode("utf-8", "backslashreplace").decode()
 
 
@@ -40,20 +40,20 @@ KINDS: Mapping[type, str] = {
 
 
 def shown(value: object) -> str:
-    """A value in a message, of whatever size it is: its ``repr``, shortened."""
+    """The ``repr`` of a value for a message, shortened."""
     return _SHORT.repr(value)
 
 
 class ConfigError(AbkdError, ValueError):
-    """A recipe, flag or constructor argument that cannot be meant."""
+    """An invalid value in a recipe, a flag or a constructor argument."""
 
 
 class DataError(AbkdError, ValueError):
-    """A data file or row that cannot be used; names the file and the row."""
+    """A data file or row that cannot be used; the message names the file and the row."""
 
 
 class VocabularyError(AbkdError, ValueError):
-    """Two models whose classes (or whose tokenizers) do not fit each other."""
+    """Two models whose classes or tokenizers do not match."""
 
 
 class OutputDirError(AbkdError, FileExistsError):
@@ -61,24 +61,24 @@ class OutputDirError(AbkdError, FileExistsError):
 
 
 class NonFiniteError(AbkdError, ArithmeticError):
-    """A loss, gradient or teacher output is NaN or infinite; nothing of it was saved."""
+    """A loss, gradient or teacher output is NaN or infinite; nothing computed from it was saved."""
 
     exit_code = 3
 
 
 class StorageError(AbkdError, OSError):
-    """A checkpoint could not be written; the one before it is whole."""
+    """A checkpoint could not be written; the previous one is intact."""
 
     exit_code = 4
 
 
 class ServerError(AbkdError, ConnectionError):
-    """A server that writes the teacher's text gave no usable answer; what it wrote before is kept."""
+    """A server that generates the teacher's text gave no usable answer; earlier answers are kept."""
 
     exit_code = 5
 
 
 class Interrupted(AbkdError):
-    """The run was asked to stop; its state is saved and ``--resume`` goes on from there."""
+    """The run was interrupted; its state is saved and ``--resume`` continues from there."""
 
     exit_code = 130

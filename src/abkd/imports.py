@@ -1,6 +1,6 @@
-"""Code of the user's own by name: a module that is installed, or one file in the working directory.
+"""Import user code by name: an installed module, or one file in the working directory.
 
-Whoever names code in a recipe, on the command line or in Python wants it run. A file that came with a model does not.
+Naming code in a recipe, on the command line or in Python is consent to run it. A file that came with a model is not.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from abkd.errors import ConfigError
 
 logger = logging.getLogger("abkd")
 
-_BY_PATH: dict[str, Path] = {}  # what was loaded out of a working directory, by its module name
+_BY_PATH: dict[str, Path] = {}  # modules loaded from a working directory, by name
 
 
 def locate(module: str) -> Path | None:
-    """The file of a module (None: it has none, as a built-in), found without running any code.
+    """The file of a module (None if it has none, such as a built-in), found without running any code.
 
     Installed modules come first, then ``module.py`` in the working directory.
 
     Raises:
-        ConfigError: it is neither; the message says where was looked.
+        ConfigError: neither exists; the message lists the places that were searched.
     """
     spec = _installed(module)
     if spec is None:
@@ -37,12 +37,12 @@ def locate(module: str) -> Path | None:
 
 
 def load(module: str) -> ModuleType:
-    """The module itself; the log says which file that is before its code runs.
+    """Import the module; its file is logged before its code runs.
 
-    A file of the working directory is loaded by its path: that directory is never put on ``sys.path``.
+    A file in the working directory is loaded by its path: that directory is never put on ``sys.path``.
 
     Raises:
-        ConfigError: it is not there, or its code fails.
+        ConfigError: it does not exist, or its code fails.
     """
     spec, file = _installed(module), locate(module)
     if module in sys.modules and _BY_PATH.get(module) in (None, file):
@@ -50,17 +50,17 @@ def load(module: str) -> ModuleType:
     logger.info("abkd: running the code of %s (%s)", module, file or "built in")
     try:
         return importlib.import_module(module) if spec is not None or file is None else _run(module, file)
-    except (Exception, SystemExit) as error:  # somebody else's code can raise anything
+    except (Exception, SystemExit) as error:  # user code can raise anything
         raise ConfigError(
-            f"the module {module} ({file}) cannot be imported: {type(error).__name__}: {error}{_beside(error)}"
+            f"the module {module} ({file}) cannot be imported: {type(error).__name__}: {error}{_neighbour_hint(error)}"
         ) from error
 
 
 def attribute(module: str, name: str) -> Any:
-    """``name`` of a module, which is loaded for it.
+    """Import a module and return its attribute ``name``.
 
     Raises:
-        ConfigError: as :func:`load`, or there is nothing of that name in the module.
+        ConfigError: as :func:`load`, or the module has no such attribute.
     """
     found = load(module)
     if not hasattr(found, name):
@@ -71,16 +71,16 @@ def attribute(module: str, name: str) -> Any:
 
 
 def defined_in(value: Any, module: str) -> bool:
-    """Whether a function or class was written in this module, or below it, and not imported into it."""
+    """Whether a function or class is defined in this module or below it, and not imported into it."""
     home = str(getattr(value, "__module__", ""))
     return home == module or home.startswith(f"{module}.")
 
 
 def _installed(module: str) -> ModuleSpec | None:
-    """As ``importlib.util.find_spec``, which would run the code of the packages around a module."""
+    """Like ``importlib.util.find_spec``, but without running the code of parent packages."""
     parts = module.split(".")
     if not all(part.isidentifier() for part in parts):
-        raise ConfigError(f"a module is named as in an import, package.module, got {module!r}")
+        raise ConfigError(f"a module must be named as in an import, package.module, got {module!r}")
     if module in _BY_PATH:
         return None
     spec, places = None, None
@@ -102,7 +102,7 @@ def _in_working_directory(module: str) -> Path:
     file = Path.cwd().joinpath(*module.split(".")).with_suffix(".py")
     if file.is_file():
         return file
-    folder, way_out = file.with_suffix(""), "check the name, install it, or run in the folder where it lies"
+    folder, way_out = file.with_suffix(""), "check the name, install it, or run in the folder that contains it"
     if folder.is_dir():
         way_out = f"{folder} is a folder: install the package (pip install -e .)"
     elif module.endswith(".py"):
@@ -124,8 +124,8 @@ def _run(module: str, file: Path) -> ModuleType:
     return made
 
 
-def _beside(error: BaseException) -> str:
+def _neighbour_hint(error: BaseException) -> str:
     name = error.name if isinstance(error, ModuleNotFoundError) else None
     if not name or not Path(f"{name}.py").is_file():
         return ""
-    return f" ({name}.py lies in the working directory, of which only the named file is loaded: set PYTHONPATH=.)"
+    return f" ({name}.py is in the working directory, from which only the named file is loaded: set PYTHONPATH=.)"

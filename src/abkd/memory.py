@@ -1,4 +1,4 @@
-"""How much memory there is, and which errors say that it did not suffice: for the guard that chooses the chunk."""
+"""Available memory and out-of-memory errors, for choosing the chunk size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIGNS = (
     "out of memory",
     "could not create a memory",  # oneDNN
     "could not create a primitive",
-    "can't start new thread",  # there is no room for its stack
+    "can't start new thread",  # no memory for its stack
     "bad_alloc",
 )
 _GROUP = Path("/sys/fs/cgroup")
@@ -20,7 +20,7 @@ _LIMITS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "m
 
 
 def available_mb(device: torch.device, group: Path = _GROUP) -> float | None:
-    """Memory that a process may still take, in MB: of the machine and of its control group; None where nobody tells."""
+    """Memory that a process can still allocate, in MB, on the machine and in its cgroup; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**20
     known = [mb for mb in (_of_machine(), *(_of_group(group, *names) for names in _LIMITS)) if mb is not None]
@@ -28,7 +28,7 @@ def available_mb(device: torch.device, group: Path = _GROUP) -> float | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; only GPUs have a type of error for it."""
+    """Whether an allocation failed; only GPUs have an exception type for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
@@ -44,7 +44,7 @@ def _of_machine() -> float | None:
 
 
 def _of_group(group: Path, limit: str, usage: str) -> float | None:
-    """What is left of a control group's limit; pages of files, which the system gives back, count as used there."""
+    """Memory left below the limit of a cgroup, which counts reclaimable file cache as used."""
     try:
         most, used = (group / limit).read_text(encoding="utf-8"), (group / usage).read_text(encoding="utf-8")
         return (int(most) - int(used)) / 2**20

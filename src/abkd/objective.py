@@ -1,4 +1,4 @@
-"""The objective: what is compared, how much it counts, and when."""
+"""The objective: its terms, their weights and their schedules."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from abkd.sequence_mixture import teacher_share
 from abkd.term import ORIGINS, Term, check_weight
 
 COLDEST, HOTTEST = 1e-4, 1e6
-"""Of the temperature: between them losses and gradients of random logits are far from the ends of float32."""
+"""Limits of the temperature: within them losses and gradients of random logits stay well inside the float32 range."""
 
-_SCHEDULED = ("divergence", "weight", "ce_weight", "kd_weight")  # what of a term may be a schedule
+_SCHEDULED = ("divergence", "weight", "ce_weight", "kd_weight")  # the fields of a term that may be a schedule
 
 
 class TokenLogProbs(NamedTuple):
-    """What both models gave to the token that stands at each row, and which rows are of one sequence; ``[N]`` each."""
+    """Both models' log-probabilities of the token at each row, and the sequence of each row; ``[N]`` each."""
 
     teacher_log_prob: Tensor
     student_log_prob: Tensor
@@ -35,12 +35,12 @@ class TokenLogProbs(NamedTuple):
 class Objective:
     """``L = Σ_k λ_k · mean over the rows of term k of w·( ce_weight·CE + kd_weight·D(p‖q) ) + lm_coef·CE(plain text)``.
 
-    Most objectives have one term: then its ``divergence``, ``ce_weight``, ``kd_weight`` and ``row_weight`` are given
-    here. Those that read several sources give ``terms`` instead. Any number, the divergence and the terms may be a
-    schedule (``anneal``, ``stages``): a function of the run's progress.
+    Most objectives have one term: its ``divergence``, ``ce_weight``, ``kd_weight`` and ``row_weight`` are set here.
+    Objectives with sequences of several origins set ``terms`` instead. Any number, the divergence and the terms may be
+    a schedule (``anneal``, ``stages``): a function of the run's progress.
 
     Raises:
-        ConfigError: a part that cannot be meant.
+        ConfigError: an invalid argument.
     """
 
     divergence: Divergence | Schedule | None = None
@@ -54,22 +54,25 @@ class Objective:
 
     def __post_init__(self) -> None:
         if not (is_number(self.temperature) and self.temperature > 0):
-            raise ConfigError(f"kd_temperature must be a finite number above 0, but it is {self.temperature!r}")
+            raise ConfigError(f"kd_temperature must be a finite number > 0, got {self.temperature!r}")
         if not COLDEST <= self.temperature <= HOTTEST:
             raise ConfigError(
-                f"kd_temperature must be from {COLDEST:g} to {HOTTEST:g}, got {self.temperature!r}: beyond, losses are "
-                "infinite or gradients 0 in float32"
+                f"kd_temperature must be from {COLDEST:g} to {HOTTEST:g}, got {self.temperature!r}: outside this range "
+                "losses are infinite or gradients 0 in float32"
             )
         check_weight("lm_coef", self.lm_coef)
         if self.terms is not None and self.divergence is not None:
-            raise ConfigError("terms bring their own divergences: give terms, or divergence with its weights, not both")
+            raise ConfigError("terms have their own divergences: set terms, or divergence with its weights, not both")
         if isinstance(self.terms, list):
             object.__setattr__(self, "terms", tuple(self.terms))
         for terms in values_of(self._terms):
             _check_terms(terms)
         every = self.all_terms()
         if self.temperature != 1.0 and any(term.sequence_mixture for term in every):
-            raise ConfigError("sequence_mixture is about sequences drawn at temperature 1: set kd_temperature: 1.0")
+            raise ConfigError(
+                f"sequence_mixture needs kd_temperature 1, at which sequences are sampled, got {self.temperature!r}; "
+                "set kd_temperature: 1.0"
+            )
         if not any(term.ce_weight or term.kd_weight for term in every):
             raise ConfigError("ce_weight and kd_weight are both 0: nothing would be learned; set one above 0")
 
@@ -82,20 +85,20 @@ class Objective:
         return (Term(self.divergence, ce_weight=self.ce_weight, kd_weight=self.kd_weight, row_weight=self.row_weight),)
 
     def at(self, progress: float) -> tuple[Term, ...]:
-        """The terms at ``progress`` in [0, 1], every schedule in them taken at that moment."""
+        """The terms at ``progress`` in [0, 1], with every schedule in them evaluated there."""
         return tuple(
             replace(term, **{name: at(getattr(term, name), progress) for name in _SCHEDULED})
             for term in at(self._terms, progress)
         )
 
     def moments(self) -> list[float]:
-        """Values of ``progress`` among which is one of each part of a run that its schedules make different."""
+        """Values of ``progress`` with at least one from each phase of the schedules."""
         terms = [term for value in values_of(self._terms) for term in value]
         fields = [getattr(term, name) for term in terms for name in _SCHEDULED]
         return moments_of(self._terms, *fields)
 
     def all_terms(self) -> list[Term]:
-        """The terms at each of the :meth:`moments`: for what must hold all along a run."""
+        """The terms at each of the :meth:`moments`, for checks of what must hold throughout a run."""
         return [term for progress in self.moments() for term in self.at(progress)]
 
     def __call__(
@@ -114,10 +117,10 @@ class Objective:
         """The loss of some rows at ``progress`` in [0, 1]; see :func:`abkd.linear_divergence` for shapes.
 
         Args:
-            origin: ``[N]`` who wrote each row's sequence (index in ``abkd.term.ORIGINS``); None: the dataset.
-            total_weight: what each term is divided by, ``[K]``, or one number for all.
-            history: what the terms with ``sequence_mixture`` need.
-            teacher: None where no term asks it (``needs_teacher``).
+            origin: ``[N]`` the origin of each row's sequence (index into ``abkd.term.ORIGINS``); None: the dataset.
+            total_weight: the divisor of each term, ``[K]``, or one number for all.
+            history: the previous tokens' log-probabilities, needed by terms with ``sequence_mixture``.
+            teacher: None if no term needs it (:meth:`needs_teacher`).
         """
         parts: list[RowLosses] = []
         for k, term in enumerate(self.at(progress)):
@@ -137,43 +140,43 @@ class Objective:
                 scale_by_temperature_squared=self.scale_by_temperature_squared,
                 plan=plan,
             )
-            plan = part.plan or plan  # smaller where memory did not suffice
+            plan = part.plan or plan  # smaller after running out of memory
             parts.append(part)
         return parts[0] if len(parts) == 1 else _together(parts)
 
     @property
     def changes(self) -> bool:
-        """Whether it is another function later in a run than at its start, so that two of its values do not compare."""
+        """Whether the objective changes during a run, so that its values at different steps are not comparable."""
         first = self.at(0.0)
         return any(self.at(progress) != first for progress in self.moments())
 
     def needs_teacher(self, progress: float) -> bool:
-        """Whether any term needs p at ``progress``; what only the labels teach can do without."""
+        """Whether any term needs the teacher at ``progress``; cross-entropy alone does not."""
         return any((term.weight and term.kd_weight) or term.row_weight is not None for term in self.at(progress))
 
     def ever_needs_teacher(self) -> bool:
-        """Whether any term does at any time."""
+        """Whether any term needs the teacher at any time."""
         return any(self.needs_teacher(progress) for progress in self.moments())
 
     def totals(self, origin: Tensor, weight: Tensor, progress: float) -> Tensor:
-        """``[K]`` the weight of the rows of each term at ``progress``."""
+        """``[K]`` the total row weight of each term at ``progress``."""
         return torch.stack([(weight * selected(term, origin, weight)).sum() for term in self.at(progress)])
 
     def row_specs(self, progress: float) -> list[tuple[Term, RowLossSpec]]:
-        """The terms at ``progress``, each with its row function, for evaluation."""
+        """The terms at ``progress``, each with the specification of its row loss, for evaluation."""
         return [
             (term, RowLossSpec(term.divergence, self.temperature, row_weight=term.row_weight))  # type: ignore[arg-type]
             for term in self.at(progress)
         ]
 
     def value(self, term: Term, divergence: Tensor, cross_entropy: Tensor) -> Tensor:
-        """What a term (taken at some progress) makes of rows whose parts are known already."""
+        """The loss of a term (at some progress) for rows whose divergence and cross-entropy are known."""
         squared = self.temperature**2 if self.scale_by_temperature_squared else 1.0
         inside = term.ce_weight * cross_entropy + term.kd_weight * squared * divergence  # type: ignore[operator]
         return term.weight * inside  # type: ignore[operator]
 
     def formula(self, rows: str = "response tokens") -> str:
-        """The objective in one line, as it is printed at the start of a run; ``rows`` is what they are called."""
+        """The objective in one line, as it is printed at the start of a run; ``rows`` is the name of the rows in it."""
         text = f"L = {_terms_formula(self._terms, rows, self.scale_by_temperature_squared)}"
         if self.lm_coef:
             text += f" + {_weighted(self.lm_coef, 'CE(plain text)')}"
@@ -181,7 +184,7 @@ class Objective:
 
 
 def selected(term: Term, origin: Tensor | None, like: Tensor) -> Tensor:
-    """``[N]`` 1 for the rows that a term is about, else 0; of the dtype of ``like``."""
+    """``[N]`` 1 for the rows that a term uses, else 0; in the dtype of ``like``."""
     if term.origin is None:
         return torch.ones_like(like)
     mine = ORIGINS.index(term.origin)
@@ -193,7 +196,7 @@ def _share(term: Term, history: TokenLogProbs | None) -> Tensor | None:
     if not term.sequence_mixture:
         return None
     if history is None:
-        raise ConfigError(f"{term!r} needs what both models gave to the tokens before: pass history")
+        raise ConfigError(f"{term!r} needs both models' log-probabilities of the previous tokens: pass history")
     divergence: Any = term.divergence
     own = divergence.weight if isinstance(divergence, JensenShannon) else divergence.skew
     return teacher_share(*history, prior=1.0 - own if isinstance(divergence, SkewReverseKL) else own)
@@ -203,12 +206,12 @@ def _check_terms(terms: object) -> None:
     if not isinstance(terms, list | tuple) or not terms or not all(isinstance(term, Term) for term in terms):
         raise ConfigError(
             "terms must be a list of terms, such as [Term(SkewForwardKL(0.5), origin='teacher'), "
-            f"Term(SkewReverseKL(0.5), origin='student')], but it is {terms!r}"
+            f"Term(SkewReverseKL(0.5), origin='student')], got {terms!r}"
         )
 
 
 def _together(parts: Sequence[RowLosses]) -> RowLosses:
-    """Losses and divergences added up; what is the same for every term is taken from the first that has the row."""
+    """The sum of losses and divergences; columns common to all terms come from the first term that has the row."""
     first = parts[0]
     for part in parts[1:]:
         free = (first.weight == 0) & (part.weight != 0)

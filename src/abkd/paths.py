@@ -1,4 +1,4 @@
-"""Where abkd keeps what it can make or fetch again."""
+"""The cache directory, for files that can be built or downloaded again, and sizes as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
 
 
 def readable(size: float) -> str:
-    """Bytes for the eye."""
+    """A number of bytes as human-readable text."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

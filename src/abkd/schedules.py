@@ -14,18 +14,18 @@ _SHAPES = {"linear": lambda t: t, "cosine": lambda t: (1.0 - math.cos(math.pi * 
 
 
 class Schedule:
-    """Something called with ``progress`` in [0, 1] that returns a number or a divergence; frozen, without state."""
+    """A frozen, stateless function of ``progress`` in [0, 1] that returns a number or a divergence."""
 
     def __call__(self, progress: float) -> Any:
         """The value at ``progress`` (clipped to [0, 1])."""
         raise NotImplementedError
 
     def values(self) -> list[Any]:
-        """Every value that it takes; where it moves steadily from one to another, these two."""
+        """All values of the schedule; of a continuous transition, its two ends."""
         return [self(progress) for progress in self.moments()]
 
     def moments(self) -> list[float]:
-        """Values of ``progress`` in [0, 1], one at least of each stretch in which it is steady."""
+        """Values of ``progress`` in [0, 1], at least one from each continuous stretch."""
         return [step / 100 for step in range(101)]
 
 
@@ -37,7 +37,7 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
     ``1-t`` and ``t``; numbers are interpolated.
 
     Raises:
-        ConfigError: an unknown shape, or ends of different sorts.
+        ConfigError: an unknown shape, or ends of different kinds.
     """
 
     start: Any
@@ -46,10 +46,10 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
 
     def __post_init__(self) -> None:
         if self.shape not in _SHAPES:
-            raise ConfigError(f"anneal knows the shapes {', '.join(_SHAPES)}, but shape is {self.shape!r}")
+            raise ConfigError(f"anneal: shape must be one of {', '.join(_SHAPES)}, got {self.shape!r}")
         pair = (self.start, self.end)
         if not (all(isinstance(x, Pointwise) for x in pair) or all(is_number(x) for x in pair)):
-            raise ConfigError(f"anneal joins two divergences or two numbers, but got {self.start!r} and {self.end!r}")
+            raise ConfigError(f"anneal needs two divergences or two numbers, got {self.start!r} and {self.end!r}")
 
     def __repr__(self) -> str:
         return f"anneal({self.start!r}, {self.end!r}, shape={self.shape!r})"
@@ -85,9 +85,9 @@ class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.
     def __init__(self, *parts: tuple[float, Any]) -> None:
         for part in parts:
             if not (isinstance(part, tuple | list) and len(part) == 2 and is_number(part[0]) and part[0] > 0):
-                raise ConfigError(f"a stage is (share of the run, value), as in (0.5, ForwardKL()); got {part!r}")
+                raise ConfigError(f"a stage must be (share of the run, value), as in (0.5, ForwardKL()), got {part!r}")
         if not parts:
-            raise ConfigError("stages needs stages: stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7)))")
+            raise ConfigError("stages needs stages, as in stages((0.5, ForwardKL()), (0.5, AlphaBeta(0.2, 0.7)))")
         object.__setattr__(self, "parts", tuple((float(share), value) for share, value in parts))
 
     def __repr__(self) -> str:
@@ -116,19 +116,19 @@ class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.
 
 
 def at(value: Any, progress: float) -> Any:
-    """``value`` itself, or what it is at ``progress`` if it is a schedule."""
+    """``value`` itself, or its value at ``progress`` if it is a schedule."""
     return value(progress) if isinstance(value, Schedule) else value
 
 
 def values_of(value: Any) -> list[Any]:
-    """``value`` itself, or every value that a schedule takes."""
+    """``value`` itself, or all values of a schedule."""
     return value.values() if isinstance(value, Schedule) else [value]
 
 
 def moments_of(*values: Any) -> list[float]:
-    """Values of ``progress``, in order, so that whatever holds at some time of a run holds at one of them.
+    """Sorted values of ``progress`` that cover a run: whatever holds at any time of it holds at one of them.
 
-    Between two of them each of ``values`` is one value, or moves steadily from one to another.
+    Between two of them each of ``values`` is constant, or moves continuously from one value to another.
     """
     found = {moment for value in values if isinstance(value, Schedule) for moment in value.moments()} | {0.0, 1.0}
     ends = sorted(found)
@@ -136,7 +136,7 @@ def moments_of(*values: Any) -> list[float]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number (and not a truth value)."""
+    """Whether ``value`` is a finite number (and not a boolean)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

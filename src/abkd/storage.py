@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and a disk that refuses."""
+"""Atomic file writes, JSON with checksums, file locks, and errors of a full or read-only disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import IO, Any
 from abkd.errors import AbkdError, OutputDirError, StorageError, shown
 
 DRAFTS = ".*.draft"
-"""What a process leaves that dies while it writes."""
+"""Temporary files, left behind by a process that dies while writing."""
 
 _SEAL = "seal"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,20 +40,20 @@ _NO_ROOM = (
     "file write failed",
     *(f"os error {code}" for code in _FULL),
     "pytorchstreamwriter failed",
-    "inline_container",  # torch.save, whose file ended before its time: "unexpected pos 64 vs 0"
+    "inline_container",  # torch.save, whose file ended too early: "unexpected pos 64 vs 0"
     "basic_ios::clear",  # or could not be closed
 )
 
 
 def in_full(path: str) -> str:
-    """A path with its ``~/`` as the home directory, which a shell does; everything else in it is literal."""
+    """A path with a leading ``~/`` expanded, as a shell does; everything else in it is literal."""
     return os.path.expanduser(path) if path.startswith("~/") else path
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``, replacing what is there.
+    """Write ``data`` to ``path`` atomically, replacing an existing file.
 
-    It is on disk before its name is, so that nobody ever sees a part of it.
+    The data is on disk before the file gets its name, so that no process ever reads a partial file.
     """
     draft = path.with_name(draft_name(path))
     try:
@@ -70,40 +70,40 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 
 def draft_name(path: Path) -> str:
-    """Another name with each call, for what will be ``path``."""
+    """A unique temporary name, in the same folder, for a file that will become ``path``."""
     return f".{path.name}.{uuid.uuid4().hex}.draft"
 
 
 def check_new(path: Path, above: Path) -> None:
-    """Raise OSError where ``path`` cannot be made: what is there ``above`` it is a file, or a name is too long."""
+    """Raise OSError if ``path`` cannot be created: its existing parent ``above`` is a file, or a name is too long."""
     if not above.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{above} is a file")
     longest = os.pathconf(above, "PC_NAME_MAX")
     if any(len(os.fsencode(part)) > longest for part in path.parts):
-        raise OSError(errno.ENAMETOOLONG, f"a name is longer than the {longest} bytes that the file system takes")
+        raise OSError(errno.ENAMETOOLONG, f"a name is longer than the {longest} bytes that the file system allows")
 
 
 def check_place_of(path: Path, what: str) -> None:
-    """Raise OutputDirError where no file can be: below a file, or with a name too long, also for its draft."""
+    """Raise OutputDirError if no file can be created: below a file, or with too long a name (or temporary name)."""
     try:
         check_new(
             path.with_name(draft_name(path)), next(each for each in path.absolute().parents if os.path.lexists(each))
         )
     except OSError as error:
         name = shown(str(path))
-        raise OutputDirError(f"no {what} can be written to {name} ({error.strerror}): name another file") from error
+        raise OutputDirError(f"{what} cannot be written to {name} ({error.strerror}): choose another file") from error
 
 
 def write_checksummed(path: Path, values: Mapping[str, Any]) -> None:
-    """JSON, whole or not there, that shows when a character of it was changed."""
+    """Write JSON atomically, with a checksum that reveals any later change."""
     values = json.loads(strict_json(values))
     atomic_write(path, strict_json({**values, _SEAL: _seal(values)}).encode())
 
 
 def strict_json(values: Any, indent: int | None = 1) -> str:
-    """JSON that every reader takes: a number that is not finite is null, and text that is no UTF-8 is escaped.
+    """JSON that every parser accepts: non-finite numbers are null, and text that is not valid UTF-8 is escaped.
 
-    What JSON has no form for is written as its ``repr``.
+    Values that JSON cannot represent are written as their ``repr``.
     """
     text = json.dumps(_plain(values), indent=indent, ensure_ascii=False, allow_nan=False, default=_plain_scalar)
     return text.encode(errors="backslashreplace").decode()
@@ -118,21 +118,21 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_scalar(value: Any) -> Any:
-    """A number of numpy or torch as Python's own; the ``repr`` of anything else."""
+    """A scalar of numpy or torch as a Python number; the ``repr`` of anything else."""
     return (
         _plain(value.item()) if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0 else repr(value)
     )
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file, wherever it came from.
+    """The value in a JSON file, which need not be trusted.
 
     Raises:
-        OSError: it is not there, or cannot be read.
-        ValueError: it is no JSON, no UTF-8, nested too deeply, or no regular file (a pipe would never end).
+        OSError: it does not exist, or cannot be read.
+        ValueError: it is not JSON, not UTF-8, nested too deeply, or not a regular file (a pipe would never end).
     """
     if not path.is_file() and path.exists():
-        raise ValueError(f"{path.name} is no regular file")
+        raise ValueError(f"{path.name} is not a regular file")
     try:
         return json.loads(path.read_bytes())
     except RecursionError as error:
@@ -140,7 +140,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_checksummed(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_checksummed` wrote; None where it was changed, cut short or is not there."""
+    """Read a file of :func:`write_checksummed`; None if it was changed, truncated or does not exist."""
     try:
         values = read_json(path)
     except (OSError, ValueError):
@@ -155,7 +155,7 @@ def _seal(values: Mapping[str, Any]) -> str:
 
 
 def _sync(directory: Path) -> None:
-    """The names in a directory, too, are on disk."""
+    """Flush the names in a directory to disk, too."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -164,7 +164,7 @@ def _sync(directory: Path) -> None:
 
 
 def lock_file(file: int | IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
-    """Lock an open file until it is closed; False where another process has it and this one does not ``wait``."""
+    """Lock an open file until it is closed; False if another process holds it and this one does not ``wait``."""
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
@@ -174,7 +174,7 @@ def lock_file(file: int | IO[Any], *, shared: bool = False, wait: bool = False) 
 
 @contextmanager
 def disk_errors(what: str, way_out: str) -> Iterator[None]:
-    """Turns a disk's refusal while ``what`` is written into a StorageError that names the ``way_out``."""
+    """Turn disk errors while ``what`` is written into a StorageError that names the ``way_out``."""
     try:
         yield
     except StorageError:
@@ -186,7 +186,7 @@ def disk_errors(what: str, way_out: str) -> Iterator[None]:
 
 
 def disk_refused(error: BaseException) -> bool:
-    """Whether an error says that there is no room (safetensors, tokenizers and torch have errors of their own)."""
+    """Whether an error means that the disk is full (safetensors, tokenizers and torch raise errors of their own)."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     text = str(error).lower()

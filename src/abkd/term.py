@@ -1,4 +1,4 @@
-"""One term of an objective: which sequences, which divergence, how much of it."""
+"""One term of an objective: its sequences, its divergence and its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abkd.schedules import Schedule, is_number, values_of
 __all__ = ["Term"]
 
 LARGEST_WEIGHT = 1e30
-"""Of a cross-entropy or a divergence; float32 ends at 3e38."""
+"""The upper limit of the weight of a cross-entropy or divergence; the range of float32 ends at 3e38."""
 
 Origin = Literal["dataset", "teacher", "student"]
 ORIGINS: tuple[str, ...] = get_args(Origin)
@@ -25,16 +25,16 @@ class Term:
 
     Args:
         divergence: a divergence, or a schedule of divergences.
-        origin: "dataset", "teacher" or "student": whose sequences; None takes all.
+        origin: "dataset", "teacher" or "student": which sequences it uses; None: all.
         weight: λ of the whole term; a number or a schedule. Each term is a mean over its own rows.
-        ce_weight, kd_weight: inside it, as in :class:`abkd.Objective`.
-        row_weight: which rows count.
-        sequence_mixture: for the divergences through a mixture: the teacher's share of it follows from the tokens
-            before, as in the mixture of whole sequences, instead of being the same at every token (f-DISTILL,
+        ce_weight, kd_weight: weights inside the term, as in :class:`abkd.Objective`.
+        row_weight: how much each row counts.
+        sequence_mixture: for divergences through a mixture: compute the teacher's share from the previous tokens, as
+            in the mixture of whole sequences, instead of using the same share at every token (f-DISTILL,
             arXiv 2307.15190).
 
     Raises:
-        ConfigError: a part that cannot be meant.
+        ConfigError: an invalid argument.
     """
 
     divergence: Divergence | Schedule
@@ -47,27 +47,26 @@ class Term:
 
     def __post_init__(self) -> None:
         if not all(isinstance(value, Divergence) for value in values_of(self.divergence)):
-            raise ConfigError(f"divergence must be one, such as AlphaBeta(0.2, 0.7), but it is {self.divergence!r}")
+            raise ConfigError(f"divergence must be a divergence, such as AlphaBeta(0.2, 0.7), got {self.divergence!r}")
         if self.origin is not None and self.origin not in ORIGINS:
-            raise ConfigError(f"origin must be one of {', '.join(ORIGINS)}, or None for all, but it is {self.origin!r}")
+            raise ConfigError(f"origin must be one of {', '.join(ORIGINS)}, or None for all, got {self.origin!r}")
         for name in ("weight", "ce_weight", "kd_weight"):
             check_weight(name, getattr(self, name))
         if self.row_weight is not None and not isinstance(self.row_weight, RowWeights):
             raise ConfigError(
-                "row_weight must be one of abkd.row_weights, such as TeacherConfidence(), but it is "
-                f"{self.row_weight!r}"
+                f"row_weight must be one of abkd.row_weights, such as TeacherConfidence(), got {self.row_weight!r}"
             )
         mixtures = (JensenShannon, SkewForwardKL, SkewReverseKL)
         if self.sequence_mixture and not all(isinstance(value, mixtures) for value in values_of(self.divergence)):
             raise ConfigError(
-                "sequence_mixture is about the mixture inside JensenShannon, SkewForwardKL or SkewReverseKL, "
-                f"but the divergence is {self.divergence!r}"
+                "sequence_mixture applies only to JensenShannon, SkewForwardKL and SkewReverseKL, got the divergence "
+                f"{self.divergence!r}; remove sequence_mixture or use one of these"
             )
 
 
 def check_weight(name: str, value: Any) -> None:
-    """Raise ConfigError unless ``value`` is a finite number of at least 0 all along a run."""
+    """Raise ConfigError unless ``value`` is a finite number >= 0 throughout a run."""
     if not all(is_number(each) and each >= 0 for each in values_of(value)):
-        raise ConfigError(f"{name} must be a finite number of at least 0, but it is {value!r}")
+        raise ConfigError(f"{name} must be a finite number >= 0, got {value!r}")
     if any(each > LARGEST_WEIGHT for each in values_of(value)):
         raise ConfigError(f"{name} must be at most {LARGEST_WEIGHT:g}, got {value!r}: a float32 loss would overflow")

@@ -1,4 +1,4 @@
-"""Standard error, and the bar that may be on it: what is printed meanwhile goes above it, on a line of its own."""
+"""The console on standard error: while a progress bar is shown, other lines are printed above it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ _taken: list[Console] = []
 
 
 def console() -> Console:
-    """The console of the bar that is being shown, which knows where the bar is; else a new one."""
+    """The console of the progress bar that is shown, which prints above it; otherwise a new one."""
     from rich.console import Console
 
     return _taken[-1] if _taken else Console(stderr=True)
 
 
 def take(by: Console) -> None:
-    """A bar is shown on this console from now on."""
+    """Register the console of a progress bar."""
     _taken.append(by)
 
 
 def give_back(by: Console) -> None:
-    """No longer."""
+    """Unregister the console of a progress bar."""
     if by in _taken:
         _taken.remove(by)
 
 
 @contextmanager
 def taken(by: Console) -> Iterator[None]:
-    """While a bar is shown."""
+    """Register the console of a progress bar for the duration of the block."""
     take(by)
     try:
         yield

@@ -114,7 +114,7 @@ def test_dkd_is_about_labels() -> None:
     z_p, z_q, y = rows()
     for divergence in (DKD(), Standardized(DKD()), TransformedTeacher(Standardized(DKD()))):
         assert divergence.needs_targets
-        with pytest.raises(ConfigError, match="about the label of each row, but there are none: pass targets"):
+        with pytest.raises(ConfigError, match="needs the label of each row, got none: pass targets"):
             value(divergence, z_p, z_q)
         assert (value(divergence, z_p, z_q, y) > 0).all()
         assert not torch.equal(value(divergence, z_p, z_q, y), value(divergence, z_p, z_q, (y + 1) % CLASSES))
@@ -214,19 +214,19 @@ def test_what_is_inside_tells_about_a_batch_axis() -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: DKD(0.5), r"as in DKD\(AlphaBeta\(0.8, 0.3\)\), but divergence is 0.5"),
-        (lambda: Standardized("KL"), "but divergence is 'KL'"),
-        (lambda: DKD(tckd_weight=-1.0), "tckd_weight of at least 0, but it is -1.0"),
-        (lambda: DKD(nckd_weight=math.nan), "nckd_weight of at least 0, but it is nan"),
+        (lambda: DKD(0.5), r"as in DKD\(AlphaBeta\(0.8, 0.3\)\), got 0.5"),
+        (lambda: Standardized("KL"), "divergence must be a divergence, .*got 'KL'"),
+        (lambda: DKD(tckd_weight=-1.0), "tckd_weight must be a finite number >= 0, got -1.0"),
+        (lambda: DKD(nckd_weight=math.nan), "nckd_weight must be a finite number >= 0, got nan"),
         (lambda: DKD(tckd_weight=0, nckd_weight=0), "compares nothing"),
-        (lambda: DKD(DKD()), "put DKD inside of it"),
-        (lambda: DKD(DIST()), "put DKD inside of it"),
-        (lambda: Standardized(temperature=0.0), "finite temperature above 0, but it is 0.0"),
-        (lambda: Standardized(temperature=True), "finite temperature above 0, but it is True"),
-        (lambda: TransformedTeacher(power=-0.1), "finite power above 0"),
-        (lambda: TransformedTeacher(weighted=1), "weighted=True or False, but it is 1"),
+        (lambda: DKD(DKD()), "nest DKD inside it"),
+        (lambda: DKD(DIST()), "nest DKD inside it"),
+        (lambda: Standardized(temperature=0.0), "temperature must be a finite number > 0, got 0.0"),
+        (lambda: Standardized(temperature=True), "temperature must be a finite number > 0, got True"),
+        (lambda: TransformedTeacher(power=-0.1), "power must be a finite number > 0"),
+        (lambda: TransformedTeacher(weighted=1), "weighted must be True or False, got 1"),
         (lambda: DIST(0.0, 0.0), "inter = intra = 0 compares nothing"),
-        (lambda: CLKD(classes=math.inf), "finite classes of at least 0"),
+        (lambda: CLKD(classes=math.inf), "classes must be a finite number >= 0"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(make: Any, says: str) -> None:

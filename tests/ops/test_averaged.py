@@ -108,14 +108,14 @@ def test_fewer_classes_of_every_member() -> None:
 
 def test_what_cannot_be_averaged_is_refused() -> None:
     rows = Dense(torch.randn(4, 10))
-    with pytest.raises(ConfigError, match="needs rows to average"):
+    with pytest.raises(ConfigError, match="needs at least one part"):
         Averaged(())
     with pytest.raises(ConfigError, match="of='mean'"):
         Averaged((rows,), "mean")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"the same rows, but give \[4, 5\]"):
+    with pytest.raises(ConfigError, match=r"the same number of rows, got \[4, 5\]"):
         Averaged((rows, Dense(torch.randn(5, 10))))
     with pytest.raises(VocabularyError, match=r"\[10, 12\] classes: cut"):
         Averaged((rows, Dense(torch.randn(4, 12))))
     wrong = Projected(torch.randn(4, 3), Head(torch.randn(10, 2)))
-    with pytest.raises(ConfigError, match="the teacher's are"):
+    with pytest.raises(ConfigError, match="the teacher's hidden states must be"):
         linear_divergence(rows, Averaged((rows, wrong)), AB)

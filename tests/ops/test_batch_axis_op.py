@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_said_and_not_halved(monkeypatch: pytest.MonkeyPatc
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(Head, "_write", full)
-    with pytest.raises(torch.OutOfMemoryError, match="never halved, but the logits of 13 rows do not fit") as told:
+    with pytest.raises(torch.OutOfMemoryError, match="never split, but the logits of 13 rows do not fit") as told:
         problem(13).solve(DIST(), plan=ChunkPlan(4, False))
     assert "no room" in str(told.value.__cause__)
 
@@ -92,7 +92,7 @@ def test_of_a_top_k_teacher_they_are_refused_with_the_way_out(divergence: abkd.D
     one = problem(dense_teacher=True)
     assert isinstance(one.teacher, Dense)
     known = bucketed(one.teacher, 5)
-    says = r"whole distribution, but only its 5 likeliest classes are known \(TopK\): take teacher: HiddenCache\(\)"
+    says = r"full distribution, got only its top-5 classes \(TopK\): use teacher: HiddenCache\(\)"
     for impl in ("chunked", "reference"):
         with pytest.raises(ConfigError, match=says):
             linear_divergence(one.student, known, divergence, targets=one.targets, impl=impl)
@@ -110,7 +110,7 @@ def test_labels_that_are_not_there() -> None:
         lambda: row_metrics(one.student, one.teacher, {"d": RowLossSpec(Standardized(DKD()))}, None),
         lambda: divergence_loss(torch.randn(3, 4), torch.randn(3, 4), DKD()),
     ):
-        with pytest.raises(ConfigError, match="about the label of each row, but there are none"):
+        with pytest.raises(ConfigError, match="needs the label of each row, got none"):
             call()
     assert linear_divergence(one.student, None, DKD(), kd_weight=0.0).loss == 0  # nobody to compare with
 

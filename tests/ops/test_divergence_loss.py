@@ -116,8 +116,8 @@ def test_the_teacher_gets_no_gradient() -> None:
     ("options", "says"),
     [
         ({"reduction": "batchmean"}, "'mean', 'sum' or 'none'"),
-        ({"mask": torch.ones(4)}, "one number a row"),
-        ({"targets": torch.zeros(4, dtype=torch.int64)}, "one class a row"),
+        ({"mask": torch.ones(4)}, "one number per row"),
+        ({"targets": torch.zeros(4, dtype=torch.int64)}, "one class per row"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"temperature": -2.0, "reduction": "none"}, "temperature must be"),
         ({"temperature": float("nan"), "reduction": "none"}, "temperature must be"),

@@ -40,7 +40,7 @@ def test_a_quarter_of_what_is_free_is_taken_and_said(monkeypatch, caplog) -> Non
     assert not caplog.messages
     with caplog.at_level(logging.WARNING, logger="abkd"):
         assert plan_chunks(4096, 50_000, CPU) == plan_chunks(4096, 50_000, CPU, memory_budget_mb=64.0)
-    assert "256 MB are free, so the loss takes 64 MB at once" in caplog.text
+    assert "256 MB are free, so the loss uses chunks of 64 MB" in caplog.text
 
 
 def test_where_nobody_tells_the_budget_holds(monkeypatch) -> None:
@@ -77,7 +77,7 @@ def test_a_chunk_that_does_not_fit_is_halved_and_nothing_counts_twice(
         assert gradient is not None
         assert expected is not None
         assert gap(gradient, expected) < 1e-12
-    assert f"goes on with {fits} rows at once" in caplog.text
+    assert f"continues with {fits} rows per chunk" in caplog.text
 
 
 def test_a_row_that_does_not_fit_is_an_error(monkeypatch) -> None:

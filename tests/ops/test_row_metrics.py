@@ -109,5 +109,5 @@ def test_a_teacher_s_share_by_the_divergence_s_name() -> None:
     )
     torch.testing.assert_close(got["mixed"], one.solve(abkd.JensenShannon(), teacher_share=share).divergence)
     torch.testing.assert_close(got["half"], one.solve(abkd.JensenShannon()).divergence)
-    with pytest.raises(ConfigError, match="teacher_share is about the mixture"):
+    with pytest.raises(ConfigError, match="teacher_share applies only to"):
         row_metrics(one.student, one.teacher, WANTED, one.targets, teacher_share={"kl": share})

@@ -98,7 +98,7 @@ def test_it_gets_no_gradient_and_what_is_no_mixture_is_refused() -> None:
     one.solve(MIXTURES[0], teacher_share=share).loss.backward()
     assert share.grad is None
     for divergence in (abkd.ForwardKL(), abkd.WeightedSum((1.0, MIXTURES[0]))):
-        with pytest.raises(ConfigError, match="teacher_share is about the mixture inside JensenShannon"):
+        with pytest.raises(ConfigError, match="teacher_share applies only to JensenShannon"):
             one.solve(divergence, teacher_share=SHARE)
     with pytest.raises(ConfigError, match=r"teacher_share must be \[13\]"):
         linear_divergence(one.student, one.teacher, MIXTURES[0], teacher_share=torch.tensor(0.5))

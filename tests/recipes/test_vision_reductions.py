@@ -196,5 +196,5 @@ def test_every_family_also_takes_other_divergences_and_one_inside_the_other() ->
             seen.add(round(loss.item(), 9))
     assert len(seen) == 10
     unlabelled = Objective(divergence=DKD())
-    with pytest.raises(AbkdError, match="about the label"):
+    with pytest.raises(AbkdError, match="needs the label of each row"):
         unlabelled(Dense(student), Dense(teacher), None, torch.ones(ROWS), progress=0.0)  # type: ignore[arg-type]

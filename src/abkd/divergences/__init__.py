@@ -1,6 +1,6 @@
 """Divergences between teacher and student rows: pure functions of log-probabilities, torch only.
 
-``__all__`` is what the laws test, what the API page documents and what recipes can name.
+``__all__`` lists what the laws in ``tests/laws`` cover, what the API page documents and what recipes can name.
 """
 
 from abkd.divergences._alpha_beta import AlphaBeta, ForwardKL, Hellinger, ReverseKL

@@ -1,4 +1,4 @@
-"""The α-β-divergence and its three famous points."""
+"""The α-β-divergence and its three named special cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from abkd.divergences._exponential import (
 from abkd.divergences._pointwise import Divergence, Number, Pointwise
 from abkd.errors import ConfigError
 
-_MOST = 1e6  # beyond it nothing is left of float64 digits in α + β and its products
+_LARGEST = 1e6  # beyond it, α + β and its products lose all float64 digits
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AlphaBeta(Pointwise):
     The paper uses (0.2, 0.7) for language models and large α, small β for CIFAR-100.
 
     Raises:
-        ConfigError: α or β is not a finite number, or beyond ±1e6.
+        ConfigError: α or β is not a finite number within ±1e6.
     """
 
     alpha: float = 0.2
@@ -48,9 +48,11 @@ class AlphaBeta(Pointwise):
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-                raise ConfigError(f"AlphaBeta needs finite numbers, but {name} is {value!r}; try AlphaBeta(0.2, 0.7)")
-            if abs(value) > _MOST:
-                raise ConfigError(f"AlphaBeta needs {name} within ±{_MOST:g}, but it is {value!r}; usual are 0 to 1")
+                raise ConfigError(f"AlphaBeta: {name} must be a finite number, got {value!r}; try AlphaBeta(0.2, 0.7)")
+            if abs(value) > _LARGEST:
+                raise ConfigError(
+                    f"AlphaBeta: {name} must be within ±{_LARGEST:g}, got {value!r}; typical values are 0 to 1"
+                )
             object.__setattr__(self, name, float(value))
 
     @property
@@ -62,16 +64,16 @@ class AlphaBeta(Pointwise):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        return (AlphaBeta, self.needs_float64)  # the named points are values of the same function
+        return (AlphaBeta, self.needs_float64)  # the named special cases share one function
 
     @property
     def params(self) -> tuple[float, ...]:
-        """For α, β >= 0: ``-α, -β, -s, 1/s``, then ``s`` in the parts of :func:`power`; otherwise see below.
+        """For α, β >= 0: ``-α, -β, -s, 1/s``, then ``s`` split for :func:`power`; otherwise see below.
 
-        In units of Δ and seen from ``s·log q``, the three nodes ``s·log q, α·log p + β·log q, s·log p`` lie at 0, α and
-        s. For α, β >= 0 the middle one stays in the middle. Otherwise: ``α, β, s``, the distances from the high node to
-        the middle one and from there to the low one, then ``(A, B)`` of the high and of the low one, which are
-        ``A·log p + B·log q``, and the inverse of the distance from end to end.
+        In units of Δ and relative to ``s·log q``, the three nodes ``s·log q, α·log p + β·log q, s·log p`` are at 0, α
+        and s. For α, β >= 0 the second one is always in the middle. Otherwise: ``α, β, s``, the distances from the
+        highest node to the middle one and from there to the lowest, then ``(A, B)`` of the highest and of the lowest
+        node, each equal to ``A·log p + B·log q``, and the inverse of the distance between these two.
         """
         alpha, beta, s = self.alpha, self.beta, self.alpha + self.beta
         if not self.needs_float64:
@@ -130,21 +132,21 @@ class AlphaBeta(Pointwise):
 
 
 def _inverse(span: float) -> float:
-    """``1/span``; what is too large for float32 belongs to a span that is as good as 0, and is not used."""
+    """``1/span``; where it is too large for float32, the span is effectively 0 and the inverse is not used."""
     return 1.0 / max(span, 1e-38)
 
 
 def _terms_elsewhere(
     p: Tensor, q: Tensor, delta: Tensor, above: Tensor, below: Tensor, gap: Tensor, params: Sequence[Number]
 ) -> tuple[Tensor, Tensor]:
-    """Where α or β is negative: exponents may be positive, and any of the three nodes in the middle."""
+    """Term and slope for negative α or β: exponents may be positive, and any of the three nodes the middle one."""
     alpha, beta, s, upper, lower, high_p, high_q, low_p, low_q, inverse = params
     x = -(upper * above + lower * below)
     y = -(lower * above + upper * below)
     term = second_difference(gap, x, x + y, mean(x), torch.exp(x) * mean(y), inverse)
     slope = _slope(p, q, delta, gap, alpha, beta, s)
     scale = torch.exp(torch.where(delta >= 0, high_p * p + high_q * q, low_p * p + low_q * q))
-    # the factor beside 0 may be infinite
+    # where delta is 0, the other factor may be infinite
     term, slope = (torch.where(delta == 0, 0.0, part) for part in (scale * term, slope))
     return torch.where((gap > 0.5 * largest(gap)) & (x == 0), math.inf, term), slope
 

@@ -1,4 +1,4 @@
-"""The label apart from the other classes."""
+"""Decoupled knowledge distillation: the label separate from the other classes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from abkd.errors import ConfigError
 
 @dataclass(frozen=True)
 class DKD(Transform):
-    """``tckd_weight · KL(b_p‖b_q) + nckd_weight · D(p̂‖q̂)``, the label apart (DKD, arXiv 2203.08679).
+    """``tckd_weight · KL(b_p‖b_q) + nckd_weight · D(p̂‖q̂)``, the label decoupled (DKD, arXiv 2203.08679).
 
     ``b = (p_t, 1 - p_t)`` is the label against all others, ``p̂ = p_v / (1 - p_t)`` the distribution over these others.
-    With the weights 1 and ``1 - p_t`` and ``ForwardKL()`` inside it would be ``KL(p‖q)``. The first part is KL whatever
-    is inside: ``ForwardKL()`` is DKD, ``AlphaBeta()`` ABDKD.
+    With the weights 1 and ``1 - p_t`` and ``ForwardKL()`` inside it would be ``KL(p‖q)``. The first part is always KL;
+    ``divergence`` sets the second: ``ForwardKL()`` gives DKD, ``AlphaBeta()`` ABDKD.
 
-    It needs ``targets``. Where one side leaves nothing to the other classes, there is no ``p̂`` or ``q̂``, and the second
-    part is 0.
+    It needs ``targets``. Where either side gives the other classes no probability, ``p̂`` or ``q̂`` is undefined and the
+    second part is 0.
 
     Raises:
-        ConfigError: a weight is not a finite number of at least 0, both are 0, or ``divergence`` is none that can
-            compare the other classes, which are different ones in every row.
+        ConfigError: a weight is not a finite number >= 0, both are 0, or ``divergence`` is not one that can compare
+            the other classes, which differ from row to row.
     """
 
     divergence: Divergence = FORWARD_KL
@@ -41,8 +41,8 @@ class DKD(Transform):
         check_weights(self, "tckd_weight", "nckd_weight")
         if self.divergence.needs_targets or self.divergence.batch_axis:
             raise ConfigError(
-                f"DKD compares the classes other than the label, which {self.divergence!r} cannot do: put DKD inside "
-                "of it, or take a divergence of single rows, such as AlphaBeta(0.8, 0.3)"
+                f"DKD compares the classes other than the label, which {self.divergence!r} cannot do: nest DKD inside "
+                "it, or use a divergence of single rows, such as AlphaBeta(0.8, 0.3)"
             )
 
     @property
@@ -56,7 +56,7 @@ class DKD(Transform):
 
     def exact(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None) -> Tensor:
         assert targets is not None
-        p, q = _apart(log_p, targets), _apart(log_q, targets)
+        p, q = _decoupled(log_p, targets), _decoupled(log_q, targets)
         none = (p.rest == -torch.inf) | (q.rest == -torch.inf)
         value = log_q.new_zeros(targets.shape)
         if self.tckd_weight:
@@ -70,7 +70,7 @@ class DKD(Transform):
         return cls(), cls(AlphaBeta(0.8, 0.3), 1.0, 2.0)
 
 
-class _Apart(NamedTuple):
+class _Decoupled(NamedTuple):
     """Log-probabilities of the label ``[..., 1]``, of all others together, and of each of them ``[..., V-1]``."""
 
     label: Tensor
@@ -82,17 +82,17 @@ class _Apart(NamedTuple):
         return torch.cat([self.label, self.rest], -1)
 
     def given(self, none: Tensor) -> Tensor:
-        """The others given that it is one of them; level where that is ``none``."""
+        """The distribution over the other classes given that it is one of them; uniform where ``none``."""
         given = self.others - self.rest.masked_fill(none, 0.0)
-        # what is impossible stays so: its slope, which may be infinite, goes nowhere
+        # impossible classes stay impossible, and their slope, which may be infinite, is dropped
         given = given.masked_fill(self.others == -torch.inf, -torch.inf)
         return given.masked_fill(none, -math.log(self.others.shape[-1]))
 
 
-def _apart(log_x: Tensor, targets: Tensor) -> _Apart:
+def _decoupled(log_x: Tensor, targets: Tensor) -> _Decoupled:
     place = targets[..., None]
     number = torch.arange(log_x.shape[-1] - 1, device=log_x.device)
     others = log_x.gather(-1, number + (number >= place).long())
-    none = (others == -torch.inf).all(-1, keepdim=True)  # the sum would have the slope NaN
+    none = (others == -torch.inf).all(-1, keepdim=True)  # the gradient of the sum would be NaN
     rest = others.masked_fill(none, 0.0).logsumexp(-1, keepdim=True).masked_fill(none, -torch.inf)
-    return _Apart(log_x.gather(-1, place), rest, others)
+    return _Decoupled(log_x.gather(-1, place), rest, others)

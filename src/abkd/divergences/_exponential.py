@@ -1,4 +1,4 @@
-"""Divided differences of the exponential: the one ingredient of every divergence here.
+"""Divided differences of the exponential: the building block of every divergence here.
 
 Write ``exp[x, y]`` and ``exp[x, y, z]`` for the first and second divided difference of ``exp``. Both are positive,
 symmetric and smooth, also where nodes coincide. With ``Δ = log p - log q`` and ``s = α+β`` the α-β-divergence is
@@ -9,7 +9,7 @@ which is the definition (ABKD, arXiv 2505.04560, Def. 4.1 and eq. 8) without any
 
     ∂/∂log q     = -Δ · exp[ s·log q,  α·log p + β·log q ].
 
-So only divided differences have to be computed well; limits then need no care.
+So only the divided differences have to be computed accurately; the limits then need no special treatment.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from torch import Tensor
 
 from abkd.divergences._pointwise import Number
 
-NEAR = 0.25  # there the closed form loses a factor 8, and the series needs 6 (float32) or 12 (float64) terms
+NEAR = 0.25  # there the closed form loses a factor of 8, and the series needs 6 (float32) or 12 (float64) terms
 _STEEP = 1e30
 
 
 def largest(x: Tensor) -> float:
-    """A stand-in for infinity that survives the products made here."""
+    """A finite substitute for infinity that does not overflow in the products formed here."""
     return torch.finfo(x.dtype).max ** 0.75
 
 
 def floored(log_x: Tensor) -> Tensor:
-    """``log_x`` with ``-inf`` replaced by a number so large that ``0 · log 0`` is 0 and ``exp`` of it 0."""
+    """``log_x`` with ``-inf`` replaced by a finite number low enough that its ``exp`` and ``0 · log 0`` are 0."""
     return log_x.clamp(min=-largest(log_x))
 
 
 def can_be_zero(number: Number) -> bool:
-    """Whether a parameter is 0 or, inside a compiled function, not known yet."""
+    """Whether a parameter is 0 or, inside a compiled function, not yet known."""
     return isinstance(number, Tensor) or number == 0
 
 
 def exponent_parts(s: float) -> tuple[float, float, float]:
-    """``s`` as ``(coarse, rest, grid)`` for :func:`power`: a 12-bit head, what is left, and a power of 2."""
+    """``s`` as ``(coarse, rest, grid)`` for :func:`power`: a 12-bit head, the remainder, and a power of 2."""
     mantissa, exponent = math.frexp(s)
-    coarse = math.ldexp(math.floor(math.ldexp(mantissa, 12)), exponent - 12)  # never above s, or x = 0 gives 0·inf
+    coarse = math.ldexp(math.floor(math.ldexp(mantissa, 12)), exponent - 12)  # never above s, or x = 0 would give 0·inf
     # s·log x matters down to -104 (the smallest float32), that is log x down to -2^(8 - exponent): 11 bits of the grid
     return coarse, s - coarse, math.ldexp(1.0, min(-3 - exponent, 64))
 
@@ -59,17 +59,17 @@ def power(log_x: Tensor, parts: Sequence[Number]) -> Tensor:
 
 
 def is_above(x: Tensor) -> Tensor:
-    """1 where ``x > 0``, else 0, as numbers: on a CPU ``torch.where`` takes as long as thirty products."""
+    """1 where ``x > 0``, else 0, as floats: on a CPU ``torch.where`` takes as long as thirty multiplications."""
     return (x * _STEEP).clamp(0.0, 1.0)
 
 
 def either(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """The one where ``condition`` is 1, the other where it is 0; both must be finite."""
+    """``one`` where ``condition`` is 1, ``other`` where it is 0; both must be finite."""
     return torch.lerp(other, one, condition)  # exact at 0 and 1
 
 
 def expm1(x: Tensor) -> Tensor:
-    """``e^x - 1``. In compiled code by a series near 0: torch's code generator for CPUs writes ``exp(x) - 1``."""
+    """``e^x - 1``. In compiled code by a series near 0: Inductor generates ``exp(x) - 1`` for CPUs."""
     if not torch.compiler.is_compiling():
         return torch.expm1(x)
     near = x.clamp(-NEAR, NEAR)
@@ -83,7 +83,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 def _coefficients(x: Tensor, first: int) -> list[float]:
-    """``1/first!, 1/(first+1)!, …`` as far as they matter for ``|x| <= NEAR``."""
+    """``1/first!, 1/(first+1)!, …``, all that matter for ``|x| <= NEAR``."""
     last = 13 if x.dtype == torch.float64 else 7
     return [1.0 / math.factorial(k) for k in range(first, last + 1)]
 
@@ -111,17 +111,17 @@ def _second_series(x: Tensor, v: Tensor) -> Tensor:
 def second_difference(gap: Tensor, x: Tensor, v: Tensor, mean_x: Tensor, lower: Tensor, inverse_span: Number) -> Tensor:
     """``gap² · exp[0, x, v]`` for ``v <= x <= 0``, ``v = -span·gap``, all finite.
 
-    ``mean_x = exp[0, x]``, ``lower = exp[x, v]``; the inverse of a span of 0 may be any finite number.
+    ``mean_x = exp[0, x]``, ``lower = exp[x, v]``; for a span of 0 the inverse may be any finite number.
     """
     near = _second_series(x.clamp(min=-NEAR), v.clamp(min=-NEAR)) * gap.clamp(max=1e18).square()
-    far = ((mean_x - lower) * gap * inverse_span).clamp(max=torch.finfo(gap.dtype).max)  # infinite against a tiny span
+    far = ((mean_x - lower) * gap * inverse_span).clamp(max=torch.finfo(gap.dtype).max)  # tiny spans give inf
     return either(is_above(v + NEAR), near, far)
 
 
 def kl_terms(log_p: Tensor, log_q: Tensor, delta: Tensor) -> Tensor:
     """``p·Δ - p + q`` per class, never negative, accurate also where ``Δ = log p - log q < ∞`` is tiny.
 
-    With ``g = |Δ|``, in units of the larger of p and q: ``e^-g - 1 + g`` where p is it, ``1 - (1+g)·e^-g`` where q is.
+    With ``g = |Δ|``, in units of max(p, q): ``e^-g - 1 + g`` where p is the larger, ``1 - (1+g)·e^-g`` where q is.
     """
     delta = floored(delta)
     gap = delta.abs()
@@ -139,10 +139,10 @@ def mixture(log_p: Tensor, log_q: Tensor, share: Number, rest: Number) -> tuple[
     a, up = delta.abs(), is_above(delta)
     above = up * share + (1.0 - up) * rest  # the share of the larger of the two
     below = up * rest + (1.0 - up) * share
-    # log max(p, q) - log m, at least 0: from m/max - 1, but where m/max itself has more digits from that
+    # log max(p, q) - log m >= 0: from m/max - 1, or from m/max itself where that has more correct digits
     close = torch.maximum(is_above(1.0 - a), is_above(0.5 - below))
     less = (below * expm1(-a)).clamp(min=-0.75)
     upper = -either(close, torch.log1p(less), torch.log(above + below * torch.exp(-a)))
-    # log min(p, q) - log m, at most 0
+    # log min(p, q) - log m <= 0
     lower = either(is_above(30.0 - a), -torch.log1p(above * expm1(a.clamp(max=30.0))), upper - a)
     return torch.maximum(p, q) - upper, either(up, upper, lower), either(up, lower, upper)

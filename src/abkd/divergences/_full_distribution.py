@@ -1,4 +1,4 @@
-"""What the divergences of complete distributions have in common: transforms of others, and those with a batch axis."""
+"""Base classes of divergences that need complete distributions: transforms, and those with a batch axis."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from abkd.divergences._alpha_beta import ForwardKL
 from abkd.divergences._pointwise import Divergence
 from abkd.errors import ConfigError
 
-FORWARD_KL = ForwardKL()  # what a transform is published with
+FORWARD_KL = ForwardKL()  # the divergence that the transforms were published with
 
 
 class FullDistribution(Divergence):
-    """A divergence that needs every class of a row, worked out in float64.
+    """A divergence that needs every class of a row, computed in float64.
 
-    Rows are normalised anew in it, which in float32 would cost half of the digits where teacher and student are close.
+    It renormalises rows, which in float32 would cost half of the digits where teacher and student are close.
     """
 
     @property
@@ -35,12 +35,12 @@ class FullDistribution(Divergence):
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(log_p.dtype, log_q.dtype), torch.float32)
-        # by way of float32, so that the gradient of 16-bit rows is that of the same rows in float32
+        # via float32, so that the gradient of 16-bit rows is that of the same rows in float32
         return self.exact(log_p.to(dtype).double(), log_q.to(dtype).double(), targets).to(dtype)
 
 
 class Transform(FullDistribution):
-    """Another divergence, between rows that were changed first: subclasses have it as their field ``divergence``."""
+    """Another divergence, applied to transformed rows; subclasses hold it in the field ``divergence``."""
 
     divergence: Divergence
 
@@ -54,30 +54,29 @@ class Transform(FullDistribution):
 
 
 def check_inner(owner: Transform) -> None:
-    """Raise ConfigError unless ``divergence`` is one."""
+    """Raise ConfigError unless the field ``divergence`` is a divergence."""
     if not isinstance(owner.divergence, Divergence):
         title = type(owner).__name__
         raise ConfigError(
-            f"{title} changes the rows of a divergence, as in {title}(AlphaBeta(0.8, 0.3)), but divergence is "
-            f"{owner.divergence!r}"
+            f"{title}: divergence must be a divergence, as in {title}(AlphaBeta(0.8, 0.3)), got {owner.divergence!r}"
         )
 
 
 def check_positive(owner: Divergence, *names: str) -> None:
-    """Raise ConfigError unless these fields are finite numbers above 0; store them as floats."""
+    """Raise ConfigError unless these fields are finite numbers > 0; store them as floats."""
     for name in names:
         value = getattr(owner, name)
         if not _is_finite(value) or value <= 0:
-            raise ConfigError(f"{type(owner).__name__} needs a finite {name} above 0, but it is {value!r}")
+            raise ConfigError(f"{type(owner).__name__}: {name} must be a finite number > 0, got {value!r}")
         object.__setattr__(owner, name, float(value))
 
 
 def check_weights(owner: Divergence, *names: str) -> None:
-    """Raise ConfigError unless these fields are finite numbers of at least 0 and not all 0; store them as floats."""
+    """Raise ConfigError unless these fields are finite numbers >= 0 and not all 0; store them as floats."""
     for name in names:
         value = getattr(owner, name)
         if not _is_finite(value) or value < 0:
-            raise ConfigError(f"{type(owner).__name__} needs a finite {name} of at least 0, but it is {value!r}")
+            raise ConfigError(f"{type(owner).__name__}: {name} must be a finite number >= 0, got {value!r}")
         object.__setattr__(owner, name, float(value))
     if not any(getattr(owner, name) for name in names):
         raise ConfigError(f"{type(owner).__name__} with {' = '.join(names)} = 0 compares nothing; set one above 0")

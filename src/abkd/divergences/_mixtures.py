@@ -14,19 +14,21 @@ from abkd.divergences._exponential import expm1, floored, kl_terms, mixture
 from abkd.divergences._pointwise import Number, Pointwise
 from abkd.errors import ConfigError
 
+_ALWAYS_ZERO = "at 1 the divergence is always 0: use a skew below 1"
+
 
 def _checked_share(owner: object, name: str, at_zero: str, at_one: str) -> None:
     share = getattr(owner, name)
     title = type(owner).__name__
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
-        raise ConfigError(f"{title} needs {name} strictly between 0 and 1, but it is {share!r}")
+        raise ConfigError(f"{title}: {name} must be strictly between 0 and 1, got {share!r}")
     if share in (0, 1):
-        raise ConfigError(f"{title}({name}={share}) is not a mixture; you probably mean {at_one if share else at_zero}")
+        raise ConfigError(f"{title}({name}={share}) is not a mixture; {at_one if share else at_zero}")
     object.__setattr__(owner, name, float(share))
 
 
 class Mixture(Pointwise):
-    """A divergence through a mixture of teacher and student whose shares may also be others in every row."""
+    """A divergence through a mixture of teacher and student, whose shares may differ from row to row."""
 
     @abstractmethod
     def params_at(self, share: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,14 +40,14 @@ class JensenShannon(Mixture):
     """``w·KL(p‖m) + (1-w)·KL(q‖m)`` with ``m = w·p + (1-w)·q`` (GKD, arXiv 2306.13649, eq. 1).
 
     ``weight`` is the teacher's share of the mixture. Divided by it, the divergence tends to forward KL as
-    ``weight -> 0``; divided by ``1 - weight`` to reverse KL as ``weight -> 1``; 0 and 1 themselves are refused.
+    ``weight -> 0``; divided by ``1 - weight`` to reverse KL as ``weight -> 1``; 0 and 1 themselves raise ConfigError.
     """
 
     weight: float = 0.5
     formula: ClassVar[str] = "JS_w(p‖q)"
 
     def __post_init__(self) -> None:
-        _checked_share(self, "weight", "ForwardKL()", "ReverseKL()")
+        _checked_share(self, "weight", "use ForwardKL()", "use ReverseKL()")
 
     @property
     def params(self) -> tuple[float, ...]:
@@ -80,7 +82,7 @@ class SkewForwardKL(Mixture):
     formula: ClassVar[str] = "KL(p ‖ λp + (1-λ)q)"
 
     def __post_init__(self) -> None:
-        _checked_share(self, "skew", "ForwardKL()", "no divergence at all")
+        _checked_share(self, "skew", "use ForwardKL()", _ALWAYS_ZERO)
 
     @property
     def params(self) -> tuple[float, ...]:
@@ -100,7 +102,7 @@ class SkewForwardKL(Mixture):
     def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
         skew, rest = params
         log_m, from_p, _ = mixture(log_p, log_q, skew, rest)
-        # p/m is at most 1/skew, so its excess over 1 is a safe number
+        # p/m is at most 1/skew, so p/m - 1 cannot overflow
         slope = -rest * torch.exp(log_q) * expm1(from_p)
         return kl_terms(log_p, log_m, from_p), slope
 
@@ -117,7 +119,7 @@ class SkewReverseKL(Mixture):
     formula: ClassVar[str] = "KL(q ‖ λq + (1-λ)p)"
 
     def __post_init__(self) -> None:
-        _checked_share(self, "skew", "ReverseKL()", "no divergence at all")
+        _checked_share(self, "skew", "use ReverseKL()", _ALWAYS_ZERO)
 
     @property
     def params(self) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
-"""What every divergence is, and the machinery for those that are a sum over classes.
+"""The base class of all divergences, and the implementation of those that are a sum over classes.
 
-Legend of the whole library: ``p`` teacher, ``q`` student, always in that order; ``N`` rows, ``V`` classes.
+Notation of the whole library: ``p`` teacher, ``q`` student, always in that order; ``N`` rows, ``V`` classes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from abkd.errors import ConfigError
 
-# A number that takes part in the arithmetic: a Python float, or a 0-d tensor so that a compiled function
-# can be given other numbers without being compiled again.
+# A parameter in the arithmetic: a Python float, or a 0-d tensor so that a compiled function accepts other values
+# without recompilation.
 Number = float | Tensor
 
-_BLOCK = 1 << 16  # classes handled at once in eager mode: the temporaries of one block stay in the cache
+_BLOCK = 1 << 16  # elements per block in eager mode: the temporaries of one block stay in the cache
 
 
 class Divergence(ABC):
@@ -27,9 +27,9 @@ class Divergence(ABC):
     A frozen value: ``divergence(log_p, log_q)`` maps ``[..., V], [..., V] -> [...]``, teacher first. It is 0 where the
     rows are equal and positive elsewhere. To call it with logits use :func:`abkd.divergence_loss`.
 
-    To add one: subclass, write :meth:`rows` with ordinary torch operations (or subclass ``Pointwise`` when it is a
-    sum over classes and you know its slope), and export it. The laws in ``tests/laws`` then apply by themselves;
-    a law that the divergence truly does not obey is named in ``exempt`` with the reason.
+    To add one: subclass, implement :meth:`rows` with ordinary torch operations (or subclass ``Pointwise`` if it is a
+    sum over classes and you know its slope), and export it. The laws in ``tests/laws`` then apply automatically;
+    list a law that does not hold for the divergence in ``exempt``, with the reason.
     """
 
     formula: ClassVar[str] = "D(p‖q)"
@@ -37,17 +37,17 @@ class Divergence(ABC):
 
     @property
     def needs_float64(self) -> bool:
-        """True when it has to be worked out in float64."""
+        """True when it must be computed in float64."""
         return False
 
     @property
     def needs_full_distribution(self) -> bool:
-        """True when it needs complete distributions: the likeliest classes and one bucket for the rest do not do."""
+        """True when it needs complete distributions: the top-k classes and one bucket for the rest are not enough."""
         return False
 
     @property
     def needs_targets(self) -> bool:
-        """True when it is about the label too, so that data without labels cannot be used."""
+        """True when it also uses the label, so that it needs labelled data."""
         return False
 
     @property
@@ -56,14 +56,14 @@ class Divergence(ABC):
         return False
 
     def written(self) -> str:
-        """It with its numbers, as the formula of an objective shows it."""
+        """The divergence with its parameters, as the formula of an objective shows it."""
         return repr(self)
 
     @abstractmethod
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
-        """``[..., V], [..., V] -> [...]``, differentiable in ``log_q`` (and in ``log_p``).
+        """The divergence of each row: ``[..., V], [..., V] -> [...]``, differentiable in ``log_q`` (and in ``log_p``).
 
-        Where rows are compared with each other (``batch_axis``), the loss is the mean of what is returned.
+        Where rows are compared with each other (``batch_axis``), the loss is the mean of the returned values.
         """
 
     def __call__(
@@ -82,12 +82,12 @@ class Divergence(ABC):
             log-probabilities that contain none.
 
         Raises:
-            ConfigError: the divergence is about the label, and there are no ``targets``.
+            ConfigError: the divergence uses the label, but there are no ``targets``.
         """
         if log_p.shape != log_q.shape:
             raise ValueError(
-                f"teacher and student rows must have one shape: log_p has {tuple(log_p.shape)}, "
-                f"log_q has {tuple(log_q.shape)}; cut both to the classes they share"
+                f"log_p and log_q must have the same shape, got {tuple(log_p.shape)} and {tuple(log_q.shape)}; "
+                "cut both to the classes that they share"
             )
         check_targets(self, targets)
         return self.rows(log_p if teacher_grad else log_p.detach(), log_q, targets)
@@ -102,33 +102,33 @@ class Pointwise(Divergence):
     """A divergence ``D = Σ_v term(log p_v, log q_v)`` with a known slope ``g = ∂term/∂log q_v``.
 
     The gradient with respect to student logits ``z`` at temperature ``T`` is then ``(g - q·Σg) / T``
-    (``reference``: ABKD, arXiv 2505.04560, eq. 128/132, in the unified form that has no case for β = 0).
+    (ABKD, arXiv 2505.04560, eq. 128/132, in a unified form without a special case for β = 0).
     """
 
     @property
     def params(self) -> tuple[float, ...]:
-        """The parameters as numbers, so that one compiled function serves every value of them."""
+        """The parameters as run-time numbers, so that one compiled function serves all their values."""
         return ()
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What must be equal for two divergences to share a compiled function."""
+        """The key by which divergences share a compiled function."""
         return (type(self),)
 
     @property
     def native(self) -> str | None:
         """:meth:`value_and_slope` in C, for ``ops/rows.c``: sets ``term`` and ``slope`` from ``p``, ``q``, ``k[0]``, ….
 
-        ``p`` and ``q`` are the logarithms, ``k`` the ``params``. None: torch does the work, unfused on a CPU.
+        ``p`` and ``q`` are log-probabilities, ``k`` holds the ``params``. None: computed by torch, unfused on a CPU.
         """
         return None
 
     @abstractmethod
     def value_and_slope(self, log_p: Tensor, log_q: Tensor, params: Sequence[Number]) -> tuple[Tensor, Tensor]:
-        """``[..., V], [..., V] -> (term, slope)``, both ``[..., V]``; from ``params`` and ``kind``."""
+        """``[..., V], [..., V] -> (term, slope)``, both ``[..., V]``; may depend only on ``params`` and ``kind``."""
 
     def teacher_slope(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """``∂term/∂log p_v`` ``[..., V]``; needed only where the teacher learns too (``teacher_grad=True``)."""
+        """``∂term/∂log p_v`` ``[..., V]``; needed only if the teacher is trained, too (``teacher_grad=True``)."""
         raise NotImplementedError(f"{type(self).__name__} has no teacher gradient")
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -136,16 +136,16 @@ class Pointwise(Divergence):
 
 
 def check_targets(divergence: Divergence, targets: Tensor | None) -> None:
-    """Raise ConfigError where a divergence is about labels that are not there."""
+    """Raise ConfigError if a divergence uses labels and there are none."""
     if divergence.needs_targets and targets is None:
         raise ConfigError(
-            f"{divergence!r} is about the label of each row, but there are none: pass targets, or, for data without "
-            "labels, take a divergence that does without, such as ForwardKL() or AlphaBeta(0.8, 0.3)"
+            f"{divergence!r} needs the label of each row, got none: pass targets, or, for data without labels, use a "
+            "divergence that needs none, such as ForwardKL() or AlphaBeta(0.8, 0.3)"
         )
 
 
 def working_dtype(divergence: Divergence, *tensors: Tensor) -> torch.dtype:
-    """float64 where the input is or the divergence needs it, float32 otherwise (also for bf16 and fp16)."""
+    """float64 if an input is float64 or the divergence needs it, otherwise float32 (also for bf16 and fp16)."""
     return (
         torch.float64 if divergence.needs_float64 or any(t.dtype == torch.float64 for t in tensors) else torch.float32
     )

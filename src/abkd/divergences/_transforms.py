@@ -22,16 +22,16 @@ class Standardized(Transform):
     """``D(p̂‖q̂)`` with ``p̂, q̂ = softmax(z-scores of the logits / temperature)`` (LSKD, arXiv 2403.01427).
 
     The z-scores of a row have mean 0 and (unbiased) standard deviation 1, so teacher and student agree where their
-    logits differ by a shift and a scale. Inside ``ForwardKL()`` is LSKD, ``AlphaBeta()`` ABLSD, ``DKD()`` DKD + LS.
+    logits differ by a shift and a scale. ``ForwardKL()`` inside gives LSKD, ``AlphaBeta()`` ABLSD, ``DKD()`` DKD + LS.
 
     A class with logit ``-inf`` stays impossible, and the z-scores are those of the other classes. A row whose logits
     are all equal has z-scores 0.
 
-    The logits' own temperature does not matter here, ``temperature`` does. The published losses are times its square:
-    give that to ``kd_weight``.
+    The temperature of the objective has no effect here, only ``temperature`` does. The published losses are multiplied
+    by its square: include that in ``kd_weight``.
 
     Raises:
-        ConfigError: ``temperature`` is not a finite number above 0, or ``divergence`` is none.
+        ConfigError: ``temperature`` is not a finite number > 0, or ``divergence`` is not a divergence.
     """
 
     divergence: Divergence = FORWARD_KL
@@ -59,16 +59,16 @@ class Standardized(Transform):
 
 
 def _standardized(log_x: Tensor, temperature: float) -> Tensor:
-    """``log softmax(z/T)`` of the possible classes' z-scores; a log-probability is a logit but for a shift."""
+    """``log softmax(z/T)`` of the possible classes' z-scores; log-probabilities are logits up to a shift."""
     impossible = log_x == -torch.inf
     count = (~impossible).sum(-1, keepdim=True)
     x = log_x.masked_fill(impossible, 0.0)
     away = (x - x.sum(-1, keepdim=True) / count.clamp(min=1)).masked_fill(impossible, 0.0)
     variance = away.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
-    level = variance == 0  # where the square root has no slope
+    level = variance == 0  # the square root has no gradient there
     deviation = variance.masked_fill(level, 1.0).sqrt().masked_fill(level, 0.0)
     z = (away / (deviation + _LEAST_DEVIATION)).masked_fill(impossible, -torch.inf)
-    # what is impossible stays so: its slope, which may be infinite, goes nowhere
+    # impossible classes stay impossible, and their slope, which may be infinite, is dropped
     return torch.log_softmax(z / temperature, -1).masked_fill(impossible, -torch.inf)
 
 
@@ -76,11 +76,12 @@ def _standardized(log_x: Tensor, temperature: float) -> Tensor:
 class TransformedTeacher(Transform):
     """``D(p̃‖q)`` with ``p̃ ∝ p^power``: only the teacher is softened (TTM, arXiv 2402.11148).
 
-    ``weighted`` multiplies each row by ``U = Σ_v p_v^power``, which is large where the teacher is unsure (WTTM). Inside
-    ``ForwardKL()`` is TTM, ``AlphaBeta()`` ABTTM. ``kd_temperature`` would soften both sides: leave it at 1.
+    ``weighted`` multiplies each row by ``U = Σ_v p_v^power``, which is large where the teacher is unsure (WTTM).
+    ``ForwardKL()`` inside gives TTM, ``AlphaBeta()`` ABTTM. ``kd_temperature`` would soften both sides: leave it at 1.
 
     Raises:
-        ConfigError: ``power`` is not a finite number above 0, ``weighted`` no truth value, or ``divergence`` is none.
+        ConfigError: ``power`` is not a finite number > 0, ``weighted`` is not a boolean, or ``divergence`` is not a
+            divergence.
     """
 
     divergence: Divergence = FORWARD_KL
@@ -88,14 +89,14 @@ class TransformedTeacher(Transform):
     weighted: bool = False
     formula: ClassVar[str] = "D(p^γ‖q)"
     exempt: ClassVar[dict[str, str]] = {
-        "zero_where_equal": "the student learns the softened teacher, which is another distribution",
+        "zero_where_equal": "the student learns the softened teacher, which is a different distribution",
     }
 
     def __post_init__(self) -> None:
         check_inner(self)
         check_positive(self, "power")
         if not isinstance(self.weighted, bool):
-            raise ConfigError(f"TransformedTeacher needs weighted=True or False, but it is {self.weighted!r}")
+            raise ConfigError(f"TransformedTeacher: weighted must be True or False, got {self.weighted!r}")
 
     def written(self) -> str:
         weight = f"Σp^{self.power:g}·" if self.weighted else ""

@@ -1,4 +1,4 @@
-"""Sums of divergences: WSD, Jeffreys and their kin."""
+"""Weighted sums of divergences, such as WSD and Jeffreys' divergence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WeightedSum(Pointwise):
     """``Σ_k weight_k · D_k``: ``WeightedSum((0.5, ForwardKL()), (0.5, ReverseKL()))`` is half of Jeffreys' divergence.
 
     Raises:
-        ConfigError: no part, a weight that is not a finite number above 0, or a part that is not a sum over classes.
+        ConfigError: no parts, a weight that is not a finite number > 0, or a part that is not a sum over classes.
     """
 
     parts: tuple[tuple[float, Pointwise], ...]
@@ -29,7 +29,7 @@ class WeightedSum(Pointwise):
     def __init__(self, *parts: tuple[float, Pointwise]) -> None:
         object.__setattr__(self, "parts", tuple(_checked(part) for part in parts))
         if not parts:
-            raise ConfigError("WeightedSum needs parts: WeightedSum((0.5, ForwardKL()), (0.5, ReverseKL()))")
+            raise ConfigError("WeightedSum needs parts, as in WeightedSum((0.5, ForwardKL()), (0.5, ReverseKL()))")
 
     def __repr__(self) -> str:
         return f"WeightedSum({', '.join(f'({weight!r}, {part!r})' for weight, part in self.parts)})"
@@ -83,14 +83,14 @@ class WeightedSum(Pointwise):
 
 
 def _shifted(native: str, by: int) -> str:
-    """A part's C text, with its numbers where they lie among those of the sum."""
+    """The C code of a part, with the indices of its parameters shifted to their place in the sum."""
     return re.sub(r"\bk\[(\d+)\]", lambda found: f"k[{int(found[1]) + by}]", native)
 
 
 def _checked(part: Any) -> tuple[float, Pointwise]:
     if not (isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], Pointwise)):
-        raise ConfigError(f"a part of WeightedSum is (weight, divergence), as in (0.5, ForwardKL()); got {part!r}")
+        raise ConfigError(f"WeightedSum: a part must be (weight, divergence), as in (0.5, ForwardKL()), got {part!r}")
     weight, divergence = part
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not (0 < weight < math.inf):
-        raise ConfigError(f"a weight of WeightedSum is a finite number above 0, but {divergence!r} has {weight!r}")
+        raise ConfigError(f"WeightedSum: the weight of {divergence!r} must be a finite number > 0, got {weight!r}")
     return float(weight), divergence

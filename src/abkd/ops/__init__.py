@@ -1,4 +1,4 @@
-"""The op and the plain loss: memory and speed, no policy. Torch only."""
+"""The chunked op and the plain loss: how a loss is computed, not which. Torch only."""
 
 from abkd.ops._divergence_loss import divergence_loss
 from abkd.ops._head import Head

@@ -1,4 +1,4 @@
-"""What cannot be meant is refused with a sentence that says what was wanted, what came, and the way out."""
+"""Argument checks: each error says what was expected, what was given, and how to fix it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from abkd.ops._types import Averaged, Dense, Projected, Rows, TeacherRows, TopK,
 
 
 def check_temperature(temperature: float) -> None:
-    """Raise ConfigError where logits cannot be divided by ``temperature``."""
+    """Raise ConfigError unless ``temperature`` is a finite number > 0."""
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(f"temperature must be a finite number above 0, but it is {temperature!r}")
+        raise ConfigError(f"temperature must be a finite number > 0, got {temperature!r}")
 
 
 def check_weights(ce_weight: float, kd_weight: float, targets: Tensor | None, teacher: TeacherRows | None) -> None:
-    """Raise ConfigError where a term of the loss has nothing to be made of."""
+    """Raise ConfigError if a term of the loss has a weight but no targets or no teacher."""
     if ce_weight != 0 and targets is None:
         raise ConfigError(f"ce_weight={ce_weight!r} needs targets [N]; pass them or set ce_weight=0")
     if kd_weight != 0 and teacher is None:
@@ -28,28 +28,29 @@ def check_weights(ce_weight: float, kd_weight: float, targets: Tensor | None, te
 
 
 def check_divergence(divergence: Divergence, teacher: TeacherRows | None, targets: Tensor | None) -> None:
-    """Raise ConfigError where a divergence cannot be worked out from what is known; without a teacher it is not."""
+    """Raise ConfigError if the divergence cannot be computed from these inputs; without a teacher it is unused."""
     if teacher is None:
         return
     check_targets(divergence, targets)
     if divergence.needs_full_distribution and isinstance(teacher, TopK):
         raise ConfigError(
-            f"{divergence!r} needs the teacher's whole distribution, but only its {teacher.ids.shape[-1]} likeliest "
-            "classes are known (TopK): take teacher: HiddenCache() or teacher: Live(), or a divergence that is a sum "
-            "over classes"
+            f"{divergence!r} needs the teacher's full distribution, got only its top-{teacher.ids.shape[-1]} classes "
+            "(TopK): use teacher: HiddenCache() or teacher: Live(), or a divergence that is a sum over classes"
         )
 
 
 def check_rows(student: Rows, teacher: TeacherRows | None, targets: Tensor | None) -> None:
-    """Raise ConfigError or VocabularyError where rows do not fit each other."""
+    """Raise ConfigError or VocabularyError if rows do not match each other."""
     if not isinstance(student, Projected | Dense):
-        raise ConfigError(f"a student's rows are Projected or Dense, but they are {type(student).__name__}")
+        raise ConfigError(f"the student's rows must be Projected or Dense, got {type(student).__name__}")
     if teacher is not None and len(student) != len(teacher):
-        raise ConfigError(f"student and teacher must give the same rows, but give {len(student)} and {len(teacher)}")
+        raise ConfigError(
+            f"student and teacher must have the same number of rows, got {len(student)} and {len(teacher)}"
+        )
     if teacher is not None and student.classes != teacher.classes:
         raise VocabularyError(
-            f"student has {student.classes} classes, teacher has {teacher.classes}: cut both heads to the classes they "
-            "share (Head.first(n)); never pad logits, padding would receive probability"
+            f"student has {student.classes} classes, teacher has {teacher.classes}: cut both heads to the classes that "
+            "they share (Head.first(n)); never pad logits, padding would receive probability"
         )
     _check_projected("student", student)
     for part in teacher.parts if isinstance(teacher, Averaged) else () if teacher is None else (teacher,):
@@ -57,13 +58,13 @@ def check_rows(student: Rows, teacher: TeacherRows | None, targets: Tensor | Non
     if isinstance(teacher, TopK):
         _check_top_k(teacher)
     if targets is not None and targets.shape != (len(student),):
-        raise ConfigError(f"targets must be [{len(student)}], one class a row, but are {list(targets.shape)}")
+        raise ConfigError(f"targets must be [{len(student)}], one class per row, got {list(targets.shape)}")
 
 
-def _check_projected(who: str, rows: TeacherRows) -> None:
+def _check_projected(model: str, rows: TeacherRows) -> None:
     if isinstance(rows, Projected) and rows.hidden.shape != (len(rows), rows.head.weight.shape[-1]):
         shapes = f"{list(rows.hidden.shape)} and {list(rows.head.weight.shape)}"
-        raise ConfigError(f"hidden states must be [N, H] and the head's weight [V, H]; the {who}'s are {shapes}")
+        raise ConfigError(f"the {model}'s hidden states must be [N, H] and its head's weight [V, H], got {shapes}")
 
 
 def _check_top_k(rows: TopK) -> None:
@@ -71,23 +72,23 @@ def _check_top_k(rows: TopK) -> None:
     per_row = [rows.log_tail] if rows.log_target is None else [rows.log_tail, rows.log_target]
     fits = 1 <= k <= rows.classes and rows.log_p.shape == (n, k) and all(each.shape == (n,) for each in per_row)
     if not fits or rows.ids.dtype != torch.int64:
-        came = [f"{list(tensor.shape)} ({tensor.dtype})" for tensor in own_tensors(rows)]
+        got = [f"{list(tensor.shape)} ({tensor.dtype})" for tensor in own_tensors(rows)]
         raise ConfigError(
-            f"TopK needs ids [N, k] (torch.int64), log_p [N, k], log_tail [N] and perhaps log_target [N], with "
-            f"1 <= k <= {rows.classes} classes, but has {', '.join(came)}"
+            f"TopK needs ids [N, k] (torch.int64), log_p [N, k], log_tail [N] and optionally log_target [N], "
+            f"with 1 <= k <= {rows.classes} classes, got {', '.join(got)}"
         )
 
 
 def checked_share(share: Tensor | None, divergence: Divergence, student: Rows) -> Tensor | None:
-    """The teacher's share of each row's mixture ``[N]``, where that can be meant; not too close to 0 and 1."""
+    """The teacher's share of each row's mixture ``[N]``, validated and clamped away from 0 and 1."""
     if share is None:
         return None
     if not isinstance(divergence, Mixture):
         raise ConfigError(
-            "teacher_share is about the mixture inside JensenShannon, SkewForwardKL or SkewReverseKL, but the "
-            f"divergence is {divergence!r}; leave it out"
+            "teacher_share applies only to JensenShannon, SkewForwardKL and SkewReverseKL, got the divergence "
+            f"{divergence!r}; leave it out"
         )
     if share.shape != (len(student),):
-        raise ConfigError(f"teacher_share must be [{len(student)}], one number a row, but is {list(share.shape)}")
+        raise ConfigError(f"teacher_share must be [{len(student)}], one number per row, got {list(share.shape)}")
     share = share.detach().to(device=student.device, dtype=torch.promote_types(share.dtype, torch.float32))
     return share.clamp(SMALLEST_SHARE, 1.0 - SMALLEST_SHARE)

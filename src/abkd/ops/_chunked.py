@@ -33,7 +33,7 @@ _FIELDS = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", 
 
 @dataclass
 class _Call:
-    """Everything of one call that is not a tensor with a gradient."""
+    """The state of one call, except the tensors that need a gradient."""
 
     teacher: TeacherRows
     targets: Tensor | None
@@ -57,10 +57,10 @@ def chunked_losses(
     plan: ChunkPlan,
     dtype: torch.dtype,
 ) -> RowLosses:
-    """As :func:`abkd.linear_divergence`, with the head product in ``dtype``; gradients are ready with the loss."""
+    """As :func:`abkd.linear_divergence`, with the head product in ``dtype``; gradients are computed with the loss."""
     call = _Call(teacher, targets, weight, share, total, spec, plan, dtype)
     if not torch.is_grad_enabled():
-        student = student.detach()  # or the gradients would be worked out for nobody
+        student = student.detach()  # otherwise unused gradients would be computed
     if isinstance(student, Dense):
         loss = _OnePass.apply(call, student.values, None, None, None, None)
     else:
@@ -71,7 +71,7 @@ def chunked_losses(
 
 
 class _OnePass(torch.autograd.Function):
-    """Forward does all the work; backward hands over what is ready."""
+    """Forward computes loss and gradients; backward returns the finished gradients."""
 
     @staticmethod
     def forward(
@@ -85,36 +85,36 @@ class _OnePass(torch.autograd.Function):
     ) -> Tensor:
         student = Dense(source) if head is None else Projected(source, head._replace(weight=weight, bias=bias))
         loss, ctx.ready = _solve(student, call, ctx.needs_input_grad[1:5])
-        # for a second time through the same graph; what autograd keeps, it lets go of after a first and last one
-        theirs = own_tensors(call.teacher)
-        ctx.save_for_backward(source, weight, bias, scale, *theirs)
-        without = with_own_tensors(call.teacher, [tensor.new_empty((0, *tensor.shape[1:])) for tensor in theirs])
+        # saved for a second backward through the same graph; autograd frees saved tensors unless the graph is retained
+        known = own_tensors(call.teacher)
+        ctx.save_for_backward(source, weight, bias, scale, *known)
+        without = with_own_tensors(call.teacher, [tensor.new_empty((0, *tensor.shape[1:])) for tensor in known])
         ctx.call, ctx.head = replace(call, teacher=without), head
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        # Given away, so that the parameters may keep them: a copy of the head's gradient is as large as the head.
+        # Ownership is passed on, so that parameters keep them: a copy of the head's gradient is as large as the head.
         ready, ctx.ready = ctx.ready, None
         if ready is None:
-            source, weight, bias, scale, *theirs = ctx.saved_tensors
+            source, weight, bias, scale, *known = ctx.saved_tensors
             student: Rows = Dense(source)
             if ctx.head is not None:
-                known = ctx.head.scale if scale is None else scale
-                student = Projected(source, ctx.head._replace(weight=weight, bias=bias, scale=known))
-            call = replace(ctx.call, teacher=with_own_tensors(ctx.call.teacher, theirs))
+                scale = ctx.head.scale if scale is None else scale
+                student = Projected(source, ctx.head._replace(weight=weight, bias=bias, scale=scale))
+            call = replace(ctx.call, teacher=with_own_tensors(ctx.call.teacher, known))
             _, ready = _solve(student, call, ctx.needs_input_grad[1:5])
-        if grads[0].device.type != "cpu" or grads[0] != 1:  # looking at it elsewhere would mean to wait for the device
+        if grads[0].device.type != "cpu" or grads[0] != 1:  # elsewhere, reading it would synchronise the device
             for gradient in ready:
                 _multiply(gradient, grads[0])
         return (None, *ready, None)
 
 
 def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
-    """The loss and the gradients of source, weight, bias and scale; numbers and plan go to ``call``.
+    """The loss and the gradients of source, weight, bias and scale; per-row results and plan are stored in ``call``.
 
-    Where memory does not suffice, all over again in chunks of half the size: nothing is counted twice.
+    When out of memory, start over in chunks of half the size, so that nothing is counted twice.
     """
     while True:
         try:
@@ -127,15 +127,15 @@ def _solve(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor, 
             if call.plan.rows_per_chunk == 1:
                 raise
             call.plan = replace(call.plan, rows_per_chunk=call.plan.rows_per_chunk // 2)
-            logger.warning("abkd: out of memory; the loss goes on with %d rows at once", call.plan.rows_per_chunk)
-        torch.cuda.empty_cache()  # outside of the handler, which still holds the failed attempt
+            logger.warning("abkd: out of memory; the loss continues with %d rows per chunk", call.plan.rows_per_chunk)
+        torch.cuda.empty_cache()  # outside the handler, which still holds the failed attempt
 
 
 def _too_large(call: _Call) -> str:
     return (
-        f"{call.spec.divergence!r} compares the rows of a batch with each other, so they are never halved, but the "
-        f"logits of {len(call.weight)} rows do not fit into memory: make the batch smaller, which is another loss, or "
-        "take a divergence of single rows"
+        f"{call.spec.divergence!r} compares the rows of a batch with each other, so a batch is never split, but the "
+        f"logits of {len(call.weight)} rows do not fit into memory: reduce the batch size, which changes the loss, or "
+        "use a divergence of single rows"
     )
 
 
@@ -147,19 +147,19 @@ def _attempt(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor
     parts: list[Block] = []
     with torch.no_grad(), torch.autocast(call.weight.device.type, enabled=False):
         most = min(step, rows)
-        mine = student_logits(sums.student, most)
-        theirs = teacher_logits(call.teacher, most, call.spec.temperature)
+        of_student = student_logits(sums.student, most)
+        of_teacher = teacher_logits(call.teacher, most, call.spec.temperature)
         for start in range(0, rows, step):
             chunk = kept[start : start + step]
             # all rows in order: a slice needs no copy of the hidden states
             index = slice(start, start + step) if rows == len(call.weight) else chunk
-            parts.append(_chunk(sums, call, mine(index), theirs(index), index, chunk, any(need)))
+            parts.append(_chunk(sums, call, of_student(index), of_teacher(index), index, chunk, any(need)))
         call.columns.update(_spread(parts, kept, call))
         return sums.finish(call)
 
 
 def _even(rows: int, most: int) -> int:
-    """Rows per chunk for chunks of one size: a short last one starves the head products and saves no memory."""
+    """Rows per chunk for chunks of equal size: a short last one makes head products inefficient and saves no memory."""
     chunks = max(1, -(-rows // most))
     return max(1, -(-rows // chunks))
 
@@ -173,16 +173,16 @@ def _chunk(
     rows: Tensor,
     grad: bool,
 ) -> Block:
-    kept = isinstance(sums.student, Dense) and isinstance(index, slice)  # the caller's, who finds them as they were
-    if (grad and sums.rounds) or (kept and (grad or isinstance(teacher, TopK))):
+    shared = isinstance(sums.student, Dense) and isinstance(index, slice)  # the caller's logits: must not change
+    if (grad and sums.rounds) or (shared and (grad or isinstance(teacher, TopK))):
         logits = logits.to(sums.sum_dtype if sums.rounds else logits.dtype, copy=True)
     targets, share = (None if each is None else each[rows] for each in (call.targets, call.share))
     weight = call.weight[rows]
-    bend = sums.bend(logits) if grad else None
+    cap_slope = sums.cap_slope(logits) if grad else None
     scaled, compiled = weight * sums.share, call.plan.compiled
     result = blocks(logits, teacher, targets, scaled, call.spec, grad=grad, compiled=compiled, share=share)
     if grad:
-        sums.add(index, logits if bend is None else logits.mul_(bend))
+        sums.add(index, logits if cap_slope is None else logits.mul_(cap_slope))
     return result._replace(weight=result.weight if call.spec.row_weight is not None else weight)
 
 
@@ -196,9 +196,9 @@ class _Gradients:
         self.need = need
         self.small = source.dtype == torch.float16
         capped = isinstance(self.student, Projected) and self.student.head.softcap is not None
-        self.rounds = self.small or capped  # a gradient kept in the logits' 16 bits would be rounded once too often
-        # What the weights are multiplied by beforehand: 1 / total weight. In float16 all of it but a power of 2, which
-        # follows in float32, or small gradients would vanish. (A row-weight function tells its sum at the end.)
+        self.rounds = self.small or capped  # a gradient stored in the logits' 16 bits would be rounded once too often
+        # The factor of the row weights: 1 / total weight. In float16 only its mantissa; the power of 2 follows in
+        # float32, or small gradients would underflow. (The sum of a row-weight function is known only at the end.)
         self.share: Tensor | float = 1.0
         if call.spec.row_weight is None:
             known = _inverse(call.weight.sum() if call.total is None else call.total)
@@ -210,14 +210,14 @@ class _Gradients:
         if need[3] and isinstance(self.student, Projected) and isinstance(self.student.head.scale, Tensor):
             self.scale = torch.zeros_like(self.student.head.scale, dtype=self.sum_dtype)
 
-    def bend(self, logits: Tensor) -> Tensor | None:
+    def cap_slope(self, logits: Tensor) -> Tensor | None:
         """The slope of the soft-cap at some logits, before they are overwritten."""
         if isinstance(self.student, Dense) or self.student.head.softcap is None:
             return None
         return 1.0 - (logits / self.student.head.softcap).square()
 
     def add(self, index: slice | Tensor, grad: Tensor) -> None:
-        """Carry the logit gradient ``[n, V]`` of some rows to the student's tensors."""
+        """Propagate the logit gradient ``[n, V]`` of some rows to the student's tensors."""
         if isinstance(self.student, Dense):
             assert self.source is not None
             self.source[index] = grad.to(self.source.dtype)
@@ -245,7 +245,7 @@ class _Gradients:
             self.weight += grad.T @ rows
 
     def finish(self, call: _Call) -> tuple[Tensor, list[Tensor | None]]:
-        """Divide by the total weight what is not yet divided; the loss, and the gradients."""
+        """Apply what is still missing of the factor ``1 / total weight``; return the loss and the gradients."""
         columns, spec = call.columns, call.spec
         used, divergence, hard = columns["weight"], columns["divergence"], columns["cross_entropy"]
         assert used is not None
@@ -254,9 +254,9 @@ class _Gradients:
             spec.kd_weight * divergence if spec.kd_weight else 0.0
         )
         factor = _inverse(used.sum() if call.total is None else call.total).to(used.dtype)
-        loss = torch.where(used == 0, 0.0, used * row).sum() * factor  # a row that does not count may be infinite
+        loss = torch.where(used == 0, 0.0, used * row).sum() * factor  # a row with weight 0 may be infinite
         head = self.student.head if isinstance(self.student, Projected) else None
-        if self.weight is None and self.need[1] and head is not None:  # no row has weight
+        if self.weight is None and self.need[1] and head is not None:  # all rows have weight 0
             self.weight = torch.zeros_like(head.weight, dtype=self.sum_dtype)
         scale = 1.0 if head is None else head.scale
         if spec.row_weight is not None or self.small:
@@ -282,7 +282,7 @@ def _multiply(gradient: Tensor | None, factor: Tensor | float) -> Tensor | None:
 
 
 def _spread(parts: list[Block], kept: Tensor, call: _Call) -> dict[str, Tensor | None]:
-    """Per-row columns of the kept rows put back among all rows; the others read 0."""
+    """Scatter the per-row columns of the kept rows to all rows; the others are 0."""
     rows = len(call.weight)
     if not parts:
         zeros = call.weight.new_zeros(rows, dtype=torch.float32)

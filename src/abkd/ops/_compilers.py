@@ -1,4 +1,4 @@
-"""Which compiler can fuse the element-wise work here; and torch's own, for what runs on a GPU."""
+"""Which compiler can fuse the element-wise work here, and ``torch.compile`` for GPUs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from abkd.ops._native import BuildError, find_compiler
 logger = logging.getLogger("abkd")
 
 _F = TypeVar("_F")
-_said: set[str] = set()
+_warned: set[str] = set()
 _compiled_functions: dict[tuple[object, ...], Callable[..., Any] | None] = {}
 
 
@@ -32,26 +32,26 @@ def _switched_off() -> str | None:
     return None if os.environ.get("TORCHDYNAMO_DISABLE", "0") in ("", "0") else "TORCHDYNAMO_DISABLE is set"
 
 
-def say_unfused(reason: str) -> None:
-    """Say once in a process that, and why, the eager path serves."""
-    if not _said:
-        _said.add(reason)
+def warn_unfused(reason: str) -> None:
+    """Warn once per process that the eager path is used, and why."""
+    if not _warned:
+        _warned.add(reason)
         logger.warning("abkd: the loss runs unfused (slower, same numbers): %s", reason)
 
 
 def native(build: Callable[..., _F], *arguments: Any) -> _F | None:
-    """A function in C, ``build(*arguments)``; None where there is none, which is said once."""
-    try:  # the plan may be of another machine
+    """A compiled C function, ``build(*arguments)``; None if it cannot be built, which is logged once."""
+    try:  # the plan may come from another machine
         if _switched_off():
             raise BuildError(_switched_off())
         return build(*arguments)
     except BuildError as error:
-        say_unfused(str(error))
+        warn_unfused(str(error))
         return None
 
 
 def fused_by_torch(key: tuple[object, ...], function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments)`` fused by ``torch.compile``, once for all functions of a key; None where that fails."""
+    """``function(*arguments)`` fused by ``torch.compile``, compiled once per key; None if that fails."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
@@ -66,5 +66,5 @@ def fused_by_torch(key: tuple[object, ...], function: Callable[..., Any], *argum
         return compiled(*arguments)
     except (TorchDynamoException, InductorError) as error:
         _compiled_functions[key] = None
-        say_unfused((str(error).strip() or type(error).__name__).splitlines()[0])
+        warn_unfused((str(error).strip() or type(error).__name__).splitlines()[0])
         return None

@@ -1,4 +1,4 @@
-"""The plain loss, for one's own training loop."""
+"""The plain loss, for custom training loops."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ def divergence_loss(
 
     Args:
         z_student: student logits ``[..., V]``, any floating dtype; the arithmetic is float32 at least.
-        z_teacher: teacher logits ``[..., V]``, a constant. (Logits come student first, as losses do; the
+        z_teacher: teacher logits ``[..., V]``, a constant. (Logits are passed student first, as in other losses; the
             divergences themselves take log-probabilities, teacher first.)
         divergence: any :class:`abkd.Divergence`.
-        temperature: both sides are divided by it.
+        temperature: divides both models' logits.
         targets: class indices ``[...]``, only for divergences that use the label.
-        mask: boolean or numeric ``[...]``: False or 0 leaves a row out, and nothing in it (NaN included) matters.
-        reduction: "mean" over the rows left in (0 if there is none), "sum", or "none" -> ``[...]`` with 0 where masked.
+        mask: boolean or numeric ``[...]``: False or 0 excludes a row, whatever it contains (NaN included).
+        reduction: "mean" over the remaining rows (0 if there are none), "sum", or "none": ``[...]``, 0 where masked.
         scale_by_temperature_squared: multiply by ``temperature²``.
 
     Returns:
         A scalar, or ``[...]`` for ``reduction="none"``.
 
     Raises:
-        ConfigError: an argument that cannot be meant.
+        ConfigError: an invalid argument.
         VocabularyError: the logits have different shapes.
     """
     if z_student.shape != z_teacher.shape:
         raise VocabularyError(
-            f"student and teacher logits must have one shape, but are {tuple(z_student.shape)} and "
-            f"{tuple(z_teacher.shape)}; cut both to the classes they share"
+            f"student and teacher logits must have the same shape, got {tuple(z_student.shape)} and "
+            f"{tuple(z_teacher.shape)}; cut both to the classes that they share"
         )
     if reduction not in ("mean", "sum", "none"):
-        raise ConfigError(f"reduction is 'mean', 'sum' or 'none', but got {reduction!r}")
+        raise ConfigError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     shape, classes = z_student.shape[:-1], z_student.shape[-1]
     if mask is not None and mask.shape != shape:
-        raise ConfigError(f"mask must be {tuple(shape)}, one number a row, but it is {tuple(mask.shape)}")
+        raise ConfigError(f"mask must be {tuple(shape)}, one number per row, got {tuple(mask.shape)}")
     if targets is not None and targets.shape != shape:
-        raise ConfigError(f"targets must be {tuple(shape)}, one class a row, but they are {tuple(targets.shape)}")
+        raise ConfigError(f"targets must be {tuple(shape)}, one class per row, got {tuple(targets.shape)}")
     check_temperature(temperature)
     weight = None if mask is None else mask.reshape(-1).to(torch.float32)
     targets = None if targets is None else targets.reshape(-1)

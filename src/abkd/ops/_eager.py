@@ -1,4 +1,4 @@
-"""The row function in torch operations: the form that a compiler may fuse, and that runs everywhere without one."""
+"""The row function in torch operations: ``torch.compile`` can fuse it, and it runs everywhere without a compiler."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from torch import Tensor
 from abkd.divergences import Divergence, Number, Pointwise, working_dtype
 from abkd.ops._row_loss_spec import Block, RowLossSpec, RowWeight, agreement, entropy, entropy_of, params_of
 
-EAGER_BLOCK = 1 << 16  # classes at once in eager mode: the temporaries stay in the processor's cache
-_PIECE = 1 << 15  # classes of a row at once: temporaries that the memory allocator keeps at hand
+EAGER_BLOCK = 1 << 16  # elements per block in eager mode: the temporaries stay in the processor's cache
+_PIECE = 1 << 15  # classes per piece of a row: the allocator reuses temporaries of this size
 _FEW_THREADS = 4
-_UNSHARED = 1 << 15  # elements of an operation that torch leaves to one thread
+_UNSHARED = 1 << 15  # torch runs operations of up to this many elements on one thread
 
 
 def row_blocks(rows: Tensor) -> Iterator[slice]:
-    """The rows of ``[n, V]``, a few at a time, so that what is made of them stays in the processor's cache."""
+    """Slices of the rows of ``[n, V]``, small enough that temporaries stay in the processor's cache."""
     step = max(1, EAGER_BLOCK // max(1, rows.shape[-1]))
     return (slice(start, start + step) for start in range(0, max(len(rows), 1), step))
 
 
 def pieces(rows: Tensor) -> Iterator[slice]:
-    """The same for a few operations a block: elsewhere than on a CPU all at once, as each block would be a wait."""
+    """The same for few operations per block: on other devices than a CPU all rows at once, as blocks add latency."""
     return row_blocks(rows) if rows.device.type == "cpu" else iter([slice(None)])
 
 
 @contextmanager
 def one_thread(logits: Tensor) -> Iterator[None]:
-    """On a few cores: a hundred small operations a block wait for the slowest thread a hundred times.
+    """Use one thread where cores are few: a hundred small operations per block wait a hundred times for the slowest.
 
-    Seen on two cores with other work on them: 40 s with two threads where one takes 2 s. The head products keep all.
-    What torch does not share out among threads anyway is left alone: to change their number takes time itself.
+    Measured on two busy cores: 40 s with two threads, 2 s with one. The head products keep all threads. Operations that
+    torch does not parallelise anyway are left alone, since changing the number of threads takes time itself.
     """
     threads = torch.get_num_threads()
     if logits.device.type != "cpu" or not 1 < threads <= _FEW_THREADS or logits.numel() <= _UNSHARED:
@@ -57,11 +57,11 @@ def eager_blocks(
     grad: bool,
     share: Tensor | None,
 ) -> Block:
-    """As :func:`abkd.ops._rows.blocks`."""
+    """The eager implementation of :func:`abkd.ops._rows.blocks`."""
     dtype = working_dtype(spec.divergence, student, teacher)
     parts: list[Block] = []
     with one_thread(student):
-        # rows that are compared with each other have to be seen together
+        # rows that are compared with each other must be in one block
         for rows in [slice(None)] if spec.divergence.batch_axis else row_blocks(student):
             label, of_teacher = (None if each is None else each[rows] for each in (targets, share))
             z, y = student[rows].to(dtype), teacher[rows].to(dtype)
@@ -134,7 +134,7 @@ class Fused:
 def value_and_slope(
     divergence: Divergence, log_p: Tensor, log_q: Tensor, targets: Tensor | None, share: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``D`` ``[n]`` of some rows ``[n, V]`` and ``∂D/∂log_q`` ``[n, V]``: of any divergence."""
+    """``D`` ``[n]`` and ``∂D/∂log_q`` ``[n, V]`` of some rows ``[n, V]``, for any divergence."""
     if isinstance(divergence, Pointwise):
         params = divergence.params if share is None else params_of(divergence, share, log_q.dtype)
         return _value_and_slope(divergence, log_p, log_q, params)
@@ -148,7 +148,7 @@ def value_and_slope(
 def _value_and_slope(
     divergence: Pointwise, log_p: Tensor, log_q: Tensor, params: Sequence[Number]
 ) -> tuple[Tensor, Tensor]:
-    """``Σ term`` and slope of some rows; unfused, a piece of the classes at a time: large temporaries are slow."""
+    """``Σ term`` and slope of some rows; unfused, in pieces of the classes, as large temporaries are slow."""
     if torch.compiler.is_compiling() or log_q.numel() <= _PIECE:
         term, slope = divergence.value_and_slope(log_p, log_q, params)
         return term.sum(-1), slope
@@ -163,7 +163,7 @@ def _value_and_slope(
 def _generic_block(
     student: Tensor, teacher: Tensor, targets: Tensor | None, weight: Tensor, spec: RowLossSpec, *, grad: bool
 ) -> tuple[Block, Tensor | None]:
-    """Any divergence, by automatic differentiation inside the block."""
+    """A block with any divergence, by automatic differentiation within the block."""
     with torch.enable_grad():
         student = student.detach().requires_grad_(grad)
         log_q = torch.log_softmax(student / spec.temperature, -1)

@@ -14,8 +14,8 @@ from abkd.errors import ConfigError
 from abkd.memory import available_mb
 from abkd.ops._checks import check_divergence, check_rows, check_temperature, check_weights, checked_share
 from abkd.ops._chunked import chunked_losses
-from abkd.ops._compilers import compiler_missing, say_unfused
-from abkd.ops._logits import as_multiplied, nothing_known, product_dtype
+from abkd.ops._compilers import compiler_missing, warn_unfused
+from abkd.ops._logits import as_multiplied, no_teacher, product_dtype
 from abkd.ops._reference import reference_losses
 from abkd.ops._row_loss_spec import RowLossSpec, RowWeight
 from abkd.ops._types import ChunkPlan, RowLosses, Rows, TeacherRows
@@ -23,9 +23,9 @@ from abkd.ops._types import ChunkPlan, RowLosses, Rows, TeacherRows
 logger = logging.getLogger("abkd")
 
 MEMORY_BUDGET_MB = 256.0
-_WORTH_COMPILING = 1 << 18  # classes in one call; below that the eager path takes milliseconds
+_WORTH_COMPILING = 1 << 18  # logits per call; below that the eager path takes milliseconds
 _SHARE = 0.25  # of the free memory, for one chunk: activations, gradients and the other model need the rest
-_BYTES = {"cpu": 8}  # of a chunk, per class and row: both models' logits
+_BYTES = {"cpu": 8}  # per class and row of a chunk: both models' logits
 _BYTES_ELSEWHERE = 16  # on a GPU also the gradient and a temporary
 
 
@@ -34,15 +34,15 @@ def plan_chunks(
 ) -> ChunkPlan:
     """Chunk size and implementation for a problem of this size.
 
-    Counted in float32; the gradient takes the place of the student's logits. Where less than four times the budget is
-    free (on the device, in the machine or in its control group), a quarter of what is free is taken, and said.
+    Sizes are counted in float32; the gradient overwrites the student's logits. If less than four times the budget is
+    free (on the device, on the machine or in its cgroup), a quarter of the free memory is used, with a warning.
     """
     if not 0 < memory_budget_mb < math.inf:
-        wanted = "memory_budget_mb must be a finite number above 0"
-        raise ConfigError(f"{wanted}, but it is {memory_budget_mb!r}; try {MEMORY_BUDGET_MB:g}")
+        wanted = "memory_budget_mb must be a finite number > 0"
+        raise ConfigError(f"{wanted}, got {memory_budget_mb!r}; try {MEMORY_BUDGET_MB:g}")
     missing = compiler_missing(device)
     if missing is not None and rows * classes >= _WORTH_COMPILING:
-        say_unfused(missing)
+        warn_unfused(missing)
     memory_budget_mb = _affordable(memory_budget_mb, device)
     chunk = int(memory_budget_mb * 2**20 // (_BYTES.get(device.type, _BYTES_ELSEWHERE) * classes))
     chunk = chunk // 32 * 32 if chunk >= 32 else max(1, chunk)
@@ -54,8 +54,8 @@ def _affordable(memory_budget_mb: float, device: torch.device) -> float:
     if free is None or memory_budget_mb <= _SHARE * free:
         return memory_budget_mb
     less = max(_SHARE * free, 1.0)
-    said = "abkd: %.0f MB are free, so the loss takes %.0f MB at once instead of %g (memory_budget_mb)"
-    logger.warning(said, free, less, memory_budget_mb)
+    message = "abkd: %.0f MB are free, so the loss uses chunks of %.0f MB instead of %g (memory_budget_mb)"
+    logger.warning(message, free, less, memory_budget_mb)
     return less
 
 
@@ -82,29 +82,29 @@ def linear_divergence(
         student: ``Projected(hidden [N, H], Head(weight [V, H], …))`` or ``Dense(logits [N, V])``.
         teacher: likewise, with the same N and V (H may differ); or ``Averaged``, or ``TopK``, with which the
             divergence is between the two distributions over its k classes and one bucket for all others. Always a
-            constant. None, for ``kd_weight=0``: there is no teacher, and what is told of it reads 0.
-        divergence: any :class:`abkd.Divergence`. One with a batch axis sees all rows at once, whatever the plan says.
+            constant. None, for ``kd_weight=0``: there is no teacher, and its statistics are 0.
+        divergence: any :class:`abkd.Divergence`. One with a batch axis sees all rows at once, regardless of the plan.
         temperature: ``p, q = softmax(z / temperature)`` in the divergence; the cross-entropy stays at temperature 1.
-        targets: class indices ``[N]``; needed for ``ce_weight`` and for divergences about the label, and makes
-            ``cross_entropy`` be reported.
+        targets: class indices ``[N]``; needed for ``ce_weight`` and for divergences that use the label. With them
+            ``cross_entropy`` is reported.
         ce_weight, kd_weight: the weights of the hard-label cross-entropy and of the divergence.
         row_weight: ``[N]`` (a row with weight 0 is never computed), or a function ``(log_p, log_q) -> [n]`` of the two
-            distributions, constant for the gradient, or a pair of both, multiplied; None weighs every row 1. With
-            ``TopK`` the function sees ``[n, k+1]``, the tail last.
-        total_weight: what the sum is divided by; default ``Σ_n w_n``. Give the count of the whole accumulated batch
-            over all processes to make the loss independent of how the batch is split.
+            distributions, a constant in the gradient, or a pair of both, multiplied; None weights every row 1. With
+            ``TopK`` the function receives ``[n, k+1]``, the tail last.
+        total_weight: divisor of the sum; default ``Σ_n w_n``. Pass the total of the whole accumulated batch over all
+            processes to make the loss independent of how the batch is split.
         teacher_share: ``[N]``, the teacher's share of each row's mixture, instead of the divergence's own; for
-            ``JensenShannon``, ``SkewForwardKL`` and ``SkewReverseKL``. A constant, kept 1e-6 away from 0 and 1.
+            ``JensenShannon``, ``SkewForwardKL`` and ``SkewReverseKL``. A constant, clamped to [1e-6, 1 - 1e-6].
         scale_by_temperature_squared: multiply the divergence by ``temperature²`` (Hinton et al., arXiv 1503.02531).
-        impl: "chunked" (what "auto" takes) or "reference", which builds everything and serves as the judge.
-        memory_budget_mb: about how much memory the logits of one chunk may take.
-        plan: chunk size and implementation themselves, to repeat an earlier run exactly.
+        impl: "chunked" (the choice of "auto") or "reference", which builds all logits and is the ground truth in tests.
+        memory_budget_mb: approximate memory for the logits of one chunk.
+        plan: chunk size and implementation, to reproduce an earlier run exactly; None: from ``memory_budget_mb``.
 
     Returns:
-        RowLosses; ``loss`` is 0 with zero gradients when no row has weight.
+        RowLosses; ``loss`` is 0 with zero gradients if all rows have weight 0.
 
     Raises:
-        ConfigError: an argument that cannot be meant.
+        ConfigError: an invalid argument.
         VocabularyError: the two models have different numbers of classes.
     """
     check_rows(student, teacher, targets)
@@ -114,7 +114,7 @@ def linear_divergence(
     factor = kd_weight * (temperature**2 if scale_by_temperature_squared else 1.0)
     weight, function = _row_weights(row_weight, student)
     if teacher is None and function is not None:
-        raise ConfigError("row_weight is a function of both distributions, but there is no teacher; give numbers [N]")
+        raise ConfigError("row_weight as a function of both distributions needs a teacher, got none; pass a tensor [N]")
     share = checked_share(teacher_share, divergence, student)
     spec = RowLossSpec(divergence, temperature, ce_weight, factor, function)
     total = None
@@ -125,9 +125,9 @@ def linear_divergence(
         student = student.to(product_dtype(student))
         return reference_losses(student, teacher, targets, weight, share, total, spec)
     if impl not in ("auto", "chunked"):
-        raise ConfigError(f"impl is 'auto', 'chunked' or 'reference', but got {impl!r}")
+        raise ConfigError(f"impl must be 'auto', 'chunked' or 'reference', got {impl!r}")
     plan = plan or plan_chunks(len(student), student.classes, student.device, memory_budget_mb=memory_budget_mb)
-    known = nothing_known(student) if teacher is None else teacher
+    known = no_teacher(student) if teacher is None else teacher
     return chunked_losses(student, known, targets, weight, share, total, spec, plan, product_dtype(student))
 
 
@@ -141,5 +141,5 @@ def _row_weights(
     if given is None:
         return torch.ones(len(student), dtype=dtype, device=student.device), function
     if given.shape != (len(student),):
-        raise ConfigError(f"row_weight must be [{len(student)}], one number a row, but is {tuple(given.shape)}")
+        raise ConfigError(f"row_weight must be [{len(student)}], one number per row, got {tuple(given.shape)}")
     return given.detach().to(device=student.device, dtype=torch.promote_types(given.dtype, dtype)), function

@@ -1,4 +1,4 @@
-"""The logits of one chunk of rows after the other, in memory that every chunk uses again: fresh memory costs time."""
+"""The logits of one chunk of rows after another, in buffers that all chunks reuse: new memory costs time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Buffers = dict[torch.dtype, Tensor]
 
 
 def student_logits(rows: Rows, most: int) -> Callable[[Index], Tensor]:
-    """Some rows -> their logits ``[n, V]``, at most ``most`` at once; of ``Dense`` rows perhaps the caller's memory."""
+    """A function from at most ``most`` rows to logits ``[n, V]``; for ``Dense`` rows possibly the caller's memory."""
     return _as_given(rows) if isinstance(rows, Dense) else _products(rows, most, {})
 
 
 def teacher_logits(rows: TeacherRows, most: int, temperature: float) -> Callable[[Index], Tensor | TopK]:
-    """Likewise for a teacher, of which a ``TopK`` gives what it knows; ``temperature`` is the divergence's."""
+    """The same for a teacher; a ``TopK`` returns its known classes. ``temperature`` is that of the divergence."""
     if isinstance(rows, TopK):
         return rows.__getitem__
     if isinstance(rows, Averaged):
@@ -48,7 +48,7 @@ def _products(rows: Projected, most: int, buffers: Buffers) -> Callable[[Index],
 
 
 def _averages(rows: Averaged, most: int, temperature: float) -> Callable[[Index], Tensor]:
-    buffers: Buffers = {}  # of the members, one after the other
+    buffers: Buffers = {}  # reused by the members in turn
     members = [part.logits if isinstance(part, Dense) else _products(part, most, buffers) for part in rows.parts]
     wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in rows.tensors) else torch.float32
     buffer = torch.empty(most, rows.classes, dtype=wide, device=rows.device)
@@ -65,7 +65,7 @@ def _averages(rows: Averaged, most: int, temperature: float) -> Callable[[Index]
                     _gather(total[some], part[some], None if geometric else temperature)
         if geometric:
             return total.div_(len(members))
-        return total.sub_(math.log(len(members))).mul_(temperature)  # by which the row function divides
+        return total.sub_(math.log(len(members))).mul_(temperature)  # the row function divides by it
 
     return logits
 
@@ -78,7 +78,7 @@ def _gather(total: Tensor, part: Tensor, temperature: float | None) -> None:
 
 
 def product_dtype(rows: Rows) -> torch.dtype:
-    """The dtype of the head product: autocast's where it is on, otherwise the wider of hidden states and head."""
+    """The dtype of the head product: that of autocast if enabled, else the wider of hidden states and head."""
     kind = rows.device.type
     if isinstance(rows, Dense):
         return rows.values.dtype
@@ -94,8 +94,8 @@ def as_multiplied(rows: TeacherRows) -> TeacherRows:
     return rows if isinstance(rows, TopK) else rows.to(product_dtype(rows))
 
 
-def nothing_known(student: Rows) -> TopK:
-    """What there is of no teacher at all: no class is known, the tail is everything."""
+def no_teacher(student: Rows) -> TopK:
+    """A placeholder for a missing teacher: no class is known, and the tail has all probability."""
     rows = len(student)
     wide = torch.promote_types(student.tensors[0].dtype, torch.float32)
     none = torch.empty(rows, 0, dtype=wide, device=student.device)

@@ -1,4 +1,4 @@
-"""``rows.c`` and ``passes.c``, compiled once per machine with the compiler found there and kept in the cache."""
+"""``rows.c`` and ``passes.c``, compiled once per machine with its C compiler and cached."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ _HERE = Path(__file__).parent
 _FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fopenmp-simd", "-w"]
 _BITS = {torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
 _OUTPUTS = 5  # per row: see abkd_rows
-_PIECES = 4  # per thread: the last to finish keeps nobody waiting for long
+_PIECES = 4  # per thread, so that the others do not wait long for the last one
 
 RowFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, tuple[float, ...], Tensor, bool], Tensor]
 _Function = Callable[..., int]
 
 
 class BuildError(Exception):
-    """The compiler is there but did not give a library; the message is one line."""
+    """The C code cannot be compiled or loaded; the message is one line."""
 
 
 def find_compiler() -> str | None:
-    """``$CC``, ``cc``, ``gcc`` or ``clang``, whichever is there first."""
+    """The first of ``$CC``, ``cc``, ``gcc`` and ``clang`` that is installed, or None."""
     return next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "cc", "gcc", "clang"))), None)
 
 
 def knows(*logits: Tensor) -> bool:
-    """Whether the C can read these logits."""
+    """Whether the C code supports the device and dtype of these logits."""
     return all(each.device.type == "cpu" and each.dtype in _BITS for each in logits)
 
 
 def serves(divergence: object, *logits: Tensor) -> bool:
-    """Whether ``rows.c`` can do this divergence on these logits."""
+    """Whether ``rows.c`` supports this divergence on these logits."""
     return isinstance(divergence, Pointwise) and divergence.native is not None and knows(*logits)
 
 
@@ -55,7 +55,7 @@ def row_function(divergence: Pointwise, student: torch.dtype, teacher: torch.dty
 
     ``z`` and ``y`` are logits ``[n, V]``; with ``grad`` ``z`` is overwritten by the gradient of
     ``Σ weight·(ce·CE + kd·D)``. ``coefficients``: 1/temperature, ce, kd; ``params``: the divergence's, ``[1, K]``, or
-    ``[n, K]`` where every row has its own.
+    ``[n, K]`` with separate ones per row.
 
     Raises:
         BuildError: the compiler failed.
@@ -85,11 +85,11 @@ def _call(
     values = (ctypes.c_double * len(coefficients))(*coefficients)
     stride = params.shape[-1] if len(params) == rows else 0
 
-    def some(at: _At, count: int) -> int:
+    def run(at: _At, count: int) -> int:
         known = at(weight), at(targets), values, at(params) if stride else _pointer(params), ctypes.c_int64(stride)
         return function(at(z), at(y), ctypes.c_int64(count), ctypes.c_int64(classes), *known, at(out), int(grad))
 
-    if _over_rows(some, rows):
+    if _over_rows(run, rows):
         raise MemoryError(f"no memory for one row of {classes} classes")
     return out
 
@@ -105,28 +105,28 @@ class Passes:
         out = torch.empty(len(z), 4, dtype=torch.float64)
         assert z.is_contiguous()
 
-        def some(at: _At, count: int) -> int:
+        def run(at: _At, count: int) -> int:
             size = ctypes.c_int64(count), ctypes.c_int64(z.shape[-1])
             return self.library[0](at(z), *size, ctypes.c_double(inv_temperature), int(plain), at(out))
 
-        _over_rows(some, len(z))
+        _over_rows(run, len(z))
         return out
 
     def tail_gradient(
         self, z: Tensor, known: Tensor, inv_temperature: float, kd_scale: Tensor, ce_scale: Tensor | None
     ) -> None:
-        """Overwrite ``z`` ``[n, V]`` by ``kd_scale·t + ce_scale·u``, given what ``tail_logsumexp`` returned."""
+        """Overwrite ``z`` ``[n, V]`` with ``kd_scale·t + ce_scale·u``, given what ``tail_logsumexp`` returned."""
         known, kd_scale = known.to(torch.float64).contiguous(), kd_scale.to(torch.float64).contiguous()
         ce_scale = None if ce_scale is None else ce_scale.to(torch.float64).contiguous()
         assert z.is_contiguous()
 
-        def some(at: _At, count: int) -> int:
+        def run(at: _At, count: int) -> int:
             size = ctypes.c_int64(count), ctypes.c_int64(z.shape[-1])
             return self.library[1](
                 at(z), *size, ctypes.c_double(inv_temperature), at(known), at(kd_scale), at(ce_scale)
             )
 
-        _over_rows(some, len(z))
+        _over_rows(run, len(z))
 
 
 def passes(dtype: torch.dtype) -> Passes:
@@ -145,18 +145,18 @@ def _pointer(tensor: Tensor | None, row: int = 0) -> ctypes.c_void_p | None:
     return None if tensor is None else ctypes.c_void_p(tensor[row:].data_ptr())
 
 
-def _over_rows(some: Callable[[_At, int], int], rows: int) -> int:
-    """``some(at, count)`` for all rows on as many threads as torch has; ``at`` tells where a tensor's part begins."""
+def _over_rows(run: Callable[[_At, int], int], rows: int) -> int:
+    """``run(at, count)`` for all rows on as many threads as torch has; ``at`` gives the address of a tensor's part."""
 
     def piece(start: int, stop: int) -> int:
-        return some(functools.partial(_pointer, row=start), stop - start)
+        return run(functools.partial(_pointer, row=start), stop - start)
 
     threads = min(torch.get_num_threads(), rows)
     if threads < 2:
         return piece(0, rows)
     step = -(-rows // (threads * _PIECES))
     starts = range(0, rows, step)
-    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
+    with ThreadPoolExecutor(threads) as pool:  # ctypes releases the GIL
         return max(pool.map(piece, starts, (min(start + step, rows) for start in starts)))
 
 
@@ -178,7 +178,7 @@ def _pass_library(bits: int) -> Passes:
 
 
 def _loaded(source: str, known: dict[str, int], *functions: str) -> list[_Function]:
-    """Functions of some C text, with these macros and ``arithmetic.h`` in front of it."""
+    """Functions compiled from C code, with these macros and ``arithmetic.h`` prepended."""
     compiler = find_compiler()
     if compiler is None:
         raise BuildError("no C compiler was found")
@@ -190,7 +190,7 @@ def _loaded(source: str, known: dict[str, int], *functions: str) -> list[_Functi
 
 
 def _tuned() -> list[str]:
-    """For this very processor; vectors as wide as they come, which gcc does not take by itself."""
+    """Flags for this processor, with its widest vectors, which gcc does not use by default."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return ["-march=native", "-mprefer-vector-width=512"]
     return ["-mcpu=native"]
@@ -198,17 +198,17 @@ def _tuned() -> list[str]:
 
 @functools.cache
 def _processor() -> str:
-    """What a library is good for: a home directory may be shared by machines of different kinds."""
+    """The processor that a library is built for: machines of different kinds may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    told = [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    return " ".join([platform.system(), platform.machine(), platform.processor(), *told])
+    flags = [line for line in lines if line.startswith(("flags", "Features"))][:1]
+    return " ".join([platform.system(), platform.machine(), platform.processor(), *flags])
 
 
 def _built(source: str, command: list[str], name: str) -> Path:
-    """The library in the cache, built there if it is not; in a directory of this process where that cannot be."""
+    """The library in the cache, built there if missing; in a temporary directory if the cache is not writable."""
     folder = cache_directory() / "native"
     if (folder / name).is_file():
         return folder / name
@@ -221,10 +221,10 @@ def _built(source: str, command: list[str], name: str) -> Path:
         (draft / "rows.c").write_text(source, encoding="utf-8")
         done = subprocess.run([*command, "-o", str(draft / name), str(draft / "rows.c"), "-lm"], capture_output=True)
         if done.returncode:
-            told = done.stderr.decode(errors="replace").splitlines()
-            first = next((line for line in told if "error" in line), f"exit code {done.returncode}")
+            lines = done.stderr.decode(errors="replace").splitlines()
+            first = next((line for line in lines if "error" in line), f"exit code {done.returncode}")
             raise BuildError(f"{command[0]} failed: {first}")
-        return (draft / name).replace(folder / name)  # whole or not at all, also with others at it
+        return (draft / name).replace(folder / name)  # atomic, also if other processes build it at the same time
     except OSError as error:
         raise BuildError(f"cannot run {command[0]}: {error}") from error
     finally:

@@ -1,4 +1,4 @@
-"""The two passes over a student's own logits that suffice where little is known of the teacher, or nothing."""
+"""The two passes over the student's logits that suffice for a top-k teacher, or for none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abkd.ops._native import knows, passes
 
 
 class TailSums(NamedTuple):
-    """What the possible classes of a row amount to, ``[n]`` each; 0 where there is none, and ``top`` is -inf."""
+    """Sums over the possible classes of each row, ``[n]`` each; 0 where there are none, and ``top`` is -inf."""
 
     top: Tensor
     """The largest logit."""
@@ -22,13 +22,13 @@ class TailSums(NamedTuple):
     log_plain: Tensor
     """The same at temperature 1."""
     entropy: Tensor
-    """Of the distribution over these classes alone, at the temperature."""
+    """The entropy of the distribution over these classes alone, at temperature T."""
 
 
 def tail_logsumexp(logits: Tensor, inv_temperature: float, *, plain: bool, compiled: bool) -> TailSums:
-    """What the classes of ``[n, V]`` amount to at temperature ``1/inv_temperature``, in float32 (float64 for float64).
+    """Sums over the classes of ``[n, V]`` at temperature ``1/inv_temperature``, in float32 (float64 for float64).
 
-    Without ``plain`` the mass at temperature 1 is not worked out.
+    Without ``plain`` the mass at temperature 1 is not computed.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
     plain = plain and inv_temperature != 1.0
@@ -55,7 +55,7 @@ def tail_gradient(
     *,
     compiled: bool,
 ) -> None:
-    """Overwrite ``[n, V]`` by ``kd_scale·t + ce_scale·u``, where t, u are the rows' distributions at T and at 1."""
+    """Overwrite ``[n, V]`` with ``kd_scale·t + ce_scale·u``, where t, u are the rows' distributions at T and at 1."""
     if inv_temperature == 1.0 and ce_scale is not None:
         kd_scale, ce_scale = kd_scale + ce_scale, None
     if compiled and logits.device.type == "cpu":
@@ -79,12 +79,12 @@ def tail_gradient(
 
 
 def _number(inv_temperature: float, logits: Tensor) -> Tensor:
-    """As a tensor, so that another temperature is not compiled again."""
+    """As a tensor, so that another temperature needs no recompilation."""
     return torch.tensor(inv_temperature, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
 
 
 def finite_top(known: TailSums) -> Tensor:
-    """The largest logits ``[n]``, 0 where no class is possible: what may be subtracted from any of them."""
+    """The largest logits ``[n]``, 0 where no class is possible, so that they can be subtracted from any logit."""
     return torch.where(known.top == -torch.inf, 0.0, known.top)
 
 

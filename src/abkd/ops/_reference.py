@@ -1,4 +1,4 @@
-"""The plain implementation: builds every logit, lets autograd do the rest. It is the judge of the other one."""
+"""The reference implementation: builds all logits and uses autograd. The chunked one is tested against it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reference_losses(
 
 
 class _Sides(NamedTuple):
-    """Both models over the classes that are compared; ``targets`` among these; whether the likeliest are the same."""
+    """Both models over the compared classes, ``targets`` as indices into them, and whether the top classes agree."""
 
     log_p: Tensor
     log_q: Tensor
@@ -69,7 +69,7 @@ def _sides(z: Tensor, teacher: TeacherRows | None, targets: Tensor | None, kept:
     log_q = torch.log_softmax(z / temperature, -1)
     top = z.detach() == z.detach().amax(-1, keepdim=True)
     if teacher is None:
-        same = torch.zeros_like(z[:, :1])  # one class, which is certain
+        same = torch.zeros_like(z[:, :1])  # a single class, with probability 1
         return _Sides(same.detach(), same, None if targets is None else torch.zeros_like(targets), same[:, 0])
     if isinstance(teacher, TopK):
         return _buckets(log_q, teacher[kept], targets, top)
@@ -96,7 +96,7 @@ def _buckets(log_q: Tensor, teacher: TopK, targets: Tensor | None, top: Tensor) 
     if log_p.shape[-1] == teacher.classes:
         return _Sides(log_p, known, place, agreement)
     others = log_q.scatter(-1, teacher.ids, -torch.inf)
-    impossible = others.detach().amax(-1, keepdim=True) == -torch.inf  # has no gradient, and would have NaN
+    impossible = others.detach().amax(-1, keepdim=True) == -torch.inf  # without a gradient, which would be NaN
     tail = others.masked_fill(impossible, 0.0).logsumexp(-1, keepdim=True).masked_fill(impossible, -torch.inf)
     log_p = torch.cat([log_p, teacher.log_tail.to(log_p.dtype)[:, None]], -1)
     return _Sides(log_p, torch.cat([known, tail], -1), place, agreement)
@@ -110,7 +110,7 @@ def _divergence(divergence: Divergence, both: _Sides, share: Tensor | None) -> T
 
 
 def _with_share(divergence: Divergence, share: float) -> Divergence:
-    """The divergence whose mixture holds this share of the teacher."""
+    """The divergence with this teacher's share in its mixture."""
     match divergence:
         case JensenShannon():
             return JensenShannon(share)

@@ -1,4 +1,4 @@
-"""What is asked of each row, and what is told of it."""
+"""The specification of the loss of each row, and its per-row results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from abkd.divergences import Divergence, Mixture, Pointwise
 
-RowWeight = Callable[[Tensor, Tensor], Tensor]  # (log_p [n, V], log_q [n, V]) -> [n], a constant for the gradient
+RowWeight = Callable[[Tensor, Tensor], Tensor]  # (log_p [n, V], log_q [n, V]) -> [n], a constant in the gradient
 
-SMALLEST_SHARE = 1e-6  # of a mixture: with none of one side in it, it is no mixture
+SMALLEST_SHARE = 1e-6  # of either model in a mixture: with a share of 0 it is not a mixture
 
 
 @dataclass(frozen=True)
 class RowLossSpec:
-    """What is asked of each row: ``ce_weight·CE + kd_weight·D``, and what stays the same over a run."""
+    """The loss of each row, ``ce_weight·CE + kd_weight·D``, with its parameters."""
 
     divergence: Divergence
     temperature: float = 1.0
@@ -33,12 +33,12 @@ class RowLossSpec:
 
     @property
     def params(self) -> tuple[float, ...]:
-        """The divergence's own numbers."""
+        """The parameters of the divergence."""
         return self.divergence.params if isinstance(self.divergence, Pointwise) else ()
 
 
 class Block(NamedTuple):
-    """Per-row numbers ``[n]`` of one block."""
+    """Per-row results ``[n]`` of one block."""
 
     divergence: Tensor
     cross_entropy: Tensor | None
@@ -54,21 +54,21 @@ def entropy(log_p: Tensor) -> Tensor:
 
 
 def entropy_of(log_p: Tensor, p: Tensor) -> Tensor:
-    """The same where ``p`` is known too."""
+    """The same where ``p`` is already computed."""
     return -(p * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
 
 
 def agreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 for each row ``[n, V]`` where the teacher's largest logit stands where the student's does.
+    """1 for each row ``[n, V]`` where teacher and student have the same top class.
 
-    As a maximum, since finding places is slow: the teacher's logits, far down wherever the student's is not largest.
+    Computed with maxima, since argmax is slow: the teacher's logits, far down wherever the student's is not largest.
     """
     below = student - student.amax(-1, keepdim=True)
     return (torch.add(teacher, below, alpha=1e30).amax(-1) == teacher.amax(-1)).to(student.dtype)
 
 
 def params_of(divergence: Pointwise, share: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The divergence's own numbers, ``[n, 1]`` each, where row n's mixture holds ``share[n]`` of the teacher."""
+    """The parameters of the divergence, ``[n, 1]`` each, with the teacher's share ``share[n]`` in row n's mixture."""
     assert isinstance(divergence, Mixture)
     rest = 1.0 - share  # before it is rounded to another dtype
     return divergence.params_at(share.to(dtype)[:, None], rest.to(dtype)[:, None])

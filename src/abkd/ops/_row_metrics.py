@@ -1,4 +1,4 @@
-"""Several distances from one projection of both heads: what evaluation logs."""
+"""Several distances from one projection of both heads, for evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from abkd.divergences import ForwardKL
 from abkd.ops._checks import check_divergence, check_rows, checked_share
 from abkd.ops._linear_divergence import plan_chunks
-from abkd.ops._logits import as_multiplied, nothing_known, product_dtype, student_logits, teacher_logits
+from abkd.ops._logits import as_multiplied, no_teacher, product_dtype, student_logits, teacher_logits
 from abkd.ops._row_loss_spec import RowLossSpec
 from abkd.ops._rows import blocks
 from abkd.ops._types import Averaged, ChunkPlan, Dense, Rows, TeacherRows, TopK
@@ -26,28 +26,28 @@ def row_metrics(
     teacher_share: Mapping[str, Tensor] | None = None,
     plan: ChunkPlan | None = None,
 ) -> dict[str, Tensor]:
-    """Several distances from one projection of both heads: what evaluation logs.
+    """Several distances from one projection of both heads, for evaluation.
 
     Args:
-        student, teacher: as in :func:`abkd.linear_divergence`, ``N`` rows. What a ``TopK`` knows is at one temperature:
-            only distances at that one make sense.
+        student, teacher: as in :func:`abkd.linear_divergence`, ``N`` rows. A ``TopK`` holds log-probabilities at one
+            temperature: only distances at that temperature are meaningful.
         divergences: by name, each with its temperature; may be empty.
-        targets: ``[N]``, or None: then there is no cross-entropy, and no divergence about the label.
-        teacher_share: by the name of a divergence, ``[N]``: the teacher's share of each row's mixture.
+        targets: ``[N]``, or None: no cross-entropy, and no divergence that uses the label.
+        teacher_share: by divergence name, ``[N]``: the teacher's share of each row's mixture.
 
     Returns:
         ``[N]`` tensors: one per divergence, and ``cross_entropy``, ``teacher_cross_entropy``, ``agreement``; without
-        targets the first two of these are left out. Without a teacher the distances read 0, and the last two are left
-        out. A divergence with a batch axis sees all rows of the call at once.
+        targets the first two of these are omitted. Without a teacher the distances are 0, and the last two are omitted.
+        A divergence with a batch axis sees all rows of the call at once.
     """
     check_rows(student, teacher, targets)
-    wanted = dict(divergences) or {"": RowLossSpec(ForwardKL())}  # for the columns that do not depend on any
+    wanted = dict(divergences) or {"": RowLossSpec(ForwardKL())}  # for the columns that do not depend on a divergence
     for spec in wanted.values():
         check_divergence(spec.divergence, teacher, targets)
     shares = {
         name: checked_share(share, wanted[name].divergence, student) for name, share in (teacher_share or {}).items()
     }
-    known = nothing_known(student) if teacher is None else as_multiplied(teacher)
+    known = no_teacher(student) if teacher is None else as_multiplied(teacher)
     student = student.to(product_dtype(student))
     plan = plan or plan_chunks(len(student), student.classes, student.device)
     together = any(spec.divergence.batch_axis for spec in wanted.values())
@@ -60,7 +60,7 @@ def row_metrics(
             rows = slice(start, start + most)
             z = logits(rows)
             if isinstance(known, TopK) and isinstance(student, Dense):
-                z = z.clone()  # the caller's are not written to, not even for a moment
+                z = z.clone()  # the caller's logits must not be written to, not even temporarily
             cut = {name: share[rows] for name, share in shares.items() if share is not None}
             label = None if targets is None else targets[rows]
             for name, values in _distances(z, sides(rows), wanted, label, cut, plan.compiled).items():
@@ -72,7 +72,7 @@ def row_metrics(
 def _sides(
     teacher: TeacherRows, most: int, temperatures: Iterable[float]
 ) -> Callable[[slice], dict[float, Tensor | TopK]]:
-    """Some rows -> the teacher's logits by the temperature that they are meant for, or what is known of them."""
+    """A function from rows to the teacher's logits, or its ``TopK``, for each temperature."""
     if isinstance(teacher, Averaged) and teacher.of == "probabilities":
         each = {temperature: teacher_logits(teacher, most, temperature) for temperature in temperatures}
         return lambda rows: {temperature: logits(rows) for temperature, logits in each.items()}
@@ -100,7 +100,7 @@ def _distances(
 
 
 def _cross_entropy(teacher: Tensor | TopK, targets: Tensor) -> Tensor:
-    """``-log p[target]`` at temperature 1; for a target in a ``TopK``'s tail, where no more is known, the tail's."""
+    """``-log p[target]`` at temperature 1; for a target in a ``TopK``'s tail, without ``log_target``, the tail's."""
     if not isinstance(teacher, TopK):
         wide = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
         return wide.logsumexp(-1) - wide.gather(-1, targets[:, None]).squeeze(-1)

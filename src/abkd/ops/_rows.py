@@ -1,4 +1,4 @@
-"""From a block of the student's logits and what is known of the teacher's to numbers and the logits' gradient."""
+"""Per-row results and logit gradients of a block, from the student's logits and the teacher's logits or ``TopK``."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def blocks(
     compiled: bool,
     share: Tensor | None = None,
 ) -> Block:
-    """Numbers of some rows: logits ``[n, V]``, the teacher's or what is known of them, targets ``[n]``, weight ``[n]``.
+    """Per-row results for logits ``[n, V]``, the teacher's logits or ``TopK``, targets ``[n]`` and weights ``[n]``.
 
-    With ``grad`` the student's logits are overwritten by the gradient of ``Σ weight·(ce·CE + kd·D)``; beside a ``TopK``
-    they are written to in any case, and without ``grad`` put back. ``share`` ``[n]``: the teacher's of a mixture.
+    With ``grad`` the student's logits are overwritten with the gradient of ``Σ weight·(ce·CE + kd·D)``; with a ``TopK``
+    they are always written to, and restored without ``grad``. ``share`` ``[n]``: the teacher's share of a mixture.
     """
     if isinstance(teacher, TopK):
         return top_k_block(student, teacher, targets, weight, spec, grad=grad, compiled=compiled, share=share)
@@ -50,7 +50,7 @@ def _native_block(
     grad: bool,
     share: Tensor | None,
 ) -> Block | None:
-    """By ``rows.c``; None where that cannot be."""
+    """A block by ``rows.c``; None if that is not possible."""
     if not serves(spec.divergence, student, teacher):
         return None
     assert isinstance(spec.divergence, Pointwise)
@@ -76,10 +76,10 @@ def _torch_compiled_block(
     grad: bool,
     share: Tensor | None = None,
 ) -> Block | None:
-    """By torch's compiler; None where that cannot be."""
+    """A block by ``torch.compile``; None if that is not possible."""
     divergence = spec.divergence
     assert isinstance(divergence, Pointwise)
-    if len(student) < 2:  # a single row would be compiled anew, as sizes of 1 are special to that compiler
+    if len(student) < 2:  # torch.compile specialises on sizes of 1, so a single row would be compiled again
         return None
     function = Fused(divergence, spec.temperature != 1.0, grad)
     # its parameters are run-time numbers, so a sweep reuses it

@@ -1,4 +1,4 @@
-"""A teacher of which only some classes are known: both models over these classes and one bucket for all others."""
+"""A top-k teacher: both models over its known classes and one bucket for all others."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def top_k_block(
     compiled: bool,
     share: Tensor | None,
 ) -> Block:
-    """As :func:`abkd.ops._rows.blocks`.
+    """The top-k implementation of :func:`abkd.ops._rows.blocks`.
 
-    The known classes are taken out of the student's logits, so that the tail's mass is a sum over the tail and no
+    The known classes are removed from the student's logits, so that the tail's mass is a sum over the tail and not a
     difference. With slopes g = ∂D/∂log q over the k+1 classes, the gradient of a known class is g - q·Σg; that of the
     tail, g_tail - q_tail·Σg, is divided among its classes by their probabilities within it.
     """
@@ -52,14 +52,14 @@ def top_k_block(
 
 
 class _Coarse(NamedTuple):
-    """Some rows over the known classes and the tail: ``[n, k+1]``, or ``[n, k]`` where no class is left to the tail."""
+    """Some rows over the known classes and the tail: ``[n, k+1]``, or ``[n, k]`` if the tail has no class."""
 
     log_p: Tensor
     log_q: Tensor
     log_plain: Tensor
-    """The student's at temperature 1, where that was asked for."""
+    """The student's at temperature 1, if requested."""
     agrees: Tensor
-    """``[n]`` 1 where the student's likeliest class is the teacher's."""
+    """``[n]`` 1 where the student's top class is the teacher's."""
     tail: TailSums | None
     inv_temperature: float
 
@@ -70,7 +70,7 @@ class _Label(NamedTuple):
     place: Tensor
     """Its column in the coarse rows."""
     part: Tensor
-    """How much of this column's probability it has: all of it, or what it has within the tail."""
+    """Its fraction of this column's probability: 1, or its probability within the tail."""
     log_q: Tensor
     """Its log-probability at temperature 1."""
 
@@ -83,7 +83,7 @@ class _Gradients(NamedTuple):
     ce: Tensor | None
     """``[n, k+1]`` of the cross-entropy, without the label's -1."""
     label: Tensor | None
-    """``[n, 1]`` of the label's own logit, all in all."""
+    """``[n, 1]`` of the label's own logit, in total."""
 
 
 def _coarse(teacher: TopK, known: Tensor, tail: TailSums | None, inv_temperature: float) -> _Coarse:
@@ -100,7 +100,7 @@ def _coarse(teacher: TopK, known: Tensor, tail: TailSums | None, inv_temperature
             below[:, -1] += log_mass
         return torch.log_softmax(below, -1)
 
-    agrees = (known[:, :1] == top).to(known.dtype).sum(-1)  # of no known class the sum is 0
+    agrees = (known[:, :1] == top).to(known.dtype).sum(-1)  # with no known class the sum is 0
     log_q = log_softmax(inv_temperature, None if tail is None else tail.log_mass)
     log_plain = log_q if inv_temperature == 1.0 else log_softmax(1.0, None if tail is None else tail.log_plain)
     return _Coarse(log_p, log_q, log_plain, agrees, tail, inv_temperature)
@@ -123,10 +123,10 @@ def _label(rows: _Coarse, found: Tensor, logit: Tensor) -> _Label:
 def _block(
     rows: _Coarse, label: _Label | None, weight: Tensor, spec: RowLossSpec, share: Tensor | None
 ) -> tuple[Block, Tensor]:
-    """The numbers of some rows, and the slopes of the divergence ``[n, k+1]``."""
+    """The per-row results of some rows, and the slopes of the divergence ``[n, k+1]``."""
     if spec.row_weight is not None:
         weight = weight.to(rows.log_q.dtype) * spec.row_weight(rows.log_p, rows.log_q).detach().to(rows.log_q.dtype)
-    if rows.log_q.shape[-1] == 1:  # nothing is known of the teacher, and there is nothing to compare
+    if rows.log_q.shape[-1] == 1:  # no class of the teacher is known: there is nothing to compare
         value, slope = torch.zeros_like(rows.agrees), torch.zeros_like(rows.log_q)
     else:
         place = None if label is None else label.place.squeeze(-1)
@@ -142,7 +142,7 @@ def _gradients(rows: _Coarse, label: _Label | None, slope: Tensor, weight: Tenso
     """The gradient of ``Σ weight·(ce·CE + kd·D)``."""
     _, ce_weight, kd_weight = spec.coefficients
     soft = torch.zeros_like(slope)
-    if kd_weight != 0:  # or a slope, which may be infinite, does not count
+    if kd_weight != 0:  # with weight 0 a slope, which may be infinite, must not count
         total = slope.sum(-1, keepdim=True)
         soft = (slope - rows.log_q.exp() * total) * (weight * kd_weight * rows.inv_temperature)[:, None]
     if label is None or ce_weight == 0:
@@ -162,7 +162,7 @@ def _write(
     *,
     compiled: bool,
 ) -> None:
-    """Overwrite the student's logits ``[n, V]`` by their gradient."""
+    """Overwrite the student's logits ``[n, V]`` with their gradient."""
     if tail is not None:
         wide = tail.top.dtype
         hard = None if gradients.ce is None else gradients.ce[:, -1].to(wide)

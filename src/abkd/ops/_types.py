@@ -1,4 +1,4 @@
-"""Rows: how a model's predictions reach the op without their logits being built."""
+"""Rows: how a model's predictions reach the op without building their logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from abkd.ops._head import Head
 
 @dataclass(frozen=True, slots=True)
 class Projected:
-    """Rows given by hidden states ``[N, H]`` and the head that would make their logits."""
+    """Rows given by hidden states ``[N, H]`` and the head that maps them to logits."""
 
     hidden: Tensor
     head: Head
@@ -40,7 +40,7 @@ class Projected:
         return self.head.logits(self.hidden[rows])
 
     def to(self, dtype: torch.dtype) -> Projected:
-        """The same rows, to be multiplied in another dtype."""
+        """The same rows, with the head product in another dtype."""
         return Projected(self.hidden.to(dtype), self.head.to(dtype))
 
     def detach(self) -> Projected:
@@ -57,7 +57,7 @@ class Projected:
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """Rows given by their logits ``[N, V]`` themselves: small outputs, or a head that is no matrix."""
+    """Rows given by their logits ``[N, V]``: for small outputs, or a head that is not a matrix."""
 
     values: Tensor
 
@@ -94,12 +94,12 @@ class Dense:
 
 
 Rows = Projected | Dense
-"""What a model gives."""
+"""The rows of a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Averaged:
-    """Rows of an ensemble: the mean of what its members say, worked out chunk by chunk; only for a teacher.
+    """Rows of an ensemble: the mean of its members' predictions, computed chunk by chunk; only for a teacher.
 
     Attributes:
         parts: the members' rows, with the same N and V.
@@ -107,7 +107,7 @@ class Averaged:
             "logits" (``p = softmax(mean_i z_i/T)``, the members' geometric mean).
 
     Raises:
-        ConfigError: there is no part, or ``of`` is neither.
+        ConfigError: there are no parts, they have different numbers of rows, or ``of`` is another value.
         VocabularyError: the parts have different numbers of classes.
     """
 
@@ -116,14 +116,14 @@ class Averaged:
 
     def __post_init__(self) -> None:
         if not self.parts or self.of not in ("probabilities", "logits"):
-            wanted = "Averaged needs rows to average and of='probabilities' or of='logits'"
-            raise ConfigError(f"{wanted}, but has {len(self.parts)} parts and of={self.of!r}")
+            wanted = "Averaged needs at least one part and of='probabilities' or of='logits'"
+            raise ConfigError(f"{wanted}, got {len(self.parts)} parts and of={self.of!r}")
         if len({len(part) for part in self.parts}) > 1:
-            raise ConfigError(f"the parts must give the same rows, but give {[len(part) for part in self.parts]}")
+            raise ConfigError(f"the parts must have the same number of rows, got {[len(part) for part in self.parts]}")
         if len({part.classes for part in self.parts}) > 1:
             raise VocabularyError(
-                f"the parts have {[part.classes for part in self.parts]} classes: cut their heads to the classes they "
-                "share (Head.first(n)); never pad logits, padding would receive probability"
+                f"the parts have {[part.classes for part in self.parts]} classes: cut their heads to the classes that "
+                "they share (Head.first(n)); never pad logits, padding would receive probability"
             )
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class Averaged:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Rows of a teacher of which only the k likeliest classes are known; all others are one class, the tail.
+    """Rows of a teacher of which only the top-k classes are known; all others form one class, the tail.
 
     The divergence is taken between the two models' distributions over these k+1 classes. The tail is a bucket: for
     ``AlphaBeta`` with α+β <= 1 and for every f-divergence (Jensen-Shannon, the skew KLs, total variation) the value is
@@ -161,13 +161,13 @@ class TopK:
     over the three classes, but .04 with the last two in one bucket.
 
     Attributes:
-        ids: int64 ``[N, k]``, distinct within a row, the likeliest class first.
-        log_p: ``[N, k]`` their log-probabilities, at the temperature of the divergence already: it divides only the
-            student's logits.
-        log_tail: ``[N]`` the log of what is left to the other classes, ``-inf`` for nothing; of no meaning for k = V.
+        ids: int64 ``[N, k]``, distinct within a row, the most probable class first.
+        log_p: ``[N, k]`` their log-probabilities, already at the temperature of the divergence, which then divides only
+            the student's logits.
+        log_tail: ``[N]`` log-probability of all other classes together, ``-inf`` for 0; ignored for k = V.
         classes: V.
-        log_target: ``[N]`` log-probability of the row's target at temperature 1, for ``row_metrics``; None: the
-            target's among the k, otherwise that of the whole tail.
+        log_target: ``[N]`` log-probability of the row's target at temperature 1, for ``row_metrics``; None: that
+            in ``log_p`` if the target is among the top k, otherwise ``log_tail``.
     """
 
     ids: Tensor
@@ -200,11 +200,11 @@ class TopK:
 
 
 TeacherRows = Rows | Averaged | TopK
-"""What a teacher gives."""
+"""The rows of a teacher."""
 
 
 def own_tensors(rows: TeacherRows) -> tuple[Tensor, ...]:
-    """What belongs to some rows alone, N long; heads are the models'."""
+    """The tensors of length N that belong to these rows; heads belong to the models."""
     match rows:
         case Projected():
             return (rows.hidden,)
@@ -217,7 +217,7 @@ def own_tensors(rows: TeacherRows) -> tuple[Tensor, ...]:
 
 
 def with_own_tensors(rows: TeacherRows, own: Sequence[Tensor]) -> TeacherRows:
-    """The same with others in the place of its ``own_tensors``."""
+    """The same rows with other tensors in place of their ``own_tensors``."""
     match rows:
         case Projected() | Dense():
             return _with_own(rows, own[0])
@@ -234,11 +234,11 @@ def _with_own(rows: Rows, own: Tensor) -> Rows:
 
 @dataclass(frozen=True, slots=True)
 class ChunkPlan:
-    """How the op is carried out; part of a run's record, because another plan rounds differently.
+    """How the op is executed; part of a run's record, because another plan rounds differently.
 
     Attributes:
         rows_per_chunk: rows whose logits exist at the same time.
-        compiled: whether the element-wise work is fused: by our own C on a CPU, by ``torch.compile`` on a GPU.
+        compiled: whether the element-wise work is fused: by C code on a CPU, by ``torch.compile`` on a GPU.
     """
 
     rows_per_chunk: int
@@ -247,16 +247,16 @@ class ChunkPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowLosses:
-    """What the op returns. Only ``loss`` carries a gradient; rows without weight were not computed and read 0.
+    """The result of the op. Only ``loss`` has a gradient; rows with weight 0 are not computed, and their values are 0.
 
     Attributes:
         loss: scalar ``Σ_n w_n·(ce_weight·CE_n + kd_weight·D_n) / total_weight``.
-        divergence, student_entropy, teacher_entropy: ``[N]`` in nats, at the given temperature. Of a ``TopK`` teacher
-            the entropy is that of its k+1 classes, a lower bound.
+        divergence, student_entropy, teacher_entropy: ``[N]`` in nats, at the given temperature. For a ``TopK``
+            teacher the entropy is that of its k+1 classes, a lower bound.
         cross_entropy: ``[N]`` in nats at temperature 1, or None without targets.
-        agreement: ``[N]`` 1 where teacher and student share a likeliest class.
+        agreement: ``[N]`` 1 where teacher and student share a top class.
         weight: ``[N]`` the row weights that were used.
-        plan: how it was carried out (None for ``impl="reference"``).
+        plan: the plan that was used (None for ``impl="reference"``).
     """
 
     loss: Tensor

@@ -1,28 +1,28 @@
-/* What the C of the op has in common, compiled on the user's machine (see _native.py).
+/* Shared arithmetic of rows.c and passes.c, compiled on the user's machine (see _native.py).
  *
- * In front the builder puts WIDE (0: the arithmetic is float, 1: double) and STUDENT_BITS (what the student's logits are
- * stored in; 16 is bfloat16).
- * Plain loops over plain arithmetic, so that any compiler turns them into vector code: nothing depends on a class but
- * through choose(), comparisons are written so that a NaN comes through, and only `simd reduction` reorders sums. */
+ * _native.py prepends the macros WIDE (0: the arithmetic is float, 1: double) and STUDENT_BITS (bits of a student
+ * logit; 16 is bfloat16).
+ * Plain loops over plain arithmetic, so that any compiler can vectorise them: choices per class are made only by
+ * choose(), comparisons are written so that a NaN propagates, and only `simd reduction` reorders sums. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#define BLOCK 256 /* classes added up in REAL before they join a double */
+#define BLOCK 256 /* classes summed in REAL before the sum is added to a double */
 
 #if WIDE
 typedef double REAL;
 typedef int64_t INT;
 #define MANTISSA 52
 #define BIAS 1023
-#define MAGIC 0x1.8p52 /* adding it rounds to a whole number, which then stands in the lowest bits */
+#define MAGIC 0x1.8p52 /* adding it rounds to an integer, which is then in the lowest bits */
 #define LN2_HIGH 0x1.62e42fee00000p-1
 #define LN2_LOW 0x1.a39ef35793c76p-33
 #define EXP_LOW -708.0
 #define EXP_HIGH 710.0
-#define LARGEST 1.5e231 /* stands for infinity in products: abkd.divergences._exponential.largest */
+#define LARGEST 1.5e231 /* infinity in products: abkd.divergences._exponential.largest */
 #define HALF_ROOT 0x1.6a09e667f3bcdp-1
 #define FUSED_MULTIPLY_ADD fma
 #else
@@ -39,11 +39,11 @@ typedef int32_t INT;
 #define HALF_ROOT 0x1.6a09e6p-1f
 #define FUSED_MULTIPLY_ADD fmaf
 #endif
-#define NEAR ((REAL)0.25) /* below it series, above it closed forms: abkd.divergences._exponential */
+#define NEAR ((REAL)0.25) /* series below it, closed forms above it: abkd.divergences._exponential */
 
 INLINE REAL from_bits(INT i) { REAL x; memcpy(&x, &i, sizeof x); return x; }
 INLINE INT to_bits(REAL x) { INT i; memcpy(&i, &x, sizeof i); return i; }
-/* a or b; by bits, since compilers make jumps of `?:`, and a loop with jumps stays as slow as it is */
+/* a or b, selected by bits: compilers turn `?:` into branches, and a loop with branches is not vectorised */
 INLINE REAL choose(int condition, REAL a, REAL b) {
     const INT mask = -(INT)condition;
     return from_bits((to_bits(a) & mask) | (to_bits(b) & ~mask));
@@ -88,7 +88,7 @@ INLINE REAL exponential_1(REAL x) {
     return choose(size(x) < NEAR, near * mean_series(near), far);
 }
 
-/* (e^x - 1) / x for x <= 0 whose e^x is known: the mean of e^t between x and 0 */
+/* (e^x - 1) / x for x <= 0 and power = e^x: the mean of e^t between x and 0 */
 INLINE REAL mean(REAL x, REAL power) {
     const REAL near = mean_series(at_least(x, -NEAR));
     const REAL far = (power - (REAL)1) / choose(x > -NEAR, -1, x);
@@ -109,8 +109,8 @@ INLINE REAL second_series(REAL x, REAL v) {
     return outer;
 }
 
-/* g - 1 + e^-g for g >= 0 whose e^-g is known, and 1 - (1 + g)e^-g: what a class costs in KL(a‖b), in units of the
- * larger of the two, where log a - log b is g, and where it is -g */
+/* For g >= 0 and power = e^-g: g - 1 + e^-g and 1 - (1 + g)e^-g, the terms of a class in KL(a‖b), in units of the
+ * larger of a and b, where log a - log b is g and where it is -g */
 INLINE REAL excess(REAL g, REAL power) {
     const REAL x = -at_most(g, NEAR);
     const REAL near = x * x * tail(x), far = power - (REAL)1 + g;
@@ -122,7 +122,7 @@ INLINE REAL shortfall(REAL g, REAL power) {
     return choose(g < NEAR, near, far);
 }
 
-/* log u for a normal u > 0; where u is 1 + less and less is small, from less itself */
+/* log u for a normal u > 0; if `near`, where less = u - 1 is small, from less itself */
 INLINE REAL logarithm(REAL u, REAL less, int near) {
     const INT i = to_bits(u) - to_bits(HALF_ROOT), k = i >> MANTISSA;
     const REAL m = from_bits((i & (((INT)1 << MANTISSA) - 1)) + to_bits(HALF_ROOT));

@@ -1,11 +1,12 @@
-/* The two passes over the logits of one model; arithmetic.h stands in front.
+/* The two passes over the logits of one model; _native.py prepends arithmetic.h.
  *
- * A class whose logit is -inf is none. Where a row has no class, what its classes amount to reads 0, its top -inf. */
+ * A logit of -inf means that there is no such class. For a row without classes the sums are 0 and the top is -inf. */
 
 INLINE REAL finite_top(double top) { return (REAL)(top == -INFINITY ? 0 : top); }
 
-/* out: the largest logit, log Σ e^((z - top)·inv_temperature), log Σ e^(z - top), the entropy of the classes at 1/inv_temperature */
-static void amount(const STUDENT *restrict z, int64_t classes, REAL inv_temperature, int plain, double *out) {
+/* out: the largest logit, log Σ e^((z - top)·inv_temperature), log Σ e^(z - top), and the entropy of the classes at
+ * temperature 1/inv_temperature */
+static void tail_sums(const STUDENT *restrict z, int64_t classes, REAL inv_temperature, int plain, double *out) {
     REAL top = -INFINITY;
 #pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < classes; j++) {
@@ -30,14 +31,16 @@ static void amount(const STUDENT *restrict z, int64_t classes, REAL inv_temperat
     out[3] = mass == 0 ? 0 : out[1] - first / mass;
 }
 
-int abkd_tail_logsumexp(const STUDENT *z, int64_t rows, int64_t classes, double inv_temperature, int plain, double *out) {
-    for (int64_t i = 0; i < rows; i++) amount(z + i * classes, classes, (REAL)inv_temperature, plain, out + 4 * i);
+int abkd_tail_logsumexp(const STUDENT *z, int64_t rows, int64_t classes, double inv_temperature, int plain,
+                        double *out) {
+    for (int64_t i = 0; i < rows; i++) tail_sums(z + i * classes, classes, (REAL)inv_temperature, plain, out + 4 * i);
     return 0;
 }
 
-/* z becomes kd_scale·t + ce_scale·u: the distributions of each row's classes at 1/inv_temperature and at 1, known as by abkd_tail_logsumexp */
-int abkd_tail_gradient(STUDENT *restrict z, int64_t rows, int64_t classes, double inv_temperature, const double *known, const double *kd_scale,
-              const double *ce_scale) {
+/* z becomes kd_scale·t + ce_scale·u, with t and u the distributions of each row's classes at temperature
+ * 1/inv_temperature and at 1; known is the output of abkd_tail_logsumexp */
+int abkd_tail_gradient(STUDENT *restrict z, int64_t rows, int64_t classes, double inv_temperature, const double *known,
+                       const double *kd_scale, const double *ce_scale) {
     const REAL inv_t = (REAL)inv_temperature;
     for (int64_t i = 0; i < rows; i++, z += classes, known += 4) {
         const REAL top = finite_top(known[0]), norm = (REAL)known[1], plain = (REAL)known[2];

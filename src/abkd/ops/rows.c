@@ -1,7 +1,8 @@
-/* The element-wise work of the op for one block of rows of two models' logits; arithmetic.h stands in front.
+/* The element-wise work of the op for one block of rows of two models' logits; _native.py prepends arithmetic.h.
  *
- * Further the builder puts TEACHER_BITS (what the teacher's logits are stored in), PARAMS (how many a divergence has), and in
- * place of VALUE_AND_SLOPE a divergence's own C text, which sets term and slope from p, q (log-probabilities) and k. */
+ * _native.py also prepends the macros TEACHER_BITS (bits of a teacher logit) and PARAMS (number of parameters of the
+ * divergence), and replaces VALUE_AND_SLOPE by the C code of the divergence, which sets term and slope from p, q
+ * (log-probabilities) and k (parameters). */
 #if TEACHER_BITS == 16
 typedef uint16_t TEACHER;
 #elif TEACHER_BITS == 32
@@ -22,7 +23,7 @@ INLINE void value_and_slope(REAL p, REAL q, const REAL *k, REAL *term_of, REAL *
     *slope_of = slope;
 }
 
-/* What a row's classes amount to. Logarithms are taken from the largest logit on. */
+/* Sums over the classes of a row. Logarithms are relative to the largest logit. */
 typedef struct {
     REAL top_z, top_y, norm_q, norm_p, norm_plain; /* norms: log Σ e^(z - top), plain: at temperature 1 */
     double entropy_q, entropy_p;
@@ -70,11 +71,11 @@ INLINE SUMS sums_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL in
     return sums;
 }
 
-/* The divergence; its slopes go to a buffer of their own, their sum to total. */
+/* The divergence; its slopes are written to a separate buffer, their sum to total. */
 INLINE double value_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL inv_temperature, const SUMS *sums,
                        const double *params, REAL *restrict slopes, double *total) {
     const REAL top_z = sums->top_z, top_y = sums->top_y, norm_q = sums->norm_q, norm_p = sums->norm_p;
-    REAL k[PARAMS + 1]; /* here, where nothing that is written can be one of them */
+    REAL k[PARAMS + 1]; /* a local copy, which no write can alias */
     for (int i = 0; i < PARAMS; i++) k[i] = (REAL)params[i];
     double value = 0, slope_sum = 0;
     for (int64_t from = 0; from < classes; from += BLOCK) {
@@ -83,7 +84,8 @@ INLINE double value_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL
 #pragma omp simd reduction(+ : part, part_slope)
         for (int64_t j = from; j < to; j++) {
             REAL term, slope;
-            value_and_slope((TEACHER_LOGIT(j) - top_y) * inv_temperature - norm_p, (LOGIT(j) - top_z) * inv_temperature - norm_q, k, &term, &slope);
+            value_and_slope((TEACHER_LOGIT(j) - top_y) * inv_temperature - norm_p,
+                            (LOGIT(j) - top_z) * inv_temperature - norm_q, k, &term, &slope);
             part += term;
             part_slope += slope;
             slopes[j] = slope;
@@ -94,7 +96,7 @@ INLINE double value_of(const STUDENT *z, const TEACHER *y, int64_t classes, REAL
     return value;
 }
 
-/* One row: z becomes the gradient of weight·(ce·CE + kd·D) where grad is set. out: D, CE, H(q), H(p), same top class. */
+/* One row: with grad, z becomes the gradient of weight·(ce·CE + kd·D). out: D, CE, H(q), H(p), same top class. */
 static void row(STUDENT *restrict z, const TEACHER *restrict y, int64_t classes, double weight, int64_t target,
                 const double *coefficients, const double *params, REAL *restrict slopes, double *out, int grad) {
     const REAL inv_temperature = (REAL)coefficients[0];
@@ -106,9 +108,10 @@ static void row(STUDENT *restrict z, const TEACHER *restrict y, int64_t classes,
     out[2] = sums.entropy_q, out[3] = sums.entropy_p, out[4] = sums.agree;
     if (!grad) return;
 
-    const REAL kd_scale = (REAL)(weight * coefficients[2] * coefficients[0]), ce_scale = (REAL)(labelled ? weight * coefficients[1] : 0);
+    const REAL kd_scale = (REAL)(weight * coefficients[2] * coefficients[0]);
+    const REAL ce_scale = (REAL)(labelled ? weight * coefficients[1] : 0);
     const REAL slope_sum = (REAL)total, top_z = sums.top_z, norm_q = sums.norm_q, norm_plain = sums.norm_plain;
-    const int teach = kd_scale != 0; /* or a slope, which may be infinite, does not count */
+    const int teach = kd_scale != 0; /* with weight 0 a slope, which may be infinite, must not count */
     const REAL label = labelled ? LOGIT(target) - top_z : 0;
 #define GRADIENT(j, q, other) (choose(teach, (slopes[j] - (q) * slope_sum) * kd_scale, 0) + (other) * ce_scale)
     if (plain && ce_scale != 0) {
@@ -124,19 +127,21 @@ static void row(STUDENT *restrict z, const TEACHER *restrict y, int64_t classes,
             PUT(j, GRADIENT(j, q, q));
         }
     }
-    if (ce_scale != 0) /* the label's own class once more, with its -1 */
-        PUT(target, GRADIENT(target, exponential(label * inv_temperature - norm_q), exponential(label - norm_plain) - (REAL)1));
+    if (ce_scale != 0) { /* the label's class again, with its -1 */
+        const REAL q = exponential(label * inv_temperature - norm_q);
+        PUT(target, GRADIENT(target, q, exponential(label - norm_plain) - (REAL)1));
+    }
 }
 
-/* Rows of logits z, y [rows, classes]; target may be none at all; coefficients: 1/temperature, ce, kd; params: the divergence's,
- * those of the next row `stride` further on (0: the same for all). Returns 1 where memory is short. */
+/* Rows of logits z, y [rows, classes]; target may be NULL; coefficients: 1/temperature, ce, kd; params: those of the
+ * divergence, `stride` apart for consecutive rows (0: the same for all). Returns 1 if out of memory. */
 int abkd_rows(STUDENT *z, const TEACHER *y, int64_t rows, int64_t classes, const double *weight, const int64_t *target,
               const double *coefficients, const double *params, int64_t stride, double *out, int grad) {
     REAL *slopes = malloc(sizeof(REAL) * (size_t)classes);
     if (!slopes) return 1;
     for (int64_t i = 0; i < rows; i++)
-        row(z + i * classes, y + i * classes, classes, weight[i], target ? target[i] : -1, coefficients, params + i * stride, slopes,
-            out + 5 * i, grad);
+        row(z + i * classes, y + i * classes, classes, weight[i], target ? target[i] : -1, coefficients,
+            params + i * stride, slopes, out + 5 * i, grad);
     free(slopes);
     return 0;
 }

@@ -1,7 +1,7 @@
-"""The folder that a run writes into: whether it can be one, which files in it are ours, and a lock on it.
+"""The output directory of a run: checks of its path, the files in it that abkd wrote, and a lock.
 
-Every file of ours is named in a manifest before it is written, so ``--overwrite_output_dir`` removes what runs wrote
-and nothing else. A folder from before there were manifests is judged by the names that our files have.
+Every file that abkd writes is first listed in a manifest, so ``--overwrite_output_dir`` removes only what runs wrote.
+In folders from before there were manifests, files are recognised by their names.
 """
 
 from abkd.output_dir._contents import (
@@ -17,7 +17,7 @@ from abkd.output_dir._lock import check_free, claimed
 from abkd.output_dir._place import check_inputs, check_place
 
 DEFAULT = "distilled"
-"""The folder of a run whose recipe names none."""
+"""The default output directory."""
 
 __all__ = [
     "DEFAULT",

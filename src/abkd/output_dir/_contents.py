@@ -1,4 +1,4 @@
-"""Which files of a folder runs of ours wrote: a manifest names them before they are written."""
+"""The files of a folder that abkd runs wrote: a manifest lists them before they are written."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _DRAFT_OF = re.compile(r"\.(.+)\.[0-9a-f]+\.draft")
 _TRACKERS = "events.out.tfevents.*"
 _HALF_WRITTEN = re.compile(
     r".*\.(safetensors|pt|pth|bin|json|jinja|txt|model|distcp|draft)|\.metadata|README\.md|(pytorch_model|optimizer|global_step).*"
-)  # README.md is what PEFT writes beside adapters, first of all
+)  # PEFT writes README.md next to an adapter before anything else
 
 
 @dataclass
 class Contents:
-    """Files and folders (which end in /) of an output folder, by their paths in it, what is inside before its folder.
+    """Files and folders (which end in /) of an output folder, as relative paths, contents before their folder.
 
-    ``ours``: what runs of ours wrote. ``foreign``: all else. ``drafts``: what a process left that died while it wrote.
+    ``ours``: written by abkd runs. ``foreign``: everything else. ``drafts``: temporary files of a process that died.
     """
 
     ours: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Contents:
 
     @property
     def used(self) -> list[str]:
-        """Everything but drafts."""
+        """Everything except drafts."""
         return [*self.ours, *self.foreign]
 
     @property
@@ -59,25 +59,27 @@ class Contents:
 
 
 def contents(directory: Path) -> Contents:
-    """Files and folders in a folder; none where it is not there. Links in it are never followed."""
+    """Files and folders in a folder; empty if it does not exist. Links in it are never followed."""
     found = Contents()
     if directory.is_dir():
-        _sort(directory, "", frozenset(), None, found)
+        _classify(directory, "", frozenset(), None, found)
     return found
 
 
-def _sort(
+def _classify(
     directory: Path, prefix: str, listed: frozenset[str], known: Callable[[str], bool] | None, found: Contents
 ) -> None:
-    """Sort the entries of a folder.
+    """Classify the entries of a folder.
 
     Args:
-        listed: paths in it that a manifest further up names.
-        known: for a folder that is ours altogether, which files in it have the names of ours.
+        listed: paths in it that the manifest of a parent folder lists.
+        known: for a folder that abkd wrote as a whole, whether a file in it has a name that abkd uses.
     """
     entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
     there = {entry.name for entry in entries}
-    records = {_DRAFT_OF.sub(r"\1", name) for name in there}  # whoever died over one of them wrote the others
+    records = {
+        _DRAFT_OF.sub(r"\1", name) for name in there
+    }  # a process that died while writing one has written the others
     names = listed | noted(directory) | _sealed(directory)
     if MANIFEST not in there and (records >= _RUN or records >= _SWEEP):  # from before there were manifests
         known, names = _of_a_run, names | _runs_of_sweep(directory)
@@ -91,14 +93,14 @@ def _sort(
         below = frozenset(name.removeprefix(f"{entry.name}/") for name in names if name.startswith(f"{entry.name}/"))
         if ours or below or _is_draft(entry.name):
             inside = known if known is _in_half_written else _known_in(Path(entry.path))
-            _sort(Path(entry.path), f"{path}/", below, None if below else inside, found)
+            _classify(Path(entry.path), f"{path}/", below, None if below else inside, found)
             found.ours.append(f"{path}/")
-        elif any(name != LOCK for _, _, inside in os.walk(entry.path) for name in inside):  # an empty one is nobody's
+        elif any(name != LOCK for _, _, inside in os.walk(entry.path) for name in inside):  # empty folders do not count
             found.foreign.append(f"{path}/")
 
 
 def _known_in(folder: Path) -> Callable[[str], bool] | None:
-    """Which files are ours in a folder that a manifest names as a whole."""
+    """Which files are ours in a folder that a manifest lists as a whole."""
     if (folder / MANIFEST).is_file() or (folder / OF_CHECKPOINT).is_file():
         return None
     half = _CHECKPOINT.fullmatch(folder.name) or _is_draft(folder.name)
@@ -120,7 +122,7 @@ def _in_half_written(name: str) -> bool:
 
 
 def files_of(checkpoint: Path) -> Callable[[str], bool]:
-    """Which paths in a checkpoint are ours: those in its manifest, or where it was never finished, by their names."""
+    """Which paths in a checkpoint are ours: those in its manifest, or those with known names if it is unfinished."""
     sealed = _sealed(checkpoint)
     return sealed.__contains__ if sealed else lambda path: _in_half_written(path.rpartition("/")[2])
 
@@ -148,39 +150,39 @@ def _json(path: Path) -> object:
 
 
 def noted(directory: Path) -> frozenset[str]:
-    """The names in the manifest of a folder; none where there is no manifest that can be read."""
+    """The names in the manifest of a folder; empty if there is no readable manifest."""
     names = _json(directory / MANIFEST)
     return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
 
 
 def note(directory: Path, *names: str) -> None:
-    """Name files or folders as ours, before they are written."""
+    """Add files or folders to the manifest, before they are written."""
     known = noted(directory)
     if not known.issuperset(names):
-        with disk_errors(str(directory / MANIFEST), "Make room and try again"):
+        with disk_errors(str(directory / MANIFEST), "Free some disk space and try again"):
             atomic_write(directory / MANIFEST, strict_json(sorted(known.union(names))).encode())
 
 
 def check_overwrite(directory: Path) -> None:
-    """Refuse to replace a folder that holds more than runs of ours wrote.
+    """Refuse to replace a folder that contains files that abkd did not write.
 
     Raises:
-        OutputDirError: naming what.
+        OutputDirError: with the names of such files.
     """
     foreign = contents(directory).foreign
     if foreign:
         some = ", ".join(foreign[:3]) + f" and {len(foreign) - 3} more" * (len(foreign) > 3)
         raise OutputDirError(
-            f"output_dir: {str(directory)!r} holds what no run of abkd wrote ({some}), so it is not replaced and "
-            "nothing was touched; move that elsewhere, or name another --output_dir"
+            f"output_dir: {str(directory)!r} contains files that abkd did not write ({some}), so it is not replaced "
+            "and nothing was changed; move them elsewhere, or use another --output_dir"
         )
 
 
 def remove_runs(directory: Path) -> None:
-    """Remove what runs of ours wrote into a folder; checkpoints stop to count first, the manifest goes last.
+    """Remove what abkd runs wrote into a folder; checkpoints are invalidated first, and the manifest is removed last.
 
     Raises:
-        OutputDirError: it holds something else; then nothing is touched.
+        OutputDirError: it contains something else; then nothing is changed.
     """
     check_overwrite(directory)
     found = contents(directory)
@@ -193,6 +195,6 @@ def remove_runs(directory: Path) -> None:
         (path / MANIFEST).unlink(missing_ok=True)
         if not is_held(path):
             (path / LOCK).unlink(missing_ok=True)
-        with suppress(OSError):  # something has come into it meanwhile
+        with suppress(OSError):  # something was added to it meanwhile
             path.rmdir()
     (directory / MANIFEST).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One run at a time writes into a folder."""
+"""A lock, so that only one run at a time writes into a folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _held: dict[str, int] = {}
 
 @contextmanager
 def claimed(directory: Path) -> Iterator[None]:
-    """While this process writes into a folder, which is made if need be. The lock ends with its process.
+    """Lock a folder while this process writes into it, and create it if needed. The lock ends with its process.
 
-    A process may claim a folder again that it has already. A folder that was made here and is still empty at the end is
-    removed.
+    A process may claim a folder again that it has already claimed. A folder that was created here and is still empty at
+    the end is removed.
 
     Raises:
-        OutputDirError: another process is at work there, or it cannot be written into.
+        OutputDirError: another process is using the folder, or it is not writable.
     """
     key = os.path.realpath(directory)
     if key in _held:
@@ -52,7 +52,7 @@ def claimed(directory: Path) -> Iterator[None]:
 
 
 def check_free(directory: Path) -> None:
-    """Raise OutputDirError where another process is at work in a folder; a folder that is not there is free."""
+    """Raise OutputDirError if another process is using a folder; a folder that does not exist is free."""
     error = None
     with suppress(OSError, ValueError), (directory / LOCK).open("rb") as file:
         error = None if lock_file(file, shared=True) else _busy(directory, file.fileno())
@@ -66,7 +66,7 @@ def is_held(directory: Path) -> bool:
 
 
 def _make(directory: Path) -> list[Path]:
-    """Make a folder and those above it; returns those that were not there, the lowest first."""
+    """Create a folder and its parents; returns those that did not exist, the deepest first."""
     missing = [each for each in (directory, *directory.parents) if not each.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def _make(directory: Path) -> list[Path]:
             with suppress(OSError):
                 each.rmdir()
         raise OutputDirError(
-            f"output_dir: {str(directory)!r} cannot be made ({error.strerror}); name another"
+            f"output_dir: {str(directory)!r} cannot be created ({error.strerror}); use another"
         ) from error
     return missing
 
@@ -87,12 +87,16 @@ def _lock(directory: Path) -> int:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise OutputDirError(
-                f"output_dir: {str(directory)!r} cannot be written into ({error.strerror}); name another"
+                f"output_dir: {str(directory)!r} is not writable ({error.strerror}); use another"
             ) from error
         try:
             taken = lock_file(descriptor)
         except OSError as error:
-            logger.warning("abkd: %s takes no locks (%s): let no other run write into it", directory, error.strerror)
+            logger.warning(
+                "abkd: %s does not support locks (%s): make sure that no other run writes into it",
+                directory,
+                error.strerror,
+            )
             return descriptor
         if not taken:
             error = _busy(directory, descriptor)
@@ -100,9 +104,9 @@ def _lock(directory: Path) -> int:
             raise error
         if _is_there(path, descriptor):
             break
-        os.close(descriptor)  # whoever had it has removed it in between
+        os.close(descriptor)  # its last owner has removed it in between
     os.ftruncate(descriptor, 0)
-    with suppress(OSError):  # a full disk: the lock holds without a name in it
+    with suppress(OSError):  # a full disk: the lock works without a name in it
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor
 
@@ -110,7 +114,7 @@ def _lock(directory: Path) -> int:
 def _busy(directory: Path, descriptor: int) -> OutputDirError:
     owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
     return OutputDirError(
-        f"output_dir: {owner} is at work in {str(directory)!r}; wait until it has ended, or name another --output_dir"
+        f"output_dir: {str(directory)!r} is in use by {owner}; wait until it has finished, or use another --output_dir"
     )
 
 
@@ -121,12 +125,12 @@ def _is_there(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _let_go() -> None:
-    """A child has the descriptors of its parent, and would keep the lock when the parent dies."""
+def _release_in_child() -> None:
+    """Close the descriptors that a forked child inherits, or it would keep the lock when its parent dies."""
     for descriptor in _held.values():
         with suppress(OSError):
             os.close(descriptor)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_release_in_child)

@@ -1,7 +1,7 @@
-"""Pictures of runs, drawn from the records of ``metrics.jsonl``, ``demo.json``, ``sweep.json``; nothing knows a tensor.
+"""Figures of runs, drawn from the records of ``metrics.jsonl``, ``demo.json`` and ``sweep.json``, without torch.
 
 Every ``*_figure`` takes a list of dicts and returns a :class:`matplotlib.figure.Figure` with one panel, or ``None``
-when the records hold nothing to draw. Lines carry their name at their end instead of a legend. :func:`to_svg` turns a
+when the records hold nothing to draw. Lines are labelled at their ends instead of in a legend. :func:`to_svg` turns a
 figure into text whose colours follow the reader's light or dark setting.
 """
 

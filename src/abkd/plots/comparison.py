@@ -1,4 +1,4 @@
-"""Several students and their teacher in one number, side by side."""
+"""Several students and their teacher compared in one metric."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from abkd.plots.style import ACCENT, FAINT, INK, colour_of, number, panel, plain
 
 @styled
 def comparison_figure(rows: Sequence[Record], key: str, title: str, *, log: bool = False) -> Figure | None:
-    """One number of several students, one row each, the teacher as a dashed line.
+    """One metric of several students, one row each, with the teacher as a dashed line.
 
     Args:
         rows: table rows of ``demo.json``: ``{"name": str, key: float | None, key + "_std": float | None}``.
-        key: which number; rows without it are left out.
-        title: what the number is, with its unit and which way is better.
-        log: draw the axis logarithmically (perplexities that differ by factors).
+        key: the metric; rows without it are left out.
+        title: the name of the metric, with its unit and whether higher or lower is better.
+        log: use a logarithmic axis (for perplexities that differ by large factors).
     """
     rows = sorted(having(rows, key), key=lambda row: row["name"] == "teacher")
     if sum(row["name"] != "teacher" for row in rows) < 2:

@@ -1,4 +1,4 @@
-"""Reading numbers out of log records, which are dicts where any key may be absent, null or not finite."""
+"""Reading numbers from log records, dicts in which any key may be absent, null or not finite."""
 
 from __future__ import annotations
 

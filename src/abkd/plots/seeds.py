@@ -1,4 +1,4 @@
-"""Several settings, each trained from several seeds: every run a point, the mean a bar."""
+"""Several settings, each trained with several seeds: a point for every run, a bar for the mean."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from matplotlib.figure import Figure
 from abkd.plots.records import Record
 from abkd.plots.style import FAINT, INK, colour_of, number, panel, styled
 
-_LETTERS = 64  # of a name in a line
+_LETTERS = 64  # per line of a name
 _ROW, _LINE = 0.3, 0.16  # inches of a row, and of each line of its name above it
 
 
 @styled
 def seeds_figure(rows: Sequence[Record], title: str, *, teacher: float | None = None) -> Figure | None:
-    """One number of several runs: a row for each setting, a point for each seed, a bar at their mean.
+    """One metric of several runs: a row for each setting, a point for each seed, a bar at their mean.
 
     Args:
         rows: ``{"name": str, "values": list[float]}``; rows without values are left out.
-        title: what the number is, with its unit.
-        teacher: the teacher's, dashed in every row.
+        title: the name of the metric, with its unit.
+        teacher: the value of the teacher, dashed in every row.
     """
     rows = [row for row in rows if row["values"]]
     if not rows:

@@ -1,4 +1,4 @@
-"""One restrained look for every figure: the colours, the type, an empty panel, and how numbers are written."""
+"""The common style of all figures: colours, fonts, an empty panel, and the format of numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 End = tuple[float, float, str, str]  # where a line ends (x, y in data units), its name there, its colour
 
-# One accent for α-β; the rest is grey, or from the palette of Okabe and Ito that colour-blind readers can tell apart.
+# One accent for α-β; the rest is grey, or from the colour-blind safe palette of Okabe and Ito.
 INK, MUTED, FAINT, PAPER = "#1f2328", "#6a737d", "#d5d9de", "#fffffe"
 ACCENT, BLUE, GREEN, GREY = "#c8501e", "#1f6fb0", "#0f8a6a", "#8b949e"
 DARK = {
@@ -69,7 +69,7 @@ styled = matplotlib.rc_context(STYLE)  # decorates every function that draws
 def panel(
     title: str, *, width: float = 4.7, height: float = 2.75, left: float = 0.1, right: float = 0.77
 ) -> tuple[Figure, Axes]:
-    """An empty figure with one panel in the house style: width and height in inches, sides as shares of the width."""
+    """An empty figure with one panel in the common style: width and height in inches, sides as shares of the width."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_subplot()
     figure.subplots_adjust(left=left, right=right, top=1 - 0.42 / height, bottom=0.5 / height)
@@ -87,7 +87,7 @@ def plain_ticks(axis: Axis) -> None:
 
 
 def label_ends(axes: Axes, ends: Sequence[End], gap: float = 12.0) -> None:
-    """Write each line's name right of its last point; names closer than ``gap`` points are pushed apart."""
+    """Write each line's name to the right of its last point; names closer than ``gap`` points are pushed apart."""
     scale = 72 / axes.figure.dpi
     heights = [axes.transData.transform((x, y))[1] * scale for x, y, _, _ in ends]
     places: dict[int, float] = {}
@@ -100,7 +100,7 @@ def label_ends(axes: Axes, ends: Sequence[End], gap: float = 12.0) -> None:
 
 
 def colour_of(name: str) -> str:
-    """The colour a student keeps through a whole page: α-β the accent, the pure KLs blue and green, others grey."""
+    """The colour of a student on a whole page: the accent for α-β, blue and green for the pure KLs, otherwise grey."""
     low = name.lower()
     if low == "teacher":
         return INK

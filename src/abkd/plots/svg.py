@@ -16,10 +16,10 @@ def to_svg(figure: Figure, name: str, *, standalone: bool = False) -> str:
     """The figure as SVG text, the same bytes for the same figure.
 
     Args:
-        figure: from one of the functions above.
-        name: prefix of all ids inside, so that several figures can live in one page.
-        standalone: for a file of its own: opaque ground and own dark colours. Otherwise the text is meant to stand
-            inside HTML whose style sheet holds :func:`dark_css`, on the page's ground.
+        figure: from one of the ``*_figure`` functions.
+        name: prefix of all ids inside, so that one page can hold several figures.
+        standalone: for a separate file, with an opaque background and its own dark colours. Otherwise the text is for
+            HTML whose style sheet contains :func:`dark_css`, and has the background of the page.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -40,9 +40,9 @@ def to_svg(figure: Figure, name: str, *, standalone: bool = False) -> str:
 
 
 def dark_css(scope: str) -> str:
-    """Style rules that exchange each colour of the figures for its dark counterpart, on screens that ask for dark.
+    """Style rules that replace each colour of the figures by its dark counterpart, on screens that prefer dark.
 
-    The figures keep plain colours in their markup, so a viewer that knows no style sheets shows the light version.
+    The figures keep plain colours in their markup, so a viewer without style sheets shows the light version.
     """
     rules = [
         f'{scope} [style*="{what}: {light}"]{{{what}:{dark}!important}}'

@@ -1,7 +1,7 @@
 """``report.html``: one page about one run or several, built from the files of its directory and nothing else.
 
-The page loads nothing from outside, follows the reader's light or dark setting, and prints. Parts whose files are
-missing are left out, so it serves ``abkd demo``, ``abkd distill`` and a run that was cut short.
+The page loads nothing from outside, follows the reader's light or dark setting, and is printable. Parts whose
+files are missing are left out, so it works for ``abkd demo``, ``abkd distill`` and an interrupted run.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ __all__ = ["render_report", "write_report"]
 def write_report(run_dir: Path | str) -> Path:
     """Build ``report.html`` from the ``recipe.yaml``, ``run.json``, ``metrics.jsonl`` and ``demo.json`` of ``run_dir``.
 
-    Of several runs (``sweep.json``) it is a page that compares them.
+    For several runs (``sweep.json``) the page compares them.
 
     Returns:
-        The path of the page. An existing page is replaced whole, never half.
+        The path of the page. An existing page is replaced atomically.
 
     Raises:
-        DataError: ``run_dir`` holds none of these files, or one that cannot be read.
+        DataError: ``run_dir`` contains none of these files, or one that cannot be read.
         StorageError: the page cannot be written.
     """
     text = render_report(run_dir)
     page = Path(run_dir) / "report.html"
-    with disk_errors(str(page), "Make room, or choose another place"):
+    with disk_errors(str(page), "Free some disk space, or choose another place"):
         atomic_write(page, text.encode(errors="backslashreplace"))
     return page
 

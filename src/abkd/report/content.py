@@ -1,4 +1,4 @@
-"""What the page says: every number and sentence of it, as plain text for the template."""
+"""The content of the page: all its numbers and sentences, as plain text for the template."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from abkd.report.results import BEST, headlines, result_of, sentence
 from abkd.report.table import MEASURES, Card, Table, cards_of, table_of
 
 COVERS = (
-    "Forward KL covers: it makes the student spread over everything the teacher might say, which perplexity and "
-    "forward KL reward. α-β commits: it lets a small student give up what it cannot hold and keep the teacher's main "
-    "choices, which answers sampled at temperature 1 reward. Greedy decoding sees only the first choice and hides most "
-    "of the difference."
+    "Forward KL is mode-covering: the student spreads over everything that the teacher might say, which perplexity and "
+    "forward KL reward. α-β is mode-seeking: a small student gives up what exceeds its capacity and keeps the main "
+    "choices of the teacher, which scores of answers sampled at temperature 1 reward. Greedy decoding depends only on "
+    "the top token and hides most of the difference."
 )
 OF_IMAGES = {"accuracy", "base_accuracy", "new_accuracy", "harmonic_mean"}
 CLIP = "zero-shot-image-classification"
 TRANSDUCTIVE = {
-    "all": "Transductive: images of the new classes too were trained on, without their labels.",
-    "base": "Not transductive: no image of a new class was trained on.",
+    "all": "Transductive: images of the new classes were also used in training, without their labels.",
+    "base": "Not transductive: no image of a new class was used in training.",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One prompt, what the data answers, and what each model answers."""
+    """One prompt, the reference answer, and the answer of each model."""
 
     prompt: str
     reference: str
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Everything that the template needs; empty parts are left out of the page."""
+    """The input of the template; empty parts are left out of the page."""
 
     title: str
     kicker: str
@@ -84,7 +84,7 @@ def page_of(files: RunFiles) -> Page:
 
 
 def rows_of(files: RunFiles) -> list[Record]:
-    """Table rows of a run without a demo table: its first and last evaluation, and what it says of the teacher."""
+    """Table rows of a run without a demo table: its first and last evaluation, and the teacher's numbers."""
     evaluations = files.evaluations
     if not evaluations:
         return []
@@ -108,13 +108,13 @@ def _evaluation_row(event: Record, prefix: str = "eval_") -> Record:
 
 
 def course_of(files: RunFiles) -> list[str]:
-    """Last and best of a run on images, and what they must not be taken for."""
+    """The last and best results of a run on images, with their caveats."""
     result = result_of(files.evaluations)
     shown = [measure for measure in headlines([result]) if measure.key in OF_IMAGES]
     if not shown:
         return []
-    told = "; ".join(sentence(measure, result) for measure in shown)
-    found = [f"{told[0].upper()}{told[1:]}. {BEST}"]
+    text = "; ".join(sentence(measure, result) for measure in shown)
+    found = [f"{text[0].upper()}{text[1:]}. {BEST}"]
     seen = TRANSDUCTIVE.get(str(files.recipe.get("unlabelled_classes", "all")))
     if seen and files.recipe.get("task") == CLIP:
         found.append(seen)
@@ -122,24 +122,24 @@ def course_of(files: RunFiles) -> list[str]:
 
 
 def objective_of(files: RunFiles) -> str:
-    """What was minimised: the run's own formula, or at least the divergence that the recipe names."""
-    said = files.run.get("objective") or files.run.get("formula") or ""
-    if isinstance(said, dict):
-        said = said.get("formula") or said.get("objective") or ""
-    return str(said or files.recipe.get("divergence") or "")
+    """The objective: the formula that the run recorded, or else the divergence of the recipe."""
+    recorded = files.run.get("objective") or files.run.get("formula") or ""
+    if isinstance(recorded, dict):
+        recorded = recorded.get("formula") or recorded.get("objective") or ""
+    return str(recorded or files.recipe.get("divergence") or "")
 
 
 def trade_of(rows: Sequence[Record], highlight: str) -> list[str]:
-    """The trade between covering and committing, and where the measured students stand in it."""
+    """The trade-off between mode-covering and mode-seeking, and the measured students in it."""
     by_name = {str(row["name"]): row for row in rows}
     ours, base = by_name.get(highlight), by_name.get("forward KL")
     if ours is None or base is None or ours is base:
         return [COVERS]
-    told = [_against(ours, base, key, label) for key, label in (
+    compared = [_against(ours, base, key, label) for key, label in (
         ("rouge_l_sampled", "ROUGE-L of sampled answers"), ("rouge_l_greedy", "ROUGE-L of greedy answers"),
         ("perplexity", "perplexity"), ("forward_kl", "forward KL to the teacher"),
     )]  # fmt: skip
-    measured = "; ".join(part for part in told if part)
+    measured = "; ".join(part for part in compared if part)
     return [COVERS, f"Measured here, {highlight} against forward KL: {measured}."] if measured else [COVERS]
 
 
@@ -152,7 +152,7 @@ def _against(ours: Record, base: Record, key: str, label: str) -> str:
 
 
 def facts_of(run: Record) -> list[tuple[str, str]]:
-    """What ``run.json`` records, one line per name; a nested mapping becomes one line of its parts."""
+    """The facts in ``run.json``, one line per name; a nested mapping becomes one line of its parts."""
     shown = {key: value for key, value in run.items() if key not in ("objective", "formula")}
     return [
         (str(key).replace("_", " "), _inline(value)) for key, value in shown.items() if value not in (None, "", {}, [])
@@ -170,7 +170,7 @@ def _inline(value: Any) -> str:
 
 
 def title_of(files: RunFiles) -> str:
-    """Which model was distilled into which, or what the demo calls itself."""
+    """The title of the demo, or which teacher was distilled into which student."""
     if files.demo.get("title"):
         return str(files.demo["title"])
     teacher, student = (files.recipe.get(key) for key in ("teacher_model_name_or_path", "model_name_or_path"))
@@ -183,7 +183,7 @@ def title_of(files: RunFiles) -> str:
 
 
 def _summary(files: RunFiles) -> list[str]:
-    """Short facts under the title: how long, how much."""
+    """Short facts under the title: steps, epochs and training time."""
     last = {key: event[key] for event in files.metrics for key in ("step", "epoch", "train_runtime") if key in event}
     parts = []
     if last.get("step"):

@@ -1,4 +1,4 @@
-"""The pictures of the page, as SVG, each with a sentence on how to read it."""
+"""The figures of the page, as SVG, each with a caption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A number that several students are compared in; ``teacher``: whether the teacher's own says anything."""
+    """A metric that compares several students; ``teacher``: whether the teacher's own value is meaningful."""
 
     key: str
     title: str
@@ -36,30 +36,30 @@ COMPARED = (
     Compared("rouge_l_sampled", "ROUGE-L, answers sampled at T=1 (higher is better)"),
     Compared("rouge_l_greedy", "ROUGE-L, greedy answers (higher is better)"),
     Compared("perplexity", "Held-out perplexity (lower is better)", log=True),
-    Compared("top1_percent", "Same first choice as the teacher, % (higher is better)", teacher=False),
+    Compared("top1_percent", "Top-1 agreement with the teacher, % (higher is better)", teacher=False),
     Compared("forward_kl", "Forward KL to the teacher, nats (lower is better)", teacher=False),
     Compared("reverse_kl", "Reverse KL to the teacher, nats (lower is better)", teacher=False),
 )
 
 CAPTIONS = {
     "loss": "The objective on the training rows.",
-    "divergence": "Forward KL counts what the student misses, reverse KL what it makes up.",
-    "perplexity": "How surprised the model is by held-out text; the teacher is the mark to reach.",
-    "accuracy": "How often the likeliest class is the right one. The ring is the best evaluation.",
-    "base_to_new": "An image counts in its own half of the classes, and is told apart from that half only.",
-    "agreement": "How often both models make the same first choice.",
-    "entropy": "A student above its teacher is too flat: it spreads. Below, it is too sure: it commits.",
-    "coverage": "R_llh: how unlikely the teacher finds the student's text; R_cvg: the student the teacher's.",
-    "writing": "Sequences of the run by who wrote them; those cut off reached max_completion_length without an end.",
-    "gradient": "Length of the gradient before clipping. Near zero while the loss stays high: a lost student.",
+    "divergence": "Forward KL penalises what the student misses, reverse KL what it makes up.",
+    "perplexity": "Perplexity of held-out text; the teacher's is the target.",
+    "accuracy": "How often the top class is correct. The ring marks the best evaluation.",
+    "base_to_new": "Each image is classified among the classes of its own half only, and counted there.",
+    "agreement": "How often both models have the same top class.",
+    "entropy": "A student above its teacher is too flat and covers too much; below, it is too confident.",
+    "coverage": "R_llh: NLL of the student's text under the teacher; R_cvg: of the teacher's text under the student.",
+    "writing": "Sequences of the run by origin; those cut off reached max_completion_length before their end.",
+    "gradient": "Norm of the gradient before clipping. Near zero while the loss stays high: the student has collapsed.",
 }
-MOVING = " It changes during this run, so early and late losses are different quantities."
+MOVING = " It changes during this run, so early and late losses are not comparable."
 
 
 def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
-    """The course of one run: loss, held-out distances, perplexity or accuracy, agreement, entropies, gradient.
+    """The curves of one run: loss, held-out distances, perplexity or accuracy, agreement, entropies, gradient.
 
-    ``objective`` is its formula or notation; the captions say so where it changes on the way.
+    ``objective`` is its formula or notation; the caption of the loss says so if it changes during the run.
     """
     figures = {
         "loss": plots.loss_figure(metrics),
@@ -79,7 +79,7 @@ def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
 
 
 def comparison_pictures(rows: Sequence[Record]) -> list[Picture]:
-    """One picture per number: the same student trained with different objectives, and the teacher."""
+    """One figure per metric: the same student trained with different objectives, and the teacher."""
     in_percent = {
         "top1_percent": "top1_agreement",
         "accuracy_percent": "accuracy",
@@ -99,7 +99,7 @@ def _percent(share: object) -> float | None:
 
 
 def pictures_of(drawn: Sequence[tuple[str, Figure | None, str]]) -> list[Picture]:
-    """What was drawn, by name and with its caption."""
+    """The figures that were drawn, as SVG with their captions."""
     # Markup: the SVG is ours, and matplotlib escapes every text in it.
     return [
         Picture(Markup(plots.to_svg(figure, name)), caption) for name, figure, caption in drawn if figure is not None

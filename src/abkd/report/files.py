@@ -1,4 +1,4 @@
-"""What a run directory says about its run."""
+"""Reads the files of a run directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFiles:
-    """The contents of a run directory; what is missing there is empty here."""
+    """The contents of a run directory; the field of a missing file is empty."""
 
     directory: Path
     recipe_text: str = ""
@@ -36,7 +36,7 @@ class RunFiles:
         """Read the files of ``run_dir``.
 
         Raises:
-            DataError: none of them is there, or one is not what its name says.
+            DataError: none of them exists, or one has invalid contents.
         """
         recipe_text = _text(run_dir / "recipe.yaml")
         found = cls(
@@ -61,9 +61,9 @@ class RunFiles:
         return self.directory.name
 
     def command(self, *words: str) -> str:
-        """The command that repeats it, from any directory: paths in the recipe are relative to where it was begun.
+        """The command that reproduces the run, from any directory: recipe paths are relative to where it was started.
 
-        Nothing where it was begun in Python, with rows or models that no recipe can name.
+        Empty if it was started in Python, with rows or models that a recipe cannot name.
         """
         if self.run.get("begun_in") == "Python" or not self.recipe:
             return ""
@@ -78,12 +78,12 @@ class RunFiles:
 
     @property
     def evaluations(self) -> list[Record]:
-        """The log events that hold held-out numbers, in order of their step."""
+        """The log events with evaluation metrics, in order of their step."""
         return [event for event in self.metrics if any(map(is_measured, event))]
 
 
 def is_measured(key: str) -> bool:
-    """Whether a name in a log event is that of a held-out number."""
+    """Whether a key of a log event is an evaluation metric."""
     return key.startswith("eval_") and not key.endswith(("_runtime", "_per_second"))
 
 
@@ -124,12 +124,12 @@ def _json(path: Path) -> Record:
 
 def _mapping(path: Path, value: object) -> Record:
     if not isinstance(value, dict):
-        raise DataError(f"{path} should hold one mapping of names to values, not a {type(value).__name__}.")
+        raise DataError(f"{path} must contain a mapping of names to values, got {type(value).__name__}")
     return value
 
 
 def _events(path: Path) -> list[Record]:
-    """The log events; what is no event (a line that a crash cut short) is left out and counted."""
+    """The log events; lines that are not events (such as one truncated by a crash) are skipped and counted."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
@@ -141,7 +141,7 @@ def _events(path: Path) -> list[Record]:
     if broken:
         some = ", ".join(map(str, broken[:3])) + ", …" * (len(broken) > 3)
         logger.warning(
-            "abkd: %s: %d of %d lines are no log records and are left out (%s)", path, len(broken), len(found), some
+            "abkd: %s: %d of %d lines are not log records and are skipped (%s)", path, len(broken), len(found), some
         )
     return [event for _, event in found if event is not None]
 

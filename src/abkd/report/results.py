@@ -1,4 +1,4 @@
-"""What came out of a run: the last and the best of everything that was measured on its held-out rows."""
+"""The results of a run: the last and the best value of each evaluation metric."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from abkd.plots.records import is_number
 from abkd.report.files import Record, RunFiles, is_measured
 from abkd.report.table import MEASURES, Measure
 
-BEST = "Best: the evaluation with the best number, chosen on the held-out rows themselves, so it flatters a little."
+BEST = "Best: the evaluation with the best value, selected on the evaluation set itself, so slightly optimistic."
 _PREFIX, _TEACHER = "eval_", "eval_teacher_"
 _HEADLINES = (
     ("base_accuracy", "new_accuracy", "harmonic_mean"),
-    ("new_accuracy",),  # where no image of a base class is held out
+    ("new_accuracy",),  # if the evaluation set has no image of a base class
     ("accuracy",),
     ("perplexity", "forward_kl", "forward_kl_top_k"),
     ("forward_kl", "top1_agreement"),
@@ -23,15 +23,15 @@ _HEADLINES = (
 
 
 def result_of(evaluations: Sequence[Record]) -> Record:
-    """Last and best of each held-out number with its step and epoch, and the teacher's last.
+    """Last and best value of each evaluation metric with its step and epoch, and the teacher's last value.
 
     Args:
-        evaluations: the log events of a run that hold held-out numbers, in order of their step.
+        evaluations: the log events of a run with evaluation metrics, in order of their step.
 
     Returns:
         ``{"last": {name: {"value", "step", "epoch"}}, "best": ..., "teacher": {name: value}}`` with names such as
-        ``accuracy``. The student before its first step is not among the best, unless it is all there is. A last number
-        that is not finite has the value None; among the best there is none such.
+        ``accuracy``. The evaluation before the first step is the best only if there is no other. A last value that is
+        not finite is None; best values are always finite.
     """
     last: dict[str, Record] = {}
     best: dict[str, Record] = {}
@@ -58,13 +58,13 @@ def read_result(run_dir: Path) -> Record:
     """:func:`result_of` the evaluations in ``metrics.jsonl`` of a run.
 
     Raises:
-        DataError: there is no run, or a file of it cannot be read.
+        DataError: there is no run, or one of its files cannot be read.
     """
     return result_of(RunFiles.read(run_dir).evaluations)
 
 
 def headlines(results: Iterable[Record]) -> tuple[Measure, ...]:
-    """The few measures by which these runs are told first."""
+    """The few metrics that summarise these runs."""
     known = {name for result in results for name in result["last"]}
     chosen = next((group for group in _HEADLINES if group[0] in known), ())
     measures = {measure.key: measure for measure in MEASURES}
@@ -77,7 +77,7 @@ def sentences(result: Record) -> list[str]:
 
 
 def sentence(measure: Measure, result: Record) -> str:
-    """Last, best and the teacher's of one measure."""
+    """The last, best and teacher's value of one metric."""
     parts = [
         f"{which} {with_unit(measure, result[which][measure.key]['value'])} ({_when(result[which][measure.key])})"
         for which in ("last", "best")
@@ -89,7 +89,7 @@ def sentence(measure: Measure, result: Record) -> str:
 
 
 def with_unit(measure: Measure, value: float | None) -> str:
-    """A number as text, with its unit where it is one that stands behind numbers; None is one that is not finite."""
+    """A value as text, with its unit if that is % or nats; None means not finite."""
     if value is None:
         return "not finite"
     return measure.write(value) + (f" {measure.unit}" if measure.unit.startswith(("%", "nats")) else "")

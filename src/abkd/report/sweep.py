@@ -1,4 +1,4 @@
-"""Several runs side by side: a line for each setting, mean ± standard deviation over its seeds."""
+"""Several runs side by side: a row for each setting, mean ± standard deviation over its seeds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from abkd.report.sweep_record import check_sweep
 from abkd.report.table import Cell, Measure, Row, Table
 
 SPREAD = "± is the standard deviation over the seeds (n - 1)."
-_HALVES = {"base_accuracy", "new_accuracy"}  # their best evaluations would be those of two different students
+_HALVES = {"base_accuracy", "new_accuracy"}  # their best values may be those of two different checkpoints
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What a column shows: ``kind`` is "last" or "best" of the number ``key``."""
+    """A column of the table: ``kind`` is "last" or "best" of the metric ``key``."""
 
     key: str
     kind: str
@@ -54,7 +54,7 @@ def summary_of(runs: Sequence[Record]) -> Record:
 
 
 def sweep_table(sweep: Record) -> Table | None:
-    """The table of a sweep, or None where nothing was measured. The best mean of a column is marked."""
+    """The table of a sweep, or None without evaluation metrics. The best mean of a column is marked."""
     settings, columns = sweep["settings"], _columns(sweep)
     if not columns:
         return None
@@ -66,7 +66,7 @@ def sweep_page(files: RunFiles) -> Page:
     """The page about several runs, from ``sweep.json`` and the recipe that they share.
 
     Raises:
-        DataError: ``sweep.json`` is not as :func:`abkd.sweep` writes it.
+        DataError: ``sweep.json`` is not in the form that :func:`abkd.sweep` writes.
     """
     sweep = files.sweep
     check_sweep(sweep, files.directory / "sweep.json")
@@ -74,7 +74,7 @@ def sweep_page(files: RunFiles) -> Page:
     done = len(_results(runs))
     return Page(
         title=title_of(files),
-        kicker="Several distillations",
+        kicker="Sweep report",
         summary=[
             f"{len(settings)} setting{'s' * (len(settings) > 1)}",
             f"{done} runs" if done == len(runs) else f"{done} of {len(runs)} runs are finished",
@@ -92,25 +92,25 @@ def sweep_page(files: RunFiles) -> Page:
         recipe=files.recipe_text,
         version=str(sweep.get("version", "")),
         command=_command(files),
-        compared="Where the runs ended",
+        compared="Final results of the runs",
     )
 
 
 def notes_of(sweep: Record) -> list[str]:
-    """How the numbers are to be read, and what is missing among them."""
-    notes = [BEST] if _columns(sweep) else ["No rows were held out, so there are no numbers to compare."]
+    """Notes on how to read the numbers, and on what they exclude."""
+    notes = [BEST] if _columns(sweep) else ["There was no evaluation set, so there are no metrics to compare."]
     if len(sweep["seeds"]) > 1 and _columns(sweep):
         notes.append(SPREAD)
     if sweep["task"] == CLIP:
         notes += dict.fromkeys(TRANSDUCTIVE[seen] for seen in sweep["unlabelled_classes"] if seen in TRANSDUCTIVE)
     notes += [_not_finite(run) for run in runs_of(sweep) if _not_finite(run)]
-    return notes + [f"{run['directory']} counts nowhere: {run['failed']}" for run in runs_of(sweep) if "failed" in run]
+    return notes + [f"{run['directory']} is excluded: {run['failed']}" for run in runs_of(sweep) if "failed" in run]
 
 
 def _not_finite(run: Record) -> str:
-    """Which last numbers of a run are NaN or infinite, and so in no mean."""
+    """Which last values of a run are NaN or infinite, and so excluded from the means."""
     names = [name for name, point in run.get("result", {}).get("last", {}).items() if _value(point) is None]
-    return f"{run['directory']} ended with {', '.join(names)} not finite, which no mean counts" if names else ""
+    return f"{run['directory']} ended with non-finite {', '.join(names)}, excluded from the means" if names else ""
 
 
 def runs_of(sweep: Record) -> list[Record]:
@@ -147,7 +147,7 @@ def _cell(setting: Record, column: Column, settings: Sequence[Record]) -> Cell:
 
 
 def _teachers(settings: Sequence[Record], columns: Sequence[Column]) -> list[Row]:
-    """A line for the teacher; one for each where the settings have different ones."""
+    """A row for the teacher; one for each if the settings have different ones."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for one in settings:
         found = [column.of(one, "teacher") if column.kind == "last" else None for column in columns]
@@ -168,11 +168,11 @@ def _name(setting: Record) -> str:
 def _state(run: Record) -> str:
     if "failed" in run:
         return str(run["failed"])
-    return "finished; it has a report of its own" if "result" in run else "not finished"
+    return "finished; it has its own report" if "result" in run else "not finished"
 
 
 def _pictures(sweep: Record) -> list[Picture]:
-    """One for each headline: where each run ended."""
+    """One figure for each headline metric: the last value of each run."""
     ends = [column for column in _columns(sweep) if column.kind == "last"]
     caption = "A point for each seed, a bar at their mean."
     return pictures_of([(f"seeds-{column.key}", _figure(sweep, column), caption) for column in ends])
@@ -188,7 +188,7 @@ def _figure(sweep: Record, column: Column) -> Figure | None:
 
 
 def _command(files: RunFiles) -> str:
-    """What repeats the sweep; nothing where its settings are no grid."""
+    """The command that reproduces the sweep; empty if its settings are not a grid."""
     sweep = files.sweep
     if sweep["grid"] is None:
         return ""

@@ -1,4 +1,4 @@
-"""Checks of ``sweep.json``: the values that the page about it needs."""
+"""Validation of ``sweep.json``: the values that its page needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from abkd.errors import DataError
 from abkd.plots.records import is_number
 
-_LARGEST = 1e100  # what is measured is far smaller, and can still be drawn
+_LARGEST = 1e100  # metrics are far smaller, and larger numbers cannot be drawn
 
 
 def _is_measured(value: object) -> bool:
@@ -17,24 +17,24 @@ def _is_measured(value: object) -> bool:
 
 
 class _Kind:
-    """A plain value, and what it is called."""
+    """A kind of plain value, with its name for messages."""
 
     def __init__(self, name: str, of: Callable[[object], bool]) -> None:
         self.name, self.of = name, of
 
     def or_null(self) -> _Kind:
-        """The same, or nothing."""
+        """The same kind, or null."""
         return _Kind(f"{self.name} or null", lambda value: value is None or self.of(value))
 
 
 _ANY = _Kind("anything", lambda _: True)
-_TEXT = _Kind("a text", lambda value: isinstance(value, str))
-_SEED = _Kind("a whole number", lambda value: isinstance(value, int) and is_number(value))
+_TEXT = _Kind("a string", lambda value: isinstance(value, str))
+_SEED = _Kind("an integer", lambda value: isinstance(value, int) and is_number(value))
 _NUMBER = _Kind("a number", _is_measured)
 _GRID = _Kind("a mapping or null", lambda value: value is None or isinstance(value, dict))
-_SEEN = _Kind("all, base or nothing", lambda value: value in ("all", "base", "", None))
+_SEEN = _Kind("all, base or empty", lambda value: value in ("all", "base", "", None))
 
-# A mapping may hold more than is named here; "name?" may be missing, and "*" stands for every name.
+# A mapping may hold more than is listed here; "name?" may be missing, and "*" matches every name.
 _RESULT = {
     "last": {"*": {"value": _NUMBER.or_null()}},
     "best": {"*": {"value": _NUMBER.or_null()}},
@@ -49,20 +49,20 @@ _SWEEP = {"task": _TEXT, "seeds": [_SEED], "grid": _GRID, "unlabelled_classes": 
 
 
 def check_sweep(sweep: object, path: Path) -> None:
-    """Refuse a record that was changed.
+    """Reject an invalid record.
 
     Raises:
-        DataError: something in it is missing, or is not what it should be; the text says where.
+        DataError: something in it is missing or invalid; the message says where.
     """
     wrong = _wrong(sweep, _SWEEP, "")
     if wrong:
         raise DataError(
-            f"{path} is no record of several runs: {wrong}. Restore it or remove it, then write the report again."
+            f"{path} is not a valid record of a sweep: {wrong}. Restore it or remove it, then write the report again."
         )
 
 
 def _wrong(value: Any, form: Any, place: str) -> str:
-    """The first thing in a value that is not of this form; nothing if it is."""
+    """The first thing in a value that does not have this form; empty if there is none."""
     if isinstance(form, _Kind):
         return "" if form.of(value) else _expected(form.name, value, place)
     if isinstance(form, list):
@@ -83,4 +83,4 @@ def _wrong(value: Any, form: Any, place: str) -> str:
 
 
 def _expected(what: str, value: object, place: str) -> str:
-    return f"{place.lstrip('.') or 'it'} should be {what}, and is of the type {type(value).__name__}"
+    return f"{place.lstrip('.') or 'it'} must be {what}, got {type(value).__name__}"

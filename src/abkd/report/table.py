@@ -14,7 +14,7 @@ from abkd.report.files import Record
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One number of a model: where it is found, how it is called and written, and which way is better."""
+    """One metric of a model: its key, its label, its format, and whether lower or higher is better."""
 
     key: str
     label: str
@@ -59,12 +59,12 @@ CARDS = (
     "harmonic_mean", "accuracy", "rouge_l_sampled", "perplexity", "forward_kl", "forward_kl_top_k", "top1_agreement",
     "reverse_kl", "reverse_kl_top_k",
 )  # fmt: skip
-IDEAL = {**dict.fromkeys(DISTANCES, 0.0), "top1_agreement": 1.0}  # of a perfect copy, whatever the teacher
+IDEAL = {**dict.fromkeys(DISTANCES, 0.0), "top1_agreement": 1.0}  # of a perfect copy, regardless of the teacher
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number as text, its spread, and whether it is the best of the students'."""
+    """A number as text, its spread, and whether it is the best among the students."""
 
     text: str
     spread: str = ""
@@ -73,7 +73,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model's line in the table."""
+    """The row of a model in the table."""
 
     name: str
     cells: list[Cell]
@@ -82,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns that at least one model has a number for, and the models."""
+    """Columns for which at least one model has a number, and the rows of the models."""
 
     columns: list[Measure]
     rows: list[Row]
@@ -90,7 +90,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A headline number: before, after, what it would be for the teacher, and how much of the way is done (0..1)."""
+    """A headline metric: before, after, the teacher's value, and the fraction of the gap that was closed (0..1)."""
 
     label: str
     unit: str
@@ -133,8 +133,8 @@ def _cell(row: Record, measure: Measure, best: float | None) -> Cell:
     value, spread = row.get(measure.key), row.get(f"{measure.key}_std")
     if not is_number(value):
         return Cell("–")
-    told = f"± {measure.spread(spread)}" if is_number(spread) else ""
-    return Cell(measure.write(value), told, best=value == best and row["name"] != "teacher")
+    text = f"± {measure.spread(spread)}" if is_number(spread) else ""
+    return Cell(measure.write(value), text, best=value == best and row["name"] != "teacher")
 
 
 def _card(measure: Measure, before: Record, after: Record, teacher: Record) -> Card:
@@ -152,12 +152,12 @@ def _card(measure: Measure, before: Record, after: Record, teacher: Record) -> C
 
 
 def _closed(measure: Measure, before: float, after: float, goal: float) -> float | None:
-    """How much of the way from ``before`` to ``goal`` is done; perplexities are compared by their logarithms."""
+    """The fraction of the gap from ``before`` to ``goal`` that was closed; for perplexities, of their logarithms."""
     if measure.key == "perplexity":
         if min(before, after, goal) <= 0:
             return None
         before, after, goal = math.log(before), math.log(after), math.log(goal)
     way = goal - before
     if way == 0 or (way < 0) != (measure.better == "lower"):
-        return None  # the student was not behind: there is no gap to speak of
+        return None  # the student was not behind: there is no gap
     return min(1.0, max(0.0, (after - before) / way))
