@@ -184,10 +184,10 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         assert "torch.save(model.state_dict(), path)" in said
         assert "weights_only" not in said  # torch's advice would run the file
     assert "No such file" in refusal(network, files[0])
-    assert "objects besides tensors" in refusal(network, tmp_path / "pickled.pth")
+    assert "objects other than tensors" in refusal(network, tmp_path / "pickled.pth")
     for content in ([1, 2], {"accuracy": 71.0}, {"model": {"fc.weight": "gone"}}, {0: torch.ones(2)}):
         torch.save(content, whole)
-        assert "no weights by name" in refusal(network, whole)
+        assert "holds no state dict" in refusal(network, whole)
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:

@@ -102,13 +102,13 @@ BROKEN_FILES: dict[str, tuple[Spoil, str]] = {
     "pointer": (written("model.safetensors", POINTER), "model.safetensors is a Git LFS pointer.*run git lfs pull"),
     "empty": (written("model.safetensors", ""), "model.safetensors is empty: download or save the model again"),
     "a web page": (written("model.safetensors", "<!DOCTYPE html><p>404"), "model.safetensors is a web page"),
-    "cut short": (cut, r"model.safetensors has \d+ bytes, but its header speaks of \d+"),
-    "no header": (written("model.safetensors", "x" * 99), "is cut short or no safetensors file"),
+    "cut short": (cut, r"model.safetensors must have \d+ bytes .*, got \d+"),
+    "no header": (written("model.safetensors", "x" * 99), "is truncated or not a safetensors file"),
     "half a pickle": (half_a_pickle, "pytorch_model.bin is cut short"),
     "a shard is missing": (without_a_shard, r"index.json names model-00002-of-\d+.safetensors, which is not there"),
-    "only a config": (removed("model.safetensors"), "holds no weights"),
+    "only a config": (removed("model.safetensors"), "has no weights"),
     "GGUF": (renamed("model.safetensors", "model.gguf"), r"only GGUF \(model.gguf\): convert it to safetensors"),
-    "no config": (removed("config.json"), "has no config.json"),
+    "no config": (removed("config.json"), "has weights but no config.json"),
     "config cut": (written("config.json", "{nope"), "config.json is no JSON"),
     "config is a list": (written("config.json", "[]"), "config.json must hold an object, but holds a list"),
     "no model_type": (configured(model_type=None), "config.json of .* has no model_type"),
@@ -120,7 +120,7 @@ BROKEN_FILES: dict[str, tuple[Spoil, str]] = {
     "nested": (written("config.json", '{"model_type": "llama", "a": ' + "[" * 10**5), "config.json is no JSON"),
     "a header of nonsense": (
         lambda folder: (folder / "model.safetensors").write_bytes((9).to_bytes(8, "little") + b'{"a": {}}'),
-        "its header cannot be read",
+        "cannot read its header",
     ),
     "also an adapter": (written("adapter_config.json", "{}"), "holds both a model and an adapter"),
 }
@@ -135,15 +135,15 @@ def test_a_broken_file_is_seen_before_anything_is_loaded(fault: str, sound: Path
 
 
 UNLOADABLE: dict[str, tuple[Spoil, str]] = {
-    "a pickle of code": (pickled, "its .bin file holds more than tensors, and would run code; take a model in safeten"),
+    "a pickle of code": (pickled, "its .bin file holds more than tensors, and would run code; use a model in safeten"),
     "other vocabulary": (configured(vocab_size=7), r"weight is \[340, 32\], and should be \[7, 32\]: config.json"),
     "heads do not divide": (configured(num_attention_heads=5), "not a multiple of the number of attention heads"),
     "unknown activation": (configured(hidden_act="nope"), "KeyError: 'nope'; mend its config.json"),
     "unknown kind": (configured(model_type="nope"), "model type `nope`"),
-    "encoder-decoder": (configured(is_encoder_decoder=True), "is an encoder-decoder model"),
+    "encoder-decoder": (configured(is_encoder_decoder=True), "an encoder-decoder model"),
     "code of its own": (
         configured(model_type="own", auto_map={"AutoConfig": "a.B"}),
-        "it needs code that comes with the model, which abkd does not run",
+        "it needs code that is shipped with the model, which abkd does not run",
     ),
     "a NaN": (weighed(lambda w: w["model.norm.weight"][0].fill_(float("nan"))), "not finite .*in model.norm.weight"),
     "infinite": (weighed(lambda w: w["lm_head.weight"][3, 1].fill_(float("inf"))), "not finite .*in lm_head.weight"),
@@ -266,11 +266,11 @@ def test_a_head_with_numbers_of_its_own_stays_apart(tmp_path: Path, caplog: pyte
     model = load_student(str(tmp_path), use_peft=False)
     assert torch.equal(model.lm_head.weight, head)
     assert not model.config.tie_word_embeddings
-    assert "has a head with numbers of its own, though its config.json says that it is tied" in caplog.text
+    assert "has separate weights for its head, although its config.json ties it" in caplog.text
 
 
 def test_a_file_is_no_folder(sound: Path) -> None:
-    with pytest.raises(ConfigError, match="is a file: name the model directory that it lies in"):
+    with pytest.raises(ConfigError, match="is a file: give the model directory that contains it"):
         load_tokenizer(str(sound / "model.safetensors"), what="TEACHER")
 
 

@@ -349,7 +349,7 @@ def test_whether_a_batch_of_one_can_be_learned_from_is_tried_without_a_trace(
 
 def test_what_is_no_row_of_logits_is_refused_with_the_way_out() -> None:
     probabilities = Giving(lambda z: z.softmax(-1))
-    with pytest.raises(ConfigError, match="leave out its last softmax"):
+    with pytest.raises(ConfigError, match="remove its final softmax"):
         ImageRows(Classifier(probabilities), side=8).check()
     ImageRows(Classifier(Giving(lambda z: z.log_softmax(-1))), side=8).check()  # these are logits, too
     with pytest.raises(VocabularyError, match="names 3 classes and gives 4 logits"):
@@ -357,7 +357,7 @@ def test_what_is_no_row_of_logits_is_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match=r"It does read \[B, 3, 8, 8\]: set image_size: 8, "):
         _ = ImageRows(Classifier(Giving(lambda z: z))).head_rows
     odd = nn.Sequential(nn.Flatten(), nn.Linear(3 * 5 * 7, 4))
-    with pytest.raises(ConfigError, match=r"say so: Classifier\(model, Preparation\(size=…\)\)"):
+    with pytest.raises(ConfigError, match=r"pass Classifier\(model, Preparation\(size=…\)\)"):
         _ = ImageRows(Classifier(odd)).head_rows
     assert ImageRows(Classifier(odd), side=(5, 7)).head_rows == 4
     with pytest.raises(ConfigError, match=r"\[2, 5, 30, 30\] for 2 images"):
