@@ -116,7 +116,7 @@ def refusal(network: nn.Module, path: Path) -> str:
 def test_another_number_of_classes(name: str, tmp_path: Path) -> None:
     torch.save({"model": weights(name, 100)}, tmp_path / "a.pth")
     said = refusal(create(name, 10), tmp_path / "a.pth")
-    assert "100 classes apart and the network 10" in said
+    assert "it has 100 classes, and the network has 10" in said
     assert "num_classes=100" in said
     odd = {key: value[:1, 0] if value.dim() == 2 else value for key, value in weights(name, 100).items()}
     torch.save(odd, tmp_path / "b.pth")

@@ -240,7 +240,9 @@ def test_directories_that_hold_no_student(student, tmp_path, directories):
 def test_prompts_that_cannot_be_meant(directories, head):
     clip = load_clip(directories[1], what="")
     for depth in (-1, 4):
-        with pytest.raises(ConfigError, match="prompt_depth is 0 to 3, the layers of the student's image tower"):
+        with pytest.raises(
+            ConfigError, match="prompt_depth must be 0 to 3, the number of layers in the student's image tower"
+        ):
             PromptedStudent(clip, head, prompt_depth=depth)
     with pytest.raises(ConfigError, match="prompt_length must be >= 1, got"):
         PromptedStudent(clip, head, prompt_length=0, prompt_depth=1)

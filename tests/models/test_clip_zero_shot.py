@@ -114,7 +114,7 @@ def test_pixels_as_the_files_say(directory, clip, tmp_path):
         (["zero"], "a photo of a digit", ConfigError, "needs exactly one {} for the class name"),
         (["zero"], "{} and {}", ConfigError, "needs exactly one {} for the class name"),
         ([], PHOTO, ConfigError, "needs class names"),
-        (["zero " * 20], PHOTO, ConfigError, "reads 16 tokens"),
+        (["zero " * 20], PHOTO, ConfigError, "reads at most 16 tokens"),
         (["zero", "one", "Zero"], PHOTO, VocabularyError, "'a photo of a zero.' and 'a photo of a Zero.'"),
     ],
 )
@@ -133,7 +133,7 @@ def test_no_clip_there(tmp_path, directory):
 def test_another_model_is_no_clip(tmp_path):
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **size)).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="is a ViTModel, but a CLIPModel of transformers is needed"):
+    with pytest.raises(ConfigError, match=r"expected a CLIPModel of transformers .*, a ViTModel"):
         load_clip(str(tmp_path), what="model_name_or_path")
 
 

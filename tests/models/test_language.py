@@ -231,7 +231,7 @@ def bert(**options: Any) -> Any:
 
 
 def test_a_model_that_sees_later_tokens_is_refused():
-    with pytest.raises(ConfigError, match="BertLMHeadModel is not a causal language model: what it predicts at"):
+    with pytest.raises(ConfigError, match="BertLMHeadModel is not a causal language model: its prediction at"):
         CausalRows(bert()).check()
     CausalRows(bert(is_decoder=True)).check()
 

@@ -171,9 +171,9 @@ def change(folder: Path, **values: Any) -> None:
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
-    "no base": ({"base_model_name_or_path": None}, "does not say what its base model is: write where it lies"),
-    "lost base": ({"base_model_name_or_path": "./gone"}, r"the base model of the adapter .*, './gone', is not there"),
-    "another task": ({"task_type": "SEQ_CLS"}, "is for the task SEQ_CLS, and not for CAUSAL_LM"),
+    "no base": ({"base_model_name_or_path": None}, "does not name its base model: set base_model_name_or_path"),
+    "lost base": ({"base_model_name_or_path": "./gone"}, r"the base model of the adapter .*, './gone', does not exist"),
+    "another task": ({"task_type": "SEQ_CLS"}, "expected an adapter for CAUSAL_LM .*, got one for the task SEQ_CLS"),
     "prompts": ({"num_virtual_tokens": 4}, "uses prompt learning"),
     "code to import": ({"megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "names code to import"),
     "another rank": ({"r": 8}, "does not fit its base model"),
@@ -201,7 +201,7 @@ def test_a_base_that_only_the_adapter_names_is_said(
         pytest.raises(ConfigError, match="base model of the adapter"),
     ):
         load_student(str(tmp_path / "student"), use_peft=True)
-    assert "names the base model 'somebody/base', which is fetched from the hub" in caplog.text
+    assert "names the base model 'somebody/base', which is loaded from the hub" in caplog.text
 
 
 def test_fresh_adapters_do_not_take_the_place_of_others(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_fresh_adapters_do_not_take_the_place_of_others(tmp_path: Path) -> None:
     ("given", "says"),
     [
         ({"r": 4}, r"a PEFT configuration, such as LoraConfig\(r=16\), got {'r': 4}"),
-        (PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), r"learned prompts \(PROMPT_TUNING\)"),
+        (PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), r"prompt learning \(PROMPT_TUNING\)"),
         (AdaLoraConfig(total_step=9, target_modules=["q_proj"]), "is for AdaLoRA, which needs a training loop"),
     ],
 )

@@ -543,9 +543,9 @@ def buffered(value: torch.Tensor) -> Plain:
     ("make", "said"),
     [
         (lambda: torch.jit.script(plain(0)), "is TorchScript, which cannot be trained here"),
-        (Versioned, r"a dict in its state \(_extra_state\): leave get_extra_state out"),
+        (Versioned, r"a dict in its state \(_extra_state\): remove get_extra_state"),
         (lambda: buffered(torch.ones(1, 1).expand(3, 4)), r"whose elements share memory, .* \(mask\): use its clone"),
-        (lambda: buffered(torch.eye(3).to_sparse()), r"not dense \(mask\): take its to_dense"),
+        (lambda: buffered(torch.eye(3).to_sparse()), r"not dense \(mask\): use its to_dense"),
     ],
     ids=["scripted", "extra state", "expanded", "sparse"],
 )
@@ -569,7 +569,7 @@ def test_a_module_without_an_eval_mode_is_refused(tmp_path):
         def train(self, mode=True):
             raise NotImplementedError("Calling eval() is not supported yet.")
 
-    with pytest.raises(ConfigError, match="the Exported has no eval mode, as a module that torch"):
+    with pytest.raises(ConfigError, match="the Exported has no eval mode, as it was made by torch"):
         image_trainer(tmp_path, teach=Exported())
 
 

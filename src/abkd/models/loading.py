@@ -169,8 +169,8 @@ def _check_weights(model: Any, whose: str, *, student: bool) -> None:
     check_finite(((name, each) for name, each in model.named_parameters() if each is not excused), whose)
     if excused is not None:
         logger.warning(
-            "abkd: %s has non-finite embeddings for %d of its tokens, such as id %d: its predictions for text with one "
-            "of them cannot be used",
+            "abkd: %s has embeddings that are not finite for %d of its tokens, such as id %d: its predictions "
+            "for text with one of them cannot be used",
             whose,
             len(broken),
             broken[0],
@@ -188,7 +188,7 @@ def check_finite(weights: Iterable[tuple[str, torch.Tensor]], whose: str) -> Non
     for name, weight in weights:
         if weight.dtype.itemsize > 1 and not is_finite(weight):
             raise ConfigError(
-                f"{whose} has non-finite values (NaN or infinity) in {name}: it was damaged, or its training "
+                f"{whose} has values that are not finite (NaN or infinity) in {name}: it was damaged, or its training "
                 "diverged; use an earlier checkpoint, or download it again"
             )
 
