@@ -89,8 +89,8 @@ def _trainings(found: Figures) -> Section:
         "A short training from the same start",
         ("teacher", "computed s", "measured s", "KL before", "held-out forward KL", "perplexity", "agreement"),
         rows,
-        f"{about[0]} steps in {about[1]} epochs; seconds include building the cache. Evaluated on held-out rows, always "
-        "against the live teacher.",
+        f"{about[0]} steps in {about[1]} epochs; seconds include building the cache. Evaluated on held-out rows, "
+        "always against the live teacher.",
     )
 
 
