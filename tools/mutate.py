@@ -1,6 +1,6 @@
 """Mutation testing: the share of mutants of ``divergences/`` and ``ops/`` that the tests detect, in a seeded sample.
 
-The mutation operators are those of cosmic-ray, which has no seeded sampling and starts torch anew for every mutant;
+The mutation operators are those of cosmic-ray, which has no seeded sampling and restarts torch for every mutant;
 here each mutant is a fork. Tests run in a copy of the checkout, so the checkout itself never changes. Mutants of
 annotations and docstrings, which no test can detect, are left out. ``ops/*.c`` is not mutated: it is tested against
 Python.

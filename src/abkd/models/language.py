@@ -33,7 +33,7 @@ class CausalRows(ModelRows):
 
     def __init__(self, model: Any, *, classes: int | None = None) -> None:
         self.model = model
-        self.forward: Callable[..., Any] = call_of(model)  # before a wrapper (DDP, FSDP) replaces it
+        self.forward: Callable[..., Any] = call_of(model)  # captured before any wrapping
         self.classes = classes
         self.language_model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         _check_kind(self.language_model)
@@ -80,8 +80,8 @@ class CausalRows(ModelRows):
         If they differ, the model's logits are used directly.
 
         Raises:
-            ConfigError: the model fails on these tokens, its output at a position depends on later tokens, or its
-                position ids do not count from 0 in steps of 1.
+            ConfigError: the model fails on these tokens, its output at a position depends on later tokens, or passing
+                position_ids 0, 1, 2, … changes its output.
         """
         with probing(self.model):
             ids = self._probe_ids()

@@ -18,7 +18,7 @@ def has_hooks(model: nn.Module) -> bool:
 
 
 def call_of(model: nn.Module) -> Callable[..., Any]:
-    """The function to run ``model(...)`` with: its forward, or the model itself if it has hooks.
+    """The callable that is equivalent to ``model(...)``: its forward, or the model itself if it has hooks.
 
     A student has no hooks (``check_trainable``): wrappers add their own, which run once, around the loss.
     """

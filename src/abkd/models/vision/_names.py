@@ -73,7 +73,7 @@ def load_classifier(
     elif Path(name).is_file():
         raise ConfigError(
             f"{what} must be an architecture (cifar:resnet20) or a model directory, got the file {name}; to load its "
-            f"weights into a network of the cifar collection, set {wanted.options}: {{checkpoint: {name}}}"
+            f"weights into a cifar: network, set {wanted.options}: {{checkpoint: {name}}}"
         )
     else:
         return _from_transformers(name, wanted, {**kwargs, "dtype": number_type})
@@ -82,7 +82,7 @@ def load_classifier(
 
 
 def as_classifier(model: nn.Module | Classifier) -> Classifier:
-    """Wrap an existing model as a classifier, with its preprocessing as far as it is known.
+    """Wrap an existing model as a classifier, with its preprocessing if it is known.
 
     For a transformers model it is that of the image processor in the directory or hub repository it was loaded from,
     for a timm model that of its ``pretrained_cfg``. Any other module gets pixels from 0 to 1; pass a

@@ -62,7 +62,7 @@ class ImageRows(ModelRows):
         self.classifier = classifier
         self.model = classifier.model
         self.classes = classes
-        self.forward: Callable[..., Any] = call_of(self.model)  # before a wrapper (DDP, FSDP) replaces it
+        self.forward: Callable[..., Any] = call_of(self.model)  # captured before any wrapping
         self._side = side
         self._head_rows: int | None = None
 
