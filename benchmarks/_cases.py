@@ -1,4 +1,4 @@
-"""What is measured: problems (cases) and who solves them (contestants), as plain data that fit in a JSON file."""
+"""The benchmark's problems (cases) and implementations (contestants), as plain data for a JSON file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 FORWARD, REVERSE, JENSEN = "ForwardKL()", "ReverseKL()", "JensenShannon()"
 PAPER, OTHER, SKEW = "AlphaBeta(0.2, 0.7)", "AlphaBeta(0.8, 0.3)", "SkewForwardKL()"
 EVERY = (FORWARD, REVERSE, JENSEN, PAPER, OTHER, SKEW)
-WITH_PEERS = (FORWARD, REVERSE, JENSEN)  # what TRL's function and Liger's module offer
+WITH_PEERS = (FORWARD, REVERSE, JENSEN)  # the divergences of TRL's function and Liger's module
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: shapes, number type, share of rows with weight, and what is asked of each row."""
+    """One problem: shapes, dtype, share of rows with weight, and the loss of each row."""
 
     rows: int = 1024
     classes: int = 49_152
@@ -30,7 +30,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The display name."""
         number = {"float32": "fp32", "bfloat16": "bf16"}[self.dtype]
         parts = [self.divergence.removesuffix("()"), f"{self.rows}×{self.classes}", number]
         parts += [f"{self.weighted:.0%} of rows"] if self.weighted != 1 else []
@@ -39,13 +39,13 @@ class Case:
 
     @property
     def slug(self) -> str:
-        """For file names."""
+        """The name in file names."""
         return slug(f"{self.name}-{self.student}-{self.teacher}-{self.device}")
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way of solving a case: a kind, and the settings that differ from its defaults."""
+    """An implementation: its kind, and the settings that differ from its defaults."""
 
     kind: str
     setting: tuple[int, ...] = ()
@@ -53,14 +53,14 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        """For people; the default setting has the bare name."""
+        """The display name; at default settings, the kind alone."""
         unit = {"abkd": " MB", "trl": " tiles"}.get(self.kind, " rows")
         setting = " " + "×".join(map(str, self.setting)) + unit if self.setting else ""
         return f"{self.kind}{setting}" + ("" if self.compiled else " eager")
 
     @property
     def remote(self) -> bool:
-        """Whether it needs a process of its own: ours without a compiler is chosen by the environment."""
+        """Whether it needs its own process: our eager path is selected by an environment variable."""
         return self.kind == "abkd" and not self.compiled
 
 
@@ -70,7 +70,7 @@ PACKAGES = {"trl": "trl", "liger": "liger_kernel"}
 
 
 class Job(NamedTuple):
-    """A case with everyone who takes part, and whether peak memory is measured too."""
+    """A case with its contestants, and whether peak memory is measured too."""
 
     case: Case
     contestants: tuple[Contestant, ...]
@@ -78,7 +78,7 @@ class Job(NamedTuple):
 
 
 def refusal(contestant: Contestant, case: Case) -> str | None:
-    """Why this contestant cannot take part: what it does not offer, or that it is not installed."""
+    """Why this contestant cannot run the case: a missing feature or package; None if it can."""
     package = PACKAGES.get(contestant.kind)
     if package is None:
         return None
@@ -90,7 +90,7 @@ def refusal(contestant: Contestant, case: Case) -> str | None:
 
 
 def slug(text: str) -> str:
-    """``text`` with nothing in it that a file system could mind."""
+    """``text`` as a safe file name."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower().replace("×", "x").replace("%", "pc")).strip("-")
 
 
@@ -120,7 +120,7 @@ def tiles(*sizes: tuple[int, int]) -> tuple[Contestant, ...]:
 
 
 def quick_jobs(base: Case) -> list[Job]:
-    """The set of ``make bench``: every divergence once, and every other factor once."""
+    """The jobs of ``make bench``: every divergence once, and every other factor once."""
     curve = (FLOOR, OURS, EAGER, *budgets(16, 64, 1024), TEXTBOOK, TRL, *tiles((256, 8192)), LIGER)
     plain, peers = (FLOOR, OURS, TEXTBOOK), (FLOOR, OURS, TEXTBOOK, TRL, LIGER)
     peers += ligers(128, 256, compiled=(True,))
@@ -139,7 +139,7 @@ def quick_jobs(base: Case) -> list[Job]:
 
 
 def full_jobs(base: Case) -> list[Job]:
-    """Everything: one factor at a time around the base case for every divergence, and the large shapes."""
+    """All jobs: each factor varied around the base case for every divergence, and the large shapes."""
     everyone = (FLOOR, OURS, EAGER, TEXTBOOK, TRL, LIGER, *ligers(64, 128, 256), *ligers(1024, compiled=(False,)))
     curve = (
         *budgets(8, 16, 32, 64, 128, 512, 1024),

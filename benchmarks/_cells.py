@@ -1,4 +1,4 @@
-"""Finished measurements on disk, one JSON file each: a run that was stopped goes on where it was."""
+"""Finished measurements on disk, one JSON file each, so that a stopped run can be continued."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing import Any
 from benchmarks._cases import Case, Contestant, slug, to_json
 from benchmarks._machine import NO_COMPILER, ROOT, code_digest, facts
 
-# Freed memory goes back to the system at once: the peak of a call is its own, and it finds nothing to use again.
+# Freed memory is returned to the system at once, so that a call cannot reuse it and its peak is its own.
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
 
 
 class Failed(RuntimeError):
-    """A measurement's process ended without a result."""
+    """A measurement's process exited without a result."""
 
 
 class Cells:
-    """A script's folder of finished cells ``{"facts", "code", "job", "result"}``, and how to make one.
+    """A script's folder of finished cells ``{"facts", "code", "job", "result"}``; measures those that are missing.
 
-    A cell is used again where its job, the machine, the threads and all versions are the same.
+    A cell is reused if its job, the machine, the threads and all versions are the same.
     """
 
     def __init__(self, folder: Path, name: str, *, threads: int, device: str = "cpu", fresh: bool = False) -> None:
@@ -42,12 +42,12 @@ class Cells:
                 file.unlink()
 
     def timing(self, case: Case, contestants: Sequence[Contestant], rounds: int, *, check: bool = True) -> Any:
-        """Everyone side by side: what ``_timing.timing`` returns."""
+        """The times of all contestants: the result of ``_timing.timing``."""
         job = self._job("timing", case, contestants) | {"rounds": rounds, "check": check}
         return self._cell(f"time-{case.slug}", job, {})
 
     def memory(self, case: Case, one: Contestant) -> Any:
-        """The peak of one contestant: what ``_timing.memory`` returns."""
+        """The peak memory of one contestant: the result of ``_timing.memory``."""
         environment = _GIVE_BACK | (NO_COMPILER if one.remote else {})
         return self._cell(f"memory-{case.slug}-{slug(one.name)}", self._job("memory", case, [one]), environment)
 
@@ -81,7 +81,7 @@ def run_worker(job: str, environment: Mapping[str, str]) -> Any:
     """The result of one job in a fresh process.
 
     Raises:
-        Failed: with the last lines the process wrote.
+        Failed: with the last lines of the process's stderr.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
@@ -89,5 +89,5 @@ def run_worker(job: str, environment: Mapping[str, str]) -> Any:
         done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
         if done.returncode or not file.exists():
             last = "\n".join(done.stderr.strip().splitlines()[-8:])
-            raise Failed(f"ended with status {done.returncode}{' (killed)' if done.returncode < 0 else ''}: {last}")
+            raise Failed(f"exited with status {done.returncode}{' (killed)' if done.returncode < 0 else ''}: {last}")
         return json.loads(file.read_text())

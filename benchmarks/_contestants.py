@@ -1,4 +1,4 @@
-"""Everyone who solves a case: forward and backward in one call, each through its own library's functions."""
+"""The contestants' implementations: forward and backward in one call, through each library's own functions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from benchmarks._cases import FORWARD, REVERSE, Case, Contestant
 from benchmarks._inputs import Inputs
 from benchmarks._textbook import cross_entropy, row_losses
 
-Call = Callable[[], Tensor]  # does forward and backward, leaves the gradients at the inputs, returns the loss
+Call = Callable[[], Tensor]  # runs forward and backward, sets the inputs' gradients, returns the loss
 _BETA = {FORWARD: 0.0, REVERSE: 1.0}  # how TRL and Liger name the two ends; Jensen-Shannon is 0.5
 
-# Tensors of [rows at once, classes at once] in float32 that exist together at the highest point, as measured.
+# Number of float32 tensors [rows at once, classes at once] that exist at the peak, as measured.
 _DENSE = {True: 7, False: 10}  # by whether it is a KL divergence
 _TILED = 12
 _CHUNKED, _CHUNKED_COMPILED = {True: 7, False: 13}, 5
@@ -26,14 +26,14 @@ def build(contestant: Contestant, inputs: Inputs) -> Call:
     """The call of this contestant.
 
     Raises:
-        ImportError: its library, or a part of it that is needed here, is not there.
+        ImportError: its library, or a part of it that is needed here, is not installed.
     """
     makers = {"floor": _floor, "abkd": _abkd, "textbook": _textbook, "trl": _trl, "liger": _liger}
     return makers[contestant.kind](inputs, contestant)
 
 
 def needed_bytes(contestant: Contestant, case: Case) -> int:
-    """About how much memory a call takes above inputs and outputs; 0 for ours, which keeps to its budget."""
+    """An estimate of a call's memory above inputs and outputs; 0 for ours, which has a memory budget."""
     rows, classes = case.rows, case.classes
     if contestant.kind == "floor":
         return 2 * 4 * round(rows * case.weighted) * classes
@@ -103,7 +103,7 @@ def _textbook(inputs: Inputs, _: Contestant) -> Call:
 
 
 def _trl(inputs: Inputs, contestant: Contestant) -> Call:
-    """The loss of its distillation trainer, with the mask the trainer gives it; one sequence holds all rows."""
+    """The loss of TRL's distillation trainer, with the mask that the trainer passes; one sequence holds all rows."""
     kernel: Any = import_module("trl.kernels.chunked_divergence")
     divergence_loss: Any = import_module("trl.trainer.distillation_trainer")._chunked_divergence_loss
     beta = _BETA.get(inputs.case.divergence, 0.5)
@@ -125,7 +125,7 @@ def _trl(inputs: Inputs, contestant: Contestant) -> Call:
 
 
 def _liger(inputs: Inputs, contestant: Contestant) -> Call:
-    """Its module, with the labels of rows that do not count set to what it ignores."""
+    """Liger's module, with the labels of rows without weight set to its ignore index."""
     loss_of: Any = import_module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss
     options: dict[str, Any] = {"chunk_size": contestant.setting[0]} if contestant.setting else {}
     module = loss_of(

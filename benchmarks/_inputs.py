@@ -1,4 +1,4 @@
-"""The tensors of a case, and what the right answer is."""
+"""The tensors of a case, and the reference answer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from abkd.divergences import Divergence
 from benchmarks._cases import Case
 from benchmarks._textbook import cross_entropy, row_losses
 
-_SPREAD = 3.0  # standard deviation of the logits, as language models have it: likely classes, and a long tail
-_ALIKE = 0.95  # correlation of the student's hidden states and head with the part of the teacher's it has room for
-_REFERENCE_CLASSES = 1 << 23  # logits of the reference at the same time
+_SPREAD = 3.0  # standard deviation of the logits, as in language models: a few probable classes, and a long tail
+_ALIKE = 0.95  # correlation of the student's hidden states and head with the same dimensions of the teacher's
+_REFERENCE_CLASSES = 1 << 23  # number of logits that the reference computes at once
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # logits near 16 in bf16 are right to 0.03, and so are probabilities
 
 
@@ -33,12 +33,12 @@ class Inputs:
     row_weight: Tensor  # [N], 0 or 1
 
     def forget_gradients(self) -> None:
-        """So that the next call makes them anew."""
+        """Drop the gradients before the next call."""
         self.hidden.grad = self.weight.grad = None
 
     @property
     def output_bytes(self) -> int:
-        """What the two gradients take."""
+        """The size of the two gradients."""
         return sum(leaf.numel() * leaf.element_size() for leaf in (self.hidden, self.weight))
 
 
@@ -52,9 +52,9 @@ class Answer:
 
 
 def make_inputs(case: Case) -> Inputs:
-    """The same tensors for everyone, from a fixed seed; the student is on the way to its teacher, 2 to 3 nats from it.
+    """The tensors of a case, from a fixed seed; student and teacher are correlated, at a distance of 2 to 3 nats.
 
-    (Two models that share nothing are no fair test: Jensen-Shannon is at its ceiling there, and its gradient a small
+    (Independent models would be no fair test: Jensen-Shannon is at its maximum there, and its gradient a small
     difference of large numbers.)
     """
     draw = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def make_inputs(case: Case) -> Inputs:
 
 
 def reference(inputs: Inputs) -> Answer:
-    """Loss and gradients in float64 by the textbook formulas, a few rows at a time."""
+    """Loss and gradients in float64 by the textbook formulas, in chunks of rows."""
     weight, teacher_weight = inputs.weight.detach().double(), inputs.teacher_weight.double()
     kept = inputs.row_weight.nonzero().squeeze(-1)
     grad_hidden = torch.zeros_like(inputs.hidden, dtype=torch.float64)
@@ -108,7 +108,7 @@ def reference(inputs: Inputs) -> Answer:
 
 
 def errors(got: Answer, wanted: Answer) -> dict[str, float]:
-    """Largest difference in units of the largest wanted number: of the loss, d hidden and d head."""
+    """The largest difference relative to the largest expected value, for the loss, d hidden and d head."""
     return {
         "loss": abs(got.loss - wanted.loss) / abs(wanted.loss),
         "hidden": _gap(got.hidden, wanted.hidden),

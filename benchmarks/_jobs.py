@@ -1,4 +1,4 @@
-"""Measurements as jobs: each in a fresh process, written down as soon as it is made, and not made twice."""
+"""Measurements as jobs: each runs in a fresh process, is recorded when done, and is not repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def measure(job: Job, worker: str) -> dict[str, Any]:
     """The result of a job, from a fresh process of the module ``worker``.
 
     Raises:
-        RuntimeError: the process failed; what it said last is in the message.
+        RuntimeError: the process failed; the message has the end of its stderr.
     """
     command = [sys.executable, "-m", worker, json.dumps(job)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -38,7 +38,7 @@ def write(record: Path, line: Line) -> None:
 
 
 def read(record: Path, facts: dict[str, Any]) -> dict[str, Line]:
-    """What the record holds of this machine and these versions, by the key of the job; the newest of each."""
+    """The lines of a record for this machine and these versions, by the key of the job; the newest of each."""
     if not record.is_file():
         return {}
     lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
@@ -46,10 +46,10 @@ def read(record: Path, facts: dict[str, Any]) -> dict[str, Line]:
 
 
 def done(known: dict[str, Line], wanted: Sequence[Job]) -> list[Line]:
-    """The lines of the jobs that are wanted."""
+    """The lines of the requested jobs."""
     return [known[key(job)] for job in wanted if key(job) in known]
 
 
 def key(job: Job) -> str:
-    """One text for one job."""
+    """A string that identifies a job."""
     return json.dumps(job, sort_keys=True, ensure_ascii=False)

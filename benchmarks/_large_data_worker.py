@@ -1,7 +1,7 @@
 """One ``abkd distill`` of large data until its first step is done: ``… STARTED FILE RECIPE``.
 
-``STARTED`` is ``time.time()`` of when the process was asked for; when the first step began, and the peaks of memory, go
-to ``FILE`` as JSON.
+``STARTED`` is ``time.time()`` when the process was launched; the time until the first step, and the peak memory, go to
+``FILE`` as JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def main(started: str, file: str, recipe: str) -> None:
-    """Run the recipe and write what was seen."""
+    """Run the recipe and write the measurements."""
     from abkd.cli import collect_rarely
 
     collect_rarely()  # as the command does
@@ -33,7 +33,7 @@ def main(started: str, file: str, recipe: str) -> None:
     def timed(*args: Any, **kwargs: Any) -> Any:
         if "seconds" not in found:
             found["seconds"] = time.time() - float(started)
-            found["busy"] = sum(os.times()[:4])  # of this process and of those it has waited for
+            found["busy"] = sum(os.times()[:4])  # of this process and of the children it has waited for
             found["peak"], found["peak_of_helpers"] = (_peak(who) for who in _WHO)
         return step(*args, **kwargs)
 
@@ -48,7 +48,7 @@ _WHO = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
 def _peak(who: int) -> float:
-    """GB of the largest resident set (``ru_maxrss`` is in kB, on macOS in bytes)."""
+    """The largest resident set in GB (``ru_maxrss`` is in kB, on macOS in bytes)."""
     return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 

@@ -1,4 +1,4 @@
-"""The machine: what it is, how much memory is free, and how much a call needs at its highest point."""
+"""The machine: its description, its free memory, and the time and peak memory of a call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _VERSIONS = ("torch", "trl", "liger-kernel", "transformers")
 _MEASURED = ("src/abkd/ops", "src/abkd/divergences")
 _UNLIMITED = 1 << 60
-NO_COMPILER = {"TORCHDYNAMO_DISABLE": "1"}  # chooses the eager path of ours
+NO_COMPILER = {"TORCHDYNAMO_DISABLE": "1"}  # selects our eager path
 
 
 def cores() -> int:
@@ -28,7 +28,7 @@ def cores() -> int:
 
 
 def facts(threads: int, device: str) -> dict[str, Any]:
-    """What a figure depends on beside the case: figures of different facts are never put side by side."""
+    """Everything that a figure depends on in addition to the case; only figures with equal facts are compared."""
     versions: dict[str, str | None] = {}
     for package in _VERSIONS:
         try:
@@ -48,7 +48,7 @@ def facts(threads: int, device: str) -> dict[str, Any]:
 
 
 def code_digest(folders: Sequence[str] = _MEASURED) -> str:
-    """Changes when the code that is measured changes."""
+    """A hash of the measured code."""
     total = hashlib.sha256()
     for folder in folders:
         for file in sorted([*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.[ch]")]):
@@ -73,7 +73,7 @@ def _device(device: str) -> str:
 
 
 def available_bytes(device: str = "cpu") -> int:
-    """Memory a new tensor may take: what the system has, within the limits of this process's control groups."""
+    """The memory available for new tensors: free system memory, within the limits of this process's control groups."""
     if device == "cuda":
         import torch
 
@@ -84,7 +84,7 @@ def available_bytes(device: str = "cpu") -> int:
 
 
 def _group_limits() -> Iterator[int]:
-    """Bytes left in each memory control group this process is in (version 1 and 2), from the innermost outwards."""
+    """Free bytes in each memory control group of this process (versions 1 and 2), from the innermost outwards."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -112,7 +112,7 @@ def _number(file: Path) -> int | None:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was asked."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         import torch
 
@@ -129,7 +129,7 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def peak_above(call: Callable[[], object], device: str) -> tuple[int, str]:
-    """Bytes by which one call raises memory at its highest point, and what was read to know it."""
+    """The peak memory of one call above the memory before it, in bytes, and the name of the counter that was read."""
     gc.collect()
     if device == "cuda":
         import torch
@@ -151,7 +151,7 @@ def peak_above(call: Callable[[], object], device: str) -> tuple[int, str]:
 
 
 def can_reset_peak() -> bool:
-    """Give freed memory back to the system and begin a new peak, where the system can do that (Linux)."""
+    """Return freed memory to the system and reset the peak, if the system supports it (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         _status("VmHWM")

@@ -12,7 +12,7 @@ from benchmarks._cases import EAGER, FLOOR, Case, Contestant
 
 @dataclass
 class Outcome:
-    """What one contestant did in one case; None where there is no figure, and then ``note`` says why."""
+    """The results of one contestant in one case; figures that are missing are None, with the reason in ``note``."""
 
     case: Case
     contestant: Contestant
@@ -26,7 +26,7 @@ class Outcome:
 
     @property
     def ranked(self) -> bool:
-        """Whether it may be compared: it was timed, and its answer is right."""
+        """Whether it is compared: it was timed, and its answer is correct."""
         return bool(self.seconds) and self.note != "wrong"
 
     @property
@@ -41,12 +41,12 @@ class Outcome:
 
     @property
     def times_floor(self) -> float | None:
-        """Median over the rounds of the time in units of the floor's."""
+        """Median over the rounds of the time relative to the floor's."""
         return ratio(self.seconds, self.floor)
 
     @property
     def peak_mb(self) -> float | None:
-        """Above inputs and outputs, in MB of 2^20 bytes, as memory budgets are."""
+        """Peak memory above inputs and outputs, in MB of 2^20 bytes, the unit of memory budgets."""
         return None if self.peak_bytes is None else self.peak_bytes / 2**20
 
     @property
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def ratio(mine: Sequence[float], other: Sequence[float]) -> float | None:
-    """Median of the quotients round by round: what slows a whole round down does not count."""
+    """Median of the quotients round by round, so that slow rounds cancel out."""
     pairs = list(zip(mine, other, strict=False))
     return statistics.median(a / b for a, b in pairs) if pairs else None
 
@@ -64,7 +64,7 @@ def ratio(mine: Sequence[float], other: Sequence[float]) -> float | None:
 def outcomes(
     case: Case, contestants: Sequence[Contestant], timed: Sequence[dict[str, Any]], memory: dict[str, dict[str, Any]]
 ) -> list[Outcome]:
-    """One outcome a contestant, in the order given; ``memory`` by the contestant's name."""
+    """One outcome per contestant, in the order given; ``memory`` is by the contestant's name."""
     floor = next((entry.get("seconds", []) for entry in timed if entry["contestant"] == FLOOR.name), [])
     by_name = {entry["contestant"]: entry for entry in timed}
     result = []
@@ -81,10 +81,10 @@ def outcomes(
 
 
 def of_kind(rows: Sequence[Outcome], kind: str) -> list[Outcome]:
-    """Those of a kind that may be compared, ours without a compiler left out."""
+    """The comparable outcomes of a kind, without our eager path."""
     return [row for row in rows if row.contestant.kind == kind and row.ranked and row.contestant != EAGER]
 
 
 def fastest(rows: Sequence[Outcome]) -> Outcome | None:
-    """The one with the least median."""
+    """The outcome with the lowest median time."""
     return min(rows, key=lambda row: row.ms or 0.0, default=None)

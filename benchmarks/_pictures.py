@@ -19,13 +19,13 @@ _COLOURS = {"abkd": ACCENT, "trl": BLUE, "liger": GREEN, "textbook": GREY, "floo
 
 
 def line_name(one: Contestant) -> str:
-    """The curve a contestant's settings lie on."""
+    """The name of the curve for a contestant's settings."""
     return one.kind if one.compiled else f"{one.kind} eager"
 
 
 @styled
 def curve_figure(rows: Sequence[Outcome]) -> Figure | None:
-    """Time against peak memory for one case: a curve a contestant, the floor as a dashed line; lower left is better."""
+    """Time against peak memory for one case: a curve per contestant, the floor as a dashed line; lower left is best."""
     points = [row for row in rows if row.ranked and row.peak_mb]
     if not points:
         return None
@@ -58,7 +58,7 @@ def _curve(axes: Axes, name: str, rows: Sequence[Outcome]) -> None:
 
 @styled
 def bar_figure(rows: Sequence[Outcome]) -> Figure | None:
-    """Time of each contestant of one case, at its defaults and Liger at its best too, in units of the floor."""
+    """Time of each contestant of one case relative to the floor, at its defaults; Liger also at its best setting."""
     best = fastest(of_kind(rows, "liger"))
     bars = [row for row in rows if row.ranked and row.times_floor and (not row.contestant.setting or row is best)]
     bars = [row for row in bars if row.contestant != FLOOR]
@@ -84,7 +84,7 @@ def bar_figure(rows: Sequence[Outcome]) -> Figure | None:
 
 @styled
 def series_figure(title: str, lines: dict[str, Line], *, log: bool = True) -> Figure:
-    """Measured points over a size on a logarithmic axis, one line a name; ours in the accent colour."""
+    """Measured points over a size on a logarithmic axis, one line per name; ours in the accent colour."""
     figure, axes = panel(title, width=4.9, height=2.9)
     axes.set_xscale("log")
     plain_ticks(axes.xaxis)
@@ -99,7 +99,7 @@ def series_figure(title: str, lines: dict[str, Line], *, log: bool = True) -> Fi
 
 
 def save(figure: Figure | None, folder: Path, name: str) -> None:
-    """As SVG (light and dark) and PNG; nothing where there was nothing to draw."""
+    """Save a figure as SVG (light and dark) and PNG; None is skipped."""
     if figure is None:
         return
     (folder / f"{name}.svg").write_text(to_svg(figure, name, standalone=True))

@@ -1,4 +1,4 @@
-"""A contestant that needs an environment of its own: it waits in a process and takes its turn in the rounds."""
+"""A contestant that needs its own environment: it runs in another process and takes its turn in the rounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks._machine import NO_COMPILER, ROOT
 
 
 class Remote:
-    """As ``Local``, in another process without a compiler; a call is a line to it, its seconds are the reply."""
+    """``Local`` in another process without a compiler; each call is a line sent to it, the reply its seconds."""
 
     def __init__(self, case: Case, one: Contestant, threads: int) -> None:
         job = {"do": "serve", "case": to_json(case), "contestants": [to_json(one)], "threads": threads}
@@ -32,14 +32,14 @@ class Remote:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.communicate()  # closes its input, which ends it
+        self._process.communicate()  # closes its stdin, which ends the process
 
     def seconds(self) -> float:
-        """One call, timed over there."""
+        """One call, timed in the other process."""
         return self._ask("call")
 
     def answer(self) -> Answer:
-        """What the last call gave."""
+        """The result of the last call."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "answer.pt"
             self._ask(f"answer {file}")
@@ -52,12 +52,12 @@ class Remote:
         self._process.stdin.flush()
         reply = self._process.stdout.readline()
         if not reply:
-            raise EOFError(f"the process without a compiler ended with status {self._process.wait()}")
+            raise EOFError(f"the process without a compiler exited with status {self._process.wait()}")
         return json.loads(reply)
 
 
 def serve(case: Case, fields: dict[str, Any], threads: int) -> None:
-    """The other side: one JSON value for each line that is read, until there are no more."""
+    """The other process: replies to each line on stdin with a JSON value, until stdin is closed."""
     from benchmarks._contestants import build
     from benchmarks._inputs import make_inputs
     from benchmarks._timing import Local

@@ -1,4 +1,4 @@
-"""What ``benchmarks.sources`` measured in terms of what was hoped for."""
+"""The measurements of ``benchmarks.sources`` compared with their targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BYTES = {TOP_K: 300.0}
 
 
 class Claim(NamedTuple):
-    """``value`` should be at most ``target``, where there is one."""
+    """``value`` should be at most ``target``, if there is one."""
 
     what: str
     value: Spread
@@ -27,12 +27,12 @@ class Claim(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """Whether the target was met, in one word."""
         return "–" if self.target is None else "met" if self.value.value <= self.target else "missed"
 
 
 def claims(lines: Sequence[Line], found: Figures) -> list[Claim]:
-    """All that the lines of the record, and the figures made of them, allow to judge."""
+    """All claims that the lines of the record and their figures can judge."""
     timed, written, generated = (results(lines, kind) for kind in ("time", "write", "generate"))
     return [
         *_of_times(timed),
@@ -57,7 +57,7 @@ def _of_bytes(caches: Sequence[Cache]) -> Iterator[Claim]:
 
 
 def _quotient(timed: Sequence[Line], over: str, under: str) -> Spread | None:
-    """The median of the quotients of the same batch in the same round, and the least and largest of a whole round."""
+    """The median of the quotients of the same batch in the same round, and the extremes over whole rounds."""
     rounds = list(zip(rounds_of(timed, over), rounds_of(timed, under), strict=True))
     if not rounds:
         return None

@@ -1,4 +1,4 @@
-"""Who takes part in ``benchmarks.sources``: one student, one loss, and what the student may learn from."""
+"""The contestants of ``benchmarks.sources``: one student, one loss, and several sources and teachers."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ CACHES: dict[str, CachedTeacher] = {
     HALF: HiddenCache(dtype="bfloat16"),
 }
 FRESH = 0.25
-WRITTEN_TOKENS = 64  # the longest answer of the demo's text has about as many
+WRITTEN_TOKENS = 64  # about the length of the longest answer in the demo's text
 
 
 class LoggingClock(Clock):
-    """When each step ended, and what was logged of it."""
+    """Records when each step ended, and its logs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class LoggingClock(Clock):
 
 @dataclass(frozen=True)
 class Contestant:
-    """A student that learns; ``options`` are of its config. ``live``: with the teacher's model in memory."""
+    """A student in training; ``options`` are for its config. ``live``: with the teacher's model in memory."""
 
     name: str
     live: bool = False
@@ -57,7 +57,7 @@ class Contestant:
 
     @property
     def cache(self) -> CachedTeacher | None:
-        """The cache that it reads, if it does."""
+        """The cache that it reads, if any."""
         return CACHES.get(self.name)
 
     def trainer(
@@ -85,7 +85,7 @@ class Contestant:
         )
 
     def run(self, pair: Pair, place: Place, steps: int, clock: Clock, output_dir: str, **options: Any) -> None:
-        """Train ``pair.student`` for some steps on the rows as they come."""
+        """Train ``pair.student`` for some steps on the rows in order."""
         if self.name == SFT:
             OF_A_STEP["sft"].run(pair, steps, clock, output_dir)
         else:
@@ -94,14 +94,14 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the caches of a pair are, and its teacher."""
+    """The location of a pair's caches and of its teacher."""
 
     pair: str
     folder: Path
 
     @property
     def teacher(self) -> str:
-        """The teacher on disk: a cache is of a named one."""
+        """The path of the teacher; a cache needs one."""
         return demo_teacher_path() if self.pair == "demo" else str(self.folder / "teacher")
 
     def of(self, name: str) -> CachedTeacher:
@@ -110,10 +110,10 @@ class Place:
         return replace(spec, path=str(self.folder / name.replace(" ", "-")))
 
     def build(self, name: str, pair: Pair) -> dict[str, Any]:
-        """Work out the cache of a contestant for the rows of ``pair``: what it took, and what it takes on disk.
+        """Build the cache of a contestant for the rows of ``pair``; returns its times and its size on disk.
 
-        ``per_token`` are seconds from the first batch to the last, for each token trained on; ``once`` is the rest of
-        the seconds (the head, the manifest, looking for what is there).
+        ``per_token`` is the seconds from the first batch to the last, per trained token; ``once`` is the rest of
+        the seconds (the head, the manifest, the look-up of existing shards).
         """
         self._put_teacher(pair)
         cache = self.of(name)
@@ -142,7 +142,7 @@ class Place:
 
     def _put_teacher(self, pair: Pair) -> None:
         folder = Path(self.teacher)
-        if not folder.exists():  # models of random weights are nowhere yet
+        if not folder.exists():  # randomly initialised models are not on disk yet
             pair.teacher.save_pretrained(folder)
             pair.tokenizer.save_pretrained(folder)
 
@@ -175,7 +175,7 @@ WRITTEN = {
     each.name: each
     for each in (
         Contestant(ON_POLICY, live=True, options=_written(StudentSamples())),
-        # as many sequences as a step has, so that it is full after the first, which is not counted
+        # the capacity is one step's sequences, so that it is full after the first step, which is not counted
         Contestant(REPLAY, live=True, options=_written(Replay(StudentSamples(), capacity=8, fresh=FRESH))),
     )
 }

@@ -1,4 +1,4 @@
-"""From the measurements of ``benchmarks.sources`` to figures: medians over the rounds, with the rounds' extremes."""
+"""Summary figures of the measurements of ``benchmarks.sources``: medians over the rounds, with the extremes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from benchmarks._sources_contestants import (
     REPLAY,
 )
 
-EPOCHS, STEPS_OF_EPOCH = 10, 40  # the demo's 320 rows, 8 a step
+EPOCHS, STEPS_OF_EPOCH = 10, 40  # the demo's 320 rows, 8 per step
 MIB = 2**20
 Line = Mapping[str, Any]
 
 
 class Spread(NamedTuple):
-    """A median, and the least and largest of the rounds."""
+    """A median, and the minimum and maximum over the rounds."""
 
     value: float
     low: float
@@ -31,7 +31,7 @@ class Spread(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step of one contestant; None where it was not measured."""
+    """A step of one contestant; fields that were not measured are None."""
 
     contestant: str
     seconds: Spread | None
@@ -43,7 +43,7 @@ class Step(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What building one costs: for each token that is trained on, and once."""
+    """The cost of building a cache: per trained token, and once."""
 
     contestant: str
     build_ms_per_token: Spread
@@ -53,7 +53,7 @@ class Cache(NamedTuple):
 
 
 class Epochs(NamedTuple):
-    """``EPOCHS`` epochs of the demo's rows, computed; ``pays_from`` is the first epoch at whose end it is ahead."""
+    """Computed time of ``EPOCHS`` epochs of the demo's rows; from epoch ``pays_from`` on, faster than the live one."""
 
     contestant: str
     build_s: float
@@ -63,12 +63,12 @@ class Epochs(NamedTuple):
 
     @property
     def total_s(self) -> float:
-        """All of it."""
+        """Build and steps together."""
         return self.build_s + self.steps_s
 
 
 class Training(NamedTuple):
-    """A short training that was really done."""
+    """A short training run that was measured."""
 
     contestant: str
     epochs: int
@@ -80,7 +80,7 @@ class Training(NamedTuple):
 
 
 class Writing(NamedTuple):
-    """What it costs that the student writes: seconds of a step in which it does, and of one that replays."""
+    """The cost of the student's generation: seconds of a step that generates, and of one that replays."""
 
     fresh: Spread
     writing_s: float
@@ -89,15 +89,15 @@ class Writing(NamedTuple):
     completion_length: float
     tokens_per_second: Spread
     expected: float | None
-    """Of a step of ``Replay(fresh=FRESH)``: so much of the one, the rest of the other."""
+    """Of a step of ``Replay(fresh=FRESH)``: the average of both kinds of step, weighted by ``FRESH``."""
     measured: Spread
-    """The mean step of the replay that was measured, with the share of fresh steps that its coins gave it."""
+    """The mean step of the measured replay, at the share of fresh steps that was drawn."""
     measured_fresh: float
 
 
 @dataclass(frozen=True)
 class Figures:
-    """All of it."""
+    """All figures."""
 
     steps: list[Step]
     caches: list[Cache]
@@ -107,7 +107,7 @@ class Figures:
 
 
 def figures(lines: Sequence[Line]) -> Figures:
-    """What the lines of the record tell."""
+    """Compute the figures from the lines of the record."""
     timed, written = results(lines, "time"), results(lines, "write")
     memory = {line["job"]["contestant"]: line["result"] for line in lines if line["job"]["kind"] == "memory"}
     caches = [_cache(name, timed) for name in CACHES if any(name in result["built"] for result in timed)]
@@ -124,28 +124,28 @@ def figures(lines: Sequence[Line]) -> Figures:
 
 
 def results(lines: Sequence[Line], kind: str) -> list[Any]:
-    """What the jobs of a kind gave."""
+    """The results of the jobs of a kind."""
     return [line["result"] for line in lines if line["job"]["kind"] == kind]
 
 
 def _tokens(timed: Sequence[Line], what: str) -> float:
-    """Mean of the steps that are counted: all but the first."""
+    """Mean over the counted steps: all but the first."""
     return fmean(batch[what] for batch in timed[0]["tokens"][1:]) if timed else 0.0
 
 
 def _spread(rounds: Sequence[Sequence[float]]) -> Spread:
-    """Of each step the median over the rounds, of these the mean; beside it the least and largest mean of a round."""
+    """The mean over the steps of each step's median over the rounds; with the smallest and largest mean of a round."""
     means = [fmean(each) for each in rounds]
     return Spread(fmean(median(step) for step in zip(*rounds, strict=True)), min(means), max(means))
 
 
 def over_rounds(values: Sequence[float]) -> Spread:
-    """Of one number a round."""
+    """The spread of one value per round."""
     return Spread(median(values), min(values), max(values))
 
 
 def rounds_of(timed: Sequence[Line], name: str) -> list[list[float]]:
-    """Of each round the seconds of the steps that are counted."""
+    """For each round, the seconds of the counted steps."""
     return [result["runs"][name]["seconds"][1:] for result in timed if name in result["runs"]]
 
 
@@ -174,14 +174,14 @@ def _cache(name: str, timed: Sequence[Line]) -> Cache:
 
 @dataclass(frozen=True)
 class _Costs:
-    """Seconds of a step, what building costs, tokens that a step trains on."""
+    """Seconds of a step, cost of building a cache, trained tokens of a step."""
 
     step: Mapping[str, float]
     cache: Mapping[str, Cache]
     tokens: float
 
     def build(self, name: str, steps: int) -> float:
-        """Seconds to build a cache of the rows of so many steps."""
+        """Seconds to build a cache of the rows of ``steps`` steps."""
         cache = self.cache.get(name)
         return 0.0 if cache is None else cache.once_s + 1e-3 * cache.build_ms_per_token.value * self.tokens * steps
 

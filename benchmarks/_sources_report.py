@@ -1,4 +1,4 @@
-"""The figures of ``benchmarks.sources`` as tables, on the screen and in ``sources.md``, and in ``sources.json``."""
+"""The figures of ``benchmarks.sources`` as tables, on the console and in ``sources.md``, and in ``sources.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks._sources_figures import EPOCHS, STEPS_OF_EPOCH, Figures, Line, S
 
 
 class Section(NamedTuple):
-    """A table with what must be known to read it."""
+    """A table with an explanatory note."""
 
     title: str
     columns: tuple[str, ...]
@@ -37,8 +37,8 @@ def write(lines: Sequence[Line], folder: Path, console: Console) -> None:
         _tables.show(console, each.title, each.columns, each.rows)
         parts += [f"## {each.title}\n", _tables.markdown(each.columns, each.rows), f"{each.note}\n"]
     (folder / "sources.md").write_text("\n".join(parts), encoding="utf-8")
-    told = {"facts": lines[-1]["facts"] if lines else None, **_plain(found), "claims": _plain(judged)}
-    (folder / "sources.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+    values = {"facts": lines[-1]["facts"] if lines else None, **_plain(found), "claims": _plain(judged)}
+    (folder / "sources.json").write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _sections(found: Figures) -> Iterator[Section]:
@@ -50,7 +50,7 @@ def _sections(found: Figures) -> Iterator[Section]:
             for s in found.steps
             if s.seconds is not None or s.peak_mb is not None
         ],
-        "In brackets the least and the largest round. Bytes are for each token that is trained on.",
+        "In brackets: the fastest and the slowest round. Bytes are per trained token.",
     )
     yield Section(
         "Building a cache",
@@ -60,7 +60,7 @@ def _sections(found: Figures) -> Iterator[Section]:
              *_numbers([c.head_mb], ",.0f")]
             for c in found.caches
         ],
-        "Without loading the teacher, which the live one needs as well. Once: the teacher's head, the manifest.",
+        "Without loading the teacher, which the live teacher needs as well. Once: the teacher's head, the manifest.",
     )  # fmt: skip
     yield Section(
         f"{EPOCHS} epochs of the demo's {8 * STEPS_OF_EPOCH} rows, computed",
@@ -70,8 +70,8 @@ def _sections(found: Figures) -> Iterator[Section]:
              "–" if e.pays_from is None else str(e.pays_from)]
             for e in found.epochs
         ],
-        f"Computed, not run: build + {EPOCHS} × {STEPS_OF_EPOCH} × s/step, of the tables above. A run that was really "
-        "done is in the next one.",
+        f"Computed, not run: build + {EPOCHS} × {STEPS_OF_EPOCH} × s/step, from the tables above. The next table "
+        "has measured runs.",
     )  # fmt: skip
     yield _trainings(found)
     yield _writing(found)
@@ -89,8 +89,8 @@ def _trainings(found: Figures) -> Section:
         "A short training from the same start",
         ("teacher", "computed s", "measured s", "KL before", "held-out forward KL", "perplexity", "agreement"),
         rows,
-        f"{about[0]} steps in {about[1]} epochs; seconds with the building of the cache. Rows that nobody was trained "
-        "on, judged by the live teacher whoever taught.",
+        f"{about[0]} steps in {about[1]} epochs; seconds include building the cache. Evaluated on held-out rows, "
+        "always against the live teacher.",
     )
 
 
@@ -112,22 +112,22 @@ def _writing(found: Figures) -> Section:
         "The student writes",
         ("what", "value"),
         rows,
-        "An untrained half of a model seldom ends by itself, so completions are nearly as long as they may be. A step "
-        "of replay is computed for a quarter of fresh steps; beside it the mean of steps whose coins fell as they did.",
+        "The untrained half of a model rarely generates EOS, so completions are nearly of maximum length. The computed "
+        "step of replay assumes a quarter of fresh steps; the measured mean has the share that was drawn.",
     )
 
 
 def _claims(judged: Sequence[Claim]) -> Section:
     return Section(
         "Targets",
-        ("claim", "value", "least", "largest", "target", ""),
+        ("claim", "value", "min", "max", "target", ""),
         [[c.what, *_numbers(c.value, ",.3f"), c.wanted, c.verdict] for c in judged],
         "Ratios of times are medians of the quotients of the same batch in the same round.",
     )
 
 
 def _plain(value: Any) -> Any:
-    """As JSON takes it, with the names of the fields."""
+    """A JSON-serialisable form, with the names of the fields."""
     if isinstance(value, Figures):
         return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):

@@ -40,7 +40,7 @@ _LEARNING_RATE = 2e-4  # the demo's
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind", "pair", "steps", ...}`` -> what was measured; the kinds are the functions below."""
+    """Run a job ``{"kind", "pair", "steps", ...}`` and return its measurements; the kinds are the functions below."""
     quiet()
     kinds = {"time": time_all, "build": build, "memory": memory, "write": write, "generate": generate, "train": train}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
@@ -62,13 +62,13 @@ def time_all(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def build(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A cache in ``job["folder"]``, for a process that must not have had the teacher in its memory."""
+    """Build a cache in ``job["folder"]``, for a process that must not have loaded the teacher."""
     pair = make_pair(job["pair"], job["steps"])
     return Place(job["pair"], Path(job["folder"])).build(job["contestant"], pair)
 
 
 def memory(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What one contestant takes."""
+    """The memory of one contestant."""
     contestant, place = CONTESTANTS[job["contestant"]], Place(job["pair"], folder)
     if contestant.cache is not None:
         _jobs.measure({**job, "kind": "build", "folder": str(folder)}, WORKER)
@@ -77,7 +77,7 @@ def memory(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def write(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Steps of those whose student writes: seconds, and what was logged of each."""
+    """The steps of contestants whose student generates: seconds and logs of each."""
     pair, place = make_pair(job["pair"], max(job["steps"].values())), Place(job["pair"], folder)
     runs: dict[str, Any] = {}
     for name in job["contestants"]:
@@ -90,7 +90,7 @@ def write(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def generate(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Seconds and tokens of the same prompts answered all at once and one by one."""
+    """Seconds and tokens of the same prompts completed in one batch and one by one."""
     pair = make_pair(job["pair"], 1, teacher=False)
     prompts = [prompt_of(row) for row in pair.examples]
     ways = {"all at once": len(prompts), "one by one": 1}
@@ -115,7 +115,7 @@ def generate(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A real training from the same start: the build of its cache, the training, how far from the teacher it ends."""
+    """A real training from the same start: the time of its cache and its training, and its final distances."""
     pair, place = make_pair(job["pair"], job["steps"], student=False), Place(job["pair"], folder)
     pair.student = _like_the_demo(pair)
     contestant, steps = CONTESTANTS[job["contestant"]], job["steps"] * job["epochs"]
@@ -130,14 +130,14 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _like_the_demo(pair: Pair) -> Any:
-    """The half of the teacher's layers that do most on the rows: fit to learn, as every second layer is not."""
+    """The more influential half of the teacher's layers, a better initialisation than every second layer."""
     influence = layer_influence(pair.teacher, [row["input_ids"] for row in pair.examples])
     student, _ = shrink(pair.teacher, len(influence) // 2, influence)
     return student
 
 
 class _Judge:
-    """The live teacher, asked about rows that nobody was trained on."""
+    """Evaluation against the live teacher on held-out rows."""
 
     def __init__(self, pair: Pair, rows: Sequence[Example], folder: Path) -> None:
         config = DistillConfig(**arguments(1, str(folder), pair.batch_size), divergence=ForwardKL())
@@ -147,12 +147,12 @@ class _Judge:
         )
 
     def held_out(self) -> dict[str, float]:
-        """Distances and perplexities of the student as it is now."""
+        """Distances and perplexities of the current student."""
         return {name.removeprefix("eval_"): value for name, value in self._trainer.evaluate().items()}
 
 
 def _held_out(name: str, count: int) -> list[Example]:
-    """Rows beside those that ``make_pair`` gives for the few steps of this benchmark."""
+    """Rows other than those that ``make_pair`` gives for the few steps of this benchmark."""
     if name != "demo":
         return list(make_pair(name, 32).examples)[-count:]
     _, rows = build_rows()
@@ -178,7 +178,7 @@ def _own_student(pair: Pair) -> Iterator[Pair]:
 
 @torch.no_grad()
 def _warm_up(pair: Pair) -> None:
-    """The first forward of a process takes longer, and nothing here is about that."""
+    """Run a forward: the first one of a process takes longer, and is not to be measured."""
     rows = Collator(0)(pair.batches(1)[0])["batch"].student
     pair.teacher.eval()(**rows.inputs, use_cache=False)
 

@@ -1,6 +1,6 @@
 """``abkd distill`` until its first step is done, with the time of each phase: ``… STARTED FILE FLAGS``.
 
-``STARTED`` is ``time.time()`` of when the process was asked for; the phases go to ``FILE`` as JSON.
+``STARTED`` is ``time.time()`` when the process was launched; the phases go to ``FILE`` as JSON.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Marks:
         self.last, self.seconds = began, {}
 
     def __call__(self, name: str) -> None:
-        """What was done since the last mark was ``name``."""
+        """Attribute the time since the last mark to ``name``."""
         now = time.time()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         self.last = now
 
     def around(self, owner: Any, attribute: str, name: str) -> None:
-        """From now on the time in ``owner.attribute`` is ``name``'s, but for what has a name of its own."""
+        """Wrap ``owner.attribute`` so that its time counts for ``name``, except for inner phases with other names."""
         original: Callable[..., Any] = getattr(owner, attribute)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -39,7 +39,7 @@ class Marks:
 
 
 def main(began: float, file: Path, flags: list[str]) -> None:
-    """Run the command line and leave after the first step."""
+    """Run the command line and exit after the first step."""
     mark = Marks(began)
     mark("interpreter")
     import torch  # noqa: F401
@@ -72,7 +72,7 @@ def main(began: float, file: Path, flags: list[str]) -> None:
 
 
 def watch(mark: Marks) -> None:
-    """Mark what a run does before its first step."""
+    """Mark the phases of a run before its first step."""
     import abkd.run
     from abkd.trainer import _optimizer, _text, _trainer
 

@@ -1,4 +1,4 @@
-"""Who takes part in ``benchmarks.step``: each trains the same student on the same rows in the same order."""
+"""The contestants of ``benchmarks.step``: each trains the same student on the same rows in the same order."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from benchmarks._step_pairs import Pair
 
 
 class Clock(TrainerCallback):
-    """When each step ended. A step lasts from the end of the one before, so fetching its rows is part of it."""
+    """Records when each step ended. A step lasts from the end of the previous one, so it includes loading its rows."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.losses: list[float] = []
 
     def start(self) -> None:
-        """The first step begins."""
+        """Start of the first step."""
         self.ends.append(time.perf_counter())
 
     def step(self, loss: float | None = None) -> None:
-        """A step has ended."""
+        """End of a step."""
         self.ends.append(time.perf_counter())
         if loss is not None:
             self.losses.append(loss)
 
     @property
     def seconds(self) -> list[float]:
-        """How long each step took."""
+        """The duration of each step."""
         return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -55,7 +55,7 @@ class Clock(TrainerCallback):
 
 @dataclass(frozen=True)
 class Contestant:
-    """``run(pair, steps, clock, output_dir)`` trains ``pair.student``; ``package`` is what it takes to take part."""
+    """``run(pair, steps, clock, output_dir)`` trains ``pair.student``; ``package`` is the package that it needs."""
 
     name: str
     run: Callable[[Pair, int, Clock, str], None]
@@ -63,19 +63,19 @@ class Contestant:
     teacher: bool = True
     package: str | None = None
     slow: bool = False
-    """Far from the others: fewer rounds will do."""
+    """Far slower than the others: fewer rounds are enough."""
     same_loss: str | None = None
-    """Contestants of one kind of loss must agree about the first step's."""
+    """Contestants with the same value must have the same loss in the first step."""
 
     def absent(self) -> str | None:
-        """Why it cannot take part, if so."""
+        """Why it cannot run, if so."""
         if self.package and importlib.util.find_spec(self.package) is None:
             return f"{self.package} is not installed: pip install 'abkd[bench]'"
         return None
 
 
 def arguments(steps: int, output_dir: str, batch_size: int, **own: Any) -> dict[str, Any]:
-    """What all trainers are told: float32, nothing saved, nothing reported."""
+    """The training arguments of all trainers: float32, nothing saved, nothing reported."""
     return {
         "output_dir": output_dir,
         "use_cpu": True,
@@ -95,14 +95,14 @@ def arguments(steps: int, output_dir: str, batch_size: int, **own: Any) -> dict[
 
 
 class _InOrder(Trainer):
-    """Takes the rows as they come, so that every contestant has the same batches."""
+    """A Trainer that does not shuffle, so that every contestant has the same batches."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
 
 class Ours(DistillTrainer, _InOrder):
-    """Ours, with the rows as they come."""
+    """Our trainer without shuffling."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return _InOrder._get_train_sampler(self, train_dataset)
@@ -136,7 +136,7 @@ def _sft(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
 
 
 def _labelled(rows: Sequence[Example]) -> dict[str, Tensor]:
-    """Inputs padded on the right, and the completion as labels."""
+    """Right-padded inputs, and the completion as labels."""
     ids, attention, trained = paper.padded(rows, max(len(row["input_ids"]) for row in rows))
     return {"input_ids": ids, "attention_mask": attention, "labels": torch.where(trained > 0, ids, -100)}
 
@@ -154,7 +154,7 @@ def _gkd(beta: float) -> Callable[[Pair, int, Clock, str], None]:
     def run(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
         gkd: Any = importlib.import_module("trl.experimental.gkd")
         ordered = type("_OrderedGKD", (gkd.GKDTrainer,), {"_get_train_sampler": _InOrder._get_train_sampler})
-        # checkpointing of activations is on by default there, and there only
+        # GKDTrainer enables gradient checkpointing by default, the others do not
         given = arguments(steps, output_dir, pair.batch_size, gradient_checkpointing=False)
         config = gkd.GKDConfig(**given, lmbda=0.0, beta=beta, max_length=pair.max_length)
         from datasets import Dataset
@@ -173,13 +173,13 @@ def _gkd(beta: float) -> Callable[[Pair, int, Clock, str], None]:
 
 
 def _for_gkd(row: Example) -> dict[str, Any]:
-    """Tokens as they are; its collator asks for the prompt's text and does not read it then."""
+    """A row as tokens; GKD's collator requires the prompt's text, but does not read it."""
     mask = [int(flag) for flag in row["trained"]]
     return {"prompt": "", "input_ids": row["input_ids"], "completion_mask": mask}
 
 
 def _trl_loss(beta: float) -> Callable[[Pair, int, Clock, str], None]:
-    """TRL's stable trainer only trains on what the student writes: its loss and its layout, in a plain Trainer."""
+    """The loss and batch layout of TRL's stable trainer (which itself is on-policy only), in a plain Trainer."""
 
     def run(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
         divergence: Any = importlib.import_module("trl.trainer.distillation_trainer")._chunked_divergence_loss
@@ -210,7 +210,7 @@ def _trl_loss(beta: float) -> Callable[[Pair, int, Clock, str], None]:
 
 
 def _prompts_left(rows: Sequence[Example]) -> dict[str, Tensor]:
-    """Prompts padded on the left, completions on the right, as that trainer lays them out."""
+    """Prompts padded on the left, completions on the right, the layout of that trainer."""
     starts = [row["trained"].index(True) for row in rows]
     before = max(starts)
     after = max(len(row["input_ids"]) - start for row, start in zip(rows, starts, strict=True))

@@ -21,9 +21,9 @@ QWEN_CLASSES = 151_936
 
 @dataclass
 class Pair:
-    """Two models over one vocabulary, and rows in the order in which every contestant meets them.
+    """Two models over one vocabulary, and rows in the order in which every contestant trains on them.
 
-    A model is None where a contestant does not need it, so that its weights are not in the memory that is measured.
+    A model that a contestant does not need is None, so that its weights are not in the measured memory.
     """
 
     student: Any
@@ -40,7 +40,7 @@ class Pair:
 
 
 def make_pair(name: str, steps: int, *, student: bool = True, teacher: bool = True) -> Pair:
-    """The pair ``name`` of :data:`PAIRS` with rows for ``steps`` steps, without the models that are not wanted."""
+    """The pair ``name`` of :data:`PAIRS` with rows for ``steps`` steps, without the models that are not needed."""
     pair = PAIRS[name](steps)
     if not student:
         pair.student = None
@@ -59,7 +59,7 @@ def _demo(steps: int) -> Pair:
 
 
 def _qwen(steps: int) -> Pair:
-    """Random weights in the shape of Qwen: its vocabulary, few layers. Random tokens, in the demo's lengths."""
+    """Random weights with Qwen's vocabulary and few layers; random tokens with the demo's lengths."""
     student = _random_qwen(QWEN_CLASSES, width=512, layers=4, seed=0)
     teacher = _random_qwen(QWEN_CLASSES, width=1024, layers=6, seed=1)
     tokenizer, examples = _demo_text(4 * steps)
@@ -67,7 +67,7 @@ def _qwen(steps: int) -> Pair:
 
 
 def _tiny(steps: int) -> Pair:
-    """Seconds instead of minutes; for the smoke test."""
+    """A tiny pair for the smoke test: seconds instead of minutes."""
     chance = random.Random(0)
     shapes = [(chance.randint(4, 10), chance.randint(2, 12)) for _ in range(2 * steps)]
     examples = [Example(input_ids=[0] * (p + c), trained=[False] * p + [True] * c) for p, c in shapes]
@@ -80,7 +80,7 @@ PAIRS: dict[str, Callable[[int], Pair]] = {"demo": _demo, "qwen": _qwen, "tiny":
 
 
 def demo_rows(count: int) -> list[dict[str, Any]]:
-    """The first rows of the demo's text, in the order in which the demo itself takes them."""
+    """The first rows of the demo's text, in the demo's own order."""
     rows, _ = build_rows()
     random.Random(0).shuffle(rows)
     return rows[:count]
@@ -93,7 +93,7 @@ def _demo_text(count: int) -> tuple[Any, list[Example]]:
 
 
 def _other_tokens(examples: Sequence[Example], classes: int) -> list[Example]:
-    """The same lengths and masks with random tokens; the first few ids are left to special tokens."""
+    """The same lengths and masks with random tokens; the first few ids are reserved for special tokens."""
     chance = random.Random(0)
     return [
         Example(input_ids=[chance.randrange(4, classes) for _ in row["input_ids"]], trained=row["trained"])
@@ -119,9 +119,9 @@ def _random_qwen(classes: int, *, width: int, layers: int, seed: int) -> Any:
 
 
 def _word_tokenizer(classes: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of ``classes`` words, for what asks for one although the rows are tokens already.
+    """A tokenizer with ``classes`` words, for code that requires one although the rows are already tokens.
 
-    It knows no text: whichever class of tokenizer the files are read by again, it finds the same nothing in it.
+    It cannot encode text, so it makes no difference which tokenizer class loads the saved files.
     """
     from tokenizers import Tokenizer, models
 

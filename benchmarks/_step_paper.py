@@ -1,7 +1,7 @@
-"""The loop of the paper's experiments, re-enacted: what a step costs when nothing is left out.
+"""A re-implementation of the paper's training loop, without optimisations.
 
-Every row is padded to the maximal length, both heads see every position, both models' logits are dense, the loss is
-the textbook's with autograd, and what does not count is multiplied by 0 at the end.
+Every row is padded to the maximum length, both heads are applied at every position, both models' logits are dense, the
+loss is the textbook formula with autograd, and masked positions are multiplied by 0 at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TokenLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy_with_teacher(z_teacher: Tensor, z_student: Tensor) -> Tensor:
-    """``-Σ p·ln q`` per position: forward KL but for the teacher's entropy, as there."""
+    """``-Σ p·ln q`` per position: forward KL without the teacher's entropy, as in the paper's code."""
     p = torch.softmax(z_teacher, -1)
     return -(p * torch.log_softmax(z_student, -1)).sum(-1)
 
@@ -39,7 +39,7 @@ def train(
     pad_to: int,
     after_step: Callable[[float], None],
 ) -> None:
-    """One AdamW step per batch; ``after_step`` gets each loss."""
+    """One AdamW step per batch; ``after_step`` is called with each loss."""
     student.train()
     teacher.eval()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, fused=True)
@@ -60,7 +60,7 @@ def train(
 
 
 def padded(batch: Sequence[Example], length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and which tokens are trained, each ``[B, length]``, padded on the right."""
+    """Token ids, attention mask and mask of trained tokens, each ``[B, length]``, right-padded."""
     ids, attention, trained = (torch.zeros(len(batch), length, dtype=torch.int64) for _ in range(3))
     for i, row in enumerate(batch):
         end = len(row["input_ids"])

@@ -1,4 +1,4 @@
-"""From the measurements of ``benchmarks.step`` to tables, ratios and a picture."""
+"""Tables, ratios and a figure of the measurements of ``benchmarks.step``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one contestant on one pair; None where it was not measured."""
+    """The figures of one contestant on one pair; those that were not measured are None."""
 
     pair: str
     contestant: str
@@ -51,7 +51,7 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """Whether the target was met, in one word."""
         if self.target is None:
             return "–"
         met = self.value <= self.target if self.at_most else self.value >= self.target
@@ -64,7 +64,7 @@ class Ratio:
 
 
 def write(records: Sequence[Record], folder: Path, absent: Mapping[str, str], console: Console) -> None:
-    """Tables to the console; ``step.md``, ``step.csv`` and a picture of each pair into ``folder``."""
+    """Tables to the console; ``step.md``, ``step.csv`` and a figure for each pair into ``folder``."""
     rows = summarise(records)
     claims = ratios(records, rows)
     tables = ((_COLUMNS, [_cells(row) for row in rows]), (CLAIM_COLUMNS, [claim_cells(each) for each in claims]))
@@ -84,7 +84,7 @@ def write(records: Sequence[Record], folder: Path, absent: Mapping[str, str], co
 
 
 def summarise(records: Sequence[Record]) -> list[Row]:
-    """One row for each contestant of each pair, in the order in which they were first asked for."""
+    """One row for each contestant of each pair, in the order in which they were first requested."""
     keys = dict.fromkeys((each["job"]["pair"], name) for each in records for name in each["job"]["contestants"])
     return [_row(pair, name, [r for r in records if r["job"]["pair"] == pair]) for pair, name in keys]
 
@@ -93,7 +93,7 @@ def _row(pair: str, name: str, records: Sequence[Record]) -> Row:
     values: dict[str, Any] = {}
     timed = [r["result"] for r in records if r["job"]["kind"] == "time" and name in r["result"]["runs"]]
     if timed:
-        # of each batch the median over the rounds, of these the mean; the first batch is for warming up
+        # the mean over the batches of each one's median over the rounds; the first batch is a warm-up
         batches = zip(*(result["runs"][name]["seconds"][1:] for result in timed), strict=True)
         seconds = fmean(median(batch) for batch in batches)
         tokens = timed[0]["tokens"][1:]
@@ -109,7 +109,7 @@ def _row(pair: str, name: str, records: Sequence[Record]) -> Row:
 
 
 def ratios(records: Sequence[Record], rows: Sequence[Row]) -> list[Ratio]:
-    """The claims that the measurements allow to judge."""
+    """The claims that the measurements can judge."""
     claims: list[Ratio] = []
     for pair in dict.fromkeys(row.pair for row in rows):
         timed = [each["result"]["runs"] for each in records if each["job"]["pair"] == pair and "runs" in each["result"]]
@@ -122,7 +122,7 @@ def ratios(records: Sequence[Record], rows: Sequence[Row]) -> list[Ratio]:
 
 
 def _of_times(rounds: Sequence[Mapping[str, Any]], over: Names, under: Names) -> float | None:
-    """The median of the quotients of the same batch in the same round: what slows a round down does not count."""
+    """The median of the quotients of the same batch in the same round, so that slow rounds cancel out."""
     quotients: list[float] = []
     for runs in rounds:
         if runs.keys() >= {*over, *under}:
@@ -148,7 +148,7 @@ _AB, _KL, _GKD, _GKD_JS, _STABLE = (
 )
 _FLOOR = ("sft", "teacher forward")
 _SECONDS, _ABOVE = "seconds", "above_mb"
-# (claim, of what, numerator, denominator, target, whether at most); several contestants of a side are added up
+# (claim, quantity, numerator, denominator, target, whether at most); several contestants on a side are summed
 _CLAIMS: tuple[tuple[str, str, Names, Names, float | None, bool], ...] = (
     ("abkd α-β / (SFT + teacher forward)", _SECONDS, (_AB,), _FLOOR, 1.05, True),
     ("abkd forward KL / (SFT + teacher forward)", _SECONDS, (_KL,), _FLOOR, 1.05, True),

@@ -1,4 +1,4 @@
-"""One measurement of ``benchmarks.step`` in a process of its own: ``python -m benchmarks._step_worker '{job}'``."""
+"""One measurement of ``benchmarks.step`` in a fresh process: ``python -m benchmarks._step_worker '{job}'``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from benchmarks._step_pairs import Pair, make_pair
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind": "time" | "memory", "pair", "steps", "contestants": names, ...}`` -> what was measured."""
+    """Run a job ``{"kind": "time" | "memory", "pair", "steps", "contestants": names, ...}``; returns measurements."""
     quiet()
     chosen = [CONTESTANTS[name] for name in job["contestants"]]
     return (_time if job["kind"] == "time" else _memory)(chosen, job["pair"], job["steps"])
@@ -42,14 +42,14 @@ def _time(contestants: list[Contestant], name: str, steps: int) -> dict[str, Any
 
 
 def _memory(contestants: list[Contestant], name: str, steps: int) -> dict[str, Any]:
-    """Bytes of one contestant."""
+    """The memory of one contestant, in bytes."""
     (contestant,) = contestants
     pair = make_pair(name, steps, student=contestant.student, teacher=contestant.teacher)
     return memory_of(pair, lambda: _run(contestant, pair, steps))
 
 
 def memory_of(pair: Pair, run: Callable[[], Clock]) -> dict[str, Any]:
-    """Bytes that a training takes: resident before it, at its highest point, and gradients with optimizer state."""
+    """The memory of a training in bytes: resident before it, its peak, and gradients with optimizer state."""
     weights = sum(p.numel() * p.element_size() for p in pair.student.parameters()) if pair.student else 0
     clocks: list[Clock] = []
     can_reset_peak()
@@ -59,7 +59,7 @@ def memory_of(pair: Pair, run: Callable[[], Clock]) -> dict[str, Any]:
         "before": before,
         "rise": rise,
         "read": read,
-        "gradients_and_state": 3 * weights,  # AdamW keeps two numbers per weight
+        "gradients_and_state": 3 * weights,  # AdamW keeps two moments per weight
         "first_step": clocks[0].seconds[0],
     }
 
@@ -72,14 +72,14 @@ def _run(contestant: Contestant, pair: Pair, steps: int) -> Clock:
 
 
 def tokens_of(batch: Any) -> dict[str, int]:
-    """How much there is in the rows of a step."""
+    """The number of tokens in the rows of a step."""
     lengths = [len(row["input_ids"]) for row in batch]
     trained = sum(sum(row["trained"]) for row in batch)
     return {"all": sum(lengths), "trained": trained, "padded": max(lengths) * len(lengths)}
 
 
 def quiet() -> None:
-    """Nothing on the screen but what is asked for."""
+    """Silence warnings, logs and progress bars."""
     logging.getLogger("abkd").setLevel(logging.ERROR)
     import transformers
 

@@ -1,4 +1,4 @@
-"""Outcomes as a table on the screen, in Markdown and in CSV."""
+"""Outcomes as a table on the console, in Markdown and in CSV."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TARGET_COLUMNS = ("case", "what", "at most", "measured", "")
 
 
 def cells_of(row: Outcome) -> list[str]:
-    """The row as text; who has no time, or a wrong answer, has that in the place of a rank."""
+    """The row as strings; without a time, or with a wrong answer, the note takes the place of the rank."""
     rank = row.note if row.note and (not row.seconds or row.note == "wrong") else _text(row.times_floor, 2)
     return [
         row.case.name, row.contestant.name, _text(row.ms), _text(row.least_ms), rank, _text(row.first_s),
@@ -46,13 +46,13 @@ def _error(value: float | None) -> str:
 
 
 def target_cells(target: Target) -> list[str]:
-    """The promise as text."""
+    """The target as strings."""
     verdict = "met" if target.met else "missed"
     return [target.case, target.what, f"{target.wanted:.2f}", f"{target.got:.2f}", verdict]
 
 
 def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on the screen; names stand left, figures right."""
+    """Print a table; names are left-aligned, figures right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place == 0 else "right", no_wrap=place == 0)
@@ -73,8 +73,8 @@ def write_loss(folder: Path, facts: dict[str, Any], command: str, rows: list[Out
         "# The loss: time and memory\n",
         about(facts, command),
         (
-            "`ms`: median of the rounds; `least`: the fastest. `first s`: the first call, with what it compiles. "
-            "`peak MB`: above inputs and outputs. `err`: against float64, relative.\n"
+            "`ms`: median of the rounds; `least`: the fastest round. `first s`: the first call, including compilation. "
+            "`peak MB`: above inputs and outputs. `err`: relative to float64.\n"
         ),
         markdown(_COLUMNS, [cells_of(row) for row in rows]),
         "## Targets\n",
@@ -94,14 +94,14 @@ def _csv_row(row: Outcome) -> list[Any]:
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Rows under a header; empty where there is no figure."""
+    """Write rows under a header; missing figures are empty."""
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerows([header, *rows])
 
 
 def show_loss(console: Console, rows: list[Outcome], goals: list[Target]) -> None:
-    """On the screen: a table a case, then the targets."""
+    """Print a table per case, then the targets."""
     for case, group in groupby(rows, key=lambda row: row.case):
         measured = list(group)
         show(console, case.name, _COLUMNS[1:], [cells_of(row)[1:] for row in measured if row.seconds])
@@ -113,8 +113,8 @@ def show_loss(console: Console, rows: list[Outcome], goals: list[Target]) -> Non
 
 
 def about(facts: dict[str, Any], command: str) -> str:
-    """Where and how the figures were made."""
+    """A line on the machine and the command that produced the figures."""
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "trl", "liger-kernel") if facts[name])
     where = facts["device"] if facts["device"] != "cpu" else facts["cpu"]
     machine = f"{where}, {facts['cores']} cores, {facts['threads']} threads; Python {facts['python']}, {versions}"
-    return f"`{command}` on {machine}. What is counted: [benchmarks/README.md](../README.md).\n"
+    return f"`{command}` on {machine}. Definitions: [benchmarks/README.md](../README.md).\n"

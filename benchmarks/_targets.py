@@ -1,4 +1,4 @@
-"""The figures we hold ourselves to, and whether they were met."""
+"""The performance targets, and whether they were met."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks._cases import FORWARD as FKL
 from benchmarks._cases import REVERSE as RKL
 from benchmarks._outcomes import Outcome, fastest, of_kind, ratio
 
-# at most: time in units of the floor, of the textbook, of TRL, of Liger's best
+# upper limits of the time relative to the floor, the textbook, TRL, and Liger at its best
 _LIMITS = {FKL: (1.15, 0.85, 0.45, 0.75), RKL: (1.15, 0.85, 0.45, 0.75), JENSEN: (1.25, 0.6, 0.35, 0.6)}
 _LIMITS |= {SKEW: (1.25, 0.6, None, None)}
 _ANY_ALPHA_BETA = (1.2, 0.55, None, None)
@@ -20,7 +20,7 @@ _EAGER_LIMIT, _LIGHT = 1.7, 0.6
 
 
 class Target(NamedTuple):
-    """One promise: the figure, at most what, and both for people."""
+    """A target: an upper limit and the measured figure, with their descriptions."""
 
     case: str
     what: str
@@ -29,12 +29,12 @@ class Target(NamedTuple):
 
     @property
     def met(self) -> bool:
-        """Whether the figure keeps the promise."""
+        """Whether the target was met."""
         return self.got <= self.wanted
 
 
 def targets(rows: Sequence[Outcome]) -> list[Target]:
-    """Every promise that these outcomes can judge: float32 on a processor, and any case on a GPU."""
+    """All targets that these outcomes can judge: float32 on a CPU, and any case on a GPU."""
     found: list[Target] = []
     for case, group in groupby(rows, key=lambda row: row.case):
         if case.device == "cuda" or case.dtype == "float32":
@@ -75,7 +75,7 @@ def _eager(case: Case, rows: list[Outcome]) -> Iterator[Target]:
 
 
 def _memory(case: Case, rows: list[Outcome], ours: Outcome) -> Iterator[Target]:
-    """Default budget below every peer; and a budget far below the lightest peer that is no slower than it."""
+    """The default budget needs less memory than every peer; one far below the lightest peer is no slower than it."""
     peers = [row for kind in ("textbook", "trl", "liger") for row in of_kind(rows, kind) if row.peak_mb]
     lightest = min(peers, key=lambda row: row.peak_mb or 0.0, default=None)
     if lightest is None or lightest.peak_mb is None or ours.peak_mb is None:

@@ -1,4 +1,4 @@
-"""The divergences as a paper's code writes them: softmax, powers, logarithms, autograd. In float64 it is the judge."""
+"""Textbook implementations of the divergences: softmax, powers, logarithms, autograd. In float64, the reference."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def _through_mixture(teacher: Tensor, student: Tensor, divergence: JensenShannon
 
 
 def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
-    """``-log q`` of the labels, of each row."""
+    """``-log q`` of the label, for each row."""
     return F.cross_entropy(student, targets, reduction="none")

@@ -1,4 +1,4 @@
-"""Contestants side by side in rounds, each compared with the reference first; and the peak memory of one of them."""
+"""Timing of all contestants in rounds, after a comparison with the reference; and the peak memory of one of them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Local:
         self._loss = torch.zeros(())
 
     def seconds(self) -> float:
-        """One call, timed; the gradients of the call before are gone."""
+        """One timed call, without the gradients of the previous one."""
         self._inputs.forget_gradients()
         return seconds(self._once, self._inputs.case.device)
 
     def answer(self) -> Answer:
-        """What the last call gave."""
+        """The result of the last call."""
         hidden, weight = self._inputs.hidden.grad, self._inputs.weight.grad
         assert hidden is not None
         assert weight is not None
@@ -47,7 +47,7 @@ class Local:
 def timing(
     case: Case, contestants: Sequence[Contestant], rounds: int, threads: int, *, check: bool = True
 ) -> list[dict[str, Any]]:
-    """One entry a contestant: first call, every round's seconds, errors; or why there are none."""
+    """One entry per contestant: first call, seconds of every round, errors; or why it was skipped."""
     torch.set_num_threads(threads)
     inputs = make_inputs(case)
     wanted = reference(inputs) if check else None
@@ -87,7 +87,7 @@ def _skip_if_too_large(one: Contestant, case: Case, entry: dict[str, Any]) -> No
 
 
 def _first(runner: Local | Remote, one: Contestant, entry: dict[str, Any], wanted: Answer | None, case: Case) -> bool:
-    """The first call, and whether its answer is right."""
+    """Run the first call and compare its answer with the reference; returns whether it ran."""
     try:
         entry["first_s"] = runner.seconds()
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -126,7 +126,7 @@ def memory(case: Case, one: Contestant, threads: int) -> dict[str, Any]:
         return entry | {"skipped": f"cannot be imported: {error}"}
     try:
         if case.device == "cuda" or can_reset_peak():
-            call()  # loads libraries and compiles: start-up, not the call's memory
+            call()  # a warm-up: loading libraries and compiling does not count
         inputs.forget_gradients()
         peak, entry["read_from"] = peak_above(call, case.device)
     except (torch.OutOfMemoryError, MemoryError):

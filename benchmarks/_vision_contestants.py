@@ -1,4 +1,4 @@
-"""Who takes part in ``benchmarks.vision``: each trains the same student on the same images in the same order."""
+"""The contestants of ``benchmarks.vision``: each trains the same student on the same images in the same order."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from benchmarks._vision_pairs import MEAN, STD, Pair
 T, POINT = 4.0, AlphaBeta(0.8, 0.3)
 SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of student logits, teacher logits and labels."""
+"""A function of student logits, teacher logits and labels."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """``run(pair, steps, clock, output_dir)`` trains ``pair.student``; ``package`` is what it takes to take part."""
+    """``run(pair, steps, clock, output_dir)`` trains ``pair.student``; ``package`` is the package that it needs."""
 
     name: str
     run: Callable[[Pair, int, Clock, str], None]
@@ -34,27 +34,27 @@ class Contestant:
     teacher: bool = True
     package: str | None = None
     same_loss: str | None = None
-    """Contestants of one kind of loss must agree about the first step's."""
+    """Contestants with the same value must have the same loss in the first step."""
 
     def absent(self) -> str | None:
-        """Why it cannot take part, if so."""
+        """Why it cannot run, if so."""
         if self.package is None:
             return None
         try:
             importlib.import_module(self.package)
-        except Exception as error:  # noqa: BLE001 - whatever keeps a peer from being imported is the reason
+        except Exception as error:  # noqa: BLE001 - any error on import means that it is absent
             return f"{self.package} cannot be imported ({type(error).__name__}: {str(error).splitlines()[0]})"
         return None
 
 
 def kd(z_student: Tensor, z_teacher: Tensor, labels: Tensor) -> Tensor:
-    """CE + 2·T²·KL, as everybody writes it."""
+    """CE + 2·T²·KL in the usual implementation."""
     soft = F.kl_div(F.log_softmax(z_student / T, 1), F.softmax(z_teacher / T, 1), reduction="batchmean")
     return F.cross_entropy(z_student, labels) + 2 * T**2 * soft
 
 
 def alpha_beta(z_student: Tensor, z_teacher: Tensor, labels: Tensor) -> Tensor:
-    """CE + 32·D, by powers of probabilities as in the paper's code."""
+    """CE + 32·D, with powers of probabilities as in the paper's code."""
     return F.cross_entropy(z_student, labels) + 32 * row_losses(z_teacher / T, z_student / T, POINT).mean()
 
 
@@ -64,7 +64,7 @@ def labels_alone(z_student: Tensor, z_teacher: Tensor, labels: Tensor) -> Tensor
 
 
 def _bare(loss: Loss, *, teacher: bool = True) -> Callable[[Pair, int, Clock, str], None]:
-    """A loop of a few lines over images in memory, with nothing that training does not need."""
+    """A minimal training loop over images in memory."""
 
     def run(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
         def step(pixels: Tensor, labels: Tensor) -> Tensor:
@@ -103,14 +103,14 @@ def _teacher_forward(pair: Pair, steps: int, clock: Clock, output_dir: str) -> N
 
 
 class _InOrder(DistillTrainer):
-    """The images as they come, so that every contestant has the same batches."""
+    """Our trainer without shuffling, so that every contestant has the same batches."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
 
 def _abkd(divergence: Divergence | None, **weights: Any) -> Callable[[Pair, int, Clock, str], None]:
-    """Our trainer, with the protocol of the CIFAR recipes; without a divergence from labels alone."""
+    """Our trainer with the protocol of the CIFAR recipes; without a divergence, on labels only."""
 
     def run(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
         own = {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": SGD["weight_decay"], "max_grad_norm": 0.0}
@@ -134,7 +134,7 @@ def _abkd(divergence: Divergence | None, **weights: Any) -> Callable[[Pair, int,
 
 
 def _timm(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
-    """timm's own task in the bare loop: it forwards both models and adds its two losses up."""
+    """timm's own task in the bare loop: it runs both models and adds its two losses."""
     tasks: Any = importlib.import_module("timm.task")
     for model in (pair.student, pair.teacher):
         model.pretrained_cfg = {"mean": MEAN, "std": STD}

@@ -17,9 +17,9 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 @dataclass
 class Pair:
-    """Two classifiers, and images ``uint8 [N, 3, H, W]`` with labels ``[N]`` in the order in which everyone meets them.
+    """Two classifiers, and images ``uint8 [N, 3, H, W]`` with labels ``[N]``, in the order of training.
 
-    A model is None where a contestant does not need it, so that its weights are not in the memory that is measured.
+    A model that a contestant does not need is None, so that its weights are not in the measured memory.
     """
 
     student: Any
@@ -29,19 +29,19 @@ class Pair:
     batch_size: int
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised pixels and labels of each step, out of memory."""
+        """Normalised pixels and labels of each step, from memory."""
         mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (MEAN, STD))
         for start in range(0, len(self.labels), self.batch_size):
             now = slice(start, start + self.batch_size)
             yield (self.pixels[now].float() / 255 - mean) / std, self.labels[now]
 
     def classifier(self, model: nn.Module) -> Classifier:
-        """A model of the pair as abkd takes it, prepared as :meth:`batches` prepares."""
+        """A model of the pair as abkd's classifier, with the same preprocessing as :meth:`batches`."""
         return Classifier(model, Preparation(MEAN, STD))
 
 
 def make_pair(name: str, steps: int, *, student: bool = True, teacher: bool = True) -> Pair:
-    """The pair ``name`` of :data:`PAIRS` with images for ``steps`` steps, without the models that are not wanted."""
+    """The pair ``name`` of :data:`PAIRS` with images for ``steps`` steps, without the models that are not needed."""
     torch.manual_seed(0)
     of_student, of_teacher, classes, side, batch_size = PAIRS[name]
     count = steps * batch_size
@@ -59,7 +59,7 @@ def make_pair(name: str, steps: int, *, student: bool = True, teacher: bool = Tr
 
 @torch.no_grad()
 def _settle(model: nn.Module, pixels: Tensor) -> None:
-    """Give the normalisation of a random network the statistics of some images: its logits are of usual size then."""
+    """Set a random network's batch norm statistics from some images, so that its logits have a realistic scale."""
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for layer in layers:
         layer.momentum = 1.0
@@ -69,7 +69,7 @@ def _settle(model: nn.Module, pixels: Tensor) -> None:
 
 
 def _convolutions(*widths: int) -> nn.Module:
-    """Two layers of 3×3 filters, the image halved between them."""
+    """Two 3×3 convolutions with a max pooling between them."""
     first, second = widths
     return nn.Sequential(
         *(nn.Conv2d(3, first, 3, padding=1), nn.BatchNorm2d(first), nn.ReLU(), nn.MaxPool2d(2)),
@@ -83,4 +83,4 @@ PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], int, in
     "digits": (lambda: _convolutions(8, 16), lambda: _convolutions(64, 128), 10, 8, 64),
     "tiny": (lambda: _convolutions(2, 4), lambda: _convolutions(4, 8), 10, 8, 4),
 }
-"""How student and teacher are built, classes, side of the images, images of a step."""
+"""Builders of student and teacher, number of classes, side of the images, images per step."""

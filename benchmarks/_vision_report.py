@@ -1,4 +1,4 @@
-"""From the measurements of ``benchmarks.vision`` to tables and claims."""
+"""Tables and claims of the measurements of ``benchmarks.vision``."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rich.console import Console
 from benchmarks import _tables
 
 PAIRS = {
-    "resnet": "ResNet-56 → ResNet-20, 32×32, 100 classes, 64 images a step",
-    "digits": "convolutions 64, 128 → 8, 16, 8×8, 10 classes, 64 images a step",
+    "resnet": "ResNet-56 → ResNet-20, 32×32, 100 classes, 64 images per step",
+    "digits": "convolutions 64, 128 → 8, 16, 8×8, 10 classes, 64 images per step",
     "tiny": "a few filters",
 }
 LONG_STEP = 0.2
-"""From so many seconds on a ratio is promised; below, milliseconds are told."""
+"""Steps of at least this many seconds have a target ratio; shorter ones only report milliseconds."""
 MIB = 2**20
 Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one contestant on one pair; None where it was not measured."""
+    """The figures of one contestant on one pair; those that were not measured are None."""
 
     pair: str
     contestant: str
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Claim:
-    """One contestant against another: a ratio with what is promised of it, and the difference in milliseconds."""
+    """One contestant against another: the ratio with its target, and the difference in milliseconds."""
 
     pair: str
     what: str
@@ -48,7 +48,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """Whether the target was met, in one word."""
         return "–" if self.target is None else "met" if self.ratio <= self.target else "missed"
 
 
@@ -81,7 +81,7 @@ def write(records: Sequence[Record], folder: Path, absent: Mapping[str, str], co
 
 
 def summarise(records: Sequence[Record]) -> list[Row]:
-    """One row for each contestant of each pair, in the order in which they were first asked for."""
+    """One row for each contestant of each pair, in the order in which they were first requested."""
     keys = dict.fromkeys((each["job"]["pair"], name) for each in records for name in each["job"]["contestants"])
     return [_row(pair, name, [r for r in records if r["job"]["pair"] == pair]) for pair, name in keys]
 
@@ -104,7 +104,7 @@ def _row(pair: str, name: str, records: Sequence[Record]) -> Row:
 
 
 def steps_of(records: Sequence[Record], name: str) -> list[list[float]]:
-    """Seconds of each step after the first, of each round."""
+    """Seconds of each step after the first, for each round."""
     timed = [r["result"]["runs"] for r in records if r["job"]["kind"] == "time"]
     return [runs[name]["seconds"][1:] for runs in timed if name in runs]
 

@@ -1,4 +1,4 @@
-"""One measurement of ``benchmarks.vision`` in a process of its own: ``python -m benchmarks._vision_worker '{job}'``."""
+"""One measurement of ``benchmarks.vision`` in a fresh process: ``python -m benchmarks._vision_worker '{job}'``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks._vision_pairs import Pair, make_pair
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """``{"kind": "time" | "memory", "pair", "steps", "contestants": names, ...}`` -> what was measured."""
+    """Run a job ``{"kind": "time" | "memory", "pair", "steps", "contestants": names, ...}``; returns measurements."""
     quiet()
     chosen = [CONTESTANTS[name] for name in job["contestants"]]
     return (_time if job["kind"] == "time" else _memory)(chosen, job["pair"], job["steps"])
@@ -41,7 +41,7 @@ def _time(contestants: list[Contestant], name: str, steps: int) -> dict[str, Any
 
 
 def _memory(contestants: list[Contestant], name: str, steps: int) -> dict[str, Any]:
-    """Bytes of one contestant: resident before it, at its highest point, and gradients with momenta."""
+    """The memory of one contestant in bytes: resident before it, its peak, and gradients with momentum."""
     (contestant,) = contestants
     pair = make_pair(name, steps, student=contestant.student, teacher=contestant.teacher)
     weights = sum(p.numel() * p.element_size() for p in pair.student.parameters()) if pair.student else 0

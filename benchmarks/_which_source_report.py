@@ -1,4 +1,4 @@
-"""The figures of ``benchmarks.which_source`` as tables, on the screen and in ``which_source.md`` and ``.json``."""
+"""The figures of ``benchmarks.which_source`` as tables, on the console and in ``which_source.md`` and ``.json``."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _COST = (
     ("student's share", "on_policy_fraction", ".0%"),
 )
 _QUALITY_NOTE = (
-    "Held out; forward and reverse KL to the live teacher in nats a token, whoever taught. R_cvg: how unlikely the "
-    "student finds what the teacher writes; R_llh: how unlikely the teacher finds what the student writes (nats a "
-    "token, lower is better). One seed: small differences mean nothing."
+    "On held-out rows; forward and reverse KL always to the live teacher, in nats per token. R_cvg: negative "
+    "log-likelihood of the teacher's text under the student; R_llh: of the student's text under the teacher (nats per "
+    "token, lower is better). One seed: small differences are not significant."
 )
 _COST_NOTE = (
-    "Beforehand: the teacher's text is written, or the cache is built, the loading of the teacher with it. Tokens/s: "
-    "answer tokens that were learnt from, for each second of the training."
+    "Beforehand: generating the teacher's text or building the cache, including loading the teacher. Tokens/s: trained "
+    "answer tokens per second of training."
 )
 
 
 def write(rows: Sequence[Row], size: Row, facts: dict[str, Any], folder: Path, console: Console) -> None:
-    """Both tables and the verdict to the console and to ``folder``."""
+    """Write both tables and the verdicts to the console and to ``folder``."""
     verdicts = directions({row["name"]: row for row in rows})
     parts = ["# Which source when\n", _tables.about(facts, "python -m benchmarks.which_source"), _setting(size)]
     for title, columns, note in (("Quality", _QUALITY, _QUALITY_NOTE), ("Cost", _COST, _COST_NOTE)):
@@ -53,12 +53,12 @@ def write(rows: Sequence[Row], size: Row, facts: dict[str, Any], folder: Path, c
     for verdict in verdicts:
         console.print(verdict, highlight=False)
     (folder / "which_source.md").write_text("\n".join(parts), encoding="utf-8")
-    told = {"facts": facts, "size": dict(size), "rows": [dict(row) for row in rows], "directions": verdicts}
-    (folder / "which_source.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+    values = {"facts": facts, "size": dict(size), "rows": [dict(row) for row in rows], "directions": verdicts}
+    (folder / "which_source.json").write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def directions(rows: Mapping[str, Row]) -> list[str]:
-    """Whether forward KL on the teacher's text covers, and reverse KL on the student's text stays with the teacher."""
+    """Whether forward KL on the teacher's text wins R_cvg (coverage), and reverse KL on the student's text R_llh."""
     forward, reverse = rows["teacher's text, sampled"], rows["student's text, reverse KL"]
     return [
         f"{who} wins {name}: {'yes' if mine[key] < other[key] else 'no'} ({mine[key]:.2f} against {other[key]:.2f})"
@@ -72,8 +72,8 @@ def directions(rows: Mapping[str, Row]) -> list[str]:
 def _setting(size: Row) -> str:
     return (
         f"The demo's pair and text ({size['rows']} rows). The student was distilled on the data for "
-        f"{size['steps_before']} steps (`before`), and goes on from there for {size['steps']} steps of "
-        f"{size['batch_size']} rows with each, by forward KL where nothing else is said.\n"
+        f"{size['steps_before']} steps (`before`), and continues from there for {size['steps']} steps of "
+        f"{size['batch_size']} rows with each source, by forward KL unless noted otherwise.\n"
     )
 
 

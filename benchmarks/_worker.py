@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: ``python -m benchmarks._worker JOB [FILE]``, both in JSON."""
+"""One measurement in a fresh process: ``python -m benchmarks._worker JOB [FILE]``, both in JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 
 def main(text: str, file: str | None = None) -> None:
-    """Do what ``{"do": "timing" | "memory" | "serve", "case", "contestants", "threads", …}`` says, write the result."""
+    """Run a job ``{"do": "timing" | "memory" | "serve", "case", "contestants", "threads", …}``, write the result."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    warnings.simplefilter("ignore")  # the peers' own; errors are raised
+    warnings.simplefilter("ignore")  # from other libraries; errors are raised
     from benchmarks._cases import Case, contestant_from
 
     job: dict[str, Any] = json.loads(text)

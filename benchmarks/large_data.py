@@ -1,7 +1,7 @@
 """Time and memory until the first step of large data: ``python -m benchmarks.large_data`` (see README.md).
 
-Rows are made up, the models are tiny, so that nothing but the data costs anything. Each start is a process of its own;
-the second one finds what the first has kept.
+Rows are synthetic and models tiny, so that only the data takes time. Each start is a fresh process; the second one
+reuses the cache of the first.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def measure(rows: int, folder: Path) -> list[list[str]]:
         sizes = (data.stat().st_size / 1e9, found["peak"], found["peak_of_helpers"], size / 1e9)
         file, peak, helper, kept = (f"{value:.2f} GB" for value in sizes)
         seconds, imports, busy = (f"{found[name]:.1f} s" for name in ("seconds", "imported", "busy"))
-        helper = helper if start == "first" else "–"  # nothing is tokenised
+        helper = helper if start == "first" else "–"  # the second start does not tokenise
         lines.append([f"{rows:,}", file, start, seconds, imports, busy, peak, helper, kept])
     return lines
 
 
 def write_rows(file: Path, rows: int) -> None:
-    """Questions and answers of about 400 bytes, no two alike."""
+    """Write distinct questions and answers of about 400 bytes."""
     chance = random.Random(0)
     with file.open("w", encoding="utf-8") as handle:
         for number in range(rows):
@@ -83,7 +83,7 @@ def write_rows(file: Path, rows: int) -> None:
 
 
 def save_models(folder: Path, data: Path) -> None:
-    """A student and a teacher of a few thousand parameters, with a tokenizer of real size."""
+    """Save a student and a teacher of a few thousand parameters, with a tokenizer of realistic size."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -107,7 +107,7 @@ def save_models(folder: Path, data: Path) -> None:
 
 
 def run(folder: Path, start: str) -> dict[str, Any]:
-    """What a fresh process says of its first step."""
+    """The measurements of a fresh process up to its first step."""
     values = {
         "model_name_or_path": str(folder / "student"),
         "teacher_model_name_or_path": str(folder / "teacher"),
@@ -136,8 +136,8 @@ def _python(words: Sequence[str], environment: dict[str, str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_data", description="Large data.")
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 1_000_000], help="how many rows")
-    parser.add_argument("--folder", type=Path, default=None, help="where 5 GB may lie for a while")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the table goes")
+    parser.add_argument("--folder", type=Path, default=None, help="folder for 5 GB of temporary files")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder of the table")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Time, peak memory and correctness of the loss against its peers: ``python -m benchmarks.loss [--full]``."""
+"""Time, peak memory and correctness of the loss against other libraries: ``python -m benchmarks.loss [--full]``."""
 
 from __future__ import annotations
 
@@ -25,37 +25,35 @@ TINY = Case(rows=48, classes=512, student=16, teacher=24)
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
-    """What every script here understands."""
+    """The argument parser of the scripts."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--full", action="store_true", help="every case; hours instead of minutes")
-    parser.add_argument(
-        "--tiny", action="store_true", help="a few kilobytes: shows that everything runs, measures nothing"
-    )
-    parser.add_argument("--fresh", action="store_true", help="forget the finished cells and measure again")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="where results are kept")
+    parser.add_argument("--full", action="store_true", help="all cases; takes hours instead of minutes")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test on a few kilobytes, without valid timings")
+    parser.add_argument("--fresh", action="store_true", help="discard the finished cells and measure again")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="output folder")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds; the first call comes before them")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after the first call")
     parser.add_argument("--threads", type=int, default=cores(), help="threads of the matrix products")
     return parser
 
 
 def command(script: str, chosen: argparse.Namespace) -> str:
-    """What to type to measure this again; where the results went is nobody's concern."""
+    """The command that repeats this measurement, without the output folder."""
     words = [f"python -m benchmarks.{script}", *(f"--{name}" for name in ("full", "tiny") if getattr(chosen, name))]
     words += [f"--only {shlex.quote(chosen.only)}"] if chosen.only else []
     return " ".join([*words, f"--device {chosen.device} --rounds {chosen.rounds} --threads {chosen.threads}"])
 
 
 def tiny_jobs(base: Case) -> list[Job]:
-    """One case with everyone, and one with half of the rows, labels and memory."""
+    """One case with all contestants, and one with half of the rows, hard labels and memory."""
     everyone = (FLOOR, OURS, EAGER, TEXTBOOK, TRL, *ligers(16, compiled=(False,)))
     other = replace(base, divergence=PAPER, weighted=0.5, ce_weight=1.0)
     return [Job(base, everyone, memory=False), Job(other, (FLOOR, OURS, TEXTBOOK))]
 
 
 def measure(job: Job, cells: Cells, rounds: int, console: Console) -> list[Outcome]:
-    """One case: everyone's time side by side, then everyone's memory, each in a process of its own."""
+    """Measure one case: the times of all contestants in one process, then the memory of each in its own process."""
     case, rows = job.case, []
     able = []
     for one in job.contestants:
@@ -75,7 +73,7 @@ def measure(job: Job, cells: Cells, rounds: int, console: Console) -> list[Outco
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, show and write the tables and pictures."""
+    """Run the missing measurements, then print and write the tables and figures."""
     parser = options(__doc__)
     chosen = parser.parse_args(arguments)
     console = Console()
@@ -99,13 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     draw(rows, chosen.out)
     if cells.of_other_code:
-        console.print(f"{len(cells.of_other_code)} cells were measured with other code; --fresh measures again")
+        console.print(f"{len(cells.of_other_code)} cells were measured with another version of the code; use --fresh")
     console.print(f"written to {chosen.out}", highlight=False)
     return 1 if failed else 0
 
 
 def draw(rows: list[Outcome], folder: Path) -> None:
-    """A curve for every case measured at several memory budgets, or for the first with memory; bars for the first."""
+    """Draw a curve for each case with several memory budgets (else for the first with memory), and one bar chart."""
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.case)]
     weighed = [group for group in groups if any(row.peak_mb for row in group)]
     several = [group for group in weighed if sum(row.contestant.kind == "abkd" for row in group) > 2]

@@ -1,4 +1,4 @@
-"""Our time and peak memory against rows, vocabulary and memory budget: ``python -m benchmarks.scaling [--full]``."""
+"""Our time and peak memory over rows, vocabulary and memory budget: ``python -m benchmarks.scaling [--full]``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COLUMNS = ("size", "ms (median)", "ms (least)", "× floor", "peak MB", "inputs 
 
 
 class Point(NamedTuple):
-    """One measured size of a series, and how the size is written."""
+    """One measured size of a series."""
 
     series: str
     size: int
@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 
 def series(base: Case, *, full: bool) -> list[Point]:
-    """Rows, vocabulary and memory budget, one at a time around the base case."""
+    """Rows, vocabulary and memory budget, each varied around the base case."""
     rows = [256, 512, 1024, 2048, 4096, *([8192, 16_384] if full else [])]
     classes = [8192, 16_384, 32_768, 65_536, 131_072, *([262_144] if full else [])]
     sizes = [8, 16, 32, 64, 128, 256, 512, 1024]
@@ -43,12 +43,12 @@ def series(base: Case, *, full: bool) -> list[Point]:
 
 
 def tiny_series(base: Case) -> list[Point]:
-    """Two points, of which the second is a budget."""
+    """Two points, one of rows and one of a memory budget."""
     return [Point("rows", base.rows, base, OURS), Point("memory budget (MB)", 1, base, *budgets(1))]
 
 
 def measure(points: Sequence[Point], cells: Cells, rounds: int, console: Console) -> list[tuple[Point, Outcome]]:
-    """Points of one case take turns with the floor in one process; each one's memory has a process of its own."""
+    """Measure the points of each case in turns with the floor in one process, and the memory of each in its own."""
     found: list[tuple[Point, Outcome]] = []
     for case in dict.fromkeys(point.case for point in points):
         group = [point for point in points if point.case == case]
@@ -62,7 +62,7 @@ def measure(points: Sequence[Point], cells: Cells, rounds: int, console: Console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is not measured yet, show and write the tables and pictures."""
+    """Run the missing measurements, then print and write the tables and figures."""
     chosen = options(__doc__).parse_args(arguments)
     console = Console()
     cells = Cells(chosen.out, "scaling", threads=chosen.threads, device=chosen.device, fresh=chosen.fresh)
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(
     folder: Path, facts: dict[str, Any], typed: str, found: Sequence[tuple[Point, Outcome]], console: Console
 ) -> None:
-    """``scaling.md``, ``.csv`` and ``.json``, and the tables on the screen."""
+    """Write ``scaling.md``, ``.csv`` and ``.json``, and print the tables."""
     parts = ["# How time and memory grow\n", about(facts, typed)]
     for name in dict.fromkeys(point.series for point, _ in found):
         rows = [cells_of(point, row) for point, row in found if point.series == name]
@@ -102,19 +102,19 @@ def write(
 
 
 def cells_of(point: Point, row: Outcome) -> list[str]:
-    """One size as text."""
+    """The figures of one size as strings."""
     figures = (row.ms, row.least_ms, row.times_floor, row.peak_mb, tensors_mb(point.case))
     return [f"{point.size:,}", *("–" if value is None else number(value) for value in figures)]
 
 
 def tensors_mb(case: Case) -> float:
-    """Hidden states, heads and the two gradients: what is there without us."""
+    """The size of hidden states, heads and the two gradients, which exist without us."""
     width = {"float32": 4, "bfloat16": 2}[case.dtype]
     return width * (case.rows + case.classes) * (2 * case.student + case.teacher) / 2**20
 
 
 def draw(found: Sequence[tuple[Point, Outcome]], folder: Path) -> None:
-    """Two figures a series: time beside the floor's, and peak memory beside the tensors that are there anyway."""
+    """Two figures per series: time with the floor's, and peak memory with the size of inputs and outputs."""
     for name in dict.fromkeys(point.series for point, _ in found):
         rows = [(point, row) for point, row in found if point.series == name and row.ms is not None]
         if not rows:

@@ -1,8 +1,8 @@
-"""What the student's text and the teacher's word cost: ``python -m benchmarks.sources`` (see README.md).
+"""The cost of on-policy text, and of live and cached teachers: ``python -m benchmarks.sources`` (see README.md).
 
-One student learns from labels, from a live teacher, from its caches, and from what it writes itself. Time: rounds, each
-a process in which all take their turn, the order turned from round to round. Memory and the short trainings: a process
-for each contestant. What has been measured is kept in ``sources.jsonl``; ``--fresh`` begins anew.
+One student learns from labels, from a live teacher, from its caches, and from its own text. Time: rounds, each a
+process in which all contestants run in turn, in rotated order. Memory and the short trainings: a process for each
+contestant. Finished measurements are kept in ``sources.jsonl``; ``--fresh`` starts over.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ console = Console()
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done. ``steps`` of a round, of which the first is not counted; they are the rows of an epoch too."""
+    """The size of the benchmark; ``steps`` per round (the first is not counted) are also the steps of an epoch."""
 
     steps: int
     written: int
@@ -43,7 +43,7 @@ QUICK = Size(steps=3, written=2, replayed=4, epochs=2, held_out=8)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is missing, then print and write the tables."""
+    """Run the missing measurements, then print and write the tables."""
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / "sources.jsonl"
@@ -60,11 +60,11 @@ def main(arguments: list[str] | None = None) -> None:
     _sources_report.write(done, options.out, console)
     others = sum(line["code"] != code for line in done)
     if others:
-        console.print(f"{others} of these measurements are of other code than today's: --fresh makes them anew")
+        console.print(f"{others} of these measurements were made with another version of the code; use --fresh")
 
 
 def jobs(pair: str, rounds: int, size: Size) -> Iterator[Job]:
-    """Everything that is measured."""
+    """All measurements."""
     names = list(CONTESTANTS)
     for number in range(rounds):
         start = 2 * number % len(names)
@@ -88,13 +88,13 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.sources", description="What the student's text and the teacher's word cost."
+        prog="python -m benchmarks.sources", description="The cost of on-policy text, and of live and cached teachers."
     )
     parser.add_argument("--pair", choices=("demo", "tiny"), default="demo", help="models to measure")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is timed")
-    parser.add_argument("--quick", action="store_true", help="one round, short runs: shows that everything works")
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: one round, short runs")
+    parser.add_argument("--fresh", action="store_true", help="discard previous measurements")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""How long it takes until the first step: ``python -m benchmarks.startup`` (see README.md).
+"""The time until the first step: ``python -m benchmarks.startup`` (see README.md).
 
-Two questions, each answered by fresh processes in turn: what ``import abkd`` adds to ``import torch``, and when
-``abkd distill`` has done its first step, against the time transformers needs to load both models and the tokenizer.
+Two measurements in fresh processes: the time that ``import abkd`` adds to ``import torch``, and the time until
+``abkd distill`` has done its first step, compared with transformers loading both models and the tokenizer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def prepare(folder: Path) -> tuple[str, str, Path]:
-    """The demo's student and data on disk, as a user has them: paths of student, teacher and rows."""
+    """Write the demo's student and data to disk; returns the paths of student, teacher and rows."""
     from abkd.demo.teacher import demo_teacher_path
     from benchmarks._step_pairs import demo_rows, make_pair
 
@@ -73,7 +73,7 @@ def prepare(folder: Path) -> tuple[str, str, Path]:
 
 
 def measure(student: str, teacher: str, data: Path, folder: Path, rounds: int) -> dict[str, list[Any]]:
-    """What every process of every round said."""
+    """The output of every process in every round."""
     found: dict[str, list[Any]] = {}
     calls: dict[str, Callable[[], Any]] = {
         "imports": lambda: [float(part) for part in _python(["-c", _IMPORT]).split()],
@@ -106,7 +106,7 @@ def _first_step(folder: Path, flags: Sequence[str], *, cold: bool) -> dict[str, 
 
 
 def _python(words: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    """The last line that a fresh Python prints.
+    """The last line printed by a fresh Python process.
 
     Raises:
         RuntimeError: it failed.
@@ -119,7 +119,7 @@ def _python(words: Sequence[str], environment: dict[str, str] | None = None) -> 
 
 
 def report(found: dict[str, list[Any]]) -> str:
-    """Tables to the console; the same as Markdown."""
+    """Print the tables; returns them as Markdown."""
     load = median(found["load"])
     light, full = (median(values) for values in zip(*found["imports"], strict=True))
     when = {
@@ -131,7 +131,7 @@ def report(found: dict[str, list[Any]]) -> str:
         "import abkd, after torch": light,
         "its op and divergences, after torch": full,
     }
-    # the first step itself is work that loading does not have: what is judged is when it begins
+    # the first step is work that loading does not include: the target is for its start
     claims = [
         Ratio("demo", f"{what} / transformers' loading", value / load, 1.5 if what.endswith("begun") else None)
         for what, value in when.items()
@@ -151,7 +151,7 @@ def report(found: dict[str, list[Any]]) -> str:
 
 
 def phases(found: dict[str, list[Any]]) -> list[list[str]]:
-    """Where the time goes: the median seconds of each phase, a column for each way."""
+    """The median seconds of each phase, a column for each variant."""
     names = dict.fromkeys(phase for way in WAYS for each in found[way] for phase in each["phases"])
     medians = [[median(each["phases"].get(name, 0.0) for each in found[way]) for way in WAYS] for name in names]
     return [[name, "", *(f"{value:.2f}" for value in row)] for name, row in zip(names, medians, strict=True)]
@@ -159,8 +159,8 @@ def phases(found: dict[str, list[Any]]) -> list[list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description="Seconds until the first step.")
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the table goes")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder of the table")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""What one training step costs: ``python -m benchmarks.step`` (see README.md).
+"""The cost of one training step: ``python -m benchmarks.step`` (see README.md).
 
 Each contestant trains the same student on the same rows in the same order. Time: rounds, each a process in which all
-take their turn, the order turned from round to round. Memory and the first step: a process for each contestant.
-What has been measured is kept in ``step.jsonl`` and not measured again; ``--fresh`` begins anew.
+contestants run in turn, in rotated order. Memory and the first step: a process for each contestant. Finished
+measurements are kept in ``step.jsonl`` and not repeated; ``--fresh`` starts over.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ console = Console()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is missing, then print and write the tables and the picture."""
+    """Run the missing measurements, then print and write the tables and the figure."""
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / "step.jsonl"
@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
     _step_report.write(done, options.out, absent, console)
     others = sum(line.get("code") != code for line in done)
     if others:
-        console.print(f"{others} of these measurements are of other code than today's: --fresh makes them anew")
+        console.print(f"{others} of these measurements were made with another version of the code; use --fresh")
 
 
 def jobs(pair: str, names: list[str], rounds: int, steps: int) -> Iterator[Job]:
-    """Everything that is measured of a pair; who is far off anyway sits out the later rounds."""
+    """All measurements of a pair; slow contestants are left out of the later rounds."""
     for number in range(rounds):
         now = [name for name in names if number < SLOW_ROUNDS or not CONTESTANTS[name].slow]
         start = 2 * number % len(now)
@@ -72,13 +72,13 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="What one training step costs.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="The cost of one training step.")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["demo", "qwen"], help="models to measure")
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a round; the first is not counted")
-    parser.add_argument("--at-most", type=int, default=None, help="stop after so many measurements; resume later")
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where tables and picture go")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
+    parser.add_argument("--steps", type=int, default=4, help="steps per round; the first is not counted")
+    parser.add_argument("--at-most", type=int, default=None, help="stop after this many measurements; resume later")
+    parser.add_argument("--fresh", action="store_true", help="discard previous measurements")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     return parser
 
 

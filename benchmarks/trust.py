@@ -1,6 +1,6 @@
 """The figures of docs/trust.md that are measured and not asserted: ``python -m benchmarks.trust [T13 T15 T20]``.
 
-Peers take part where they are installed: ``pip install 'abkd[bench]'``.
+Other libraries are included if they are installed: ``pip install 'abkd[bench]'``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ THREADS = 2
 
 
 def mixed_dtypes() -> None:
-    """T13: the lowest distance of equal logits, the student's in bfloat16, the teacher's in float32."""
+    """T13: the lowest divergence between equal logits, the student's in bfloat16, the teacher's in float32."""
     torch.manual_seed(0)
     student = 3.0 * torch.randn(8, 50_000).bfloat16()
     for name, measure in distances().items():
@@ -40,7 +40,7 @@ def mixed_dtypes() -> None:
 
 
 def distances() -> dict[str, Callable[[Tensor, Tensor], float]]:
-    """Who compares dense logits ``[N, V]``, student first."""
+    """Losses on dense logits ``[N, V]``, student first."""
     import abkd
 
     def ours(divergence: Any) -> Callable[[Tensor, Tensor], float]:
@@ -58,7 +58,7 @@ def distances() -> dict[str, Callable[[Tensor, Tensor], float]]:
 
 
 def large_vocabulary() -> None:
-    """T15: seconds and peak memory of forward and backward, everyone in a fresh process; two threads, float32, CPU."""
+    """T15: seconds and peak memory of forward and backward, each in a fresh process; two threads, float32, CPU."""
     for one in (OURS, TRL, LIGER):
         for divergence in (JENSEN, FORWARD, PAPER):
             case = replace(LARGE, divergence=divergence)
@@ -73,7 +73,7 @@ def large_vocabulary() -> None:
 
 
 def measure(job: str) -> None:
-    """One call: wall and processor seconds, and by how many 10^9 bytes it raises memory, both gradients among them."""
+    """One call: wall-clock and CPU seconds, and its peak memory in 10^9 bytes, both gradients included."""
     from benchmarks._contestants import build
     from benchmarks._inputs import make_inputs
     from benchmarks._machine import peak_above
@@ -81,7 +81,7 @@ def measure(job: str) -> None:
     torch.set_num_threads(THREADS)
     what = json.loads(job)
     case, one = Case(**what["case"]), contestant_from(what["contestant"])
-    build(one, make_inputs(replace(case, classes=512)))()  # libraries and compilers are no part of it
+    build(one, make_inputs(replace(case, classes=512)))()  # a warm-up: loading libraries and compiling does not count
     call = build(one, make_inputs(case))
     losses: list[Tensor] = []
     wall, cpu = time.perf_counter(), time.process_time()
@@ -92,12 +92,12 @@ def measure(job: str) -> None:
 
 
 def help_of(program: str, verb: str) -> str:
-    """What prints the help of a verb."""
+    """Python code that prints the help of a subcommand."""
     return f"import sys; sys.argv = [{program!r}, {verb!r}, '--help']; from {program}.cli import main; main()"
 
 
 def start_up(rounds: int = 3) -> None:
-    """T20: processor seconds until an import or a help page is there, the median of some."""
+    """T20: CPU seconds of an import or a help page, the median of ``rounds``."""
     code = {
         "torch alone": "import torch",
         "abkd's losses": "import abkd; abkd.AlphaBeta(0.2, 0.7); abkd.linear_divergence",
@@ -115,12 +115,12 @@ def start_up(rounds: int = 3) -> None:
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
             lines = len(done.stdout.splitlines())
-        said = f", {lines} lines" if name.endswith("help") else ""
-        print(f"T20  {name:24} {statistics.median(seconds):.1f} s of processor time{said}", flush=True)
+        length = f", {lines} lines" if name.endswith("help") else ""
+        print(f"T20  {name:24} {statistics.median(seconds):.1f} s of CPU time{length}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the figures of the parts that are asked for; all by default."""
+    """Print the figures of the given parts; by default, all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="T13 | T15 | T20")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure(chosen.measure)
         return 0
     jobs = {"T13": mixed_dtypes, "T15": large_vocabulary, "T20": start_up}
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before it began")
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
     for part in chosen.parts or PARTS:
         jobs[part]()
     return 0

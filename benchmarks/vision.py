@@ -1,8 +1,8 @@
-"""What one training step of a classifier costs: ``python -m benchmarks.vision`` (see README.md).
+"""The cost of one training step of a classifier: ``python -m benchmarks.vision`` (see README.md).
 
 Each contestant trains the same student on the same images in the same order. Time: rounds, each a process in which all
-take their turn, the order turned from round to round. Memory: a process for each contestant. What has been measured is
-kept in ``vision.jsonl`` and not measured again; ``--fresh`` begins anew.
+contestants run in turn, in rotated order. Memory: a process for each contestant. Finished measurements are kept in
+``vision.jsonl`` and not repeated; ``--fresh`` starts over.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ console = Console()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is missing, then print and write the tables."""
+    """Run the missing measurements, then print and write the tables."""
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     record = options.out / "vision.jsonl"
@@ -53,11 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
     _vision_report.write(done, options.out, absent, console)
     others = sum(line.get("code") != code for line in done)
     if others:
-        console.print(f"{others} of these measurements are of other code than today's: --fresh makes them anew")
+        console.print(f"{others} of these measurements were made with another version of the code; use --fresh")
 
 
 def jobs(pair: str, names: list[str], rounds: int, steps: int) -> Iterator[Job]:
-    """Everything that is measured of a pair."""
+    """All measurements of a pair."""
     for number in range(rounds):
         start = 2 * number % len(names)
         order = [*names[start:], *names[:start]]
@@ -74,11 +74,11 @@ def measure(job: Job) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vision", description="A classifier's training step.")
     parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["resnet", "digits"], help="models to measure")
-    parser.add_argument("--rounds", type=int, default=5, help="how often everything is timed")
-    parser.add_argument("--steps", type=int, default=9, help="steps of a round; the first is not counted")
-    parser.add_argument("--at-most", type=int, default=None, help="stop after so many measurements; resume later")
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
+    parser.add_argument("--steps", type=int, default=9, help="steps per round; the first is not counted")
+    parser.add_argument("--at-most", type=int, default=None, help="stop after this many measurements; resume later")
+    parser.add_argument("--fresh", action="store_true", help="discard previous measurements")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     return parser
 
 

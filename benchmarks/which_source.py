@@ -1,8 +1,8 @@
-"""Which source when: ``python -m benchmarks.which_source`` (see README.md).
+"""A comparison of text sources and teachers: ``python -m benchmarks.which_source`` (see README.md).
 
-One small student, distilled a little beforehand, goes on for the same number of steps with text of each source and with
-each kind of teacher, and then sits one exam. What has been measured is kept in ``which_source.jsonl``; ``--fresh``
-begins anew.
+A small student, distilled briefly beforehand, is trained for the same number of steps on text of each source and with
+each kind of teacher, and evaluated in the same way. Finished measurements are kept in ``which_source.jsonl``;
+``--fresh`` starts over.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ console = Console()
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done: rows of the data, steps of ``batch_size`` rows, held-out rows, questions of the exam."""
+    """The size of the benchmark: rows of data, steps of ``batch_size`` rows, held-out rows, evaluation questions, …"""
 
     rows: int
     steps_before: int
@@ -58,7 +58,7 @@ QUICK = Size(rows=8, steps_before=2, steps=3, batch_size=2, held_out=4, question
 
 @dataclass(frozen=True)
 class Way:
-    """A way to go on. ``{work}`` is a folder for what is written beforehand."""
+    """A variant of the training. ``{work}`` is a folder for text and caches that are written beforehand."""
 
     source: str = "Dataset()"
     teacher: str = "Live()"
@@ -80,14 +80,14 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A teacher and the student before any training, by path, and a folder to work in."""
+    """The paths of a teacher and of the initial student, and a working folder."""
 
     teacher: str
     student: str
     work: Path
 
     def recipe(self, name: str, way: Way, size: Size, **more: Any) -> Recipe:
-        """A run of ``way`` from the student that was distilled beforehand."""
+        """The recipe of a run of ``way``, starting from the student that was distilled beforehand."""
         room = {"work": self.work, "kept": size.steps * size.batch_size // 4}
         return Recipe.from_dict(
             {
@@ -114,7 +114,7 @@ class Pair:
 
 
 def _numerics() -> dict[str, Any]:
-    """As the demo has it."""
+    """The demo's numerical settings."""
     return {
         "bf16": True,
         "use_cpu": not torch.cuda.is_available(),
@@ -125,7 +125,7 @@ def _numerics() -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what is missing, then print and write the tables."""
+    """Run the missing measurements, then print and write the tables."""
     options = _parser().parse_args(arguments)
     size, record = QUICK if options.quick else FULL, options.out / "which_source.jsonl"
     work = options.out / "which_source"
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def make_pair(work: Path, size: Size, teacher: str | None, student: str | None) -> Pair:
-    """The demo's pair, or the one given, with the demo's text; the student distilled for ``steps_before`` steps."""
+    """The demo's pair, or the given one, with the demo's text; the student is distilled for ``steps_before`` steps."""
     teacher = teacher or demo_teacher_path()
     of_demo = demo.Size(train_rows=size.rows, epochs=1, held_out=size.held_out, answers=size.questions, seeds=(10,))
     train, held_out = build_rows()
@@ -164,13 +164,13 @@ def make_pair(work: Path, size: Size, teacher: str | None, student: str | None) 
             demo._make_student(work, teacher, of_demo)
     pair = Pair(teacher, student, work)
     if not (work / BEFORE / "model.safetensors").is_file():
-        console.rule("distilling the student a little")
+        console.rule("distilling the student briefly")
         distill(pair.recipe(BEFORE, Way(), size, model_name_or_path=student, max_steps=size.steps_before))
     return pair
 
 
 def measure(pair: Pair, name: str, size: Size) -> dict[str, Any]:
-    """What one way costs and gives; the student that it makes is thrown away after its exam."""
+    """The cost and quality of one variant; its student is deleted after the evaluation."""
     held_out = load_rows(pair.work / "data" / "held_out.jsonl")
     if name == TEACHER:
         return _answers(name, pair, held_out, size)
@@ -185,7 +185,7 @@ def measure(pair: Pair, name: str, size: Size) -> dict[str, Any]:
 
 
 def _prepare(recipe: Recipe, way: Way) -> float | None:
-    """Seconds in which the teacher writes or its cache is built, its loading included; None where nothing is to do."""
+    """Seconds of generating the teacher's text or building its cache, including loading; None if neither is needed."""
     began = time.monotonic()
     if "TeacherSamples" in way.source:
         generate_text(recipe, None)
@@ -197,9 +197,9 @@ def _prepare(recipe: Recipe, way: Way) -> float | None:
 
 
 def _costs(trainer: DistillTrainer, size: Size) -> dict[str, float]:
-    """Seconds of the training and of the student's writing in it, and tokens that were learnt from, from the log.
+    """Seconds of training, of which generation, and trained tokens, from the log.
 
-    Every step is one batch, which is of the data or of one writer.
+    Every step is one batch, either of the data or of one writer.
     """
     data: Any = trainer.train_dataset
     own = data.trained_tokens / len(data)
@@ -218,7 +218,7 @@ def _costs(trainer: DistillTrainer, size: Size) -> dict[str, float]:
 
 
 def exam(name: str, pair: Pair, held_out: Sequence[Any], size: Size) -> dict[str, Any]:
-    """Distances to the live teacher, what each thinks of the other's text, and answers against the references."""
+    """Evaluate a student: divergences to the live teacher, R_cvg and R_llh, and ROUGE-L against the references."""
     config = DistillConfig(
         output_dir=str(pair.work / "exam"),
         divergence=ForwardKL(),
@@ -241,13 +241,13 @@ def _answers(name: str, pair: Pair, held_out: Sequence[Any], size: Size) -> dict
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.which_source", description="Which source of text, and which teacher, when."
+        prog="python -m benchmarks.which_source", description="A comparison of text sources and teachers."
     )
     parser.add_argument("--teacher", help="a directory or hub name (default: the demo's teacher)")
-    parser.add_argument("--student", help="the student before any training (default: half of the demo's teacher)")
-    parser.add_argument("--quick", action="store_true", help="a few steps: shows that everything runs")
-    parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go")
+    parser.add_argument("--student", help="the initial student (default: half of the demo's teacher)")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of a few steps")
+    parser.add_argument("--fresh", action="store_true", help="discard previous measurements")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
     return parser
 
 

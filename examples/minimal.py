@@ -1,10 +1,10 @@
-"""Distillation in a loop of one's own: everything that `abkd.DistillTrainer` does at its core, and nothing else.
+"""Distillation in a custom training loop: the core of `abkd.DistillTrainer`, and nothing else.
 
-    python examples/minimal.py                       # a tiny random pair, a few seconds
-    python examples/minimal.py STUDENT TEACHER       # two models of the hub or of your disk that share a tokenizer
+    python examples/minimal.py                       # two tiny random models, a few seconds
+    python examples/minimal.py STUDENT TEACHER       # two models from the hub or from disk that share a tokenizer
 
 It prints the loss of every step. For heads with a soft-cap or a scale (Gemma, Cohere, Granite), checkpoints, several
-processes and everything else take `abkd.DistillTrainer`.
+processes and everything else, use `abkd.DistillTrainer`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DIVERGENCE = abkd.AlphaBeta(0.2, 0.7)
 
 
 def load(names: Sequence[str]) -> tuple[Any, Any, Any]:
-    """Student, teacher and the tokenizer that both use."""
+    """Student, teacher and their common tokenizer."""
     if names:
         student, teacher = (AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32) for name in names)
         return student, teacher, AutoTokenizer.from_pretrained(names[0])
@@ -43,7 +43,7 @@ def load(names: Sequence[str]) -> tuple[Any, Any, Any]:
 
 
 def byte_tokenizer() -> Any:
-    """One token per byte, and the end of the text."""
+    """A tokenizer with one token per byte, and an EOS token."""
     letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>"]
     core = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -52,7 +52,7 @@ def byte_tokenizer() -> Any:
 
 
 def random_model(vocabulary: int, layers: int) -> Any:
-    """A small Llama that knows nothing; its initial weights are large, so that it is at least sure of something."""
+    """A small random Llama, with large initial weights so that its predictions are not nearly uniform."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
@@ -66,7 +66,7 @@ def random_model(vocabulary: int, layers: int) -> Any:
 
 
 def batches(tokenizer: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """``input_ids``, ``attention_mask`` and ``trained`` ``[B, T]``, padded on the right; completions are trained."""
+    """``input_ids``, ``attention_mask`` and ``trained`` ``[B, T]``, right-padded; ``trained`` marks the completions."""
     for start in range(0, len(DATA), BATCH_SIZE):
         rows = []
         for row in DATA[start : start + BATCH_SIZE]:
@@ -83,14 +83,14 @@ def batches(tokenizer: Any) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 
 
 def project(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> abkd.Projected:
-    """The hidden states that predict trained tokens ``[N, H]``, and the head: the logits are never built."""
+    """The hidden states that predict trained tokens ``[N, H]``, and the head: logits are never materialised."""
     hidden = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     head = model.get_output_embeddings()
     return abkd.Projected(hidden[predicts], abkd.Head(head.weight, head.bias))
 
 
 def train(student: nn.Module, teacher: nn.Module, tokenizer: Any) -> list[float]:
-    """The loop; returns the loss of every step."""
+    """The training loop; returns the loss of every step."""
     student.train()
     teacher.eval()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -111,7 +111,7 @@ def train(student: nn.Module, teacher: nn.Module, tokenizer: Any) -> list[float]
 
 
 def main() -> None:
-    """Distil the models named on the command line, or a tiny random pair."""
+    """Distil the models named on the command line, or two tiny random ones."""
     train(*load(sys.argv[1:]))
 
 

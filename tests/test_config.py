@@ -181,7 +181,9 @@ def test_every_own_field_explains_itself():
 def test_torch_dtype_is_dtype() -> None:
     made = DistillConfig(output_dir="run", teacher_model_init_kwargs='{"torch_dtype": "float16"}')
     assert made.teacher_model_init_kwargs == {"dtype": "float16"}
-    with pytest.raises(ConfigError, match="model_init_kwargs: dtype and torch_dtype are the same: keep dtype"):
+    with pytest.raises(
+        ConfigError, match="model_init_kwargs: got both dtype and torch_dtype, which are the same: keep dtype"
+    ):
         DistillConfig(output_dir="run", model_init_kwargs={"torch_dtype": "float16", "dtype": "float32"})
 
 

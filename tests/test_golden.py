@@ -29,7 +29,7 @@ def test_a_number_that_differs_is_named():
     (line,) = golden.differences(before, after, tolerance=golden.TOLERANCE)
     assert line.startswith("images, resumed: 1 numbers differ, the first is name 3: ")
     after["images"]["resumed"]["numbers"].pop()
-    assert "numbers before" in golden.differences(before, after, tolerance=golden.TOLERANCE)[0]
+    assert "numbers, got" in golden.differences(before, after, tolerance=golden.TOLERANCE)[0]
 
 
 def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one():

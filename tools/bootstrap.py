@@ -1,7 +1,7 @@
-"""Make the virtual environment and install abkd into it from the lock: ``python tools/bootstrap.py .venv demo,dev``.
+"""Create the virtual environment and install abkd into it from the lock: ``python tools/bootstrap.py .venv demo,dev``.
 
-Runs on the standard library alone. pip's output goes to ``<venv>/install.log``; what is shown is the large downloads,
-so that nobody wonders for minutes, and the end of the log when something fails.
+Needs only the standard library. pip's output goes to ``<venv>/install.log``; the terminal shows large downloads, as a
+sign of progress, and the end of the log if pip fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LARGE = re.compile(r"Downloading (\S+) \((\d{2,}[\d.]* MB|[\d.]+ GB)\)|Processin
 
 
 def main() -> int:
-    """Create what is missing, install, and return pip's exit status."""
+    """Create the environment if necessary, install, and return pip's exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("venv", type=Path, help="directory of the environment")
     parser.add_argument("extras", help="comma-separated extras of abkd, for example demo,dev")
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def install(directory: Path, extras: str) -> int:
-    """Install abkd with ``extras`` into the environment at ``directory``, made if it is not there or has no pip."""
+    """Install abkd with ``extras`` into the environment at ``directory``, created if it is missing or has no pip."""
     python = directory / "bin" / "python"
     if not python.exists() or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
         venv.EnvBuilder(clear=True, with_pip=True, symlinks=True).create(directory)
@@ -47,7 +47,7 @@ def install(directory: Path, extras: str) -> int:
 
 
 def logged(command: list[str], log: Path) -> int:
-    """Run ``command`` with its output in ``log``; show the large downloads, and the log's end if it fails."""
+    """Run ``command`` with its output in ``log``; print the large downloads, and the end of the log if it fails."""
     with (
         log.open("a") as file,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
@@ -60,7 +60,7 @@ def logged(command: list[str], log: Path) -> int:
                 print(" ", found[3] or f"{found[1]}  {found[2]}", flush=True)
     if process.returncode:
         print(
-            *log.read_text().splitlines()[-25:], f"pip failed; its whole output is in {log}", sep="\n", file=sys.stderr
+            *log.read_text().splitlines()[-25:], f"pip failed; its full output is in {log}", sep="\n", file=sys.stderr
         )
     return process.returncode
 

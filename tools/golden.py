@@ -1,11 +1,11 @@
-"""A tiny run of each task in numbers: a change that should change no run is shown to change none.
+"""Golden runs: tiny runs of each task, to verify that a refactoring does not change their results.
 
-    python tools/golden.py BASE        this checkout and the commit BASE, both run on this machine: equal bit by bit
-    python tools/golden.py             this checkout and tests/golden.json, within a tolerance
+    python tools/golden.py BASE        compare this checkout with the commit BASE on this machine, bit for bit
+    python tools/golden.py             compare this checkout with tests/golden.json, within a tolerance
     python tools/golden.py --record    write tests/golden.json
 
-Each task is run in one process, again from its first checkpoint, and in two processes. Numbers are compared in the
-order in which a run logs them, so names may change between two commits. Runs go through recipes, as a user's do.
+Each task is run in one process, resumed from its first checkpoint, and run in two processes. Metrics are compared in
+the order in which a run logs them, so their names may differ between commits. Runs use recipes, as a user's runs do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "tests" / "golden.json"
-TOLERANCE = 1e-3  # between machines: rounding differs, and a few steps of training spread it
+TOLERANCE = 1e-3  # between machines: rounding differs, and a few training steps amplify it
 _OF_TIME = ("runtime", "per_second", "seconds")
 _MODES = ("one process", "resumed", "two processes")
 _BATCH = 4
@@ -61,27 +61,28 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    """Run what was asked for; 1 where numbers differ."""
+    """Run the requested comparison; returns 1 if results differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("base", nargs="?", help="a commit to compare with, bit by bit")
+    parser.add_argument("base", nargs="?", help="a commit to compare with, bit for bit")
     parser.add_argument("--record", action="store_true", help=f"write {RECORD.relative_to(ROOT)}")
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.work:
-        _work(Path(asked.work))
+    options = parser.parse_args()
+    if options.work:
+        _work(Path(options.work))
         return 0
     with tempfile.TemporaryDirectory() as name:
-        made = Path(name)
-        _inputs(made)
-        ours = run_all(ROOT, made)
-        if asked.base is None:
-            return _settle(ours, record=asked.record)
-        with _checkout(asked.base, made) as base:
-            return _report(differences(run_all(base, made), ours, tolerance=0.0), f"as {asked.base}, bit by bit")
+        inputs = Path(name)
+        _inputs(inputs)
+        ours = run_all(ROOT, inputs)
+        if options.base is None:
+            return _settle(ours, record=options.record)
+        with _checkout(options.base, inputs) as base:
+            found = differences(run_all(base, inputs), ours, tolerance=0.0)
+            return _report(found, f"bit-identical to {options.base}")
 
 
 def run_all(checkout: Path, inputs: Path) -> dict[str, dict[str, Any]]:
-    """The numbers and weights of each case in each mode, by the code of ``checkout``."""
+    """The metrics and weights of each case in each mode, run with the code of ``checkout``."""
     work = Path(tempfile.mkdtemp(dir=inputs))
     launched = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     for words in ([], launched):
@@ -96,21 +97,23 @@ def run_all(checkout: Path, inputs: Path) -> dict[str, dict[str, Any]]:
 def differences(
     before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]], *, tolerance: float
 ) -> list[str]:
-    """One line for each run whose numbers (or, without a tolerance, weights) are not the same."""
+    """One line for each run whose metrics (or, without a tolerance, weights) differ."""
     found = []
     for case, modes in before.items():
         for mode, then in modes.items():
             now = after[case][mode]
             where = f"{case}, {mode}"
             if len(then["numbers"]) != len(now["numbers"]):
-                found.append(f"{where}: {len(then['numbers'])} numbers before, {len(now['numbers'])} now")
+                found.append(f"{where}: expected {len(then['numbers'])} numbers, got {len(now['numbers'])}")
                 continue
             pairs = enumerate(zip(then["numbers"], now["numbers"], strict=True))
             other = [(place, a, b) for place, (a, b) in pairs if not _same(a, b, tolerance)]
             if other:
                 place, old, new = other[0]
                 name = now["names"][place] if "names" in now else f"number {place}"
-                found.append(f"{where}: {len(other)} numbers differ, the first is {name}: {old!r} before, {new!r} now")
+                found.append(
+                    f"{where}: {len(other)} numbers differ, the first is {name}: expected {old!r}, got {new!r}"
+                )
             elif not tolerance and then["weights"] != now["weights"]:
                 found.append(f"{where}: the weights differ")
     return found
@@ -121,13 +124,13 @@ def _same(first: float, second: float, tolerance: float) -> bool:
 
 
 def _settle(ours: dict[str, dict[str, Any]], *, record: bool) -> int:
-    """Write the record, or compare with it."""
+    """Write the recorded results, or compare with them."""
     if record:
         kept = {case: {mode: _rounded(each) for mode, each in modes.items()} for case, modes in ours.items()}
         lines = [f"{json.dumps(case)}: {json.dumps(modes)}" for case, modes in kept.items()]
         RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return 0
-    return _report(differences(json.loads(RECORD.read_text()), ours, tolerance=TOLERANCE), "as recorded")
+    return _report(differences(json.loads(RECORD.read_text()), ours, tolerance=TOLERANCE), "equal to the record")
 
 
 def _rounded(result: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -135,13 +138,13 @@ def _rounded(result: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def _report(found: list[str], otherwise: str) -> int:
-    print("\n".join(found) or f"{len(CASES)} cases, {len(_MODES)} ways each: {otherwise}")
+    print("\n".join(found) or f"{len(CASES)} cases in {len(_MODES)} modes: {otherwise}")
     return bool(found)
 
 
 @contextmanager
 def _checkout(commit: str, directory: Path) -> Iterator[Path]:
-    """The tree of a commit, in a folder of its own."""
+    """A git worktree of a commit."""
     place = directory / "base"
     subprocess.run(["git", "-C", str(ROOT), "worktree", "add", "--detach", str(place), commit], check=True)
     try:
@@ -159,7 +162,7 @@ def _inputs(directory: Path) -> None:
 
 
 def _work(work: Path) -> None:
-    """All runs of one launch, in the folder of the inputs; each process of two comes here."""
+    """All runs of one launch, in the folder of the inputs; each of two processes runs this."""
     from abkd.recipe import Recipe
     from abkd.run import distill
 
@@ -173,11 +176,11 @@ def _work(work: Path) -> None:
             again = _interrupted(target, work / "resumed" / case)
             distill(Recipe.from_dict(values | {"output_dir": str(again)}), resume=True)
     sys.stdout.flush()
-    os._exit(0)  # destructors of two processes' groups may wait for each other
+    os._exit(0)  # the destructors of the process groups may deadlock
 
 
 def _interrupted(finished: Path, copy: Path) -> Path:
-    """A run's folder as it is when the run dies after its first checkpoint."""
+    """A copy of a run's folder as it is if the run dies after its first checkpoint."""
     shutil.copytree(finished, copy)
     (copy / "result.json").unlink()
     (copy / "model.safetensors").unlink()

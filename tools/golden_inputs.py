@@ -1,4 +1,4 @@
-"""Small models and data for ``tools/golden.py``, made without abkd, so that every commit can read them."""
+"""Small models and data for ``tools/golden.py``, created without abkd, so that every commit can read them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from transformers import (
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 _SIDE = 16
 _NAMES = ("cat", "dog", "fox", "hen")
-_MEAN_AND_DEVIATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
+_MEAN_AND_STD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
 
 
 def write_inputs(directory: Path) -> None:
-    """Everything that the runs of ``tools/golden.py`` read, the same at each call."""
+    """Write all inputs of the runs in ``tools/golden.py``, deterministically."""
     _write_rows(directory)
     _write_language_models(directory)
     _write_images(directory)
@@ -78,7 +78,7 @@ def _save(model: Any, directory: Path, tokenizer: Any) -> None:
 
 
 def _write_images(directory: Path) -> None:
-    """Waves of low frequency, one pair of frequencies a class."""
+    """Waves of low frequency, with one frequency per class."""
     drawn = np.random.default_rng(7)
     down, across = np.mgrid[0 : 1 : _SIDE * 1j, 0 : 1 : _SIDE * 1j]
     for name, count in (("images", 32), ("held_out", 16)):
@@ -141,12 +141,12 @@ def _write_clip(directory: Path, width: int, seed: int) -> None:
 def _write_processor(directory: Path, kind: str) -> None:
     side = {"height": _SIDE, "width": _SIDE}
     side = {"size": side, "crop_size": side, "do_resize": True, "do_normalize": True}
-    values = {"image_processor_type": kind, **side, **_MEAN_AND_DEVIATION}
+    values = {"image_processor_type": kind, **side, **_MEAN_AND_STD}
     (directory / "preprocessor_config.json").write_text(json.dumps(values))
 
 
 def _sharpen(model: nn.Module) -> None:
-    """Weights large enough that the output depends on what is read; as initialised it hardly does."""
+    """Scale the weights up so that the output depends on the input; at initialisation it hardly does."""
     with torch.no_grad():
         for part in model.modules():
             if isinstance(part, nn.Linear):

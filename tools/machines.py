@@ -1,6 +1,6 @@
-"""The tests of numbers as other machines run them: instruction sets, threads and seeds that this one can take.
+"""Run the numerical tests as other machines would: with other instruction sets, thread counts and seeds.
 
-What it cannot be told: an instruction set that it lacks, another compiler, another build of torch.
+Not covered: instruction sets that this machine lacks, other compilers, other builds of torch.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import subprocess
 import sys
 
 MACHINES: dict[str, dict[str, str]] = {
-    "the plainest vectors, one thread": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
+    "baseline vector instructions, one thread": {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"},
     "AVX2 everywhere, two threads": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_CBWR": "AVX2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "ABKD_TEST_THREADS": "2",
     },
-    "all it has": {},
+    "all instructions of this machine": {},
 }
 
 
 def main(workers: str) -> int:
-    """Run the marked tests as each machine; the number of those on which something failed."""
+    """Run the marked tests as each machine; returns the number of machines with failures."""
     failed = []
     for seed, (name, variables) in enumerate(MACHINES.items(), start=1):
         print(f"---- {name}, seed {seed}: {variables}", flush=True)

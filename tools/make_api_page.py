@@ -1,6 +1,6 @@
 """Write ``docs/api.md`` from the docstrings of everything in ``abkd.__all__``; with ``--check``, only compare.
 
-A public name without a docstring of its own is an error: the page is complete or it is not written.
+A public name without its own docstring is an error, and then nothing is written.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import abkd
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 INTRODUCTION = """\
-# The public page
+# API reference
 
-Everything below is imported as `abkd.name`; what stands under `abkd.sources`, `abkd.teachers`, `abkd.data.…`,
-`abkd.models.…` and `abkd.sweep` from there. This page is generated from the docstrings (`make api`); edit those.
+Everything below is imported as `abkd.name`; the entries under `abkd.sources`, `abkd.teachers`, `abkd.data.…`,
+`abkd.models.…` and `abkd.sweep` are imported from there. This page is generated from the docstrings (`make api`); edit
+those.
 
 p is the teacher and q the student, the teacher always first. N rows, V classes, H width, B sequences, T positions.
 """
-ROOMS = (
+ORDER = (
     "divergences",
     "schedules",
     "ops",
@@ -46,7 +47,7 @@ ROOMS = (
     "trainer",
     "sweep",
 )
-HOUSES = (  # rooms whose names stay their own: a Dataset is many things
+HOUSES = (  # packages whose names are not exported from abkd itself, such as the ambiguous Dataset
     "sources",
     "teachers",
     "data.images.augmentation",
@@ -60,7 +61,7 @@ SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example|Examples|N
 
 
 def main() -> int:
-    """Write the page, or say how the stored one differs."""
+    """Write the page, or print how the stored one differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with the stored page, write nothing")
     check = parser.parse_args().check
@@ -74,40 +75,38 @@ def main() -> int:
     difference = difflib.unified_diff(
         stored.splitlines(), text.splitlines(), "docs/api.md", "docstrings", lineterm="", n=1
     )
-    print(
-        *list(difference)[:30], "docs/api.md is not what the docstrings say: run `make api`", sep="\n", file=sys.stderr
-    )
+    print(*list(difference)[:30], "docs/api.md differs from the docstrings: run `make api`", sep="\n", file=sys.stderr)
     return 1
 
 
 def page() -> str:
-    """The whole page: one section for each room, one entry for each public name."""
-    rooms: dict[str, list[str]] = defaultdict(list)
+    """The whole page: one section for each package, one entry for each public name."""
+    packages: dict[str, list[str]] = defaultdict(list)
     for name in sorted(name for name in abkd.__all__ if not name.startswith("__")):
-        rooms[getattr(abkd, name).__module__.split(".")[1]].append(name)
-    for house in HOUSES:
-        module = importlib.import_module(f"abkd.{house}")
-        rooms[house] = sorted(name for name in module.__all__ if documented(getattr(module, name)))
-    order = sorted(rooms, key=lambda room: (ROOMS.index(room) if room in ROOMS else len(ROOMS), room))
-    return "\n".join([INTRODUCTION, *(line for room in order for line in section(room, rooms[room]))])
+        packages[getattr(abkd, name).__module__.split(".")[1]].append(name)
+    for package in HOUSES:
+        module = importlib.import_module(f"abkd.{package}")
+        packages[package] = sorted(name for name in module.__all__ if documented(getattr(module, name)))
+    order = sorted(packages, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return "\n".join([INTRODUCTION, *(line for name in order for line in section(name, packages[name]))])
 
 
 def documented(thing: object) -> bool:
-    """Functions and classes; a form of dict is described where it is used."""
+    """Whether something gets an entry: functions and classes, but not a TypedDict, described where it is used."""
     return callable(thing) and not is_typeddict(thing)
 
 
-def section(room: str, names: list[str]) -> Iterator[str]:
-    """The lines of one room."""
-    summary = inspect.cleandoc(importlib.import_module(f"abkd.{room}").__doc__ or "").split("\n\n")[0]
-    yield f"## abkd.{room}\n\n{markdown(summary)}\n"
-    home = importlib.import_module(f"abkd.{room}") if room in HOUSES else abkd
+def section(package: str, names: list[str]) -> Iterator[str]:
+    """The lines of one package."""
+    summary = inspect.cleandoc(importlib.import_module(f"abkd.{package}").__doc__ or "").split("\n\n")[0]
+    yield f"## abkd.{package}\n\n{markdown(summary)}\n"
+    home = importlib.import_module(f"abkd.{package}") if package in HOUSES else abkd
     for name in names:
         yield from entry(name, getattr(home, name))
 
 
 def entry(name: str, thing: type | FunctionType) -> Iterator[str]:
-    """The lines of one public name: how it is called, what it is, and its own documented methods."""
+    """The lines of one public name: its signature, its docstring, and its own documented methods."""
     yield f"### {name}\n\n```text\n{call(name, thing)}\n```\n\n{documentation(thing, name)}\n"
     if not inspect.isclass(thing):
         return
@@ -120,22 +119,22 @@ def entry(name: str, thing: type | FunctionType) -> Iterator[str]:
 
 
 def documentation(thing: type | FunctionType, name: str) -> str:
-    """The docstring that ``thing`` itself carries, as Markdown; what a dataclass writes for itself does not count."""
+    """The own docstring of ``thing`` as Markdown; one that a dataclass generates does not count."""
     text = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
     if not text or text.startswith(f"{thing.__name__}("):
-        raise SystemExit(f"abkd.{name} has no docstring of its own")
+        raise SystemExit(f"abkd.{name} has no docstring")
     return markdown(inspect.cleandoc(text))
 
 
 def call(name: str, thing: type | FunctionType) -> str:
-    """How ``thing`` is called, on one line if that is short."""
+    """The signature of ``thing``, on one line if that is short."""
     parts = list(parameters(thing))
     line = f"{name}({', '.join(parts)})"
     return line if len(line) <= 100 else f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + ")"
 
 
 def parameters(thing: type | FunctionType) -> Iterator[str]:
-    """Each parameter as written; of a dataclass over a foreign base (TrainingArguments) the fields that are ours."""
+    """The parameters as written; for a dataclass with a foreign base (TrainingArguments), only our own fields."""
     bases = thing.__mro__[:-1] if inspect.isclass(thing) else ()
     foreign = [base for base in bases if is_dataclass(base) and not ours(base)]
     own = {key for base in bases if ours(base) for key in inspect.get_annotations(base)}
@@ -159,7 +158,7 @@ def ours(thing: type) -> bool:
 
 
 def written(parameter: inspect.Parameter) -> str:
-    """``name: annotation = default``, the same on every Python version."""
+    """``name: annotation = default``, independent of the Python version."""
     stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
     text = stars + parameter.name
     if parameter.annotation is not parameter.empty:
@@ -173,7 +172,7 @@ def written(parameter: inspect.Parameter) -> str:
 
 
 def markdown(text: str) -> str:
-    """A docstring in Google style as Markdown: code marks single, sections bold, their entries as a list."""
+    """A Google-style docstring as Markdown: single backticks, bold section titles, section entries as a list."""
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text).replace("``", "`")
     lines, current = [], ""
     for line in text.splitlines():

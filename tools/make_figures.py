@@ -1,6 +1,6 @@
 """Draw the figures of the documentation: ``python tools/make_figures.py [folder]`` (default ``docs/figures``).
 
-Every curve is computed by abkd itself. The same versions of torch and matplotlib give the same bytes.
+Every curve is computed by abkd itself. The files are reproducible byte for byte with the same torch and matplotlib.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CIFAR = [(0.6, 0.5), (0.9, 0.2), (0.8, 0.3), (0.7, 0.4), (0.5, 0.5)]
 
 @styled
 def plane() -> Figure:
-    """Which known divergences lie where in the (α, β) plane."""
+    """The known divergences in the (α, β) plane."""
     figure, (axes,) = _figure("", width=7.0, height=6.6)
     figure.subplots_adjust(left=0.08, right=0.97, top=0.97, bottom=0.08)
     axes.grid(visible=False)
@@ -73,7 +73,7 @@ PLACES = [
 
 @styled
 def push() -> Figure:
-    """How hard each divergence pushes one class, relative to forward KL."""
+    """The push of each divergence on one class, relative to forward KL."""
     figure, (missed, excess) = _figure("A class the student misses (p = 0.3)", "A class it overrates (p = 0.0001)")
     missed.set(yscale="log", ylim=(1e-7, 20))
     _push_panel(missed, 0.3, torch.logspace(math.log10(0.25), -8, 80, dtype=torch.float64))
@@ -112,7 +112,7 @@ def _push_panel(axes: Axes, p: float, q: Tensor) -> None:
 
 
 def weight(p: float, q: Tensor, alpha: float, beta: float) -> Tensor:
-    """``q^β (p^α - q^α) / α``, the push on a class before the mean push is taken off; ``q`` of any shape."""
+    """``q^β (p^α - q^α) / α``, the push on a class before the mean push is subtracted; ``q`` of any shape."""
     gap = math.log(p) - q.log()
     grown = torch.expm1(alpha * gap) / alpha if alpha else gap
     return q ** (alpha + beta) * grown
@@ -120,7 +120,7 @@ def weight(p: float, q: Tensor, alpha: float, beta: float) -> Tensor:
 
 @styled
 def bumps() -> Figure:
-    """One bump fitted to two: which divergences cover both, which commit to one."""
+    """One bump fitted to two: which divergences cover both (mass-covering), which commit to one (mode-seeking)."""
     figure, (fits, grid) = _figure("One bump fitted to two", "Over the plane: covers or commits")
     x, log_p = two_bumps()
     fits.fill_between(x, log_p.exp(), color=FAINT, linewidth=0, label="teacher")
@@ -153,7 +153,7 @@ def _verdicts(axes: Axes, x: Tensor, log_p: Tensor) -> None:
 
 
 def two_bumps() -> tuple[Tensor, Tensor]:
-    """41 classes on a line and a teacher with two bumps there: positions ``[41]`` and log-probabilities ``[41]``."""
+    """A teacher with two bumps over 41 classes on a line: positions ``[41]`` and log-probabilities ``[41]``."""
     x = torch.linspace(-3, 3, 41, dtype=torch.float64)
     left, right = (torch.exp(-((x - centre) ** 2) / (2 * 0.35**2)) for centre in (-1.5, 1.5))
     return x, torch.log(left + 0.8 * right + math.exp(-6)).log_softmax(-1)
@@ -176,7 +176,7 @@ def _best(
 
 @styled
 def covering_seeking() -> Figure:
-    """The student that each divergence fits, and how it answers the two questions, from reverse to forward KL."""
+    """The student that each divergence fits, and its R_cvg and R_llh, from reverse to forward KL."""
     figure, (fits, questions) = _figure("Covering, seeking, and between", "R_cvg and R_llh in nats, on α + β = 1")
     x, log_p = two_bumps()
     fits.fill_between(x, log_p.exp(), color=FAINT, linewidth=0)
@@ -217,7 +217,7 @@ OUTSIDE = [(1.32, TotalVariation()), (1.54, JensenShannon())]
 
 
 def nearest(divergence: Divergence, x: Tensor, log_p: Tensor) -> Tensor:
-    """The log-probabilities ``[41]`` of :func:`fit`, and then closer around what it found."""
+    """The log-probabilities ``[41]`` of :func:`fit`, refined by finer grids around its result."""
     centre, width, log_q = fit(divergence, x, log_p, steps=60)
     for step in (0.07, 0.007):
         around = torch.linspace(-step, step, 21, dtype=torch.float64)

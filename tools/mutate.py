@@ -1,8 +1,9 @@
-"""How much of a wrong line the tests notice: a seeded sample of mutants of ``divergences/`` and ``ops/``.
+"""Mutation testing: the share of mutants of ``divergences/`` and ``ops/`` that the tests detect, in a seeded sample.
 
-Mutation operators are cosmic-ray's; what it lacks is a sample with a seed, and a fork in place of a fresh start of
-torch for every mutant. The checkout is copied, so that nothing here is ever changed. Mutants of annotations and
-docstrings, which nobody could notice, are not drawn. The C of ``ops/*.c`` is not mutated: it is tested against Python.
+The mutation operators are those of cosmic-ray, which has no seeded sampling and restarts torch for every mutant;
+here each mutant is a fork. Tests run in a copy of the checkout, so the checkout itself never changes. Mutants of
+annotations and docstrings, which no test can detect, are left out. ``ops/*.c`` is not mutated: it is tested against
+Python.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = {
+TESTS = {
     "divergences": [
         "tests/divergences/test_alpha_beta.py",
         "tests/divergences/test_defaults.py",
@@ -57,14 +58,14 @@ ROOMS = {
         "tests/ops/test_fused_rows.py",
     ],
 }
-CASES = 5  # of each test function, spread evenly: a mutant is rarely seen by some parameters only
-IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"  # hypothesis, before the fork
-LIMIT = 600.0  # seconds of a mutant; one that hangs is noticed
+CASES = 5  # of each test function, evenly spaced: few mutants are detected by some parameters only
+IMPORTED = "ignore::pytest.PytestAssertRewriteWarning"  # hypothesis is imported before the fork
+LIMIT = 600.0  # seconds per mutant; one that hangs counts as detected
 
 
 @dataclass
 class Mutant:
-    """One changed place of one file, and what became of it."""
+    """A single change of one file, and the outcome of its tests."""
 
     path: str
     line: int
@@ -76,13 +77,13 @@ class Mutant:
 
 
 def main() -> int:
-    """Draw the mutants, judge each, tell the score."""
-    words = argparse.ArgumentParser(description="a seeded sample of mutants of divergences/ and ops/")
-    words.add_argument("--mutants", type=int, default=300)
-    words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--workers", type=int, default=1)
-    words.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="is continued where it ends")
-    given = words.parse_args()
+    """Sample the mutants, test each, print the score."""
+    parser = argparse.ArgumentParser(description="a seeded sample of mutants of divergences/ and ops/")
+    parser.add_argument("--mutants", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="results; an existing file is resumed")
+    given = parser.parse_args()
     given.out = given.out.absolute()
     known = {each["change"] for each in _read(given.out)}
     left = [mutant for mutant in drawn(given.mutants, given.seed) if mutant.change not in known]
@@ -90,7 +91,7 @@ def main() -> int:
     failed = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
     outcomes = Counter(each["outcome"] for each in _read(given.out))
     score = 1 - outcomes["survived"] / max(1, outcomes.total())
-    print(f"{outcomes.total()} mutants, {score:.1%} noticed: {dict(outcomes)}")
+    print(f"{outcomes.total()} mutants, {score:.1%} detected: {dict(outcomes)}")
     return max(failed)
 
 
@@ -113,11 +114,11 @@ def _forked(out: Path, mutants: list[Mutant]) -> int:
 
 
 def drawn(count: int, seed: int) -> list[Mutant]:
-    """Places first, then one mutant of each: otherwise half of all would be wrong arithmetic operators."""
+    """Sample places, then one mutant of each: otherwise half of all mutants would be arithmetic operators."""
     draw = random.Random(seed)
     places: dict[tuple[str, object], list[tuple[str, int]]] = defaultdict(list)
-    for room in ROOMS:
-        for path in sorted((ROOT / "src/abkd" / room).glob("*.py")):
+    for package in TESTS:
+        for path in sorted((ROOT / "src/abkd" / package).glob("*.py")):
             for operator, index, place in _mutations(path):
                 places[str(path.relative_to(ROOT)), place].append((operator, index))
     order = list(places)
@@ -130,7 +131,7 @@ def _operators() -> Iterator[tuple[str, Any]]:
     from cosmic_ray.plugins import get_operator, operator_names  # type: ignore[import-not-found]
 
     for name in operator_names():
-        if "Variable" not in name:  # they need to be told the variables
+        if "Variable" not in name:  # these need a list of variables
             yield name, get_operator(name)()
 
 
@@ -157,7 +158,7 @@ def _mutant(path: str, place: Any, name: str, index: int) -> Mutant | None:
 
 
 def _meaning(text: str) -> str | None:
-    """The program without what is never run; None where it is none."""
+    """The syntax tree without annotations, for comparison; None if the text does not parse."""
     try:
         tree = ast.parse(text)
     except SyntaxError:
@@ -180,7 +181,7 @@ def _copied(source: Path, target: Path) -> None:
 
 
 def _prepare(copy: Path) -> None:
-    """A checkout to change, and everything heavy loaded once: a fork has it."""
+    """Copy the checkout, and import the heavy packages once, before the forks."""
     for name in ("src", "tests", "pyproject.toml"):
         _copied(ROOT / name, copy / name)
     sys.dont_write_bytecode = True
@@ -207,9 +208,9 @@ def _judge(copy: Path, mutant: Mutant) -> None:
         os.setsid()
         code = 1
         try:
-            code = _tried(copy, ROOMS[target.parent.name])
+            code = _tried(copy, TESTS[target.parent.name])
         finally:
-            os._exit(code)  # whatever happens, the fork ends here
+            os._exit(code)  # the fork always ends here
     mutant.outcome = _waited(child, start)
     mutant.seconds = round(time.monotonic() - start, 1)
     target.write_text(before, encoding="utf-8")
@@ -249,7 +250,7 @@ def _tried(copy: Path, tests: list[str]) -> int:
 
 
 class _Quickly:
-    """A few cases of every test function, and a few examples of every law."""
+    """A pytest plugin that keeps a few cases of every test function, and a few more of every law."""
 
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
         cases: dict[str, list[Any]] = defaultdict(list)
@@ -258,7 +259,7 @@ class _Quickly:
         items[:] = [item for some in cases.values() for item in some[:: max(1, -(-len(some) // _most(some)))]]
 
     def pytest_runtest_call(self, item: Any) -> None:
-        os.environ["ABKD_CACHE"] = os.environ["ABKD_TEST_CACHE"]  # the mutants share what is compiled from C
+        os.environ["ABKD_CACHE"] = os.environ["ABKD_TEST_CACHE"]  # the mutants share the compiled C code
 
 
 def _most(some: list[Any]) -> int:

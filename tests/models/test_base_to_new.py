@@ -85,5 +85,5 @@ def test_certain_logits():
 
 @pytest.mark.parametrize("base", [(), (0, 1, 2), (1, 7), (-1,)])
 def test_halves_that_are_none(base):
-    with pytest.raises(ConfigError, match="base classes are some of the model's and not all"):
+    with pytest.raises(ConfigError, match="base classes must be some of the model's classes, but not all"):
         columns(torch.zeros(2, 3), torch.tensor([0, 1]), base)

@@ -116,7 +116,7 @@ def refusal(network: nn.Module, path: Path) -> str:
 def test_another_number_of_classes(name: str, tmp_path: Path) -> None:
     torch.save({"model": weights(name, 100)}, tmp_path / "a.pth")
     said = refusal(create(name, 10), tmp_path / "a.pth")
-    assert "100 classes apart and the network 10" in said
+    assert "it has 100 classes, and the network has 10" in said
     assert "num_classes=100" in said
     odd = {key: value[:1, 0] if value.dim() == 2 else value for key, value in weights(name, 100).items()}
     torch.save(odd, tmp_path / "b.pth")
@@ -184,10 +184,10 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         assert "torch.save(model.state_dict(), path)" in said
         assert "weights_only" not in said  # torch's advice would run the file
     assert "No such file" in refusal(network, files[0])
-    assert "objects besides tensors" in refusal(network, tmp_path / "pickled.pth")
+    assert "objects other than tensors" in refusal(network, tmp_path / "pickled.pth")
     for content in ([1, 2], {"accuracy": 71.0}, {"model": {"fc.weight": "gone"}}, {0: torch.ones(2)}):
         torch.save(content, whole)
-        assert "no weights by name" in refusal(network, whole)
+        assert "holds no state dict" in refusal(network, whole)
 
 
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:

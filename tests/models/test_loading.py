@@ -102,25 +102,28 @@ BROKEN_FILES: dict[str, tuple[Spoil, str]] = {
     "pointer": (written("model.safetensors", POINTER), "model.safetensors is a Git LFS pointer.*run git lfs pull"),
     "empty": (written("model.safetensors", ""), "model.safetensors is empty: download or save the model again"),
     "a web page": (written("model.safetensors", "<!DOCTYPE html><p>404"), "model.safetensors is a web page"),
-    "cut short": (cut, r"model.safetensors has \d+ bytes, but its header speaks of \d+"),
-    "no header": (written("model.safetensors", "x" * 99), "is cut short or no safetensors file"),
-    "half a pickle": (half_a_pickle, "pytorch_model.bin is cut short"),
-    "a shard is missing": (without_a_shard, r"index.json names model-00002-of-\d+.safetensors, which is not there"),
-    "only a config": (removed("model.safetensors"), "holds no weights"),
+    "cut short": (cut, r"model.safetensors must have \d+ bytes .*, got \d+"),
+    "no header": (written("model.safetensors", "x" * 99), "is truncated or not a safetensors file"),
+    "half a pickle": (half_a_pickle, "pytorch_model.bin is truncated"),
+    "a shard is missing": (without_a_shard, r"index.json names model-00002-of-\d+.safetensors, not found"),
+    "only a config": (removed("model.safetensors"), "has no weights"),
     "GGUF": (renamed("model.safetensors", "model.gguf"), r"only GGUF \(model.gguf\): convert it to safetensors"),
-    "no config": (removed("config.json"), "has no config.json"),
-    "config cut": (written("config.json", "{nope"), "config.json is no JSON"),
-    "config is a list": (written("config.json", "[]"), "config.json must hold an object, but holds a list"),
+    "no config": (removed("config.json"), "has weights but no config.json"),
+    "config cut": (written("config.json", "{nope"), "config.json is not valid JSON"),
+    "config is a list": (written("config.json", "[]"), "config.json must hold a JSON object, got a list"),
     "no model_type": (configured(model_type=None), "config.json of .* has no model_type"),
     "NaN in the config": (configured(rms_norm_eps=float("nan")), "config.json of .* has rms_norm_eps: NaN"),
-    "absurd width": (configured(hidden_size=10**9), "has an embedding of 340 x 1000000000, but the weights are only"),
-    "absurd depth": (configured(num_hidden_layers=10**9), "has num_hidden_layers: 1000000000, and its weights are 12"),
+    "absurd width": (configured(hidden_size=10**9), "has an embedding of 340 x 1000000000, but the weights have only"),
+    "absurd depth": (
+        configured(num_hidden_layers=10**9),
+        "has num_hidden_layers: 1000000000, but there are only 12 tensors",
+    ),
     "no layers": (configured(num_hidden_layers=-1), "has num_hidden_layers: -1"),
     "code on the hub": (configured(attn_implementation="some/kernel"), "names code on the hub .*, which abkd does not"),
-    "nested": (written("config.json", '{"model_type": "llama", "a": ' + "[" * 10**5), "config.json is no JSON"),
+    "nested": (written("config.json", '{"model_type": "llama", "a": ' + "[" * 10**5), "config.json is not valid JSON"),
     "a header of nonsense": (
         lambda folder: (folder / "model.safetensors").write_bytes((9).to_bytes(8, "little") + b'{"a": {}}'),
-        "its header cannot be read",
+        "cannot read its header",
     ),
     "also an adapter": (written("adapter_config.json", "{}"), "holds both a model and an adapter"),
 }
@@ -135,22 +138,22 @@ def test_a_broken_file_is_seen_before_anything_is_loaded(fault: str, sound: Path
 
 
 UNLOADABLE: dict[str, tuple[Spoil, str]] = {
-    "a pickle of code": (pickled, "its .bin file holds more than tensors, and would run code; take a model in safeten"),
-    "other vocabulary": (configured(vocab_size=7), r"weight is \[340, 32\], and should be \[7, 32\]: config.json"),
+    "a pickle of code": (pickled, "its .bin file holds more than tensors, and would run code; use a model in safeten"),
+    "other vocabulary": (configured(vocab_size=7), r"weight should have shape \[7, 32\], got \[340, 32\]: config.json"),
     "heads do not divide": (configured(num_attention_heads=5), "not a multiple of the number of attention heads"),
-    "unknown activation": (configured(hidden_act="nope"), "KeyError: 'nope'; mend its config.json"),
+    "unknown activation": (configured(hidden_act="nope"), "KeyError: 'nope'; fix its config.json"),
     "unknown kind": (configured(model_type="nope"), "model type `nope`"),
-    "encoder-decoder": (configured(is_encoder_decoder=True), "is an encoder-decoder model"),
+    "encoder-decoder": (configured(is_encoder_decoder=True), "an encoder-decoder model"),
     "code of its own": (
         configured(model_type="own", auto_map={"AutoConfig": "a.B"}),
-        "it needs code that comes with the model, which abkd does not run",
+        "it needs code that is shipped with the model, which abkd does not run",
     ),
     "a NaN": (weighed(lambda w: w["model.norm.weight"][0].fill_(float("nan"))), "not finite .*in model.norm.weight"),
     "infinite": (weighed(lambda w: w["lm_head.weight"][3, 1].fill_(float("inf"))), "not finite .*in lm_head.weight"),
     "a weight is missing": (weighed(lambda w: w.pop("model.layers.0.mlp.up_proj.weight")), "no weights for .*up_proj"),
     "a layer too many": (
         weighed(lambda w: w.update({"model.layers.1.mlp.up_proj.weight": torch.ones(2, 2)})),
-        "holds weights that its config.json does not know, such as model.layers.1",
+        "has weights that do not match its config.json, such as model.layers.1",
     ),
 }
 
@@ -197,8 +200,8 @@ def test_of_a_student_it_is_said_what_is_new_and_what_is_left_over(
     folder = spoilt(sound, tmp_path, weighed(change))
     with caplog.at_level(logging.WARNING, "abkd"):
         load_student(folder, use_peft=False)
-    assert "has no weights for lm_head.weight; they begin at random" in caplog.text
-    assert "holds weights that a LlamaForCausalLM has no place for: score.weight" in caplog.text
+    assert "has no weights for lm_head.weight; they are initialised randomly" in caplog.text
+    assert "has weights that a LlamaForCausalLM does not use: score.weight" in caplog.text
 
 
 def test_what_is_complete_is_loaded_without_a_word(
@@ -266,11 +269,11 @@ def test_a_head_with_numbers_of_its_own_stays_apart(tmp_path: Path, caplog: pyte
     model = load_student(str(tmp_path), use_peft=False)
     assert torch.equal(model.lm_head.weight, head)
     assert not model.config.tie_word_embeddings
-    assert "has a head with numbers of its own, though its config.json says that it is tied" in caplog.text
+    assert "has separate weights for its head, although its config.json ties it" in caplog.text
 
 
 def test_a_file_is_no_folder(sound: Path) -> None:
-    with pytest.raises(ConfigError, match="is a file: name the model directory that it lies in"):
+    with pytest.raises(ConfigError, match="is a file: give the model directory that contains it"):
         load_tokenizer(str(sound / "model.safetensors"), what="TEACHER")
 
 
@@ -294,7 +297,9 @@ TOKENIZERS: dict[str, Spoil] = {
 )
 def test_a_broken_tokenizer(fault: str, sound: Path, tmp_path: Path) -> None:
     folder = spoilt(sound, tmp_path, TOKENIZERS[fault])
-    with pytest.raises(ConfigError, match=r"^model_name_or_path: .*tokenizer in .* with all of its files") as caught:
+    with pytest.raises(
+        ConfigError, match=r"^model_name_or_path: .*tokenizer (in|from) .* with all of its files"
+    ) as caught:
         load_tokenizer(folder, what="model_name_or_path")
     assert "\n" not in str(caught.value)
 

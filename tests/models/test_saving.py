@@ -135,7 +135,7 @@ def test_a_trained_adapter_is_not_lost(
     options = {"peft_config": LoraConfig(**LORA)} if use_peft else {}
     with caplog.at_level(logging.INFO, "abkd"):
         run(str(tmp_path / "student"), tmp_path / "out", learning_rate=0.0, **options)
-    assert ("training goes on from the adapter" if use_peft else "is merged into its base model") in caplog.text
+    assert ("training continues from the adapter" if use_peft else "is merged into its base model") in caplog.text
     assert (tmp_path / "out" / "adapter_config.json").is_file() == use_peft
     torch.testing.assert_close(logits(load_causal_lm(str(tmp_path / "out"), what="out")), expected)
 
@@ -171,14 +171,14 @@ def change(folder: Path, **values: Any) -> None:
 
 
 BROKEN: dict[str, tuple[Any, str]] = {
-    "no base": ({"base_model_name_or_path": None}, "does not say what its base model is: write where it lies"),
-    "lost base": ({"base_model_name_or_path": "./gone"}, r"the base model of the adapter .*, './gone', is not there"),
-    "another task": ({"task_type": "SEQ_CLS"}, "is for the task SEQ_CLS, and not for CAUSAL_LM"),
-    "prompts": ({"num_virtual_tokens": 4}, "holds learned prompts"),
+    "no base": ({"base_model_name_or_path": None}, "does not name its base model: set base_model_name_or_path"),
+    "lost base": ({"base_model_name_or_path": "./gone"}, r"the base model of the adapter .*, './gone', does not exist"),
+    "another task": ({"task_type": "SEQ_CLS"}, "expected an adapter for CAUSAL_LM .*, got one for the task SEQ_CLS"),
+    "prompts": ({"num_virtual_tokens": 4}, "uses prompt learning"),
     "code to import": ({"megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "names code to import"),
     "another rank": ({"r": 8}, "does not fit its base model"),
     "more layers": ({"target_modules": ["q_proj", "v_proj", "o_proj"]}, "does not fit its base model"),
-    "fewer layers": ({"target_modules": ["q_proj"]}, r"has no place for, such as .*v_proj"),
+    "fewer layers": ({"target_modules": ["q_proj"]}, r"does not use, such as .*v_proj"),
 }
 
 
@@ -201,20 +201,20 @@ def test_a_base_that_only_the_adapter_names_is_said(
         pytest.raises(ConfigError, match="base model of the adapter"),
     ):
         load_student(str(tmp_path / "student"), use_peft=True)
-    assert "names the base model 'somebody/base', which is fetched from the hub" in caplog.text
+    assert "names the base model 'somebody/base', which is loaded from the hub" in caplog.text
 
 
 def test_fresh_adapters_do_not_take_the_place_of_others(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="the student has adapters already"):
+    with pytest.raises(ConfigError, match="the student already has adapters"):
         run(get_peft_model(llama(0), LoraConfig(**LORA)), tmp_path, peft_config=LoraConfig(**LORA))
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"r": 4}, r"a configuration of PEFT, such as LoraConfig\(r=16\), but is {'r': 4}"),
-        (PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), r"learned prompts \(PROMPT_TUNING\)"),
-        (AdaLoraConfig(total_step=9, target_modules=["q_proj"]), "is for AdaLoRA, whose ranks are set anew"),
+        ({"r": 4}, r"a PEFT configuration, such as LoraConfig\(r=16\), got {'r': 4}"),
+        (PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), r"prompt learning \(PROMPT_TUNING\)"),
+        (AdaLoraConfig(total_step=9, target_modules=["q_proj"]), "is for AdaLoRA, which needs a training loop"),
     ],
 )
 def test_adapters_of_a_kind_that_cannot_be_trained_here_are_refused(given: Any, says: str, tmp_path: Path) -> None:

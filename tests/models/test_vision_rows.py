@@ -259,7 +259,7 @@ def test_images_are_grey_for_a_model_of_one_channel(caplog: pytest.LogCaptureFix
     rows = ImageRows(Classifier(model))
     with caplog.at_level("INFO", logger="abkd"):
         assert rows.head_rows == 3
-    assert "the Sequential reads one channel: it sees images in grey" in caplog.text
+    assert "the Sequential reads one channel: it gets greyscale images" in caplog.text
     bright = (pixels.double() / 255 * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     for each in (rows, rows.of(model)):
         torch.testing.assert_close(each(view(pixels)).values, model(bright.float()))
@@ -290,13 +290,13 @@ def raising(error: Exception) -> Any:
     [
         (raising(KeyError("x")), r"cannot read images of shape \[2, 3, 32, 32\] \(KeyError: 'x'\)"),
         (raising(AssertionError("Torch not compiled with CUDA enabled")), "AssertionError: Torch not compiled"),
-        (lambda net, x: {"out": net(x), "aux": 3}, "returns a dict of 'out', 'aux': expected its logits"),
-        (lambda net, x: {}, "a dict of nothing"),
-        (lambda net, x: (), "returns tuple: expected logits"),
-        (lambda net, x: None, "returns NoneType"),
-        (lambda net, x: {"logits": None}, "returns NoneType"),
-        (lambda net, x: (x.mean((1, 2, 3)), net(x)), r"gives \[1, 2\] for 2 images"),
-        (lambda net, x: net(x).argmax(1, keepdim=True), r"gives \[2, 1\] numbers of type torch.int64"),
+        (lambda net, x: {"out": net(x), "aux": 3}, "must return its logits .*, got a dict with 'out', 'aux'"),
+        (lambda net, x: {}, "got a dict with nothing"),
+        (lambda net, x: (), "must return logits .*, got tuple"),
+        (lambda net, x: None, "got NoneType"),
+        (lambda net, x: {"logits": None}, "got NoneType"),
+        (lambda net, x: (x.mean((1, 2, 3)), net(x)), r"for 2 images, got shape \[1, 2\]"),
+        (lambda net, x: net(x).argmax(1, keepdim=True), r"got \[2, 1\] of torch.int64"),
         (lambda net, x: net(x)[:, :1], "of at least two classes"),
         (lambda net, x: net(x).reshape(2, 4), r"cannot read images of shape \[1, 3, 32, 32\]"),
     ],
@@ -349,15 +349,15 @@ def test_whether_a_batch_of_one_can_be_learned_from_is_tried_without_a_trace(
 
 def test_what_is_no_row_of_logits_is_refused_with_the_way_out() -> None:
     probabilities = Giving(lambda z: z.softmax(-1))
-    with pytest.raises(ConfigError, match="leave out its last softmax"):
+    with pytest.raises(ConfigError, match="remove its final softmax"):
         ImageRows(Classifier(probabilities), side=8).check()
     ImageRows(Classifier(Giving(lambda z: z.log_softmax(-1))), side=8).check()  # these are logits, too
-    with pytest.raises(VocabularyError, match="names 3 classes and gives 4 logits"):
+    with pytest.raises(VocabularyError, match="has 3 class names but returns 4 logits"):
         ImageRows(Classifier(Giving(lambda z: z), class_names=("a", "b", "c")), side=8).check()
-    with pytest.raises(ConfigError, match=r"It does read \[B, 3, 8, 8\]: set image_size: 8, "):
+    with pytest.raises(ConfigError, match=r"It accepts \[B, 3, 8, 8\]: set image_size: 8, "):
         _ = ImageRows(Classifier(Giving(lambda z: z))).head_rows
     odd = nn.Sequential(nn.Flatten(), nn.Linear(3 * 5 * 7, 4))
-    with pytest.raises(ConfigError, match=r"say so: Classifier\(model, Preparation\(size=…\)\)"):
+    with pytest.raises(ConfigError, match=r"pass Classifier\(model, Preparation\(size=…\)\)"):
         _ = ImageRows(Classifier(odd)).head_rows
     assert ImageRows(Classifier(odd), side=(5, 7)).head_rows == 4
     with pytest.raises(ConfigError, match=r"\[2, 5, 30, 30\] for 2 images"):

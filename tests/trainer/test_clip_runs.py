@@ -90,7 +90,7 @@ def test_from_a_recipe_to_a_student_that_loads(tmp_path, small):
 def test_what_cannot_be_meant_is_refused(tmp_path, small):
     with pytest.raises(ConfigError, match="sees no labels: set ce_weight"):
         clip_trainer(tmp_path, small, ce_weight=0.1)
-    with pytest.raises(ConfigError, match="one \\{\\} for the name"):
+    with pytest.raises(ConfigError, match="one \\{\\} for the class name"):
         clip_trainer(tmp_path, small, prompt_template="a photo")
 
 

@@ -519,7 +519,7 @@ def test_hooks_of_a_teacher_run_as_when_it_is_called(tmp_path):
 def test_hooks_of_a_student_are_refused(register, tmp_path):
     model = plain(0)
     getattr(model, register)(lambda *_: None)
-    with pytest.raises(ConfigError, match=r"the Plain has hooks on itself .* put them on layers inside it"):
+    with pytest.raises(ConfigError, match=r"the Plain has hooks on itself .* register them on its layers"):
         image_trainer(tmp_path, model)
     assert not list(tmp_path.iterdir())
 
@@ -543,9 +543,9 @@ def buffered(value: torch.Tensor) -> Plain:
     ("make", "said"),
     [
         (lambda: torch.jit.script(plain(0)), "is TorchScript, which cannot be trained here"),
-        (Versioned, r"a dict in its state \(_extra_state\): leave get_extra_state out"),
-        (lambda: buffered(torch.ones(1, 1).expand(3, 4)), r"whose numbers share memory, .* \(mask\): take its clone"),
-        (lambda: buffered(torch.eye(3).to_sparse()), r"not dense \(mask\): take its to_dense"),
+        (Versioned, r"a dict in its state \(_extra_state\): remove get_extra_state"),
+        (lambda: buffered(torch.ones(1, 1).expand(3, 4)), r"whose elements share memory, .* \(mask\): use its clone"),
+        (lambda: buffered(torch.eye(3).to_sparse()), r"not dense \(mask\): use its to_dense"),
     ],
     ids=["scripted", "extra state", "expanded", "sparse"],
 )
@@ -569,7 +569,7 @@ def test_a_module_without_an_eval_mode_is_refused(tmp_path):
         def train(self, mode=True):
             raise NotImplementedError("Calling eval() is not supported yet.")
 
-    with pytest.raises(ConfigError, match="the Exported has no eval mode, as a module that torch"):
+    with pytest.raises(ConfigError, match="the Exported has no eval mode, as it was made by torch"):
         image_trainer(tmp_path, teach=Exported())
 
 

@@ -1,4 +1,4 @@
-"""The exam that teacher and students sit: answers to held-out questions, greedy and sampled, against the references."""
+"""The demo's evaluation: answers of teacher and students to held-out questions, greedy and sampled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEW_TOKENS = 64  # the longest reference has about as many
 
 @dataclass
 class Examiner:
-    """Held-out questions with their answers; keeps what each model answered greedily."""
+    """Held-out questions with their reference answers; keeps the greedy answers of each model."""
 
     tokenizer_path: str
     questions: Sequence[Any]
@@ -35,7 +35,7 @@ class Examiner:
 
     @property
     def prompts(self) -> list[str]:
-        """The words of each question, without system turn and template."""
+        """The text of each question, without system turn and template."""
         return [row["prompt"][-1]["content"] for row in self.questions]
 
     def row(self, name: str, model_path: str | Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Examiner:
 
 
 def distances(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """``(before, after, teacher)``: the held-out numbers of the first and the last evaluation of a run."""
+    """``(before, after, teacher)``: the metrics of the first and the last evaluation of a run, and the teacher's."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if "eval_perplexity" in record]
     teacher = {"perplexity": records[-1]["eval_teacher_perplexity"], "forward_kl": 0.0, "reverse_kl": 0.0}
@@ -81,14 +81,14 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_rows(rows: Sequence[Any], path: Path) -> Path:
-    """Rows as JSONL, as a user's own data would lie."""
+    """Write rows as JSONL, like a user's own data."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def token_ids(path: Path, tokenizer_path: str, limit: int) -> list[list[int]]:
-    """The first rows of a file as the model reads them, for measuring layers."""
+    """The token ids of the first rows of a file, to measure the layers on."""
     from abkd.data import prepare_dataset
 
     tokenizer = load_tokenizer(tokenizer_path, what="tokenizer")

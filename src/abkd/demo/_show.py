@@ -1,4 +1,4 @@
-"""What the demo prints: a bar for everything that takes time, then a table, answers and where things are."""
+"""The demo's output: progress bars, then a table of results, answers, and the paths of the files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MEASURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 @contextmanager
 def stage(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A line with a bar while something lasts; yields a function ``(done, total)``."""
+    """A progress bar; yields a function ``(done, total)`` that updates it."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(what, total=None)
@@ -41,7 +41,7 @@ def stage(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def small_networks() -> Iterator[None]:
-    """One thread, since more of them wait for each other longer than they work; and no word of the single runs."""
+    """One thread, because these networks are too small to gain from more; no log lines of the single runs."""
     import torch
 
     threads, logger = torch.get_num_threads(), logging.getLogger("abkd")
@@ -56,12 +56,12 @@ def small_networks() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A plain sentence."""
+    """Print a sentence."""
     console.print(text, highlight=False)
 
 
 def ending(result: Mapping[str, Any], trade: str, output_dir: Path, seconds: float) -> None:
-    """The table, answers side by side, and where student and report are."""
+    """Print the table, answers side by side, and the paths of student and report."""
     console.print()
     console.print(_table(result["title"], result["rows"], result["highlight"]))
     console.print(trade, highlight=False)
@@ -71,11 +71,11 @@ def ending(result: Mapping[str, Any], trade: str, output_dir: Path, seconds: flo
         console.print(_answers(answer))
     console.print(f"The report:   {output_dir / 'report.html'}", highlight=False)
     console.print(f"The student:  AutoModelForCausalLM.from_pretrained({result['student']!r})", highlight=False)
-    console.print(f"All in {seconds / 60:.1f} minutes.", highlight=False)
+    console.print(f"Total time: {seconds / 60:.1f} minutes.", highlight=False)
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], highlight: str) -> Table:
-    """A line per measure and a column per model, which fits a terminal of 80 columns."""
+    """A row per metric and a column per model, which fits a terminal of 80 columns."""
     table = Table(title=title, title_style="bold", header_style="bold")
     table.add_column("")
     for row in rows:

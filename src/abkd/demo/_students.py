@@ -1,4 +1,4 @@
-"""What the two vision demos share: digits as arrays, and students side by side."""
+"""Code shared by the two vision demos: digits as arrays, and training of several students."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from abkd.recipe import Recipe
 def train_students(
     output_dir: Path, recipe: Recipe, settings: Mapping[str, Any], seeds: Sequence[int], began: float
 ) -> dict[str, Any]:
-    """A student for each setting and seed in ``students/``, whose report is the demo's; what ``sweep.json`` holds.
+    """Train a student for each setting and seed in ``students/`` and copy the report; returns ``sweep.json``.
 
-    ``began``: when the demo did, by the monotonic clock.
+    ``began``: start of the demo by the monotonic clock.
     """
     from abkd.sweep import sweep_settings
 
@@ -32,16 +32,16 @@ def train_students(
         found = sweep_settings(recipe, settings, seeds, progress=bar)
     shutil.copy(output_dir / "students" / "report.html", output_dir / "report.html")
     (output_dir / "demo.json").write_text(json.dumps({"sweep": "students/sweep.json"}), encoding="utf-8")
-    _show.say(f"All in {(time.monotonic() - began) / 60:.1f} minutes.")
+    _show.say(f"Total time: {(time.monotonic() - began) / 60:.1f} minutes.")
     return found
 
 
 def pixels_of(images: Any) -> np.ndarray[Any, Any]:
-    """All images, of one size, as uint8 ``[N, H, W, C]``."""
+    """All images, which have one size, as uint8 ``[N, H, W, C]``."""
     return np.stack([images.image(index) for index in range(len(images))])
 
 
 def write_arrays(images: Any, file: Path) -> None:
-    """Images, labels and class names as a user's own arrays would lie."""
+    """Write images, labels and class names as arrays, like a user's own data."""
     arrays: dict[str, Any] = {"labels": images.labels, "classes": images.class_names}
     np.savez(file, images=pixels_of(images), **arrays)

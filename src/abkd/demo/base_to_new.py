@@ -1,4 +1,4 @@
-"""``abkd demo --clip``: a CLIP teaches a smaller one from images alone, measured on classes known and new."""
+"""``abkd demo --clip``: distils a CLIP into a smaller one on unlabelled images, evaluated on base and new classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo does."""
+    """The size of the demo."""
 
     seeds: tuple[int, ...]
     epochs: int
@@ -39,17 +39,17 @@ def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = 
     and seed).
 
     Returns:
-        What ``students/sweep.json`` holds.
+        The contents of ``students/sweep.json``.
 
     Raises:
-        DataError: scikit-learn is not there.
+        DataError: scikit-learn is not installed.
         OutputDirError: ``output_dir`` is in use.
     """
     import torch
 
     began, size = time.monotonic(), QUICK if quick else FULL
     claim(output_dir, overwrite=overwrite_output_dir)
-    _show.say("abkd demo: a small CLIP learns from a larger one to tell digits apart, from images without labels.")
+    _show.say("abkd demo: a small CLIP learns from a larger one to classify digits, from images without labels.")
     with _show.stage("training both CLIPs on captioned digits"):
         small = build_small(output_dir / "clips")
     recipe = Recipe.from_dict(

@@ -1,7 +1,7 @@
 """Two small CLIPs that are trained here, on scanned digits and their captions, for base-to-new without a download.
 
-Real parts throughout: scikit-learn's digits, a byte-level BPE tokenizer learnt from the captions, and ``CLIPModel`` of
-transformers in two sizes. The larger one has seen all of the training images with captions; the smaller one few.
+All parts are real: scikit-learn's digits, a byte-level BPE tokenizer trained on the captions, and ``CLIPModel`` of
+transformers in two sizes. The larger one is trained on all training images with captions, the smaller one on a few.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PEAK = 1.5e-3
 
 @dataclass(frozen=True)
 class Build:
-    """A small CLIP, and how long it learns: ``images`` first ones (None: all), for ``epochs``."""
+    """The size of a small CLIP and its training: on the first ``images`` (None: all), for ``epochs``."""
 
     width: int
     layers: int
@@ -41,7 +41,7 @@ STUDENT = Build(width=32, layers=2, projection=32, epochs=40, images=200)
 
 @dataclass(frozen=True)
 class Small:
-    """Directories of two CLIPs, and the files of the images: to learn from, and held out from everything."""
+    """The directories of two CLIPs, and the image files: for training, and held out from all training."""
 
     teacher: Path
     student: Path
@@ -50,16 +50,16 @@ class Small:
 
 
 def build_small(directory: Path, *, seed: int = 0) -> Small:
-    """Train both CLIPs on scikit-learn's digits, and write what base-to-new distillation starts from.
+    """Train both CLIPs on scikit-learn's digits, and write the models and images for base-to-new distillation.
 
-    Both have seen images of all ten digits, with captions; the distillation itself then needs none.
+    Both are trained on images of all ten digits, with captions; the distillation itself then needs no captions.
 
     Args:
         directory: gets ``teacher/``, ``student/``, ``train.npz`` and ``held_out.npz`` (a fifth of the images).
-        seed: of what is held out, of weights and of order.
+        seed: of the split, the weights and the order of the images.
 
     Raises:
-        DataError: scikit-learn is missing.
+        DataError: scikit-learn is not installed.
     """
     import torch
 
@@ -83,12 +83,12 @@ def train_clip(
     """Train a CLIP on images and their captions, and save it with its tokenizer and its image processor's file.
 
     Args:
-        directory: where ``from_pretrained`` finds it afterwards.
-        build: its size and how long it learns.
+        directory: where it is saved, for ``from_pretrained``.
+        build: its size and its training.
         pixels: uint8 ``[N, 3, S, S]``, S even.
         labels: int64 ``[N]``, indices of ``class_names``.
         class_names: words; the caption of an image is ``CAPTION`` with its word.
-        seed: of weights and order. The caller's random numbers stay as they are.
+        seed: of the weights and the order of the images. The caller's RNG state is unchanged.
 
     Returns:
         The ``CLIPModel``, in eval mode.
@@ -114,7 +114,7 @@ def train_clip(
 
 
 def build_tokenizer(directory: Path, class_names: Sequence[str]) -> Any:
-    """CLIP's kind of tokenizer (lower case, byte-level BPE with ``</w>``), learnt from the captions and saved."""
+    """Train and save a tokenizer of CLIP's kind (lower case, byte-level BPE with ``</w>``) on the captions."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import AutoTokenizer
 
@@ -167,7 +167,7 @@ def _new_clip(build: Build, tokenizer: Any, side: int) -> Any:
 
 
 def _learn(clip: Any, images: Tensor, labels: Tensor, captions: Any, epochs: int) -> None:
-    """Contrastive learning; images with one caption are all its own and none another's."""
+    """Contrastive training; all images with the same caption are its positives."""
     import torch
 
     steps = epochs * -(-len(images) // _BATCH)

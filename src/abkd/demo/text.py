@@ -1,7 +1,7 @@
 """The demo's text: questions about Python's own library, answered from its docstrings.
 
-Everything is read from the running interpreter, so nothing is downloaded, and the rows are the same wherever the same
-Python runs on the same system. ``build_rows`` gives conversational rows, split so that nothing leaks.
+Everything is read from the running interpreter, so nothing is downloaded, and the rows are the same for the same Python
+on the same system. ``build_rows`` returns conversational rows, split without leakage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from abkd.demo.english import alike, fit_sentences, tell, words
 
-# Modules that are quiet to import, on every platform, and whose docstrings are written as prose.
+# Modules that can be imported on every platform without side effects, and whose docstrings are prose.
 MODULES = tuple(
     """
     builtins argparse array ast asyncio base64 bisect bz2 calendar cmath codecs collections colorsys compileall
@@ -33,7 +33,7 @@ MODULES = tuple(
     zipapp zipfile zlib zoneinfo
     """.split()
 )
-SKIPPED = ("Abstract", "Base", "bytearray", "bytes", "FancyURLopener", "UCD", "_")  # plumbing, and doubles of others
+SKIPPED = ("Abstract", "Base", "bytearray", "bytes", "FancyURLopener", "UCD", "_")  # internals, duplicates of others
 PRIVATE_HOMES = ("_", "posix", "nt", "genericpath")  # modules behind the public ones
 CALLABLE = ("function", "method")
 QUESTIONS = (
@@ -49,7 +49,7 @@ QUESTIONS_ABOUT_THINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One documented thing: its dotted ``name``, what ``kind`` of thing it is, how it is called, and the answer."""
+    """A documented object: its dotted ``name``, its ``kind``, the ``call`` shown in questions, and the answer."""
 
     name: str
     kind: str
@@ -65,8 +65,9 @@ class Entry:
 def build_rows(held_out_share: float = 0.12) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The demo's rows, ``(train, held_out)``, each a conversational ``{"prompt": [...], "completion": [...]}``.
 
-    No answer, no nearly equal one and no name (``open``, of whatever module) is in both. The order is mixed, so the
-    first rows of either list are a fair sample of it. ``held_out_share`` is a share of the names, so about of the rows.
+    No answer, no nearly equal answer and no name (such as ``open``, in any module) is in both. The order is mixed, so
+    the first rows of a list are a fair sample of it. ``held_out_share`` is a share of the names, so roughly of the
+    rows.
     """
     train: list[dict[str, Any]] = []
     held_out: list[dict[str, Any]] = []
@@ -76,11 +77,11 @@ def build_rows(held_out_share: float = 0.12) -> tuple[list[dict[str, Any]], list
 
 
 def collect_entries() -> list[Entry]:
-    """Every fit entry of ``MODULES``, functions first; of nearly equal answers the first alone."""
+    """All usable entries of ``MODULES``, functions first; of nearly equal answers only the first is kept."""
     entries: list[Entry] = []
     seen: list[frozenset[str]] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the library's own deprecated names
+        warnings.simplefilter("ignore")  # the standard library's own deprecations
         for name, kind, thing in _documented():
             answer = tell(name, kind, fit_sentences(thing.__doc__))
             used = words(answer.partition(f"{kind} ")[2]) if answer else frozenset()
@@ -92,7 +93,7 @@ def collect_entries() -> list[Entry]:
 
 
 def _documented() -> Iterator[tuple[str, str, Any]]:
-    """Public ``(name, kind, object)`` of ``MODULES``; a thing is told where it lives, not where it is imported."""
+    """Public ``(name, kind, object)`` of ``MODULES``, each in the module that defines it, not where it is imported."""
     classes: list[tuple[str, type]] = []
     for module_name in MODULES:
         prefix = "" if module_name == "builtins" else f"{module_name}."
@@ -131,7 +132,7 @@ def _members(prefix: str, owner: type) -> Iterator[tuple[str, str, Any]]:
 
 
 def _class_kind(owner: type) -> str:
-    """Types in lower case (``zip``, ``itertools.chain``) are called and spoken of like functions."""
+    """The kind of a class; types in lower case (``zip``, ``itertools.chain``) count as functions."""
     if issubclass(owner, BaseException):
         return "exception"
     return "function" if owner.__name__.islower() else "class"
@@ -143,7 +144,7 @@ def _call(name: str, kind: str, thing: Any) -> str:
         return name
     try:
         parameters = list(inspect.signature(thing).parameters.values())
-    except (TypeError, ValueError, NameError):  # none is recorded, or an annotation names what is not imported
+    except (TypeError, ValueError, NameError):  # no signature, or an annotation uses a name that is not imported
         return f"{name}()" if kind == "method" else name
     if kind == "method" and parameters and parameters[0].name in ("self", "cls", "type", "meta"):
         parameters = parameters[1:]
@@ -162,7 +163,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
 def _row(entry: Entry) -> dict[str, Any]:
     forms = QUESTIONS if entry.kind in CALLABLE else QUESTIONS_ABOUT_THINGS
     form = forms[int(_number(f"question of {entry.name}") * len(forms))]
-    # The empty system turn keeps the chat template from adding its own, twenty tokens in every row.
+    # Without an empty system turn, the chat template adds its own, twenty tokens in every row.
     prompt = [
         {"role": "system", "content": ""},
         {"role": "user", "content": form.format(kind=entry.kind, call=entry.call)},
@@ -171,5 +172,5 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _number(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone, on every machine."""
+    """A number in [0, 1) that depends only on the text, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

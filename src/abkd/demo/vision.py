@@ -1,4 +1,4 @@
-"""``abkd demo --vision``: a network teaches one of a hundredth of its size to read digits, five ways, five seeds."""
+"""``abkd demo --vision``: distils a digit classifier to a hundredth of its size, with five objectives, five seeds."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ABKD (0.8, 0.3)": {"divergence": "AlphaBeta(0.8, 0.3)"},
     "ABDKD (1.0, 0.2)": {"divergence": "DKD(AlphaBeta(1.0, 0.2), tckd_weight=1.0, nckd_weight=2.0)", "kd_weight": 16.0},
 }
-"""The objectives of the paper's CIFAR protocol: CE + 32·D at T = 4, where 32 is 2·T²; of ABDKD CE + T²·D."""
+"""The objectives of the paper's CIFAR protocol: CE + 32·D at T = 4, where 32 is 2·T²; for ABDKD, CE + T²·D."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much the demo does."""
+    """The size of the demo."""
 
     seeds: tuple[int, ...]
     epochs: int
@@ -41,7 +41,7 @@ _NETWORK = "resnet14"
 
 
 def small_student(num_classes: int = 10) -> nn.Module:
-    """Two layers of 8 and 16 filters."""
+    """A network of two convolutions with 8 and 16 filters."""
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.BatchNorm2d(8),
@@ -57,15 +57,15 @@ def small_student(num_classes: int = 10) -> nn.Module:
 
 
 def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = False) -> dict[str, Any]:
-    """Train a teacher on scikit-learn's digits, distil it with every objective and seed, write table and report.
+    """Train a teacher on scikit-learn's digits, distil it with every objective and seed, write a table and a report.
 
     ``output_dir`` gets ``data/``, ``teacher/`` and ``students/`` (a sweep: a directory per objective and seed).
 
     Returns:
-        What ``students/sweep.json`` holds.
+        The contents of ``students/sweep.json``.
 
     Raises:
-        ConfigError: scikit-learn is not there.
+        ConfigError: scikit-learn is not installed.
         OutputDirError: ``output_dir`` is in use.
     """
     from abkd.run import distill
@@ -77,7 +77,7 @@ def main(output_dir: Path, *, quick: bool = False, overwrite_output_dir: bool = 
     _write_data(output_dir / "data")
     teacher = Recipe.from_dict(_recipe(output_dir, output_dir / "teacher", size.teacher_epochs) | _TEACHER)
     student = Recipe.from_dict(_recipe(output_dir, output_dir / "students", size.epochs) | _student(output_dir))
-    with _show.small_networks(), _show.stage("the teacher learns from the labels"):
+    with _show.small_networks(), _show.stage("training the teacher on the labels"):
         distill(teacher)
     return train_students(output_dir, student, SETTINGS, size.seeds, began)
 
@@ -117,7 +117,7 @@ def _recipe(output_dir: Path, run_dir: Path, epochs: int) -> dict[str, Any]:
         "optim_args": "momentum=0.9",
         "weight_decay": 5e-4,
         "decay_all_parameters": True,
-        "max_grad_norm": 0.0,  # clipping would take away what 32 times the divergence weighs
+        "max_grad_norm": 0.0,  # clipping would undo the weight of 32 on the divergence
         "save_strategy": "no",
         "logging_steps": 20,
         "use_cpu": not torch.cuda.is_available(),
@@ -125,7 +125,7 @@ def _recipe(output_dir: Path, run_dir: Path, epochs: int) -> dict[str, Any]:
 
 
 def _write_data(directory: Path) -> None:
-    """The digits as a user's own arrays would lie: what is trained on, and what is held out."""
+    """Write the digits as arrays, like a user's own data: for training, and held out."""
     from abkd.data.images import load_images, split_images
 
     directory.mkdir(parents=True)

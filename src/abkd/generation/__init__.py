@@ -1,4 +1,4 @@
-"""What a model writes: sampled, greedily or by beam search, in batches; and how near answers are to references."""
+"""Batched generation by sampling, greedy decoding or beam search; ROUGE-L of answers against references."""
 
 from __future__ import annotations
 

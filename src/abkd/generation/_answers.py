@@ -1,4 +1,4 @@
-"""Answers as text, and how near they are to references: ROUGE-L."""
+"""Answers as text, and their ROUGE-L against references."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def generate_answers(
     batch_size: int = 32,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[str]:
-    """What ``model`` answers to each prompt, in the order of the prompts, without special tokens.
+    """Generate the answer of ``model`` to each prompt, in the order of the prompts, without special tokens.
 
-    Sampling is the papers' protocol: temperature 1, from the whole distribution (no top-k, no top-p). The same seed
-    gives the same answers on the same machine, and the caller's random state stays as it was.
+    Sampling follows the papers' protocol: temperature 1, from the full distribution (no top-k, no top-p). The same seed
+    gives the same answers on the same machine, and the caller's RNG state is unchanged.
 
     Args:
         model: a causal language model; its mode is restored afterwards.
-        tokenizer: decodes the answers, and tells the end and padding tokens where the model does not.
+        tokenizer: decodes the answers, and provides the EOS and padding tokens if the model does not.
         prompts: token ids, ready for the model: chat template and generation prompt included.
-        max_new_tokens: an answer is cut after this many tokens.
-        do_sample: draw from the distribution instead of taking the likeliest token.
-        seed: of the drawing; not used when decoding greedily.
-        batch_size: prompts generated together; prompts of similar length share a batch.
-        progress: called with (prompts done, prompts in all) after every batch.
+        max_new_tokens: an answer is truncated to this many tokens.
+        do_sample: sample from the distribution instead of decoding greedily.
+        seed: the seed of the sampling; not used in greedy decoding.
+        batch_size: prompts per batch; prompts of similar length share a batch.
+        progress: called with (prompts done, total prompts) after every batch.
 
     Raises:
-        DataError: a prompt without any token.
+        DataError: an empty prompt.
         ConfigError: ``max_new_tokens`` or ``batch_size`` is below 1.
     """
     written = write_completions(
@@ -57,17 +57,17 @@ def generate_answers(
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
-    """ROUGE-L F1 times 100, a mean over the predictions: longest common subsequence of stemmed words (Lin, 2004).
+    """ROUGE-L F1 times 100, averaged over the predictions: longest common subsequence of stemmed words (Lin, 2004).
 
-    As in the distillation papers: Porter stemmer on, and the best of the references where an item has several.
+    As in the distillation papers: with the Porter stemmer, and the best score if an item has several references.
 
     Raises:
-        DataError: none, or not as many references as predictions, or an item without a reference.
+        DataError: no predictions, another number of references than predictions, or an item without a reference.
     """
     if not predictions or len(predictions) != len(references):
         raise DataError(
-            "ROUGE-L needs one reference (or list of references) for each prediction, and at least one prediction; "
-            f"there are {len(predictions)} predictions and {len(references)} references."
+            "ROUGE-L needs at least one prediction, and one reference (or list of references) for each, got "
+            f"{len(predictions)} predictions and {len(references)} references."
         )
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -76,6 +76,6 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str | Sequence[str]
     for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
         choices = [reference] if isinstance(reference, str) else list(reference)
         if not choices:
-            raise DataError(f"Prediction {number} has no reference to be compared with.")
+            raise DataError(f"Prediction {number} has no reference.")
         total += max(scorer.score(choice, prediction)["rougeL"].fmeasure for choice in choices)
     return 100 * total / len(predictions)

@@ -1,4 +1,4 @@
-"""Tokens drawn by numbers that belong to the prompt, so that the rest of the batch has no say in them."""
+"""Sampling with random numbers that belong to each prompt, so that it does not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Warper = Callable[[Any, Any], Any]
 
 
 class Below:
-    """A logits processor: tokens from ``classes`` on (the padding of a head) are never written."""
+    """A logits processor: tokens from ``classes`` on (the padding of a head) are never generated."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -26,10 +26,10 @@ class Below:
 
 
 class Draw:
-    """A logits processor that draws: what it leaves finite is the token of each row.
+    """A logits processor that samples: it leaves only the sampled token of each row finite.
 
-    Row b takes its k-th token where the cumulative distribution passes the k-th number of ``streams[b]``, so the text
-    of a prompt depends on its own numbers and not on what is drawn beside it.
+    The k-th token of row b is where the cumulative distribution passes the k-th number of ``streams[b]`` (inverse
+    transform sampling), so a prompt's text depends on its own random numbers and not on the rest of the batch.
     """
 
     def __init__(self, streams: Sequence[random.Random], warpers: Sequence[Warper]) -> None:
@@ -42,14 +42,14 @@ class Draw:
         mass = scores.softmax(-1, dtype=precise).cumsum(-1)
         numbers = torch.tensor([[stream.random()] for stream in self.streams], dtype=precise, device=scores.device)
         passed = (mass <= numbers * mass[:, -1:]).sum(-1, keepdim=True)
-        last = (mass < mass[:, -1:]).sum(-1, keepdim=True)  # a number that is rounded up to 1 stays inside
+        last = (mass < mass[:, -1:]).sum(-1, keepdim=True)  # if a number is rounded up to 1
         return torch.full_like(scores, -torch.inf).scatter_(-1, torch.minimum(passed, last), 0.0)
 
 
 def streams(prompts: Sequence[Sequence[int]], seed: int) -> list[random.Random]:
-    """A stream of numbers for each prompt: a function of the seed, the prompt, and how often it came before.
+    """A random stream for each prompt: a function of the seed, the prompt, and how often it occurred before.
 
-    So the text of a prompt does not depend on the others, and a prompt that is given twice gets two texts.
+    So the text of a prompt does not depend on the others, and a repeated prompt gets different texts.
     """
     seen: Counter[bytes] = Counter()
     made = []

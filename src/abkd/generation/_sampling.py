@@ -1,4 +1,4 @@
-"""How a model chooses its tokens: a value, and what ``generation_kwargs`` make of it."""
+"""Sampling parameters, and their combination with ``generation_kwargs``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from abkd.errors import ConfigError
 from abkd.schedules import is_number
 
 CUTS = {"min_p": "MinPLogitsWarper", "typical_p": "TypicalLogitsWarper", "epsilon_cutoff": "EpsilonLogitsWarper"}
-"""What else may cut the distribution before a token is drawn, in transformers' order, and its class there."""
+"""Further truncations of the distribution, in transformers' order, with their classes there."""
 
 _SHAPES = {
     "repetition_penalty",
@@ -29,24 +29,24 @@ _SHAPES = {
     "cache_implementation",
 }
 _ELSEWHERE = {
-    **dict.fromkeys(("max_new_tokens", "max_length"), "the length is max_completion_length"),
-    "num_return_sequences": "several completions of a prompt are num_generations",
+    **dict.fromkeys(("max_new_tokens", "max_length"), "use max_completion_length"),
+    "num_return_sequences": "use num_generations",
 }
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen; as it stands, ancestral sampling from the whole distribution.
+    """Sampling parameters; by default, ancestral sampling from the full distribution.
 
     Args:
-        temperature: of the softmax; 0 takes the likeliest token.
-        top_p: keep the likeliest tokens that hold this mass together; 1 keeps all.
-        top_k: keep this many of the likeliest tokens; 0 keeps all.
+        temperature: of the softmax; 0 is greedy decoding.
+        top_p: keep the smallest set of most probable tokens with at least this total probability; 1 keeps all.
+        top_k: keep the k most probable tokens; 0 keeps all.
         num_beams: above 1, beam search: deterministic at temperature 0, with sampled continuations above it (the
-            "beam-multinomial" text of f-DISTILL's scripts, which is not distributed as the model says).
+            "beam-multinomial" text of f-DISTILL's scripts, which does not follow the model's distribution).
 
     Raises:
-        ConfigError: a value out of its range.
+        ConfigError: a value out of range.
     """
 
     temperature: float = 1.0
@@ -56,25 +56,25 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (is_number(self.temperature) and math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(f"temperature must be 0 (the likeliest token) or more, but it is {self.temperature!r}")
+            raise ConfigError(f"temperature must be >= 0 (0 is greedy decoding), got {self.temperature!r}")
         if not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ConfigError(f"top_p must lie above 0 and at most at 1 (all tokens), but it is {self.top_p!r}")
+            raise ConfigError(f"top_p must be above 0 and at most 1 (all tokens), got {self.top_p!r}")
         for name, least, meaning in (("top_k", 0, "0 keeps all tokens"), ("num_beams", 1, "1 is no beam search")):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{name} must be a whole number of at least {least} ({meaning}), but it is {value!r}")
+                raise ConfigError(f"{name} must be an integer >= {least} ({meaning}), got {value!r}")
 
     @property
     def draws(self) -> bool:
-        """Whether chance takes part."""
+        """Whether tokens are sampled."""
         return self.temperature > 0
 
 
 def settle(sampling: Sampling, generation_kwargs: Mapping[str, Any] | None) -> tuple[Sampling, dict[str, Any]]:
-    """The sampling that counts, and the other settings for ``GenerationConfig``: ``generation_kwargs`` win.
+    """The effective sampling, and the other settings for ``GenerationConfig``; ``generation_kwargs`` take precedence.
 
     Raises:
-        ConfigError: a name that has no meaning here, or a value out of its range.
+        ConfigError: a setting that is not supported, or a value out of range.
     """
     rest = dict(generation_kwargs or {})
     known = {field.name for field in fields(Sampling)}
@@ -84,7 +84,7 @@ def settle(sampling: Sampling, generation_kwargs: Mapping[str, Any] | None) -> t
     if do_sample is False:
         sampling = replace(sampling, temperature=0.0)
     if do_sample and not sampling.draws:
-        raise ConfigError("generation_kwargs: do_sample is true and the temperature 0, which takes the likeliest token")
+        raise ConfigError("generation_kwargs: do_sample=True needs a temperature above 0, got 0 (greedy decoding)")
     for name in rest:
         if name not in _SHAPES and name not in CUTS:
             raise ConfigError(f"generation_kwargs: {_unknown(name, known)}")
@@ -93,7 +93,7 @@ def settle(sampling: Sampling, generation_kwargs: Mapping[str, Any] | None) -> t
 
 
 def warpers(sampling: Sampling, rest: Mapping[str, Any]) -> list[Any]:
-    """What is done to the scores before a token is drawn: the processors of transformers, in its order."""
+    """The processors applied to the scores before sampling: those of transformers, in its order."""
     from transformers.generation import logits_process as known
 
     made: list[Any] = []
@@ -107,7 +107,7 @@ def warpers(sampling: Sampling, rest: Mapping[str, Any]) -> list[Any]:
 
 
 def _try(sampling: Sampling, rest: Mapping[str, Any]) -> None:
-    """Values that transformers refuses are refused now, before a model is loaded."""
+    """Refuse values that transformers refuses, before a model is loaded."""
     if not rest:
         return
     from transformers import GenerationConfig
@@ -122,7 +122,7 @@ def _try(sampling: Sampling, rest: Mapping[str, Any]) -> None:
 
 
 def _processors(rest: Mapping[str, Any]) -> None:
-    """Make those of transformers that look at their value when they are made."""
+    """Construct the processors of transformers that check their value in the constructor."""
     from transformers.generation import logits_process as known
 
     if "repetition_penalty" in rest:
@@ -133,12 +133,12 @@ def _processors(rest: Mapping[str, Any]) -> None:
         known.NoBadWordsLogitsProcessor(rest["bad_words_ids"], eos_token_id=None)
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         if not all(isinstance(token, int) for token in rest.get(name) or ()):
-            raise TypeError(f"{name} must be a list of token ids, but is {rest[name]!r}")
+            raise TypeError(f"{name} must be a list of token ids, got {rest[name]!r}")
     if not is_number(rest.get("length_penalty") or 1.0):
-        raise TypeError(f"length_penalty must be a number, but is {rest['length_penalty']!r}")
+        raise TypeError(f"length_penalty must be a number, got {rest['length_penalty']!r}")
 
 
 def _unknown(name: str, known: set[str]) -> str:
     if name in _ELSEWHERE:
-        return f"{name} has no meaning here; {_ELSEWHERE[name]}"
-    return f"{name!r} is not known here. There are: {', '.join(sorted({*known, 'do_sample', *_SHAPES, *CUTS}))}"
+        return f"{name} is not supported; {_ELSEWHERE[name]}"
+    return f"{name!r} is not supported, use one of: {', '.join(sorted({*known, 'do_sample', *_SHAPES, *CUTS}))}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Completion(NamedTuple):
-    """What a model wrote: its token ids, with EOS where it ended by itself; ``finished`` says whether it did."""
+    """A generated completion: its token ids, including EOS if there is one, and ``finished``, whether there is."""
 
     ids: list[int]
     finished: bool
@@ -40,28 +40,28 @@ def write_completions(
     synced: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Completion]:
-    """What ``model`` writes to each prompt, in the order of the prompts.
+    """Generate a completion of each prompt, in the order of the prompts.
 
-    A completion is the same whatever else is in its batch, up to the rounding of the model: greedily, and also drawn,
-    because each prompt has random numbers of its own, which follow from ``seed``, its tokens, and how often it came
-    before in ``prompts``. Beam search with sampled continuations is the exception: there it depends on the batch.
-    The model's mode and the caller's random state stay as they were.
+    A completion does not depend on the rest of its batch, up to the model's rounding, whether decoded greedily or
+    sampled: each prompt has its own random numbers, a function of ``seed``, its tokens, and how often it occurred
+    before in ``prompts``. Beam search with sampled continuations is the exception and depends on the batch.
+    The model's mode and the caller's RNG state are unchanged.
 
     Args:
         model: a causal language model of transformers, also one wrapped by PEFT.
-        tokenizer: tells the end and padding tokens where the model does not.
+        tokenizer: provides the EOS and padding tokens if the model does not.
         prompts: token ids, ready for the model: chat template and generation prompt included.
-        sampling: how tokens are chosen.
-        max_new_tokens: a completion is cut after this many tokens; one number, or one for each prompt.
-        classes: tokens from this id on (the padding of the head) are never written.
-        seed: of the drawing; without a meaning where nothing is drawn.
-        batch_size: prompts that are completed together; prompts of similar length share a batch.
-        generation_kwargs: settings for ``GenerationConfig``, which win over ``sampling``.
-        synced: all processes take the same number of forwards (sharded models); each must have as many prompts.
-        progress: called with (prompts done, prompts in all) after every batch.
+        sampling: the sampling parameters.
+        max_new_tokens: the maximum length of a completion; one number, or one for each prompt.
+        classes: tokens from this id on (the padding of the head) are never generated.
+        seed: the seed of the sampling; not used in greedy decoding.
+        batch_size: prompts per batch; prompts of similar length share a batch.
+        generation_kwargs: settings for ``GenerationConfig``, which take precedence over ``sampling``.
+        synced: all processes run the same number of forwards (sharded models); each needs the same number of prompts.
+        progress: called with (prompts done, total prompts) after every batch.
 
     Raises:
-        DataError: a prompt without any token.
+        DataError: an empty prompt.
         ConfigError: a limit or ``batch_size`` below 1, or unknown ``generation_kwargs``.
     """
     written: dict[int, Completion] = {}
@@ -96,7 +96,7 @@ def completions(
     generation_kwargs: Mapping[str, Any] | None = None,
     synced: bool = False,
 ) -> Iterator[dict[int, Completion]]:
-    """The same as they come, a batch at a time: index of the prompt, and its completion. Longest prompts first."""
+    """:func:`write_completions`, one batch at a time: prompt indices to completions. Longest prompts first."""
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check(prompts, limits, batch_size)
     sampling, rest = settle(sampling, generation_kwargs)
@@ -113,19 +113,19 @@ def completions(
 
 def _check(prompts: Sequence[Sequence[int]], limits: Sequence[int], batch_size: int) -> None:
     if len(limits) != len(prompts):
-        raise ConfigError(f"max_new_tokens has {len(limits)} limits for {len(prompts)} prompts: one for each is wanted")
+        raise ConfigError(f"max_new_tokens must be one limit per prompt, got {len(limits)} for {len(prompts)} prompts")
     if min(limits, default=1) < 1 or batch_size < 1:
         raise ConfigError(
-            f"max_new_tokens and batch_size must be at least 1, but are {min(limits, default=1)} and {batch_size}."
+            f"max_new_tokens and batch_size must be at least 1, got {min(limits, default=1)} and {batch_size}."
         )
     for number, prompt in enumerate(prompts):
         if not len(prompt):
-            raise DataError(f"Prompt {number} has no token; a model needs at least one to begin from.")
+            raise DataError(f"Prompt {number} is empty; a model needs at least one token to start from.")
 
 
 @contextlib.contextmanager
 def _generating(model: Any, seed: int, prompts: Sequence[Sequence[int]]) -> Iterator[None]:
-    """In eval mode, without gradient, torch's random numbers a function of the seed and of the batch."""
+    """Eval mode, no gradient, and torch's generator seeded by the seed and the batch."""
     training, own = model.training, model.generation_config
     devices = [model.device] if model.device.type == "cuda" else []
     try:
@@ -140,7 +140,7 @@ def _generating(model: Any, seed: int, prompts: Sequence[Sequence[int]]) -> Iter
 
 @dataclass
 class _Writer:
-    """One model with its settings; completes one batch at a time."""
+    """A model with its settings, which completes one batch at a time."""
 
     model: Any
     tokenizer: Any
@@ -162,14 +162,14 @@ class _Writer:
     def batch(
         self, prompts: Sequence[Sequence[int]], limits: Sequence[int], numbers: Sequence[random.Random]
     ) -> list[Completion]:
-        """The completions of prompts that fit into memory together."""
+        """The completions of one batch of prompts."""
         longest, device = max(map(len, prompts)), self.model.device
         ids = torch.tensor([[*[self.padding] * (longest - len(prompt)), *prompt] for prompt in prompts], device=device)
         lengths = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         mask = (torch.arange(longest, device=device) >= longest - lengths).long()
         room = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
         settings = self._settings(max(limits))
-        # generate() would fill what is not set from the model's own settings: a top-k, a penalty, a length
+        # generate() would take unset values from the model's own config: a top-k, a penalty, a length
         self.model.generation_config = settings
         with _positions(self.model, self.first_position, room):
             try:
@@ -187,7 +187,7 @@ class _Writer:
         return [self._cut(row, limit) for row, limit in zip(written[:, longest:].tolist(), limits, strict=True)]
 
     def _settings(self, most: int) -> GenerationConfig:
-        """Settings from scratch."""
+        """A generation config that takes nothing from the model's own."""
         from transformers import GenerationConfig
 
         settings: dict[str, Any] = {name: value for name, value in self.rest.items() if name not in CUTS}
@@ -209,20 +209,20 @@ class _Writer:
 
     @property
     def _by_transformers(self) -> bool:
-        """Whether transformers draws: the numbers of one prompt cannot tell which of its beams go on."""
+        """Whether transformers samples: per-prompt random numbers cannot be used with beams."""
         return self.sampling.draws and self.sampling.num_beams > 1
 
     def _cut(self, row: list[int], limit: int) -> Completion:
-        """Up to the first end token; by position, because what pads the row behind it may be that token too."""
+        """A row up to its first EOS token, found by position, because EOS may also be the padding."""
         end = next((i for i, token in enumerate(row[:limit]) if token in self.ends), None)
         return Completion(row[:limit], finished=False) if end is None else Completion(row[: end + 1], finished=True)
 
 
 @contextlib.contextmanager
 def _positions(model: Any, first: int, room: int) -> Iterator[None]:
-    """Counted from the model's ``first`` one, where generate() counts from 0.
+    """Shift position ids to start at the model's ``first`` one; generate() counts from 0.
 
-    Rows that are done stay in the batch, and go on counting beyond what the model knows: they count no further.
+    Finished rows stay in the batch, and their positions would run beyond the model's limit: they are clamped.
     """
 
     def settled(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

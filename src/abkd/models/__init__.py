@@ -1,1 +1,1 @@
-"""From a framework's model to rows: where hidden states are and what the head is."""
+"""Reading rows from models of transformers, timm, torchvision and plain PyTorch: hidden states, head, logits."""

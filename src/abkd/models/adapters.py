@@ -1,4 +1,4 @@
-"""Adapters of PEFT: fresh ones, trained ones out of a directory, and the base model that they belong to."""
+"""PEFT adapters: creating them, loading trained ones from a directory, and finding their base model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INSTALL = "needs the package peft: pip install 'abkd[lora]'"
 
 
 def check_peft(why: str) -> None:
-    """Raise ConfigError where PEFT is not installed; ``why`` says what needs it."""
+    """Raise ConfigError if PEFT is not installed; ``why`` names what needs it."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -27,20 +27,20 @@ def check_peft(why: str) -> None:
 
 
 def has_adapters(model: Any) -> bool:
-    """Whether a model has adapters of PEFT, of its own wrapper or of transformers' integration."""
+    """Whether a model has PEFT adapters, through PEFT's wrapper or transformers' integration."""
     return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def adapter_config(name: str, what: str) -> dict[str, Any]:
-    """``adapter_config.json`` of a directory.
+    """Read ``adapter_config.json`` from a directory.
 
     Raises:
-        ConfigError: it is of no adapter that a causal language model can have.
+        ConfigError: the adapter is not supported on causal language models.
     """
     values = read_json(Path(name).expanduser() / ADAPTER)
     task = values.get("task_type")
     if task not in (None, "CAUSAL_LM"):
-        raise ConfigError(f"{what}: the adapter in {name!r} is for the task {task}, and not for CAUSAL_LM")
+        raise ConfigError(f"{what}: expected an adapter for CAUSAL_LM in {name!r}, got one for the task {task}")
     if "num_virtual_tokens" in values:
         raise ConfigError(f"{what}: {name!r} {_PROMPTS.format(values.get('peft_type'))}")
     if values.get("megatron_config"):
@@ -52,13 +52,13 @@ def adapter_config(name: str, what: str) -> dict[str, Any]:
 
 
 _PROMPTS = (
-    "holds learned prompts ({}), which put tokens in front of every row; only adapters on layers, such as LoRA, can be "
-    "used"
+    "uses prompt learning ({}), which prepends tokens to every sequence; only adapters on layers, such as LoRA, are "
+    "supported"
 )
 
 
 def check_adapters(model: Any, what: str, *, trained: bool) -> None:
-    """Raise ConfigError where a model, which may have none, has adapters of a kind that cannot be read or trained."""
+    """Raise ConfigError if a model has adapters of an unsupported kind; ``trained``: they will be trained."""
     for config in getattr(model, "peft_config", {}).values() if has_adapters(model) else ():
         _check_kind(config, what, trained=trained)
 
@@ -69,50 +69,50 @@ def _check_kind(config: Any, what: str, *, trained: bool) -> None:
         raise ConfigError(f"{what} {_PROMPTS.format(kind)}")
     if kind == "ADALORA" and trained:
         raise ConfigError(
-            f"{what} is for AdaLoRA, whose ranks are set anew between the steps of a training loop made for it, and "
-            "would stay as they are here: take LoRA"
+            f"{what} is for AdaLoRA, which needs a training loop that reallocates its ranks between steps; here they "
+            "would stay fixed: use LoRA"
         )
 
 
 def base_of(name: str, values: Mapping[str, Any], what: str) -> str:
-    """The base model of an adapter: a directory, as seen from here or from the adapter, or a hub name, which is said.
+    """The base model of an adapter: a directory, relative to here or to the adapter, or a hub name (with a warning).
 
     Raises:
-        ConfigError: none is named, it is not there, or it is an adapter itself.
+        ConfigError: none is named, it does not exist, or it is itself an adapter.
     """
     base = values.get("base_model_name_or_path")
-    way_out = f"write where it lies into base_model_name_or_path of {Path(name) / ADAPTER}"
+    way_out = f"set base_model_name_or_path in {Path(name) / ADAPTER} to its path or hub name"
     if not isinstance(base, str) or not base:
-        raise ConfigError(f"{what}: the adapter in {name!r} does not say what its base model is: {way_out}")
+        raise ConfigError(f"{what}: the adapter in {name!r} does not name its base model: {way_out}")
     if (path := _local_base(name, base)) is not None:
         if is_adapter(str(path)):
-            raise ConfigError(f"{what}: the base model of {name!r}, {base!r}, is an adapter itself: merge that first")
+            raise ConfigError(f"{what}: the base model of {name!r}, {base!r}, is itself an adapter: merge it first")
         return str(path.resolve())
     if is_local(base):
-        raise ConfigError(f"{what}: the base model of the adapter {name!r}, {base!r}, is not there: {way_out}")
+        raise ConfigError(f"{what}: the base model of the adapter {name!r}, {base!r}, does not exist: {way_out}")
     logger.warning(
-        "abkd: the adapter in %s names the base model %r, which is fetched from the hub by that name", name, base
+        "abkd: the adapter in %s names the base model %r, which is loaded from the hub by that name", name, base
     )
     return base
 
 
 def base_folder(name: str) -> Path | None:
-    """The directory of an adapter's base model; None for what is no adapter, and where the base is none."""
+    """The directory of an adapter's base model; None if ``name`` is no adapter or its base is no local directory."""
     try:
         base = read_json(Path(name).expanduser() / ADAPTER).get("base_model_name_or_path") if is_adapter(name) else None
-    except ConfigError:  # whoever loads it says so
+    except ConfigError:  # loading the adapter raises it again
         return None
     return _local_base(name, base) if isinstance(base, str) and base else None
 
 
 def _local_base(name: str, base: str) -> Path | None:
-    """As seen from here, or from the adapter."""
+    """``base`` as a directory, relative to the working directory or to the adapter."""
     places = (Path(base).expanduser(), Path(name).expanduser() / base)
     return next((path for path in places if path.is_dir()), None)
 
 
 def read_adapter(model: nn.Module, name: str, base: str, what: str, *, trainable: bool) -> nn.Module:
-    """``model``, the base, with the trained adapter in the directory ``name``.
+    """Load the trained adapter in the directory ``name`` onto its base ``model``.
 
     Raises:
         ConfigError: the adapter does not fit the model.
@@ -128,35 +128,35 @@ def read_adapter(model: nn.Module, name: str, base: str, what: str, *, trainable
             unused = sorted(
                 key for key in load_peft_weights(name, "cpu") if key not in get_peft_model_state_dict(adapted)
             )
-    except Exception as error:  # of PEFT, torch and safetensors; every one means the same
+    except Exception as error:  # from PEFT, torch or safetensors; each means a misfit
         text = " ".join(str(error).split())[:300]
         raise ConfigError(f"{what}: the adapter in {name!r} does not fit its base model {base!r}: {text}") from error
     if unused:
         raise ConfigError(
-            f"{what}: the adapter in {name!r} holds weights that its base model {base!r} has no place for, such as "
+            f"{what}: the adapter in {name!r} has weights that its base model {base!r} does not use, such as "
             f"{some(unused)}: it was made for another model"
         )
     return adapted
 
 
 def with_adapters(model: Any, peft_config: Any) -> nn.Module:
-    """The model with fresh adapters, which alone are trained; the adapter names its base model by a full path.
+    """Add new adapters to a model and freeze the rest; the adapter records its base model by an absolute path.
 
     Raises:
-        ConfigError: PEFT is missing or finds no place for them, they are of a kind that cannot be used, or the model
-            has adapters already.
+        ConfigError: PEFT is not installed or finds no matching layers, the adapters are of an unsupported kind, or the
+            model has adapters already.
     """
     check_peft("use_peft")
     from peft import PeftConfig, get_peft_model
 
     if not isinstance(peft_config, PeftConfig):
         raise ConfigError(
-            f"peft_config must be a configuration of PEFT, such as LoraConfig(r=16), but is {shown(peft_config)}"
+            f"peft_config must be a PEFT configuration, such as LoraConfig(r=16), got {shown(peft_config)}"
         )
     _check_kind(peft_config, "peft_config", trained=True)
     if has_adapters(model):
         raise ConfigError(
-            "the student has adapters already, and fresh ones would take their place: leave out peft_config to go on "
+            "the student already has adapters, and new ones would replace them: leave out peft_config to continue "
             "training those, or merge them first (model.merge_and_unload())"
         )
     with _quiet():
@@ -164,8 +164,8 @@ def with_adapters(model: Any, peft_config: Any) -> nn.Module:
             adapted: Any = get_peft_model(model, peft_config)
         except ValueError as error:
             raise ConfigError(
-                f"PEFT finds no place for adapters in {type(model).__name__} ({error}): name layers of it in "
-                "lora_target_modules, such as [q_proj, v_proj]"
+                f"PEFT finds no layers for adapters in {type(model).__name__} ({error}): set lora_target_modules to "
+                "layers of the model, such as [q_proj, v_proj]"
             ) from error
     name = str(getattr(model, "name_or_path", "") or "")
     if name and Path(name).expanduser().is_dir():
@@ -176,9 +176,9 @@ def with_adapters(model: Any, peft_config: Any) -> nn.Module:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls in transformers is not the user's business
-        warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT sets it as GPT-2's layers need it, and says so
-        warnings.filterwarnings("ignore", "Could not find a config file")  # of a base model on the hub
+        warnings.simplefilter("ignore", FutureWarning)  # from PEFT's calls into transformers; the user cannot act on it
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # PEFT corrects it for GPT-2's layers, and warns
+        warnings.filterwarnings("ignore", "Could not find a config file")  # for a base model on the hub
         yield
 
 
@@ -191,7 +191,7 @@ tags: [abkd, distillation, {kind}]
 
 # An adapter distilled with abkd
 
-Only what was trained is here (rank {rank}, on {layers}); it belongs to the base model `{base}`.
+This directory holds the trained adapter only (rank {rank}, on {layers}); its base model is `{base}`.
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -202,13 +202,13 @@ tokenizer = AutoTokenizer.from_pretrained(".")
 model = model.merge_and_unload()  # optional: an ordinary model without adapters
 ```
 
-To save the merged model at once, distil with `merge_adapter: true`. To train on, give this directory as
-`model_name_or_path` with `use_peft: true`.
+To save the merged model directly, distil with `merge_adapter: true`. To continue training, set `model_name_or_path` to
+this directory, with `use_peft: true`.
 """
 
 
 def write_adapter_card(directory: Path) -> None:
-    """``README.md`` beside a saved adapter, instead of the blank form that PEFT writes; nothing where there is none."""
+    """Write ``README.md`` next to a saved adapter, in place of PEFT's empty template; no adapter, no file."""
     if not (directory / ADAPTER).is_file():
         return
     values = read_json(directory / ADAPTER)

@@ -1,7 +1,7 @@
-"""Base-to-new measures: how well a model tells the classes apart that were known, and those that were not.
+"""Base-to-new metrics: accuracy on the classes seen in training (base) and on unseen ones (new).
 
-The classes are in two halves, base and new. An image counts in the half that its own class is in, and is told apart
-from the classes of that half only (the protocol of CoOp, arXiv 2109.01134, and of CoCoOp, arXiv 2203.05557).
+The classes are split into two halves, base and new. An image counts towards the half of its own class, and is
+classified among the classes of that half only (the protocol of CoOp, arXiv 2109.01134, and CoCoOp, arXiv 2203.05557).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from abkd.errors import ConfigError
 
 
 def columns(logits: Tensor, targets: Tensor, base: tuple[int, ...]) -> dict[str, Tensor]:
-    """What each row adds to the sums that :func:`metrics` takes.
+    """Each row's terms of the sums that :func:`metrics` takes.
 
     Args:
         logits: ``[N, C]`` over base and new classes.
@@ -26,7 +26,7 @@ def columns(logits: Tensor, targets: Tensor, base: tuple[int, ...]) -> dict[str,
         ``base_rows``, ``base_right``, ``new_rows``, ``new_right``: float32 ``[N]`` of 0 and 1.
 
     Raises:
-        ConfigError: ``base`` names a class that is not there, none, or all of them.
+        ConfigError: ``base`` names a class that does not exist, no class, or all of them.
     """
     is_base = _halves(base, logits.shape[-1]).to(logits.device)
     of_base = is_base[targets]
@@ -42,10 +42,10 @@ def columns(logits: Tensor, targets: Tensor, base: tuple[int, ...]) -> dict[str,
 
 
 def metrics(totals: Mapping[str, float]) -> dict[str, float]:
-    """``base_accuracy``, ``new_accuracy`` and their ``harmonic_mean``, from 0 to 1, out of the sums of all rows.
+    """``base_accuracy``, ``new_accuracy`` and their ``harmonic_mean``, from 0 to 1, from the sums over all rows.
 
-    A half without images has no accuracy, and then there is no mean: these names are left out. The mean of 0 and
-    anything is 0. (The mean over several data sets is the mean of their harmonic means.)
+    If a half has no images, its accuracy and the mean are left out. The mean of 0 and anything is 0. (The mean over
+    several data sets is the mean of their harmonic means.)
     """
     found = {
         f"{half}_accuracy": totals[f"{half}_right"] / totals[f"{half}_rows"]
@@ -62,9 +62,9 @@ def _halves(base: tuple[int, ...], classes: int) -> Tensor:
     """``[C]``: True for a base class."""
     strange = sorted(each for each in set(base) if not 0 <= each < classes)
     if strange or not 0 < len(set(base)) < classes:
-        what = f"{strange} are none of" if strange else f"{len(set(base))} are named, of"
+        found = f"{strange}, not among" if strange else f"{len(set(base))} of"
         raise ConfigError(
-            f"base classes are some of the model's and not all, but {what} its {classes} "
+            f"base classes must be some of the model's classes, but not all, got {found} its {classes} "
             f"(0 to {classes - 1}); abkd.data.images.base_and_new gives the usual halves"
         )
     is_base = torch.zeros(classes, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""CLIP as image classifiers: a teacher that tells classes apart by their captions, and a prompted student.
+"""CLIP models as image classifiers: a zero-shot teacher that knows the classes by their captions, a prompted student.
 
 Both share one head: the text features of the classes, computed once with the teacher's text tower, times the teacher's
 logit scale (PromptKD, arXiv 2403.02781). So a student feature that equals the teacher's gives the teacher's logits.
@@ -25,13 +25,13 @@ _CAPTIONS_AT_ONCE = 256
 
 
 class ClassHead(nn.Module):
-    """The classes as directions: ``logits = scale · normalised(feature) · class_featuresᵀ``.
+    """A cosine classifier: ``logits = scale · normalised(feature) · class_featuresᵀ``.
 
-    In float32 whatever the autocast: with CLIP's scale of 100, logits in bfloat16 would be a quarter off.
+    Always in float32, also under autocast: with CLIP's scale of 100, logits in bfloat16 would be off by a quarter.
 
     Args:
-        class_features: ``[C, D]`` of length 1.
-        scale: what cosines are multiplied by.
+        class_features: ``[C, D]``, unit vectors.
+        scale: the factor on the cosines.
         class_names: the names of the C classes in order.
     """
 
@@ -54,11 +54,11 @@ class ClassHead(nn.Module):
 class ZeroShot(nn.Module):
     """A CLIP that classifies images by the captions of the classes.
 
-    The text tower has done its work by then and is not kept.
+    The text tower is not kept: the class features are already computed.
 
     Args:
         clip: a ``CLIPModel`` of transformers.
-        class_features: what :func:`class_features` gives for it.
+        class_features: the result of :func:`class_features` for it.
         class_names: the names of the classes in order.
     """
 
@@ -75,18 +75,18 @@ class ZeroShot(nn.Module):
 
 @torch.no_grad()
 def class_features(clip: Any, tokenizer: Any, names: Sequence[str], template: str = TEMPLATE) -> Tensor:
-    """The text features of classes: ``[C, D]`` float32 of length 1, on the device of ``clip``.
+    """The text features of classes: ``[C, D]`` float32 unit vectors, on the device of ``clip``.
 
     Args:
         clip: a ``CLIPModel`` of transformers.
         tokenizer: its tokenizer.
-        names: of the classes; an underscore reads as a space.
+        names: the class names; underscores become spaces.
         template: a caption, ``{}`` where the name goes.
 
     Raises:
-        ConfigError: the template has no place for the name, there is no class, or a caption is longer than the text
-            tower reads.
-        VocabularyError: two classes read the same to the text tower.
+        ConfigError: the template has no ``{}``, there is no class, or a caption is longer than the text tower's
+            context.
+        VocabularyError: the captions of two classes have the same tokens.
     """
     captions = _captions(names, template)
     ids = tokenizer(captions)["input_ids"]
@@ -111,7 +111,7 @@ def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
         kwargs: for ``from_pretrained``.
 
     Raises:
-        ConfigError: there is no CLIP, or not a whole one.
+        ConfigError: there is no CLIP, or its checkpoint is incomplete.
     """
     from transformers import AutoModel, CLIPModel
 
@@ -119,25 +119,25 @@ def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
     kwargs = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
     try:
         model, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    except Exception as error:  # of many libraries; every one means that this model cannot be had
+    except Exception as error:  # from many libraries; each means that the model cannot be loaded
         raise ConfigError(f"{what}: cannot load a CLIP from {name_or_path!r}: {in_short(error)}") from error
     if not isinstance(model, CLIPModel):
         raise ConfigError(
-            f"{what}: {name_or_path!r} is a {type(model).__name__}, but a CLIPModel of transformers is needed, with "
-            "both towers (for example openai/clip-vit-base-patch16); use --task image-classification for classifiers"
+            f"{what}: expected a CLIPModel of transformers with both towers (such as openai/clip-vit-base-patch16), "
+            f"got {name_or_path!r}, a {type(model).__name__}; use --task image-classification for classifiers"
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ConfigError(
-            f"{what}: {len(missing)} weights are not in {name_or_path!r} and would be random, among them {missing[0]}; "
-            "name a complete checkpoint"
+            f"{what}: {len(missing)} weights are missing from {name_or_path!r} and would be random, such as "
+            f"{missing[0]}; use a complete checkpoint"
         )
     check_finite(model.named_parameters(), f"{what}: {name_or_path!r}")
     return model.eval()
 
 
 def clip_preparation(name_or_path: str, clip: Any, *, revision: str | None = None) -> Preparation:
-    """How a CLIP wants its pixels: as its image processor says, else as OpenAI's; the side is what its tower reads.
+    """The preprocessing of a CLIP: that of its image processor, else OpenAI's; at the image size of its vision tower.
 
     Raises:
         ConfigError: its image processor does something that a :class:`Preparation` cannot.
@@ -164,17 +164,17 @@ def load_clip_pair(
         teacher_name, student_name: CLIPs of transformers, by name or path.
         class_names: all classes, base and new, in the order of the logits.
         template: the caption of a class, ``{}`` where its name goes.
-        prompt_length: learnt tokens in each prompted layer of the student.
+        prompt_length: learned tokens in each prompted layer of the student.
         prompt_depth: how many of its layers are prompted, from the first on. 4 and 9 are PromptKD's.
         teacher_options, student_options: for ``from_pretrained``, such as ``dtype`` and ``revision``.
 
     Returns:
-        A :class:`ZeroShot` and a :class:`PromptedStudent`. The teacher is frozen and in eval mode; of the student,
-        prompts and projector learn (they are drawn from torch's generator).
+        A :class:`ZeroShot` and a :class:`PromptedStudent`. The teacher is frozen and in eval mode; the student's
+        prompts and projector are trained (and initialised with torch's global generator).
 
     Raises:
-        ConfigError: a model cannot be loaded, or an argument cannot be meant.
-        VocabularyError: two classes read the same to the teacher.
+        ConfigError: a model cannot be loaded, or an argument is invalid.
+        VocabularyError: the captions of two classes have the same tokens.
     """
     from abkd.models.prompted import PromptedStudent
 
@@ -202,10 +202,10 @@ def _load_teacher(name: str, class_names: tuple[str, ...], template: str, option
 def _captions(names: Sequence[str], template: str) -> list[str]:
     if template.count("{}") != 1:
         raise ConfigError(
-            f"the template needs one {{}} for the name of the class, as {TEMPLATE!r} has; got {template!r}"
+            f"the template needs exactly one {{}} for the class name, as in {TEMPLATE!r}, got {template!r}"
         )
     if not names:
-        raise ConfigError("there are no class names, and CLIP knows a class by nothing else: give class_names")
+        raise ConfigError("CLIP needs class names, got none: set class_names")
     return [template.replace("{}", name.replace("_", " ")) for name in names]
 
 
@@ -213,10 +213,12 @@ def _check_captions(ids: Sequence[Sequence[int]], captions: Sequence[str], most:
     first: dict[tuple[int, ...], str] = {}
     for tokens, caption in zip(ids, captions, strict=True):
         if len(tokens) > most:
-            raise ConfigError(f"the text tower reads {most} tokens, but {caption!r} has {len(tokens)}: shorten it")
+            raise ConfigError(
+                f"the text tower reads at most {most} tokens, got {len(tokens)} for the caption {caption!r}: shorten it"
+            )
         twin = first.setdefault(tuple(tokens), caption)
         if twin is not caption:
             raise VocabularyError(
-                f"{twin!r} and {caption!r} are two classes, but read the same to the text tower, token by token: "
-                "give them different names"
+                f"the captions of two classes, {twin!r} and {caption!r}, have the same tokens: give the classes "
+                "different names"
             )

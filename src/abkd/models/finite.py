@@ -1,4 +1,4 @@
-"""Whether the numbers of a tensor are finite."""
+"""Check that a tensor's values are finite."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def is_finite(value: Any) -> bool:
-    """Whether all of a tensor's (or of its local shard's) values are finite, without a copy of it.
+    """Whether all values of a tensor (or of its local shard) are finite, without copying it.
 
-    True of what holds no numbers that could be otherwise: integers, nothing, tensors without storage.
+    True for anything that cannot hold NaN or infinity: integers, empty tensors, tensors on the meta device.
     """
     local = value.to_local() if hasattr(value, "to_local") else value
     if not isinstance(local, Tensor) or not local.is_floating_point() or local.numel() == 0 or local.is_meta:
         return True
-    local = local.float() if local.element_size() == 1 else local  # norms of 8-bit numbers are not there
+    local = local.float() if local.element_size() == 1 else local  # torch has no norm for 8-bit floats
     return bool(torch.isfinite(torch.linalg.vector_norm(local.detach(), ord=float("inf"))))

@@ -1,4 +1,4 @@
-"""A model directory, looked at before anything is loaded from it: what is wrong with its files, in one sentence."""
+"""Checks of a model directory before anything is loaded from it; each fault is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _AGAIN = "download or save the model again"
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor in a file: its number type as safetensors calls it (``BF16``), and its shape."""
+    """A tensor in a file: its dtype as safetensors spells it (``BF16``), and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 def is_local(name: str) -> bool:
-    """Whether a name can only be a path; hub names are ``name`` or ``owner/name``."""
+    """Whether a name must be a path; hub names are ``name`` or ``owner/name``."""
     return name.startswith((".", "/", "~")) or os.path.isabs(name) or name.count("/") > 1 or "\\" in name
 
 
 def missing_folder(name: str) -> str | None:
-    """A sentence where ``name`` is a path, or a file, and there is no directory."""
+    """A message if ``name`` is a file, or a path where no directory exists; else None."""
     path = Path(name).expanduser()
     if path.is_file():
-        return f"{name!r} is a file: name the model directory that it lies in"
+        return f"{name!r} is a file: give the model directory that contains it"
     if is_local(name) and not path.is_dir():
         return f"there is no model directory {name!r}" + (
             "" if os.path.isabs(name) else f" (looking from {os.getcwd()})"
@@ -53,9 +53,9 @@ def missing_folder(name: str) -> str | None:
 
 
 def broken_model(name: str) -> str | None:
-    """The fault in the files of a model (or adapter) directory; None for a sound one and for a hub name.
+    """The fault in the files of a model (or adapter) directory; None for a valid one and for a hub name.
 
-    Only names, sizes, JSON and headers are read: it takes milliseconds, however large the weights are.
+    Only file names, sizes, JSON and headers are read: it takes milliseconds, however large the weights are.
     """
     folder = Path(name).expanduser()
     if (missing := missing_folder(name)) or not folder.is_dir():
@@ -66,18 +66,18 @@ def broken_model(name: str) -> str | None:
 
 
 def check_model_folder(name: str, what: str) -> None:
-    """Raise ConfigError where :func:`broken_model` finds a fault; ``what`` is the setting that names the model."""
+    """Raise ConfigError if :func:`broken_model` finds a fault; ``what`` is the setting that names the model."""
     if fault := broken_model(name):
         raise ConfigError(f"{what}: {fault}")
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a directory holds an adapter of PEFT."""
+    """Whether a directory holds a PEFT adapter."""
     return (Path(name).expanduser() / ADAPTER).is_file()
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read a JSON file that holds an object.
 
     Raises:
         ConfigError: it cannot be read, or holds something else.
@@ -85,21 +85,21 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is no JSON ({_first(file)}): {_AGAIN}") from error
+        raise ConfigError(f"{file} is not valid JSON ({_first(file)}): {_AGAIN}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{file} must hold an object, but holds a {type(values).__name__}: {_AGAIN}")
+        raise ConfigError(f"{file} must hold a JSON object, got a {type(values).__name__}: {_AGAIN}")
     return values
 
 
 def stored_layers(name: str) -> int | None:
-    """How many layers the ``config.json`` of a sound directory tells of; None for hub names, and where it does not."""
+    """The number of layers in the ``config.json`` of a valid directory; None for hub names, and if it is not there."""
     file = Path(name).expanduser() / "config.json"
     values = _of_text(read_json(file)) if file.is_file() else {}
     return next((count for key in _LAYERS if isinstance(count := values.get(key), int)), None)
 
 
 def stored_tensors(name: str) -> dict[str, Stored]:
-    """Every tensor in the safetensors files of a sound directory, by name; none for other formats and hub names."""
+    """All tensors in the safetensors files of a valid directory, by name; empty for other formats and hub names."""
     found: dict[str, Stored] = {}
     for file in _weight_files(Path(name).expanduser()):
         if file.suffix == ".safetensors":
@@ -110,9 +110,9 @@ def stored_tensors(name: str) -> dict[str, Stored]:
 def _faults(name: str, folder: Path) -> Iterator[str]:
     weights = next((folder / each for each in _WEIGHTS if (folder / each).is_file()), None)
     if weights is None:
-        yield f"{name!r} holds no weights (expected {_WEIGHTS[0]} or {_WEIGHTS[2]}){_instead(folder)}"
+        yield f"{name!r} has no weights (expected {_WEIGHTS[0]} or {_WEIGHTS[2]}){_instead(folder)}"
     if not (folder / "config.json").is_file():
-        yield f"{name!r} has no config.json, which says what the weights are of: {_AGAIN}"
+        yield f"{name!r} has weights but no config.json: {_AGAIN}"
     try:
         config = read_json(folder / "config.json")
         yield from _faults_of_config(name, config)
@@ -129,8 +129,8 @@ def _faults(name: str, folder: Path) -> Iterator[str]:
 def _faults_of_adapter(name: str, folder: Path) -> Iterator[str]:
     if any((folder / each).is_file() for each in _WEIGHTS):
         yield (
-            f"{name!r} holds both a model and an adapter ({ADAPTER}), and only one of them can be meant: put them into "
-            "two directories"
+            f"{name!r} holds both a model and an adapter ({ADAPTER}), which is ambiguous: put them in separate "
+            "directories"
         )
     try:
         read_json(folder / ADAPTER)
@@ -144,19 +144,19 @@ def _faults_of_adapter(name: str, folder: Path) -> Iterator[str]:
 
 
 def _instead(folder: Path) -> str:
-    """The files in a directory without weights, and the way out."""
+    """The contents of a directory without weights, and the way out."""
     for pattern, kind in _FOREIGN.items():
         if found := sorted(folder.glob(pattern)):
             return f", only {kind} ({found[0].name}): convert it to safetensors, with save_pretrained"
     if inside := sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER}")):
-        return f", but adapters in {', '.join(inside)}: name one of these directories"
+        return f", but adapters in {', '.join(inside)}: use one of these directories"
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    return f", but models in {', '.join(inside)}: name one of these directories" if inside else f": {_AGAIN}"
+    return f", but models in {', '.join(inside)}: use one of these directories" if inside else f": {_AGAIN}"
 
 
 def _faults_of_config(name: str, config: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(config.get("model_type"), str):
-        yield f"config.json of {name!r} has no model_type, so nobody knows what kind of model it is: {_AGAIN}"
+        yield f"config.json of {name!r} has no model_type, so the architecture is unknown: {_AGAIN}"
     for key, value in _walk(config):
         if isinstance(value, float) and math.isnan(value):
             yield f"config.json of {name!r} has {key}: NaN: {_AGAIN}"
@@ -165,28 +165,28 @@ def _faults_of_config(name: str, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _faults_of_sizes(name: str, config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[str]:
-    """Sizes that the weights cannot have: building such a model could take all memory, or forever."""
+    """Sizes that do not match the weights: building such a model could exhaust the memory, or never finish."""
     if not tensors:
         return
     values = _of_text(config)
     for key in _LAYERS:
         layers = values.get(key)
         if isinstance(layers, int) and not 1 <= layers <= len(tensors):
-            yield f"config.json of {name!r} has {key}: {layers}, and its weights are {len(tensors)} tensors: {_AGAIN}"
+            yield f"config.json of {name!r} has {key}: {layers}, but there are only {len(tensors)} tensors: {_AGAIN}"
     rows, width = values.get("vocab_size"), values.get("hidden_size")
     held = sum(tensor.elements for tensor in tensors.values())
     if isinstance(rows, int) and isinstance(width, int) and rows * width > 16 * held:  # 16: in 2 bits or more
-        yield f"config.json of {name!r} has an embedding of {rows} x {width}, but the weights are only {held} numbers"
+        yield f"config.json of {name!r} has an embedding of {rows} x {width}, but the weights have only {held} elements"
 
 
 def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration of the language model within that of a model that also sees or hears."""
+    """The language model's part of a multimodal model's configuration."""
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
 
 
 def _walk(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The plain values of nested JSON, with the name of the field they stand in."""
+    """The leaf values of nested JSON, each with the name of its field."""
     if isinstance(config, dict):
         for name, value in config.items():
             yield from _walk(value, name)
@@ -198,30 +198,31 @@ def _walk(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that the weights are read from, the first of the known layouts that is there.
+    """The files that the weights are loaded from: the first of the known layouts that exists.
 
     Raises:
-        ConfigError: an index that cannot be read, or that names a file which is not there.
+        ConfigError: the index cannot be read, or names a missing file.
     """
     first = next((folder / each for each in _WEIGHTS if (folder / each).is_file()), None)
     if first is None or not first.name.endswith(".index.json"):
         return [] if first is None else [first]
     places = read_json(first).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise ConfigError(f"{first} has no weight_map that says which tensor is in which file: {_AGAIN}")
+        raise ConfigError(f"{first} has no weight_map from tensors to files: {_AGAIN}")
     files = [folder / name for name in sorted(set(places.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ConfigError(f"{first} names {missing[0]}{more}, which is not there: {_AGAIN}")
+        raise ConfigError(f"{first} names {missing[0]}{more}, not found in that directory: {_AGAIN}")
     return files
 
 
 def fault_of_file(file: Path) -> str | None:
-    """The fault in a file of weights."""
+    """The fault in a file of weights, if any."""
     begin = _first(file, 256)
     if not begin:
-        return f"{file} is empty: {_AGAIN}" if file.stat().st_size == 0 else f"{file} cannot be read: see who may"
+        empty = file.stat().st_size == 0
+        return f"{file} is empty: {_AGAIN}" if empty else f"{file} cannot be read: check its permissions"
     if begin.startswith("version https://git-lfs"):
         return f"{file} is a Git LFS pointer, not the weights: run git lfs pull in {str(file.parent)!r}"
     if begin.lstrip().lower().startswith(("<!doctype", "<html", "<?xml")):
@@ -232,21 +233,21 @@ def fault_of_file(file: Path) -> str | None:
         except ConfigError as error:
             return str(error)
     elif file.suffix == ".bin" and begin.startswith("PK") and not zipfile.is_zipfile(file):
-        return f"{file} is cut short: {_AGAIN}"
+        return f"{file} is truncated: {_AGAIN}"
     return None
 
 
 def _header(file: Path) -> dict[str, Stored]:
-    """The tensors that a safetensors file says it has; its size must be what that makes.
+    """The tensors listed in the header of a safetensors file, whose size must agree with it.
 
     Raises:
-        ConfigError: it cannot be read, or the file is cut short.
+        ConfigError: the header cannot be read, or the file is truncated.
     """
     size = file.stat().st_size
     with file.open("rb") as weights:
         length = int.from_bytes(weights.read(8), "little")
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise ConfigError(f"{file} is cut short or no safetensors file: {_AGAIN}")
+            raise ConfigError(f"{file} is truncated or not a safetensors file: {_AGAIN}")
         try:
             header = json.loads(weights.read(length))
             header.pop("__metadata__", None)
@@ -255,9 +256,9 @@ def _header(file: Path) -> dict[str, Stored]:
                 name: Stored(str(each["dtype"]), tuple(map(int, each["shape"]))) for name, each in header.items()
             }
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-            raise ConfigError(f"{file} is no safetensors file, its header cannot be read: {_AGAIN}") from error
+            raise ConfigError(f"{file} is not a valid safetensors file, cannot read its header: {_AGAIN}") from error
     if size != 8 + length + end:
-        raise ConfigError(f"{file} has {size} bytes, but its header speaks of {8 + length + end}: {_AGAIN}")
+        raise ConfigError(f"{file} must have {8 + length + end} bytes according to its header, got {size}: {_AGAIN}")
     return tensors
 
 

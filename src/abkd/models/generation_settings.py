@@ -1,4 +1,4 @@
-"""Generation settings that come with a model, and that transformers reads but would refuse to save."""
+"""Repair of a model's generation config that transformers loads but would refuse to save."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_
 
 
 def mend_generation_config(model: Any, whose: str) -> None:
-    """Leave out of ``generation_config.json`` what cannot be saved again: a run would fail at its first checkpoint.
+    """Drop from ``generation_config.json`` what cannot be saved again: a run would fail at its first checkpoint.
 
-    Settings of sampling go where nothing is sampled (they have no effect there); if that is not enough, everything but
-    the ids of special tokens goes. What goes is said. Under adapters it is that of the base model, which may be merged.
+    Sampling settings are dropped if nothing is sampled (they have no effect then); if that is not enough, everything
+    but the special token ids is dropped. A warning lists what is dropped. With adapters, the config is that of the base
+    model, which they may be merged into.
     """
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     found: Any = getattr(model, "generation_config", None)
@@ -41,5 +42,5 @@ def _fault(config: Any) -> str | None:
     try:
         config.validate(strict=True)
     except ValueError as error:
-        return next(iter(str(error).strip().splitlines()), "no reason is given").strip().rstrip(".:")
+        return next(iter(str(error).strip().splitlines()), "no reason given").strip().rstrip(".:")
     return None

@@ -1,4 +1,4 @@
-"""Causal language models as rows: hidden states and a head, or logits where the head is no plain matrix."""
+"""Rows of causal language models: hidden states and a head, or logits if the head is not a plain matrix."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from abkd.ops import Dense, Head, Projected, Rows
 logger = logging.getLogger("abkd")
 
 _PROBE_TOKENS = 8
-_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # of what they are compared with; 3e-2 in 16 bits
+_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative; 3e-2 for 16-bit dtypes
 
 
 class CausalRows(ModelRows):
-    """Reads rows out of a causal language model of transformers, also one wrapped by PEFT.
+    """Reads rows from a causal language model of transformers, also one wrapped by PEFT.
 
-    The head is taken as a matrix with the scale, bias and soft-cap that the configuration tells. :meth:`check` compares
-    that with the model's own logits; where they differ (an adapter on the head, a scale nobody told) the model's logits
-    are used as they are, which costs memory and nothing else.
+    The head is used as a matrix with the scale, bias and soft-cap of the configuration. :meth:`check` compares the
+    result with the model's own logits; if they differ (an adapter on the head, a scale missing from the configuration),
+    the model's logits are used directly, which only costs memory.
     """
 
     def __init__(self, model: Any, *, classes: int | None = None) -> None:
         self.model = model
-        self.forward: Callable[..., Any] = call_of(model)  # before anything wraps it
+        self.forward: Callable[..., Any] = call_of(model)  # captured before any wrapping
         self.classes = classes
         self.language_model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         _check_kind(self.language_model)
         self.first_position = first_position(self.language_model)
         self.dense_because = _not_a_matrix(self.language_model)
         if has_hooks(model) or has_hooks(self.language_model):
-            self.dense_because = "it has hooks on itself, which run with the whole of it only"
+            self.dense_because = "it has hooks on itself, which only run when the whole model is called"
 
     @property
     def head(self) -> Head:
-        """The head as it is now; under sharding its tensors change from step to step."""
+        """The current head; under sharding its tensors change from step to step."""
         module = self.language_model.get_output_embeddings()
         config = text_config(self.language_model)
         scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
@@ -62,7 +62,7 @@ class CausalRows(ModelRows):
         if self.first_position:
             inputs = {**inputs, "position_ids": inputs["position_ids"] + self.first_position}
         if self.dense_because is None and _in_shards(self.head.weight):
-            self.dense_because = "its head is sharded on its own; leave it to the root of the model to mend that"
+            self.dense_because = "its head is sharded separately; shard it with the root module to avoid this"
             self._say_dense()
         self.auxiliary_loss = None
         if self.dense_because is not None:
@@ -75,13 +75,13 @@ class CausalRows(ModelRows):
         return CausalRows(model)
 
     def check(self) -> None:
-        """Run the model on a few tokens: it must not see later ones, and its logits should be those of its head.
+        """Run the model on a few tokens: it must be causal, and its logits should equal ``head(hidden)``.
 
-        Where they differ from ``head(hidden)``, the logits are used as they are.
+        If they differ, the model's logits are used directly.
 
         Raises:
-            ConfigError: it cannot be run like this, its output at a position depends on later tokens, or it counts
-                positions in a way of its own.
+            ConfigError: the model fails on these tokens, its output at a position depends on later tokens, or passing
+                position_ids 0, 1, 2, … changes its output.
         """
         with probing(self.model):
             ids = self._probe_ids()
@@ -94,7 +94,7 @@ class CausalRows(ModelRows):
             self._say_dense()
 
     def _probe_ids(self) -> Tensor:
-        """``[1, T]``, T at most 8 and at most the positions that the model has learned; none of padding."""
+        """``[1, T]`` without padding, T at most 8 and at most the size of the model's position table."""
         count = min(_PROBE_TOKENS, learned_positions(self.language_model) or _PROBE_TOKENS)
         device = self.language_model.get_input_embeddings().weight.device
         padding = getattr(text_config(self.language_model), "pad_token_id", None)
@@ -102,10 +102,10 @@ class CausalRows(ModelRows):
         return torch.tensor([[token for token in ids if token != padding][:count]], device=device)
 
     def _check_causal(self, ids: Tensor, logits: Tensor) -> None:
-        """Other tokens from a place on must leave every output before it as it was.
+        """Changing the tokens from some position on must not change any output before it.
 
-        Judged by how much the outputs from there on change. Places near both ends find what looks ahead a little, a
-        whole row, and an opening that is read in both directions.
+        The tolerance is relative to the change from that position on. Positions near both ends detect attention to the
+        next token, to the whole sequence, and to a bidirectional prefix.
         """
         length = ids.shape[1]
         for place in sorted({1, length // 2, length - 1} - {0}):
@@ -115,29 +115,28 @@ class CausalRows(ModelRows):
             leak, effect = change[:, :place].max(), change[:, place:].max()
             if leak > self._tolerance * effect:
                 raise ConfigError(
-                    f"{_name(self.language_model)} is no causal language model: what it predicts at a position depends "
-                    "on later tokens, so it would see the answers that it is asked for (masked language models such as "
-                    "BERT do); choose a decoder-only model"
+                    f"{_name(self.language_model)} is not a causal language model: its prediction at a position "
+                    "depends on later tokens, so it would see the tokens that it has to predict (as masked language "
+                    "models such as BERT do); choose a decoder-only model"
                 )
 
     def _check_positions(self, ids: Tensor, logits: Tensor) -> None:
-        """Where nobody gives positions, the model must count them as they are given here."""
+        """Without ``position_ids``, the model must compute the same as with the ones that are passed here."""
         inputs = self._inputs(ids)
         del inputs["position_ids"]
         try:
             alone = self._logits(inputs)
-        except Exception:  # noqa: BLE001  # of code that is not ours: it always wants to be told its positions
+        except Exception:  # noqa: BLE001  # third-party code that requires position_ids
             return
         gap = (alone - logits).float().abs().max()
         if gap > self._tolerance * logits.float().abs().max():
             raise ConfigError(
-                f"{_name(self.language_model)} counts positions in a way of its own: given position_ids 0, 1, 2, … it "
-                "computes something else than without them, so padded and packed rows cannot be read; choose another "
-                "model"
+                f"{_name(self.language_model)} uses nonstandard position ids: with position_ids 0, 1, 2, … its logits "
+                "differ from those without, so padded and packed sequences cannot be read; choose another model"
             )
 
     def _inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """What the model reads of one row without padding."""
+        """The model's inputs for one sequence without padding."""
         positions = torch.arange(ids.shape[1], device=ids.device)[None] + self.first_position
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
 
@@ -153,12 +152,12 @@ class CausalRows(ModelRows):
         )
 
     def _compare(self, ids: Tensor, logits: Tensor) -> str | None:
-        """Why the head is no matrix that explains these logits."""
+        """Why these logits are not ``head(hidden)``; None if they are."""
         inputs = {**self._inputs(ids), "position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
         view = View(inputs=inputs, rows=torch.arange(ids.shape[1], device=ids.device))
         try:
             ours = self(view).logits(slice(None)).float()
-        except Exception as error:  # noqa: BLE001  # the model as a whole has run, so its parts cannot be used alone
+        except Exception as error:  # noqa: BLE001  # the whole model runs, so its backbone cannot be used alone
             return f"its backbone cannot be run by itself ({in_short(error)})"
         theirs = logits.float()[0, :, : ours.shape[-1]]
         gap = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-6)
@@ -167,11 +166,11 @@ class CausalRows(ModelRows):
         return f"its logits differ from those of its head by {gap:.1%}"
 
     def _hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """``[B, T, H]``, what the head reads."""
+        """``[B, T, H]``, the input of the head."""
         backbone = _backbone(self.language_model)
         if not self._balances():
             return backbone(**inputs, use_cache=False).last_hidden_state
-        kept: list[Tensor] = []  # the whole forward, with one row of logits, knows the router's loss
+        kept: list[Tensor] = []  # only the full forward, here with logits of one token, computes the router loss
         hook = backbone.register_forward_hook(lambda _, __, output: kept.append(output.last_hidden_state))
         try:
             self._run(inputs, logits_to_keep=1)
@@ -189,12 +188,12 @@ class CausalRows(ModelRows):
         return output
 
     def _balances(self) -> bool:
-        """Whether this forward is one whose router loss is trained on."""
+        """Whether this forward's router loss is trained on."""
         return self.router_loss_weight > 0 and self.model.training and torch.is_grad_enabled()
 
     @property
     def router_loss_weight(self) -> float:
-        """The weight of the load-balancing loss of a mixture of experts, where its configuration asks for that loss."""
+        """The weight of a mixture-of-experts model's load-balancing loss; 0 unless its configuration enables it."""
         config = text_config(self.language_model)
         if not getattr(config, "output_router_logits", False):
             return 0.0
@@ -204,10 +203,10 @@ class CausalRows(ModelRows):
 
 @contextmanager
 def probing(model: Any) -> Iterator[None]:
-    """While a model is tried out: in eval mode, without gradient; whatever it raises says that it cannot be used.
+    """Try a model out in eval mode, without gradient; any error means that it cannot be used.
 
     Raises:
-        ConfigError: instead of any other error.
+        ConfigError: in place of any other error.
     """
     training = model.training
     model.eval()
@@ -216,23 +215,23 @@ def probing(model: Any) -> Iterator[None]:
             yield
     except AbkdError:
         raise
-    except Exception as error:  # of code that is not ours; every one means that the model cannot be used
+    except Exception as error:  # from third-party code; each means that the model cannot be used
         raise ConfigError(
-            f"{_name(model)} cannot be run on a few tokens as a causal language model of transformers "
-            f"({in_short(error)}): choose a model that takes input_ids of any length and gives an output with logits"
+            f"{_name(model)} fails on a few tokens as a causal language model of transformers "
+            f"({in_short(error)}): choose a model that takes input_ids of any length and returns an output with logits"
         ) from error
     finally:
         model.train(training)
 
 
 def _name(model: Any) -> str:
-    """The kind of a model, and where it is from if that is known."""
+    """A model's class, and its name or path if known."""
     kind, origin = type(model).__name__, getattr(model, "name_or_path", "")
     return f"{kind} ({origin})" if origin else kind
 
 
 def _check_kind(model: Any) -> None:
-    """Raise ConfigError where a module is no language model of transformers with a head."""
+    """Raise ConfigError if a module is not a language model of transformers with a head."""
     needed = ("config", "dtype", "get_input_embeddings", "get_output_embeddings")
     if not all(hasattr(model, name) for name in needed):
         raise ConfigError(
@@ -246,7 +245,7 @@ def _check_kind(model: Any) -> None:
 
 
 def _backbone(model: Any) -> Any:
-    """What makes the hidden states; some families are told apart from it by ``get_decoder`` alone."""
+    """The module that computes the hidden states; in some families only ``get_decoder`` finds it."""
     if model.base_model is model and hasattr(model, "get_decoder"):
         return model.get_decoder()
     return model.base_model
@@ -254,7 +253,7 @@ def _backbone(model: Any) -> Any:
 
 def _not_a_matrix(model: Any) -> str | None:
     if _backbone(model) is model:
-        return "it has no backbone of its own"
+        return "it has no separate backbone"
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return f"its head is a {type(head).__name__}, not a plain linear layer"
@@ -262,5 +261,5 @@ def _not_a_matrix(model: Any) -> str | None:
 
 
 def _in_shards(weight: Tensor) -> bool:
-    """Whether this process holds a part of it only (FSDP2 gathers the root's parameters before the forward)."""
+    """Whether this process holds only a shard (FSDP2 gathers the root's parameters before the forward)."""
     return hasattr(weight, "full_tensor")

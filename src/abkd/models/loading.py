@@ -1,4 +1,4 @@
-"""Language models and tokenizers by name or directory; whatever goes wrong is one sentence that says which and why."""
+"""Loading of language models and tokenizers by name or directory; each failure is one sentence with the reason."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ from abkd.models.positions import text_config
 from abkd.models.remarks import logger, some
 from abkd.storage import in_full
 
-# What checkpoints hold beside the model: buffers that are computed, heads for reinforcement learning and for guessing
-# ahead, the eyes and ears of a model whose text alone is used.
-_BESIDE = re.compile(
+# Tensors that a checkpoint may hold in addition to the language model: computed buffers, value heads, multi-token
+# prediction heads, the vision and audio towers of multimodal models.
+_IGNORED = re.compile(
     r"rotary_emb\.inv_freq$|\.masked_bias$|\.attn\.bias$|position_ids$|(^|\.)(mtp|v_head|vision_tower|vision_model|visual"
     r"|audio_tower|multi_modal_projector|embed_vision|embed_audio)\."
 )
-_OTHER_FILES = {"gguf_file", "subfolder", "variant"}  # options that name files of which a directory may have several
+_OTHER_FILES = {"gguf_file", "subfolder", "variant"}  # options that choose among several models in a directory
 _VOCABULARIES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "spiece*", "*.gguf")
-_LONGEST = 300  # characters of somebody else's message
+_LONGEST = 300  # characters of another library's message
 
 
 def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwargs: Any) -> Any:
-    """A causal language model with all of its weights; a directory of an adapter gives its base model with it on.
+    """Load a causal language model; an adapter directory gives its base model with the adapter on it.
 
     Args:
         what: "model_name_or_path" or "teacher_model_name_or_path", for messages.
-        student: weights that are new, or that are left over, are said; without this they are refused. An adapter can
-            be trained.
-        kwargs: for ``from_pretrained``. Code in a model directory is not run unless ``trust_remote_code`` says so.
+        student: missing and unused weights give a warning instead of an error, and an adapter is trainable.
+        kwargs: for ``from_pretrained``. Code in a model directory is only run with ``trust_remote_code=True``.
 
     Raises:
-        ConfigError: nothing usable is there, weights are missing or not finite, or it is no causal language model.
+        ConfigError: nothing can be loaded, weights are missing or not finite, or it is not a causal language model.
     """
     name_or_path, kwargs = in_full(name_or_path), with_dtype(kwargs)
     if not _OTHER_FILES & kwargs.keys():
@@ -54,7 +53,7 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
     config = _config(name_or_path, what, kwargs)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    except Exception as error:  # of many libraries; every one means that this model cannot be had
+    except Exception as error:  # from many libraries; each means that the model cannot be loaded
         raise ConfigError(_why_not(error, name_or_path, what, config)) from error
     model, report = loaded
     _judge_weights(model, report, name_or_path, what, student=student)
@@ -64,7 +63,7 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
 
 
 def _untie(model: Any, name: str, what: str) -> None:
-    """Let the configuration say what is: transformers ties no head whose numbers in the file are others."""
+    """Correct ``tie_word_embeddings``: transformers does not tie a head that the file stores with other values."""
     head = getattr(model.get_output_embeddings(), "weight", None)
     configs = [each for each in (model.config, text_config(model)) if getattr(each, "tie_word_embeddings", False)]
     if head is None or not configs or head is model.get_input_embeddings().weight:
@@ -72,18 +71,18 @@ def _untie(model: Any, name: str, what: str) -> None:
     for config in configs:
         config.tie_word_embeddings = False
     logger.warning(
-        "abkd: %s: %r has a head with numbers of its own, though its config.json says that it is tied to the embedding "
-        "(tie_word_embeddings); they are kept apart",
+        "abkd: %s: %r has separate weights for its head, although its config.json ties it to the embedding "
+        "(tie_word_embeddings); they stay untied",
         what,
         name,
     )
 
 
 def load_student(name_or_path: str, *, use_peft: bool, **kwargs: Any) -> Any:
-    """The student that a run begins with. A trained adapter is never lost: it is trained on, or merged into its base.
+    """Load the initial student of a run. A trained adapter is kept: training continues from it, or it is merged.
 
     Args:
-        use_peft: whether adapters alone are trained.
+        use_peft: whether only adapters are trained.
         kwargs: as for :func:`load_causal_lm`.
 
     Raises:
@@ -93,45 +92,45 @@ def load_student(name_or_path: str, *, use_peft: bool, **kwargs: Any) -> Any:
     if not is_adapter(name_or_path):
         return model
     if use_peft:
-        logger.info("abkd: training goes on from the adapter in %s, with its rank and on its layers", name_or_path)
+        logger.info("abkd: training continues from the adapter in %s, with its rank and its layers", name_or_path)
         return model
     logger.info(
-        "abkd: the adapter in %s is merged into its base model, and all weights are trained (use_peft: true would train"
-        " the adapter alone)",
+        "abkd: the adapter in %s is merged into its base model, and all weights are trained (set use_peft: true to "
+        "train only the adapter)",
         name_or_path,
     )
     return model.merge_and_unload().requires_grad_(True)
 
 
 def teacher_options(given: Any, device: torch.device, revision: str | None = None) -> dict[str, Any]:
-    """Options that a teacher is loaded with: bf16 on a GPU, and ``teacher_model_init_kwargs``, which win."""
+    """Options to load a teacher with: bf16 on a GPU; ``teacher_model_init_kwargs`` take precedence."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"dtype": dtype, **(with_dtype(given) or {}), **({"revision": revision} if revision else {})}
 
 
 def with_dtype(options: Any, what: str = "the options") -> Any:
-    """Options for ``from_pretrained`` with ``dtype`` under this name; it was ``torch_dtype``, and is called so still.
+    """Options for ``from_pretrained`` with ``torch_dtype``, the older name, renamed to ``dtype``.
 
     Raises:
-        ConfigError: both are there.
+        ConfigError: both are given.
     """
     if not isinstance(options, Mapping) or "torch_dtype" not in options:
         return options
     if "dtype" in options:
-        raise ConfigError(f"{what}: dtype and torch_dtype are the same: keep dtype")
+        raise ConfigError(f"{what}: got both dtype and torch_dtype, which are the same: keep dtype")
     return {("dtype" if name == "torch_dtype" else name): value for name, value in options.items()}
 
 
 def placed(model: Any, device: torch.device) -> Any:
-    """``model`` on ``device``; a quantised one is where it belongs."""
+    """``model`` moved to ``device``; a quantised one stays where it was loaded."""
     return model.to(device) if getattr(model, "quantization_method", None) is None else model
 
 
 def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
-    """``AutoTokenizer.from_pretrained``, with the same care.
+    """``AutoTokenizer.from_pretrained``, with checks.
 
     Raises:
-        ConfigError: nothing usable is there.
+        ConfigError: there is no tokenizer, or it cannot be used.
     """
     from transformers import AutoTokenizer
 
@@ -140,17 +139,17 @@ def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
         raise ConfigError(f"{what}: {missing}")
     folder = Path(name_or_path)
     if folder.is_dir() and not any(file for pattern in _VOCABULARIES for file in folder.glob(pattern)):
-        if is_adapter(name_or_path):  # PEFT saves none with it
+        if is_adapter(name_or_path):  # PEFT saves no tokenizer with it
             base = base_of(name_or_path, adapter_config(name_or_path, what), what)
             return load_tokenizer(base, what=what)
         raise ConfigError(f"{what}: no tokenizer in {name_or_path!r}, {_TOKENIZER_WAY_OUT}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **kwargs})
     except Exception as error:  # as above
-        if (folder / "config.json").is_file():  # which it reads too
+        if (folder / "config.json").is_file():  # AutoTokenizer reads it too
             _config(name_or_path, what, kwargs)
         raise ConfigError(
-            f"{what}: no tokenizer in {name_or_path!r} can be read ({in_short(error)}); {_TOKENIZER_WAY_OUT}"
+            f"{what}: cannot load a tokenizer from {name_or_path!r} ({in_short(error)}); {_TOKENIZER_WAY_OUT}"
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ConfigError(f"{what}: the tokenizer in {name_or_path!r} has no vocabulary, {_TOKENIZER_WAY_OUT}")
@@ -162,7 +161,7 @@ _TOKENIZER_WAY_OUT = "download or save it again (tokenizer.save_pretrained), wit
 
 
 def _check_weights(model: Any, whose: str, *, student: bool) -> None:
-    """:func:`check_finite`; a teacher whose fault is in some tokens' embeddings can teach about text without them."""
+    """:func:`check_finite`; a teacher with non-finite embeddings of some tokens can still teach text without them."""
     table = model.get_input_embeddings().weight
     tied = getattr(model.get_output_embeddings(), "weight", table) is table
     broken = [] if student or tied else _broken_rows(table.detach())
@@ -170,8 +169,8 @@ def _check_weights(model: Any, whose: str, *, student: bool) -> None:
     check_finite(((name, each) for name, each in model.named_parameters() if each is not excused), whose)
     if excused is not None:
         logger.warning(
-            "abkd: %s has embeddings that are not finite for %d of its tokens, such as id %d: it says nothing usable "
-            "about text with one of them",
+            "abkd: %s has embeddings that are not finite for %d of its tokens, such as id %d: its predictions "
+            "for text with one of them cannot be used",
             whose,
             len(broken),
             broken[0],
@@ -185,17 +184,17 @@ def _broken_rows(table: torch.Tensor) -> list[int]:
 
 
 def check_finite(weights: Iterable[tuple[str, torch.Tensor]], whose: str) -> None:
-    """Raise ConfigError where a weight is NaN or infinite, with its name; ``whose`` begins the message."""
+    """Raise ConfigError if a weight is NaN or infinite, with its name; ``whose`` starts the message."""
     for name, weight in weights:
         if weight.dtype.itemsize > 1 and not is_finite(weight):
             raise ConfigError(
-                f"{whose} holds numbers that are not finite (NaN or infinite) in {name}: it was damaged, or its "
-                "training diverged; take an earlier checkpoint, or download it again"
+                f"{whose} has values that are not finite (NaN or infinity) in {name}: it was damaged, or its training "
+                "diverged; use an earlier checkpoint, or download it again"
             )
 
 
 def in_short(error: BaseException) -> str:
-    """The message of an error of somebody else's in one line, with its kind where it says little by itself."""
+    """Another library's error message in one line, with the type of the error where the message alone is unclear."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = " ".join(text.split())
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
@@ -217,7 +216,7 @@ def _config(name: str, what: str, kwargs: Mapping[str, Any]) -> Any:
     """The configuration of a causal language model.
 
     Raises:
-        ConfigError: it cannot be read, or is of an encoder-decoder.
+        ConfigError: it cannot be read, or is that of an encoder-decoder.
     """
     from transformers import AutoConfig
 
@@ -226,12 +225,12 @@ def _config(name: str, what: str, kwargs: Mapping[str, Any]) -> Any:
         config = kwargs.get("config") or AutoConfig.from_pretrained(name, **hub)
     except Exception as error:  # as above
         if Path(name, "config.json").is_file() and "trust_remote_code" not in str(error):
-            error = ValueError(f"its config.json cannot be read ({in_short(error)}); mend it, or download it again")
+            error = ValueError(f"its config.json cannot be read ({in_short(error)}); fix it, or download it again")
         raise ConfigError(_why_not(error, name, what, None)) from error
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(
-            f"{what}: {name!r} is an encoder-decoder model ({config.model_type}), and rows are read out of causal "
-            "(decoder-only) language models; choose one of these"
+            f"{what}: expected a causal (decoder-only) language model, got {name!r}, an encoder-decoder model "
+            f"({config.model_type}); choose a decoder-only model"
         )
     return config
 
@@ -244,51 +243,51 @@ def _why_not(error: Exception, name: str, what: str, config: Any) -> str:
     text = str(error)
     if "trust_remote_code" in text:
         reason = (
-            "it needs code that comes with the model, which abkd does not run; if you trust that code, load the model "
-            "yourself and give it to DistillTrainer"
+            "it needs code that is shipped with the model, which abkd does not run; if you trust that code, load the "
+            "model yourself and pass it to DistillTrainer"
         )
     elif ("ignore_mismatched_sizes" in text or "size mismatch" in text) and config is not None:
-        reason = f"{_reshaped(name, config)}: config.json and the weights are of different models; download them again"
+        reason = f"{_reshaped(name, config)}: config.json and the weights belong to different models; download it again"
     elif isinstance(error, UnpicklingError):
-        reason = "its .bin file holds more than tensors, and would run code; take a model in safetensors"
+        reason = "its .bin file holds more than tensors, and would run code; use a model in safetensors"
     else:
         reason = in_short(error)
         if not isinstance(error, OSError | ValueError | ImportError):
-            reason += "; mend its config.json, or download it again"
+            reason += "; fix its config.json, or download it again"
     return f"{what}: cannot load a causal language model from {name!r}: {reason}"
 
 
 def _reshaped(name: str, config: Any) -> str:
-    """Which tensors have another shape than the configuration says."""
+    """The first tensor whose shape differs from the one in the configuration."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict()
     for key, tensor in stored_tensors(name).items():
         if key in expected and tensor.shape != tuple(expected[key].shape):
-            return f"{key} is {list(tensor.shape)}, and should be {list(expected[key].shape)}"
-    return "some weights have another shape than config.json says"
+            return f"{key} should have shape {list(expected[key].shape)}, got {list(tensor.shape)}"
+    return "some weights do not have the shapes of config.json"
 
 
 def _judge_weights(model: nn.Module, report: Mapping[str, Any], name: str, what: str, *, student: bool) -> None:
-    """Refuse, or say of a student, what the files lack and what of them is not used."""
+    """Refuse missing and unused weights, or for a student warn about them."""
     reshaped = {key if isinstance(key, str) else key[0] for key in report.get("mismatched_keys", ())}
     new = sorted({*report.get("missing_keys", ()), *reshaped})
-    extra = sorted(key for key in report.get("unexpected_keys", ()) if not _BESIDE.search(key))
+    extra = sorted(key for key in report.get("unexpected_keys", ()) if not _IGNORED.search(key))
     if report.get("error_msgs"):
         raise ConfigError(f"{what}: cannot load {name!r}: {' '.join(report['error_msgs'])[:_LONGEST]}")
     kind = type(model).__name__
     if not student and new:
         raise ConfigError(
-            f"{what}: {name!r} has no weights for {some(new)}, which would be random: it is no trained {kind}; "
+            f"{what}: {name!r} has no weights for {some(new)}, which would be random: it is not a trained {kind}; "
             "choose one that is, or download it again"
         )
     if not student and extra:
         raise ConfigError(
-            f"{what}: {name!r} holds weights that its config.json does not know, such as {some(extra)}: as a {kind} it "
-            "would not compute what it was trained to; mend its config.json, or download it again"
+            f"{what}: {name!r} has weights that do not match its config.json, such as {some(extra)}: as a {kind} it "
+            "would not compute what it was trained to; fix its config.json, or download it again"
         )
     if new:
-        logger.warning("abkd: %s: %r has no weights for %s; they begin at random", what, name, some(new))
+        logger.warning("abkd: %s: %r has no weights for %s; they are initialised randomly", what, name, some(new))
     if extra:
-        logger.warning("abkd: %s: %r holds weights that a %s has no place for: %s", what, name, kind, some(extra))
+        logger.warning("abkd: %s: %r has weights that a %s does not use: %s", what, name, kind, some(extra))

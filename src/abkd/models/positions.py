@@ -1,4 +1,4 @@
-"""How many positions a model can tell apart."""
+"""The number of positions that a model supports."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _DECLARED = ("max_position_embeddings", "n_positions")
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """``count`` of them; a ``table`` ends there, while rotary positions go on beyond what the model was trained for."""
+    """``count`` positions; a ``table`` ends there, rotary ones continue beyond the length that was trained on."""
 
     count: int
     table: bool
 
 
 def positions_of(model: Any) -> Positions | None:
-    """The positions of a language model; None where it has none that could run out (ALiBi, state spaces)."""
+    """The positions of a language model; None if it has no limit (ALiBi, state space models)."""
     rows = learned_positions(model)
     if rows is not None:
         return Positions(rows, table=True)
@@ -33,7 +33,7 @@ def positions_of(model: Any) -> Positions | None:
 
 
 def learned_positions(model: Any) -> int | None:
-    """The rows of a model's table of positions (learned, or computed beforehand); None where it has none."""
+    """The size of a model's position table (learned, or precomputed); None if it has none."""
     parts = _parts(model)
     tables = [_rows(part) for name, part in parts.items() if _TABLE.search(name)]
     buffers = (
@@ -44,12 +44,12 @@ def learned_positions(model: Any) -> int | None:
 
 
 def first_position(model: Any) -> int:
-    """The number of a row's first position: RoBERTa's begin behind the padding token, all others at 0."""
+    """The position id of the first token: RoBERTa's come after the padding index, all others start at 0."""
     return max((_padding(part) for name, part in _parts(model).items() if _TABLE.search(name)), default=0)
 
 
 def text_config(model: Any) -> Any:
-    """The part of a model's configuration that is about text; all of it where the model has nothing else."""
+    """The text part of a model's configuration; all of it for a text-only model."""
     config = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
@@ -60,7 +60,7 @@ def _parts(model: Any) -> dict[str, nn.Module]:
 
 
 def _of_text(part: nn.Module, configs: set[type], name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The parts by name, without those whose configuration is of another kind: towers for images and sound."""
+    """The modules by name, without those whose configuration is of another type: vision and audio towers."""
     yield name, part
     for own, child in part.named_children():
         if not hasattr(child, "config") or type(child.config) in configs:
@@ -68,14 +68,14 @@ def _of_text(part: nn.Module, configs: set[type], name: str = "") -> Iterator[tu
 
 
 def _rows(part: nn.Module) -> int | None:
-    """The positions of an embedding; some families keep its first rows (``offset``) for something else."""
+    """The positions of an embedding; some families reserve its first rows (``offset``)."""
     if not isinstance(part, nn.Embedding):
         return None
     return part.num_embeddings - int(getattr(part, "offset", 0) or 0) - _padding(part)
 
 
 def _padding(part: nn.Module) -> int:
-    """The first rows of a table that stand for padding, and that it does not skip by itself."""
+    """The number of first rows of a table that belong to padding, and that its own forward does not skip."""
     if not isinstance(part, nn.Embedding) or hasattr(part, "offset") or part.padding_idx is None:
         return 0
     return part.padding_idx + 1

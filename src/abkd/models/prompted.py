@@ -1,4 +1,4 @@
-"""The student of CLIP base-to-new distillation: a frozen image tower with learnt prompts and a learnt projector."""
+"""The student of CLIP base-to-new distillation: a frozen image tower with learned prompts and a learned projector."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from abkd.storage import atomic_write, disk_errors
 DESCRIPTION_FILE = "prompted_clip.json"
 WEIGHTS_FILE = "model.safetensors"
 _PROMPT_STD = 0.02
-_AS_THEY_COME = Preparation()
+_UNCHANGED = Preparation()
 
 
 class PromptedStudent(nn.Module):
-    """A CLIP image tower that learns by deep visual prompts and a projector only (PromptKD, arXiv 2403.02781).
+    """A CLIP image tower that is trained by deep visual prompts and a projector only (PromptKD, arXiv 2403.02781).
 
-    ``prompt_length`` learnt tokens join those of the image before the first layer; each of the first ``prompt_depth``
-    layers has its own in their place, and behind them they go on as any token. The image feature goes through the
-    projector (linear, batch norm, ReLU, linear: to the width of the teacher's) to the teacher's head.
+    ``prompt_length`` learned tokens are appended to those of the image before the first layer; each of the first
+    ``prompt_depth`` layers replaces them by its own, and later layers process them like any token. The image feature
+    goes through the projector (linear, batch norm, ReLU, linear, to the teacher's feature width) to the teacher's head.
 
-    The tower is frozen and in eval mode whatever :meth:`train` says. The projector's batch norm is trained, and in
-    train mode while the student is: what it computes depends on which images share a batch, so other micro-batches are
-    another run. A batch of one has no variance; it is normalised by the running statistics and leaves them alone.
+    The tower is frozen and stays in eval mode under :meth:`train`. The projector's batch norm is trained, and in train
+    mode with the student: its output depends on which images share a batch, so other micro-batches give another run. A
+    batch of one has no variance; it is normalised by the running statistics and does not update them.
 
     Args:
         clip: the student's ``CLIPModel`` of transformers; its text tower is not kept.
         head: the teacher's head; the student has a copy.
-        prompt_length: tokens.
-        prompt_depth: layers; 0 learns the projector only.
+        prompt_length: the number of prompt tokens.
+        prompt_depth: the number of prompted layers; 0 trains the projector only.
 
     Raises:
         ConfigError: fewer than 1 token, or more layers than the tower has.
@@ -47,13 +47,11 @@ class PromptedStudent(nn.Module):
         super().__init__()
         config = clip.vision_model.config
         if prompt_length < 1:
-            raise ConfigError(
-                f"prompt_length is at least 1 token, but got {prompt_length}; prompt_depth=0 has no prompts"
-            )
+            raise ConfigError(f"prompt_length must be >= 1, got {prompt_length}; for no prompts, set prompt_depth=0")
         if not 0 <= prompt_depth <= config.num_hidden_layers:
             raise ConfigError(
-                f"prompt_depth is 0 to {config.num_hidden_layers}, the layers of the student's image tower, but got "
-                f"{prompt_depth}"
+                f"prompt_depth must be 0 to {config.num_hidden_layers}, the number of layers in the student's image "
+                f"tower, got {prompt_depth}"
             )
         self.vision_model: Any = clip.vision_model.requires_grad_(False)
         self.visual_projection: nn.Linear = clip.visual_projection.requires_grad_(False)
@@ -78,19 +76,19 @@ class PromptedStudent(nn.Module):
         self.visual_projection.eval()
         return self
 
-    def save_pretrained(self, directory: Path | str, preparation: Preparation = _AS_THEY_COME) -> None:
-        """Write what :func:`load_student` needs, and nothing else is needed then: neither of the two CLIPs.
+    def save_pretrained(self, directory: Path | str, preparation: Preparation = _UNCHANGED) -> None:
+        """Write everything that :func:`load_student` needs; neither CLIP is needed after that.
 
         Args:
-            preparation: how the student wants its pixels, kept with it.
+            preparation: the student's preprocessing, saved with it.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: writing fails.
         """
         from safetensors.torch import save_file
 
         depth, length, _ = self.prompts.shape
-        told = {
+        description = {
             "class_names": self.head.class_names,
             "prompt_length": length,
             "prompt_depth": depth,
@@ -104,10 +102,10 @@ class PromptedStudent(nn.Module):
             directory.mkdir(parents=True, exist_ok=True)
             weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
             save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-            atomic_write(directory / DESCRIPTION_FILE, json.dumps(told, indent=1, ensure_ascii=False).encode())
+            atomic_write(directory / DESCRIPTION_FILE, json.dumps(description, indent=1, ensure_ascii=False).encode())
 
     def _tower(self, pixel_values: Tensor) -> Tensor:
-        """What the CLIP's own ``get_image_features`` computes, with the prompts among the tokens."""
+        """The CLIP's ``get_image_features``, with the prompts among the tokens."""
         tower, depth = self.vision_model, len(self.prompts)
         tokens = tower.embeddings(pixel_values)
         own = tokens.shape[1]
@@ -126,7 +124,7 @@ class PromptedStudent(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm1d):
-    """Takes a batch of one too, by the running statistics, which it leaves alone."""
+    """Batch norm that normalises a batch of one by the running statistics, without an update."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name for it
         if not self.training or len(input) > 1:
@@ -146,22 +144,22 @@ def _projector(width: int, teacher_width: int) -> nn.Sequential:
 
 
 def _no_masks(layer: Any) -> dict[str, None]:
-    """Images need no mask, but a layer asks: for one, or before version 5 of transformers for two."""
+    """The mask arguments of a layer, all None: one, or two before version 5 of transformers."""
     return dict.fromkeys(
         name for name in inspect.signature(layer.forward).parameters if name.endswith("attention_mask")
     )
 
 
 def _first(out: Any) -> Tensor:
-    """Before version 5 of transformers, a layer's output was a tuple."""
+    """A layer's output, which was a tuple before version 5 of transformers."""
     return out if isinstance(out, Tensor) else out[0]
 
 
 def load_student(directory: Path | str) -> Classifier:
-    """The classifier that :meth:`PromptedStudent.save_pretrained` wrote, in eval mode.
+    """Load the classifier that :meth:`PromptedStudent.save_pretrained` wrote, in eval mode.
 
     Raises:
-        ConfigError: there is none in ``directory``, or its files do not fit each other.
+        ConfigError: there is none in ``directory``, or its files do not match each other.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -170,15 +168,15 @@ def load_student(directory: Path | str) -> Classifier:
     try:
         if not (directory / DESCRIPTION_FILE).is_file():
             raise FileNotFoundError
-        told = json.loads((directory / DESCRIPTION_FILE).read_bytes())
-        student = _rebuilt(told)
-        student.load_state_dict(load_file(directory / WEIGHTS_FILE), assign=True)  # each in the dtype it was trained in
-        kept = told["preparation"]
+        description = json.loads((directory / DESCRIPTION_FILE).read_bytes())
+        student = _rebuilt(description)
+        student.load_state_dict(load_file(directory / WEIGHTS_FILE), assign=True)  # keeps the dtype of each weight
+        kept = description["preparation"]
         preparation = Preparation(**{**kept, "mean": tuple(kept["mean"]), "std": tuple(kept["std"])})
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{directory} holds no prompted CLIP student ({DESCRIPTION_FILE} and {WEIGHTS_FILE}): name the output "
-            "directory of a run with task: zero-shot-image-classification"
+            f"no prompted CLIP student in {directory} (expected {DESCRIPTION_FILE} and {WEIGHTS_FILE}): give the "
+            "output directory of a run with task: zero-shot-image-classification"
         ) from error
     except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -187,15 +185,16 @@ def load_student(directory: Path | str) -> Classifier:
     return Classifier(student.eval(), preparation, student.head.class_names, str(directory))
 
 
-def _rebuilt(told: dict[str, Any]) -> PromptedStudent:
-    """A student of the right shapes; its numbers are random still."""
+def _rebuilt(description: dict[str, Any]) -> PromptedStudent:
+    """A student of the right shapes, still with random weights."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    unwanted = ("attn_implementation", "dtype")  # the one may name code, the other is that of the weights themselves
-    plain = {key: value for key, value in told["vision"].items() if not any(each in key for each in unwanted)}
-    config = CLIPVisionConfig(**{**plain, "projection_dim": told["feature_width"]})
-    empty = torch.zeros(len(told["class_names"]), told["teacher_width"])
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: the caller's random numbers stay his
+    unwanted = ("attn_implementation", "dtype")  # the first may name code, the second is that of the weights
+    plain = {key: value for key, value in description["vision"].items() if not any(each in key for each in unwanted)}
+    config = CLIPVisionConfig(**{**plain, "projection_dim": description["feature_width"]})
+    empty = torch.zeros(len(description["class_names"]), description["teacher_width"])
+    with torch.random.fork_rng(devices=[]):  # these weights are overwritten: leave the caller's RNG state unchanged
         clip = CLIPVisionModelWithProjection(config)
-        head = ClassHead(empty, torch.ones(()), told["class_names"])
-        return PromptedStudent(clip, head, prompt_length=told["prompt_length"], prompt_depth=told["prompt_depth"])
+        head = ClassHead(empty, torch.ones(()), description["class_names"])
+        length, depth = description["prompt_length"], description["prompt_depth"]
+        return PromptedStudent(clip, head, prompt_length=length, prompt_depth=depth)

@@ -1,4 +1,4 @@
-"""What every model is to the engine: something that turns a view into rows."""
+"""The interface of models: reading rows for a view of a batch."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from abkd.ops import Rows
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether calling the model is more than its forward: it has hooks on itself."""
+    """Whether the model has hooks on itself, so that calling it does more than its forward."""
     return bool(model._forward_pre_hooks or model._forward_hooks)
 
 
 def call_of(model: nn.Module) -> Callable[..., Any]:
-    """What does what ``model(...)`` does: its forward, or with hooks the call as a whole.
+    """The callable that is equivalent to ``model(...)``: its forward, or the model itself if it has hooks.
 
-    A student has none (``check_trainable``): wrappers put their own on it, which run once, around the loss.
+    A student has no hooks (``check_trainable``): wrappers add their own, which run once, around the loss.
     """
     return model if has_hooks(model) else model.forward
 
 
 class ModelRows(ABC):
-    """Reads rows out of a model.
+    """Reads rows from a model.
 
-    ``model``: the module. ``forward``: what runs it (:func:`call_of`), from before anything wraps it. ``classes``: how
-    many of its classes are used (None: all). ``dense_because``: why it is read through its logits, where it could be
-    otherwise.
-    ``auxiliary_loss``: what the model wants to be added to the loss of the rows that were read last, if anything.
+    Attributes:
+        model: the module.
+        forward: the function that runs it (:func:`call_of`), from before it is wrapped.
+        classes: how many of its classes are used (None: all).
+        dense_because: why its logits are read, where hidden states and head would otherwise be.
+        auxiliary_loss: the model's own term to add to the loss of the last rows, if any.
     """
 
     model: Any
@@ -43,7 +45,7 @@ class ModelRows(ABC):
     @property
     @abstractmethod
     def head_rows(self) -> int:
-        """Classes of the model's own head."""
+        """The number of classes of the model's own head."""
 
     @abstractmethod
     def __call__(self, view: View) -> Rows:
@@ -51,8 +53,8 @@ class ModelRows(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Prove that the rows are what the model itself says, where that can be proved."""
+        """Verify that the rows match the model's own output, where that can be verified."""
 
     @abstractmethod
     def of(self, model: Any) -> ModelRows:
-        """Another model of the same kind, read in the same way."""
+        """The same for another model of the same kind."""

@@ -1,4 +1,4 @@
-"""A student in the form that it is saved in: its adapters merged, its weights rounded to another number type."""
+"""The saved form of a student: adapters merged, weights rounded to another dtype; and checks that it can be saved."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _OF_FILES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def stored_dtype(name_or_path: str, *, what: str = "model_name_or_path", **hub: Any) -> str | None:
-    """The number type that most weights of a model lie in, such as "bfloat16"; of an adapter that of its base model.
+    """The dtype of most of a model's stored weights, such as "bfloat16"; for an adapter, that of its base model.
 
-    None where it cannot be told, or is none of :data:`DTYPES` (a quantised model).
+    None if it is unknown, or not in :data:`DTYPES` (a quantised model).
     """
     if is_adapter(name_or_path):
         return stored_dtype(base_of(name_or_path, adapter_config(name_or_path, what), what))
@@ -35,21 +35,21 @@ def stored_dtype(name_or_path: str, *, what: str = "model_name_or_path", **hub: 
 
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **hub)
-    except (OSError, ValueError):  # whoever loads the model says so
+    except (OSError, ValueError):  # loading the model raises it again
         return None
-    told = str(getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)).removeprefix("torch.")
-    return told if told in DTYPES else None
+    dtype = str(getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)).removeprefix("torch.")
+    return dtype if dtype in DTYPES else None
 
 
 def final_copy(student: ModelRows, *, dtype: torch.dtype | None, merge: bool) -> Any:
-    """The student once more, as it is to be saved.
+    """A copy of the student to be saved.
 
     Args:
-        dtype: its weights are rounded to what this type can hold, and stay in the type that they were trained in.
-        merge: its adapters become part of its weights.
+        dtype: its weights are rounded to this dtype's precision, and keep the dtype that they were trained in.
+        merge: whether its adapters are merged into its weights.
     """
     model = copy.deepcopy(student.model)
-    model.forward = copy.deepcopy(student.forward, {id(student.model): model})  # not what others wrapped around it
+    model.forward = copy.deepcopy(student.forward, {id(student.model): model})  # without any wrappers
     if merge:
         model = model.merge_and_unload()
     if dtype is not None:
@@ -65,23 +65,23 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def check_trainable(model: Any, name: str) -> None:
-    """Raise ConfigError where a student cannot be trained and saved.
+    """Raise ConfigError if a student cannot be trained and saved.
 
-    Weights in float16 are refused because their updates vanish, or overflow to nonsense.
+    Weights in float16 are refused because small updates underflow and large ones overflow.
 
     Args:
         model: the student, with its adapters.
-        name: what it is called.
+        name: its name in messages.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise ConfigError(f"{name} is TorchScript, which cannot be trained here: give the module that it was made from")
+        raise ConfigError(f"{name} is TorchScript, which cannot be trained here: pass the original module")
     _check_hooks(model, name)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         count = sum(1 for _ in model.parameters())
         raise ConfigError(
             f"{name} has nothing to train: "
             + (
-                f"all its {count} parameters are frozen, so set requires_grad of some (for adapters, is_trainable=True "
+                f"all its {count} parameters are frozen; set requires_grad of some (for adapters, is_trainable=True "
                 "in PeftModel.from_pretrained)"
                 if count
                 else "it has no parameters"
@@ -91,8 +91,8 @@ def check_trainable(model: Any, name: str) -> None:
     trained = [(name, weight.dtype) for name, weight in model.named_parameters() if weight.requires_grad]
     if (part := next((name for name, dtype in trained if dtype.is_complex), None)) is not None:
         raise ConfigError(
-            f"{name} has complex weights ({part}), which the optimizers do not take: keep them as pairs of real numbers"
-            " (torch.view_as_real), and use torch.view_as_complex in its forward"
+            f"{name} has complex weights ({part}), which the optimizers do not support: store them as pairs of real "
+            "numbers (torch.view_as_real), and use torch.view_as_complex in its forward"
         )
     half = next((name for name, dtype in trained if dtype == torch.float16), None)
     if half is not None:
@@ -107,36 +107,36 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def _check_hooks(model: Any, name: str) -> None:
-    """A student is called with the loss inside: hooks on it would see neither its inputs nor its outputs."""
+    """A student is called with the loss inside: hooks on it would not see its own inputs and outputs."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if any(getattr(each, kind) for each in (model, base) for kind in _HOOKS):
         raise ConfigError(
-            f"{name} has hooks on itself (register_forward_hook and the like), which its training would pass over: do "
-            "what they do in its forward, or put them on layers inside it"
+            f"{name} has hooks on itself (such as register_forward_hook), which training would not run: move their "
+            "work into its forward, or register them on its layers"
         )
 
 
 def _check_state(model: Any, name: str) -> None:
-    """A plain module's state is plain tensors, each with memory of its own; transformers takes care of its models."""
+    """A plain module's state must be plain tensors that own their memory; transformers handles its own models."""
     if hasattr(model, "save_pretrained"):
         return
     for key, value in {**model.state_dict(), **dict(model.named_buffers())}.items():
         if not isinstance(value, torch.Tensor):
-            found = f"a {type(value).__name__} in its state ({key}): leave get_extra_state out"
+            found = f"a {type(value).__name__} in its state ({key}): remove get_extra_state"
         elif value.layout is not torch.strided:
-            found = f"a tensor that is not dense ({key}): take its to_dense()"
+            found = f"a tensor that is not dense ({key}): use its to_dense()"
         elif any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
-            found = f"a tensor whose numbers share memory, as expand() makes it ({key}): take its clone()"
+            found = f"a tensor whose elements share memory, as after expand() ({key}): use its clone()"
         else:
             continue
-        raise ConfigError(f"{name} cannot be saved and resumed, for it has {found}")
+        raise ConfigError(f"{name} cannot be saved and resumed, because it has {found}")
 
 
 @contextmanager
 def use_cache_kept(model: nn.Module, *, wanted: bool) -> Iterator[None]:
-    """Undoes that the Trainer switches a model's ``use_cache`` off: the saved student is for generating too.
+    """Restore a model's ``use_cache``, which the Trainer turns off: the saved student must also generate.
 
-    ``wanted``: whether the training arguments decide about it.
+    ``wanted``: whether the training arguments set it; then it is left alone.
     """
     config: Any = getattr(model, "config", None)
     before = getattr(config, "use_cache", None)

@@ -1,7 +1,7 @@
-"""A student out of its teacher: the same model without the layers that change the hidden states least.
+"""Depth pruning: a student from its teacher, without the layers that change the hidden states least.
 
-The influence of a layer is 1 - cos(its input, its output), a mean over tokens: the "block influence" of Men et al.,
-*ShortGPT* (2024). Input and output widths, head and vocabulary stay, so teacher and student fit each other exactly.
+The influence of a layer is 1 - cos(its input, its output), averaged over tokens: the "block influence" of Men et al.,
+*ShortGPT* (2024). Hidden size, head and vocabulary stay the same, so teacher and student match exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from abkd.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TOKENS = 8  # of the text that the kept layers are compared on
+_TOKENS = 8  # in the input that the kept layers are compared on
 
 
 @torch.no_grad()
@@ -33,17 +33,17 @@ def layer_influence(
     """One number per decoder layer, 1 - cosine of its input and output, averaged over all tokens of ``examples``.
 
     Args:
-        model: a causal language model; its mode and its weights are left as they are.
-        examples: token ids, one list per text. Some hundred short texts of the kind the student is for will do.
+        model: a causal language model; its mode and its weights stay unchanged.
+        examples: token ids, one list per text. A few hundred short texts like those the student is for are enough.
         batch_size: texts per forward pass.
-        progress: called with (texts done, texts in all).
+        progress: called with (texts done, total texts).
 
     Raises:
-        ConfigError: no token at all, or the decoder layers cannot be told.
+        ConfigError: the examples hold no token, or the decoder layers cannot be found.
     """
     examples = sorted((example for example in examples if len(example)), key=len)
     if not examples:
-        raise ConfigError("Layers are measured on text, but there is no token in the examples; give at least one row.")
+        raise ConfigError("Layers are measured on text, but the examples have no tokens; give at least one row.")
     layers = decoder_layers(model)[1]
     sums = [0.0] * len(layers)
     mask = torch.empty(0)
@@ -73,25 +73,24 @@ def layer_influence(
 
 
 def shrink(model: PreTrainedModel, layers: int, influence: Sequence[float]) -> tuple[PreTrainedModel, tuple[int, ...]]:
-    """A copy of ``model`` with its ``layers`` most influential layers, and their numbers in the original.
+    """A copy of ``model`` with its ``layers`` most influential layers, and their indices in the original.
 
-    Every other weight is kept; ``model`` itself is untouched. The copy is built from a configuration of its own, so it
-    saves, loads and generates like any model of its architecture.
+    Every other weight is kept; ``model`` itself is unchanged. The copy has its own configuration, so it saves, loads
+    and generates like any model of its architecture.
 
     Raises:
-        ConfigError: ``layers`` is not in [1, existing layers), ``influence`` has not one finite number per layer, or
-            the architecture treats its layers by number in a way that its configuration cannot tell (DiffLlama).
+        ConfigError: ``layers`` is not in [1, existing layers), ``influence`` is not one finite number per layer, or
+            layers depend on their index in a way that the configuration cannot express (DiffLlama).
     """
     name, existing = decoder_layers(model)
     if not 1 <= layers < len(existing):
         raise ConfigError(
-            f"A shrunken model keeps at least 1 and at most {len(existing) - 1} of this model's {len(existing)} "
-            f"layers, but layers={layers}."
+            f"layers must be 1 to {len(existing) - 1} (fewer than this model's {len(existing)}), got {layers}."
         )
     if len(influence) != len(existing) or not torch.tensor(influence, dtype=torch.float64).isfinite().all():
         raise ConfigError(
-            f"influence must be one finite number for each of the {len(existing)} layers, but is {list(influence)!r}; "
-            "layer_influence(model, examples) gives it."
+            f"influence must be one finite number for each of the {len(existing)} layers, got {list(influence)!r}; "
+            "use layer_influence(model, examples)."
         )
     ranked = sorted(range(len(existing)), key=lambda i: -influence[i])
     kept = tuple(sorted(ranked[:layers]))
@@ -102,7 +101,7 @@ def shrink(model: PreTrainedModel, layers: int, influence: Sequence[float]) -> t
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The decoder's layers and their name in ``model``: the one ``ModuleList`` as long as the configuration says.
+    """The decoder's layers and their name in ``model``: the only ``ModuleList`` of ``num_hidden_layers`` modules.
 
     Raises:
         ConfigError: there is none, or more than one.
@@ -112,7 +111,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if len(found) != 1:
         names = ", ".join(name for name, _ in found) or "none"
         raise ConfigError(
-            f"One list of {count} decoder layers was expected in {type(model).__name__}, found: {names}. "
+            f"Expected exactly one list of {count} decoder layers in {type(model).__name__}, got: {names}. "
             "Shrinking needs a plain decoder-only model."
         )
     return found[0]
@@ -131,7 +130,7 @@ def _padded(examples: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 
 def _shorter_config(model: PreTrainedModel, kept: Sequence[int]) -> Any:
-    """A copy of the configuration for the kept layers; what it lists per layer (``layer_types``) is cut alike."""
+    """A copy of the configuration for the kept layers; lists with one entry per layer (``layer_types``) are cut too."""
     shorter = copy.deepcopy(model.config)
     text = _text_config(shorter)
     count = text.num_hidden_layers
@@ -143,7 +142,7 @@ def _shorter_config(model: PreTrainedModel, kept: Sequence[int]) -> Any:
 
 
 def _build(model: PreTrainedModel, config: Any) -> PreTrainedModel:
-    student: Any = type(model)._from_config(config, dtype=model.dtype)  # the one builder that takes a dtype
+    student: Any = type(model)._from_config(config, dtype=model.dtype)  # the only constructor that takes a dtype
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).train(model.training)
 
@@ -162,14 +161,14 @@ def _copy_weights(model: PreTrainedModel, student: PreTrainedModel, name: str, k
         student.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(
-            f"{type(model).__name__} builds its layers differently by their number, so layers {list(kept)} do not "
+            f"{type(model).__name__} builds its layers differently by their index, so layers {list(kept)} do not "
             "fit a shorter model; choose another teacher or another number of layers."
         ) from error
 
 
 @torch.no_grad()
 def _check_layers(model: PreTrainedModel, student: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Raise ConfigError where a layer computes something else under its new number, given what it was given before."""
+    """Raise ConfigError if a layer gives another output for the same input under its new index."""
     before, after = decoder_layers(model)[1], decoder_layers(student)[1]
     calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
 
@@ -192,8 +191,8 @@ def _check_layers(model: PreTrainedModel, student: PreTrainedModel, kept: Sequen
             found, expected = _hidden(after[place](*args, **kwargs)), _hidden(expected)
             if not torch.allclose(found, expected, rtol=1e-3, atol=float(1e-3 * expected.abs().max())):
                 raise ConfigError(
-                    f"{type(model).__name__} computes its layers differently by their number: layer {number} as layer "
-                    f"{place} is another function; choose another teacher."
+                    f"{type(model).__name__} computes its layers differently by their index: layer {number} gives "
+                    f"another output as layer {place}; choose another teacher."
                 )
     finally:
         model.train(training[0])
@@ -203,5 +202,5 @@ def _check_layers(model: PreTrainedModel, student: PreTrainedModel, kept: Sequen
 
 
 def _hidden(output: Any) -> Tensor:
-    """What a layer gives to the next; openai-gpt gives a list."""
+    """The hidden states in a layer's output, which is a list in openai-gpt."""
     return output[0] if isinstance(output, tuple | list) else output

@@ -1,8 +1,8 @@
-"""The small networks of the CIFAR distillation literature, by name, and other people's checkpoints of them.
+"""The small networks of the CIFAR distillation literature, by name, and their published checkpoints.
 
 Architectures and parameter names are those of RepDistiller (Tian et al., *Contrastive Representation Distillation*,
-arXiv 1910.10699), so checkpoints fit both ways. The mean over places comes last in every network: other sizes than
-32×32 work as they are. ``resnet20_a``, ``resnet32_a`` … are the residual networks with shortcuts without parameters.
+arXiv 1910.10699), so checkpoints can be exchanged both ways. Every network ends in global average pooling, so it takes
+other sizes than 32×32. ``resnet20_a``, ``resnet32_a`` … are the residual networks with parameter-free shortcuts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a name to a network."""
+"""Creating the networks by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from abkd.models.cifar.shufflenet_v2 import ShuffleNetV2
 from abkd.models.cifar.vgg import VGG
 from abkd.models.cifar.wide_resnet import WideResNet
 
-_DEEPEST, _WIDEST = 1000, 32  # beyond what was published; a name in a file cannot ask for all the memory
+_DEEPEST, _WIDEST = 1000, 32  # beyond the published sizes; so a name in a file cannot exhaust the memory
 _FOUR_TIMES = (32, 64, 128, 256)
 
 _NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -34,25 +34,25 @@ _NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def names() -> tuple[str, ...]:
-    """What :func:`create` takes; beside these, ``wrn_DEPTH_WIDTH`` of any depth 6n + 4."""
+    """The names that :func:`create` takes, in addition to ``wrn_DEPTH_WIDTH`` of any depth 6n + 4."""
     return tuple(_NETWORKS)
 
 
 def create(name: str, num_classes: int = 100) -> nn.Module:
-    """The network of that name: images ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
+    """Create a network by name: images ``[B, 3, H, W]`` to logits ``[B, num_classes]``.
 
-    Its weights are drawn with torch's generator: ``torch.manual_seed`` repeats them.
+    Its weights are drawn from torch's global generator: ``torch.manual_seed`` makes them reproducible.
 
     Raises:
         ConfigError: there is no such network, or there are fewer than two classes.
     """
     if num_classes < 2:
-        raise ConfigError(f"A classifier tells at least 2 classes apart, but num_classes={num_classes}.")
+        raise ConfigError(f"num_classes must be at least 2, got {num_classes}.")
     return find(name)(num_classes)
 
 
 def find(name: str) -> Callable[[int], nn.Module]:
-    """What builds the network of that name from a number of classes.
+    """The constructor of the network of that name, which takes the number of classes.
 
     Raises:
         ConfigError: there is no such network.
@@ -67,8 +67,8 @@ def _wide(name: str) -> Callable[[int], nn.Module] | None:
     depth, width = int(found[1]), int(found[2])
     if not 10 <= depth <= _DEEPEST or depth % 6 != 4 or not 1 <= width <= _WIDEST:
         raise ConfigError(
-            f"A wide residual network wrn_DEPTH_WIDTH has a depth of 10, 16, 22, 28, … and a width of at least 1 "
-            f"(here no deeper than {_DEEPEST} and no wider than {_WIDEST}), but its name is {name!r}."
+            f"A wide residual network wrn_DEPTH_WIDTH has a depth of 10, 16, 22, 28, … (at most {_DEEPEST}) and a "
+            f"width of 1 to {_WIDEST}, got {name!r}."
         )
     return partial(WideResNet, depth, width)
 
@@ -76,4 +76,4 @@ def _wide(name: str) -> Callable[[int], nn.Module] | None:
 def _refuse(name: str) -> Callable[[int], nn.Module]:
     like = difflib.get_close_matches(name.lower().replace("-", "_"), names(), n=1)
     guess = f" Did you mean {like[0]!r}?" if like else ""
-    raise ConfigError(f"There is no CIFAR network {name!r}.{guess} There are: {', '.join(names())}, wrn_DEPTH_WIDTH.")
+    raise ConfigError(f"There is no CIFAR network {name!r}.{guess} Choose from: {', '.join(names())}, wrn_DEPTH_WIDTH.")

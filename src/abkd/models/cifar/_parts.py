@@ -1,4 +1,4 @@
-"""What the families share: convolutions that keep the side, their start, the mean over places."""
+"""Building blocks that the networks share: convolutions, their initialisation, pooling, channel shuffle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 def conv(
     inputs: int, outputs: int, size: int = 3, stride: int = 1, *, groups: int = 1, bias: bool = False
 ) -> nn.Conv2d:
-    """A ``size``×``size`` convolution, padded so that only ``stride`` makes an image smaller."""
+    """A ``size``×``size`` convolution, padded so that only ``stride`` reduces the resolution."""
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=bias)
 
 
@@ -32,16 +32,16 @@ def start_by_fan_out(model: nn.Module) -> None:
 
 
 def start_head(head: nn.Linear) -> None:
-    """Draw a head that begins with nearly equal logits: N(0, 0.01²), no bias."""
+    """Initialise a head to nearly equal logits: N(0, 0.01²), bias 0."""
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
 
 
 def mean_over_places(features: Tensor) -> Tensor:
-    """``[B, C, H, W]`` to ``[B, C]``, whatever H and W are."""
+    """Global average pooling: ``[B, C, H, W]`` to ``[B, C]``, for any H and W."""
     return features.mean(dim=(2, 3))
 
 
 def shuffled(features: Tensor, groups: int) -> Tensor:
-    """Deal the channels of each group over all groups, as cards: 0 1 2 | 3 4 5 becomes 0 3 | 1 4 | 2 5."""
+    """Channel shuffle, which spreads the channels of each group over all groups: 0 1 2 | 3 4 5 to 0 3 | 1 4 | 2 5."""
     return features.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)

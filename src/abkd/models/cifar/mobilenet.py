@@ -1,4 +1,4 @@
-"""MobileNetV2 for small images (Sandler et al., arXiv 1801.04381) as distillation papers use it: half as wide."""
+"""MobileNetV2 for small images (Sandler et al., arXiv 1801.04381) at half width, as distillation papers use it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from abkd.models.cifar._parts import activated, conv, mean_over_places, normalised, start_by_fan_out, start_head
 
-# Per stage: how often a block widens its input inside, channels at full width, blocks, stride of the first block.
+# Per stage: expansion factor, channels at full width, number of blocks, stride of the first block.
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -19,9 +19,9 @@ _STAGES = (
 
 
 class MobileNetV2(nn.Module):
-    """``[B, 3, H, W]`` to logits ``[B, num_classes]``; sides are halved four times, the first time by the stem.
+    """``[B, 3, H, W]`` to logits ``[B, num_classes]``; the resolution is halved four times, first by the stem.
 
-    Width 0.5, ReLU where the paper has ReLU6, no dropout; the 1280 features before the head keep their number.
+    Width 0.5, ReLU where the paper has ReLU6, no dropout; still 1280 features before the head.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -49,7 +49,7 @@ class MobileNetV2(nn.Module):
 
 
 class _Block(nn.Module):
-    """Widen, filter each channel by itself, narrow without activation; added to its input where the shapes agree."""
+    """Inverted residual block: expand, depthwise convolution, linear projection; skip connection if shapes agree."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, widening: int) -> None:
         super().__init__()

@@ -13,11 +13,11 @@ class ResNet(nn.Module):
 
     Args:
         depth: 6n + 2, with n blocks in each stage.
-        num_classes: logits per image.
+        num_classes: the number of logits.
         widths: channels of the stem and of the three stages; (32, 64, 128, 256) are the "x4" networks.
-        projected: between stages the shortcut is a 1×1 convolution with normalisation (the paper's option B, which
-            the distillation literature uses); False: every second pixel and channels of zeros, no parameters (option A,
-            the paper's own CIFAR networks).
+        projected: between stages the shortcut is a 1×1 convolution with batch norm (the paper's option B, which
+            the distillation literature uses); False: every second pixel, padded with zero channels, no parameters
+            (option A, the paper's own CIFAR networks).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class _Block(nn.Module):
 
 
 class _Padded(nn.Module):
-    """Every ``stride``-th pixel, between ``margin`` channels of zeros on either side."""
+    """Subsampling by ``stride``, padded with ``margin`` zero channels on either side."""
 
     def __init__(self, stride: int, margin: int) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from abkd.models.cifar._parts import conv, mean_over_places, shuffled
 
 
 class ShuffleNetV1(nn.Module):
-    """``[B, 3, H, W]`` to logits ``[B, num_classes]``; each of the three stages halves the sides."""
+    """``[B, 3, H, W]`` to logits ``[B, num_classes]``; each of the three stages halves the resolution."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class ShuffleNetV1(nn.Module):
 
 
 class _Block(nn.Module):
-    """Added to its input; with ``halve``, set beside its input's means over 3×3 pixels instead.
+    """Residual block; with ``halve``, the input is 3×3 average-pooled and concatenated instead of added.
 
-    ``groups``: of the first convolution; the last one always has three.
+    ``groups``: the groups of the first convolution; the last one always has three.
     """
 
     def __init__(self, inputs: int, outputs: int, *, halve: bool, groups: int) -> None:

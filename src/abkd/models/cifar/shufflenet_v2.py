@@ -1,4 +1,4 @@
-"""ShuffleNetV2 for small images (Ma et al., arXiv 1807.11164): half of the channels pass a block untouched."""
+"""ShuffleNetV2 for small images (Ma et al., arXiv 1807.11164): half of the channels pass through a block unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from abkd.models.cifar._parts import conv, mean_over_places, shuffled
 
 
 class ShuffleNetV2(nn.Module):
-    """``[B, 3, H, W]`` to logits ``[B, num_classes]``: width 1, 1×1 stem; each of three stages halves the sides."""
+    """``[B, 3, H, W]`` to logits ``[B, num_classes]``: width 1, 1×1 stem; each of three stages halves H and W."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class ShuffleNetV2(nn.Module):
 
 
 class _Block(nn.Module):
-    """The second half of the channels is worked on, then both halves are mixed."""
+    """Transforms the second half of the channels, then shuffles both halves."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -43,15 +43,15 @@ class _Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, worked = x.chunk(2, dim=1)
-        worked = relu(self.bn1(self.conv1(worked)), inplace=True)
-        worked = self.bn2(self.conv2(worked))
-        worked = relu(self.bn3(self.conv3(worked)), inplace=True)
-        return shuffled(torch.cat([kept, worked], dim=1), 2)
+        kept, inner = x.chunk(2, dim=1)
+        inner = relu(self.bn1(self.conv1(inner)), inplace=True)
+        inner = self.bn2(self.conv2(inner))
+        inner = relu(self.bn3(self.conv3(inner)), inplace=True)
+        return shuffled(torch.cat([kept, inner], dim=1), 2)
 
 
 class _Halving(nn.Module):
-    """Both halves of the output see the whole input, on two paths; sides are halved."""
+    """Downsampling block: two branches over the whole input, concatenated; halves the resolution."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

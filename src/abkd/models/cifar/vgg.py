@@ -1,4 +1,4 @@
-"""VGG for small images (Simonyan and Zisserman, arXiv 1409.1556): batch normalisation, one linear layer at the end."""
+"""VGG for small images (Simonyan and Zisserman, arXiv 1409.1556), with batch norm and a single linear head."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from abkd.models.cifar._parts import activated, conv, mean_over_places, start_by
 
 
 class VGG(nn.Module):
-    """``[B, 3, H, W]`` to logits ``[B, num_classes]``; H and W are 8 or more.
+    """``[B, 3, H, W]`` to logits ``[B, num_classes]``; H and W must be at least 8.
 
-    Sides are halved three times, and images of 64 pixels and more once again, as in the networks of the distillation
+    The resolution is halved three times, and once more for images of at least 64 pixels, as in the distillation
     literature.
 
     Args:
-        convolutions: per block, of five blocks.
-        num_classes: logits per image.
+        convolutions: the number of convolutions in each of five blocks.
+        num_classes: the number of logits.
     """
 
     def __init__(self, convolutions: tuple[int, int, int, int, int], num_classes: int) -> None:

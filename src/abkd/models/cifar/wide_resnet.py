@@ -1,4 +1,4 @@
-"""Wide residual networks (Zagoruyko and Komodakis, arXiv 1605.07146): 6n+4 layers, normalised before convolved."""
+"""Wide residual networks (Zagoruyko and Komodakis, arXiv 1605.07146): 6n+4 layers, pre-activation blocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class WideResNet(nn.Module):
     Args:
         depth: 6n + 4, with n blocks in each of three stages.
         width: the stages have 16, 32 and 64 times as many channels.
-        num_classes: logits per image.
+        num_classes: the number of logits.
     """
 
     def __init__(self, depth: int, width: int, num_classes: int) -> None:
@@ -43,7 +43,7 @@ class _Block(nn.Module):
         self.conv1 = conv(inputs, outputs, stride=stride)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.conv2 = conv(outputs, outputs)
-        # Named as in the published checkpoints.
+        # The attribute name is that of the published checkpoints.
         self.convShortcut = conv(inputs, outputs, size=1, stride=stride) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,5 +55,5 @@ class _Block(nn.Module):
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
     """The blocks under the name ``layer``, as in the published checkpoints."""
     first = _Block(inputs, outputs, stride)
-    blocks_in_turn = nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(blocks - 1)))
-    return nn.Sequential(OrderedDict(layer=blocks_in_turn))
+    layer = nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(OrderedDict(layer=layer))

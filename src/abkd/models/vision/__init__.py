@@ -1,4 +1,4 @@
-"""Image classifiers by name, directory or as they are: what pixels each wants, its classes, its logits as rows."""
+"""Image classifiers by name, by directory or as modules: preprocessing, class names, and logits as rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether two classifiers and the data speak of the same classes in the same order."""
+"""Check that two classifiers and the data have the same classes in the same order."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NO_NAME = re.compile(r"(label[ _]?)?\d+|n\d{8}", re.IGNORECASE)  # LABEL_3, 3, 
 def check_classes(
     student: Classifier | ImageRows, teacher: Classifier | ImageRows, class_names: Sequence[str] | None
 ) -> None:
-    """Prove that class c is the same for student, teacher and data: the same number, and the same names in order.
+    """Check that class c is the same for student, teacher and data: same number of classes, same names in order.
 
-    Names are compared without regard to case, ``_`` and ``-``; one of several with commas between them is enough
-    (``"tench, Tinca tinca"``). Numbers, ``LABEL_3`` and WordNet's ``n01440764`` are no names; of these only the same
-    ones in another order say something (folders "0" to "11" stand as 0, 1, 10, 11, 2).
+    The comparison ignores case, ``_`` and ``-``; of several names separated by commas, one match is enough
+    (``"tench, Tinca tinca"``). Numbers, ``LABEL_3`` and WordNet's ``n01440764`` do not count as names; they are only
+    refused if they are the same ones in another order (folders "0" to "11" are sorted as 0, 1, 10, 11, 2).
 
     Raises:
         VocabularyError: with the first class that differs.
@@ -28,8 +28,8 @@ def check_classes(
     mine, theirs = (rows.head_rows for rows in of_both)
     if mine != theirs:
         raise VocabularyError(
-            f"the student tells {mine} classes apart and the teacher {theirs}: give the student a head for the "
-            "teacher's classes, or take a teacher that was trained on the classes of the data"
+            f"the student has {mine} classes and the teacher {theirs}: give the student a head for the "
+            "teacher's classes, or use a teacher that was trained on the classes of the data"
         )
     of_data = real_names(class_names)
     of_student, of_teacher = (real_names(rows.classifier.class_names) for rows in of_both)
@@ -41,24 +41,24 @@ def check_classes(
 
 
 def real_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names that tell which class is meant; None where they are numbers only, or not there."""
+    """The names, or None if they are missing or only numbers."""
     if names is None or all(_NO_NAME.fullmatch(name.strip()) for name in names):
         return None
     return tuple(names)
 
 
 def names_of(config: Any) -> tuple[str, ...] | None:
-    """The real names in a transformers configuration, in the order of its classes."""
+    """The class names in a transformers configuration, in the order of its classes; None if they are only numbers."""
     labels = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     return real_names([labels[number] for number in sorted(labels)]) if labels else None
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether two names mean the same class."""
-    return bool(_ways_of_saying(one) & _ways_of_saying(other))
+    """Whether two names denote the same class."""
+    return bool(_synonyms(one) & _synonyms(other))
 
 
-def _ways_of_saying(name: str) -> set[str]:
+def _synonyms(name: str) -> set[str]:
     plain = re.sub(r"[\s_-]+", " ", name.casefold()).strip()
     return {plain, *(part.strip() for part in plain.split(","))} - {""}
 
@@ -73,7 +73,7 @@ def _compare(who: str, names: tuple[str, ...] | None, other: str, others: tuple[
             moved = any(same_name(mine, each) for each in others)
             raise VocabularyError(
                 f"class {number} is {mine!r} for {who} and {theirs!r} for {other}"
-                f"{', where the same classes stand in another order' if moved else ''}: {_way_out(who)}"
+                f"{', which has the same classes in another order' if moved else ''}: {_way_out(who)}"
             )
 
 
@@ -83,13 +83,13 @@ def _compare_numbers(who: str, names: Sequence[str] | None, of_data: Sequence[st
     if real_names(names) is None:
         number = next(i for i, (mine, theirs) in enumerate(zip(names, of_data, strict=True)) if mine != theirs)
         raise VocabularyError(
-            f"class {number} is {names[number]!r} for {who} and {of_data[number]!r} for the data, where the same "
-            f"classes stand in another order: {_way_out(who)}"
+            f"class {number} is {names[number]!r} for {who} and {of_data[number]!r} for the data, which has the same "
+            f"classes in another order: {_way_out(who)}"
         )
 
 
 def _way_out(who: str) -> str:
     return (
         f"number the classes of the data as {who} does (folders are numbered in alphabetical order), or, if only the "
-        f"names differ, correct id2label in {who}'s config.json (class_names in its abkd.json)"
+        f"names differ, fix id2label in {who}'s config.json (class_names in its abkd.json)"
     )

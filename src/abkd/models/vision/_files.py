@@ -1,4 +1,4 @@
-"""A classifier in a directory: what stands beside its weights so that it is loaded back as it was."""
+"""Saving and loading of classifiers: the description next to the weights, so that the classifier can be rebuilt."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _WEIGHTS = "model.safetensors"
 
 
 def save_classifier(classifier: Classifier, directory: Path | str, *, weights: bool = False) -> None:
-    """Put beside a model's weights what it takes to load it with :func:`load_classifier`.
+    """Write next to a model's weights what :func:`load_classifier` needs to load it.
 
-    A transformers model needs no abkd then: ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load it,
-    with the names of its classes. Any other model gets ``abkd.json`` beside ``model.safetensors``.
+    A transformers model then needs no abkd: ``AutoModelForImageClassification`` and ``AutoImageProcessor`` load it,
+    with its class names. Any other model gets ``abkd.json`` next to ``model.safetensors``.
 
     Args:
-        weights: whether the weights themselves are written too; a trainer has done that.
+        weights: whether to write the weights too; after training, the trainer has written them.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,12 +71,12 @@ def _describe(classifier: Classifier, directory: Path) -> None:
 
 
 def is_ours(name: str) -> bool:
-    """Whether a directory describes a classifier in our own file."""
+    """Whether a directory holds our own description of a classifier, ``abkd.json``."""
     return (Path(name) / _OURS).is_file()
 
 
 def check_code(name: str, what: str, allow_code: Sequence[str]) -> None:
-    """Refuse a saved directory that names code which was not allowed; nothing is loaded.
+    """Refuse a saved directory that names code outside of ``allow_code``; nothing is loaded.
 
     Raises:
         ConfigError: with the module, and how to allow it.
@@ -91,28 +91,30 @@ def _check_code(source: str, directory: Path, what: str, allow_code: Sequence[st
     module = place.rpartition(":")[0]
     if zoo == "python" and module not in allow_code:
         raise ConfigError(
-            f"{what}: {directory} is loaded by running code, {source}, which its {_OURS} names. A model's directory "
-            f"runs no code unless you allow it: set allow_code: [{module}] if you know what this module does"
+            f"{what}: loading {directory} would run code, {source}, named in its {_OURS}. Code named in a model "
+            f"directory only runs if you allow it: set allow_code: [{module}] if you trust this module"
         )
 
 
 def load(directory: Path, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
-    """What :func:`save_classifier` described in ``abkd.json``.
+    """Load the classifier that :func:`save_classifier` described in ``abkd.json``.
 
     Raises:
-        ConfigError: it was made from a model that has no name, its files are broken, or there are options for it.
-        VocabularyError: it is for another number of classes than the data and has to keep them.
+        ConfigError: the original model has no name, its files are damaged, or ``kwargs`` is not empty.
+        VocabularyError: it has another number of classes than the data and must keep them.
     """
     if kwargs:
         given = ", ".join(kwargs)
-        raise ConfigError(f"{wanted.options}: {directory} is loaded as it was saved; it takes dtype, not {given}")
+        raise ConfigError(
+            f"{wanted.options}: {directory} is loaded as it was saved; only dtype can be set, got {given}"
+        )
     saved = _described(directory, wanted)
     _check_code(saved.source, directory, wanted.what, wanted.allow_code)
     described = dict(saved.options or {})
     if saved.source.partition(":")[0] not in _zoos.ZOOS:
         raise ConfigError(
-            f"{wanted.what}: {directory} was saved from a model that was given in Python and has no name. Build it, "
-            f"load {_WEIGHTS} into it (safetensors.torch.load_model), and give it instead of the directory"
+            f"{wanted.what}: {directory} was saved from a module without a name to rebuild it by. Build it in Python, "
+            f"load {_WEIGHTS} into it (safetensors.torch.load_model), and pass it instead of the directory"
         )
     count = described.pop("num_classes")
     if count is not None:
@@ -131,7 +133,7 @@ def load(directory: Path, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classi
 
 
 def _described(directory: Path, wanted: LoadRequest) -> Classifier:
-    """All but the model."""
+    """The classifier that ``abkd.json`` describes, without its model."""
     try:
         values = json.loads((directory / _OURS).read_bytes())
         mean, std = (tuple(float(each) for each in values[name]) for name in ("mean", "std"))
@@ -140,7 +142,7 @@ def _described(directory: Path, wanted: LoadRequest) -> Classifier:
         options = {**values["options"], "num_classes": _count(values["num_classes"])}
         names = None if values["class_names"] is None else tuple(map(str, values["class_names"]))
         if not isinstance(values["name"], str):
-            raise TypeError("its name is no text")
+            raise TypeError("its name is not a string")
         return Classifier(nn.Module(), preparation, names, values["name"], options)
     except (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(f"{wanted.what}: {directory / _OURS} does not describe a classifier: {error!r}") from error
@@ -155,11 +157,11 @@ def _count(classes: Any) -> int | None:
 def _fill(model: nn.Module, directory: Path, wanted: LoadRequest, *, new_head: bool) -> None:
     weights = directory / _WEIGHTS
     try:
-        if fault := fault_of_file(weights) if weights.is_file() else "the file is not there":
-            raise ConfigError(f"{wanted.what}: the weights in {weights} do not load: {fault}")
+        if fault := fault_of_file(weights) if weights.is_file() else "the file does not exist":
+            raise ConfigError(f"{wanted.what}: cannot load the weights in {weights}: {fault}")
         wanted.fill(model, load_file(weights), str(directory), new_head=new_head)
     except ConfigError:
         raise
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ConfigError(f"{wanted.what}: the weights in {weights} do not load: {in_short(error)}") from error
+        raise ConfigError(f"{wanted.what}: cannot load the weights in {weights}: {in_short(error)}") from error
     check_finite(model.state_dict().items(), f"{wanted.what}: {weights}")

@@ -1,4 +1,4 @@
-"""Classifiers by name or directory, and classifiers that somebody has built already."""
+"""Loading of classifiers by name or directory, and wrapping of existing modules."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ def load_classifier(
     allow_code: Sequence[str] = (),
     **kwargs: Any,
 ) -> Classifier:
-    """An image classifier, and how it wants its pixels.
+    """Load an image classifier with its preprocessing.
 
     Args:
         name: ``cifar:resnet20`` and the other networks of :mod:`abkd.models.cifar`, ``timm:NAME``,
-            ``torchvision:NAME``, ``python:package.module:function`` (called with ``num_classes``), a directory that
-            :func:`save_classifier` has completed, or whatever ``AutoModelForImageClassification`` loads, by directory
-            or hub name.
+            ``torchvision:NAME``, ``python:package.module:function`` (called with ``num_classes``), a directory written
+            with :func:`save_classifier`, or anything that ``AutoModelForImageClassification`` loads, by directory or
+            hub name.
         what: "model_name_or_path" or "teacher_model_name_or_path", for messages.
         num_classes, class_names: those of the data.
-        fresh_head: a student. A head for other classes is replaced by a new one, which is said. Without this, the
-            model has to be trained for the wanted number of classes.
+        fresh_head: for a student: a head for other classes is replaced by a new one, with a warning. If False, the
+            model must have the data's number of classes.
         allow_code: modules that a directory's ``abkd.json`` may name as ``python:module:function``; without it, loading
             a directory runs no code that the directory names.
-        kwargs: for who builds it: ``checkpoint`` (cifar), ``pretrained`` and others (timm), ``weights`` (torchvision),
-            ``revision`` and others (``from_pretrained``); ``dtype`` for all, float32 unless it is given.
+        kwargs: for the builder: ``checkpoint`` (cifar), ``pretrained`` and others (timm), ``weights`` (torchvision),
+            ``revision`` and others (``from_pretrained``); ``dtype`` for all, by default float32.
 
     Raises:
-        ConfigError: nothing usable is there, or it cannot be built.
+        ConfigError: nothing can be loaded, or the model cannot be built.
         VocabularyError: it has another number of classes than the data, and ``fresh_head`` is False.
     """
     names = None if class_names is None else tuple(class_names)
@@ -65,13 +65,15 @@ def load_classifier(
     if entry and zoo in _zoos.ZOOS:
         loaded = _zoos.ZOOS[zoo](entry, wanted, kwargs)
     elif entry:
-        raise ConfigError(f"{what}: {name!r} begins with none of {', '.join(f'{each}:' for each in _zoos.ZOOS)}")
+        raise ConfigError(
+            f"{what}: expected one of {', '.join(f'{each}:' for each in _zoos.ZOOS)} before {entry!r}, got {zoo!r}"
+        )
     elif _files.is_ours(name):
         loaded = _files.load(Path(name), wanted, kwargs)
     elif Path(name).is_file():
         raise ConfigError(
-            f"{what}: {name} is a file, and a model is named by its architecture (cifar:resnet20) or its directory; "
-            f"weights of a known architecture are read by {wanted.options}: {{checkpoint: {name}}}"
+            f"{what} must be an architecture (cifar:resnet20) or a model directory, got the file {name}; to load its "
+            f"weights into a cifar: network, set {wanted.options}: {{checkpoint: {name}}}"
         )
     else:
         return _from_transformers(name, wanted, {**kwargs, "dtype": number_type})
@@ -80,20 +82,21 @@ def load_classifier(
 
 
 def as_classifier(model: nn.Module | Classifier) -> Classifier:
-    """A model that is there already, with what can be known of how it wants its pixels.
+    """Wrap an existing model as a classifier, with its preprocessing if it is known.
 
-    A transformers model says it by the image processor that lies where it came from, a timm model by its
-    ``pretrained_cfg``. Any other module gets pixels from 0 to 1; give a :class:`Classifier` to say more.
+    For a transformers model it is that of the image processor in the directory or hub repository it was loaded from,
+    for a timm model that of its ``pretrained_cfg``. Any other module gets pixels from 0 to 1; pass a
+    :class:`Classifier` to specify more.
 
     Raises:
-        ConfigError: it is no module.
+        ConfigError: it is not a module.
     """
     if isinstance(model, Classifier):
         inside = _unwrapped(model.model)
         return model if inside is model.model else model._replace(model=inside)
     model = _unwrapped(model)
     if not isinstance(model, nn.Module):
-        raise ConfigError(f"a classifier is a name, a torch module or a Classifier, but came {type(model).__name__}")
+        raise ConfigError(f"a classifier must be a name, a torch module or a Classifier, got {type(model).__name__}")
     config: Any = getattr(model, "config", None)
     if hasattr(config, "id2label"):
         source = str(getattr(model, "name_or_path", "") or "")
@@ -106,10 +109,10 @@ def as_classifier(model: nn.Module | Classifier) -> Classifier:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The module inside of what runs it faster: its weights are saved under their own names then."""
+    """The module inside a wrapper (DP, DDP, torch.compile), so that its weights are saved under their own names."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return _unwrapped(model.module)
-    return getattr(model, "_orig_mod", model)  # of torch.compile
+    return getattr(model, "_orig_mod", model)  # torch.compile
 
 
 def _from_transformers(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
@@ -118,10 +121,10 @@ def _from_transformers(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -
     check_model_folder(name, wanted.what)
     if is_adapter(name):
         raise ConfigError(
-            f"{wanted.what}: {name} holds an adapter, and an image classifier is loaded whole: merge the two and save "
-            "them (merge_and_unload, save_pretrained)"
+            f"{wanted.what}: {name} holds an adapter, which is not supported for image classifiers: merge it into its "
+            "base model and save that (merge_and_unload, save_pretrained)"
         )
-    kwargs = {"trust_remote_code": False, **kwargs}  # said, or transformers would ask whoever sits there
+    kwargs = {"trust_remote_code": False, **kwargs}  # if not set, transformers prompts the user
     hub = {key: kwargs[key] for key in _HUB if key in kwargs}
     try:
         config = AutoConfig.from_pretrained(name, **hub)
@@ -132,21 +135,21 @@ def _from_transformers(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -
         preparation = preparation_of(name, **hub)
     except (ConfigError, VocabularyError):
         raise
-    except Exception as error:  # of many libraries; every one means that this model cannot be had
+    except Exception as error:  # from many libraries; each means that the model cannot be loaded
         raise ConfigError(f"{wanted.what}: cannot load an image classifier from {name!r}: {in_short(error)}") from error
     _judge_weights(model, report, name, wanted)
     check_finite(model.state_dict().items(), f"{wanted.what}: {name!r}")
     if preparation is None:
         preparation = _by_size(model)
         logger.warning(
-            "abkd: %s does not say how it wants its pixels (no preprocessor_config.json): it gets them from 0 to 1",
+            "abkd: %s has no preprocessor_config.json, so its preprocessing is unknown: it gets pixels from 0 to 1",
             name,
         )
     return Classifier(model, preparation, names_of(config), name)
 
 
 def _fit_classes(config: Any, name: str, wanted: LoadRequest) -> None:
-    """Give the configuration the classes that are wanted, where it may change."""
+    """Set the data's classes in the configuration, if the head may be replaced."""
     count, names = config.num_labels, names_of(config)
     if wanted.num_classes not in (None, count):
         wanted.refuse_head(name, count)
@@ -159,14 +162,14 @@ def _fit_classes(config: Any, name: str, wanted: LoadRequest) -> None:
 
 
 def _judge_weights(model: nn.Module, report: Mapping[str, Any], name: str, wanted: LoadRequest) -> None:
-    """Say which weights are new, or left over; refuse a teacher that has new ones, or fewer layers than its file."""
+    """Warn about new and unused weights; refuse a teacher that has new ones, or fewer layers than its file."""
     own = {key for key in model.state_dict() if not _COMPUTED.search(key)}
     reshaped = [each if isinstance(each, str) else each[0] for each in report["mismatched_keys"]]
     new = sorted(own.intersection([*report["missing_keys"], *reshaped]))
     if new and not wanted.fresh_head:
         raise ConfigError(
-            f"{wanted.what}: {name} is no trained classifier, it has no weights for {some(new)}: "
-            "take one that was trained on the classes of the data"
+            f"{wanted.what}: {name} is not a trained classifier, it has no weights for {some(new)}: "
+            "use one that was trained on the classes of the data"
         )
     wanted.say_new(name, new)
     extra = sorted(key for key in report["unexpected_keys"] if not _COMPUTED.search(key))
@@ -174,15 +177,15 @@ def _judge_weights(model: nn.Module, report: Mapping[str, Any], name: str, wante
     layers = [key for key in extra if re.sub(r"\d+", "#", key) in alike]
     if layers and not wanted.fresh_head:
         raise ConfigError(
-            f"{wanted.what}: {name} holds more layers than its config.json knows, such as {some(layers)}: it would not "
-            "compute what it was trained to; mend its config.json, or download it again"
+            f"{wanted.what}: {name} has weights for more layers than its config.json, such as {some(layers)}: it would "
+            "not compute what it was trained to; fix its config.json, or download it again"
         )
     if extra:
-        logger.warning("abkd: %s: the model has no place for %s, which the file holds", name, some(extra))
+        logger.warning("abkd: %s: the model does not use these weights of the file: %s", name, some(extra))
 
 
 def _by_size(model: nn.Module) -> Preparation:
-    """For a model without an image processor: its own size, where its position embeddings allow no other."""
+    """For a model without an image processor: its own image size, if its position embeddings allow no other."""
     size = getattr(getattr(model, "config", None), "image_size", None)
     fixed = any("position_embedding" in name for name, _ in model.named_parameters())
     return Preparation(size=size if fixed and isinstance(size, int) else None)

@@ -1,4 +1,4 @@
-"""From the pixels that all models share to what one model was trained to see."""
+"""Preprocessing: from the pixels that all models share to the input of one model."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from abkd.errors import ConfigError
 Filter = Literal["nearest", "bilinear", "bicubic"]
 
 _LARGEST = 16_384
-_GREY = (0.299, 0.587, 0.114)  # how bright red, green and blue are (ITU-R 601)
+_GREY = (0.299, 0.587, 0.114)  # luma weights of red, green and blue (ITU-R 601)
 
 FILTERS: dict[Filter, tuple[str, bool]] = {
     "nearest": ("nearest-exact", False),
     "bilinear": ("bilinear", True),
     "bicubic": ("bicubic", True),
 }
-"""What ``torch.nn.functional.interpolate`` calls them, and whether it has to look at more pixels where it shrinks."""
+"""The mode of ``torch.nn.functional.interpolate``, and whether it antialiases."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a model wants its pixels to be: ``(pixels / 255 - mean) / std``, of side ``size`` (None: as they come).
+    """A model's preprocessing: ``(pixels / 255 - mean) / std``, resized to side ``size`` (None: not resized).
 
     Attributes:
         mean, std: per channel, of pixels in [0, 1].
-        size: the side of the square that the model sees.
-        resized: the shorter side of the image before that square is cut out of its middle; None: the whole image is
-            made a square.
-        filter: how it is resized; an image that has the wanted side already is left as it is.
+        size: the side of the model's square input.
+        resized: the shorter side that the image is resized to before the center crop of ``size``; None: the whole
+            image is resized to the square.
+        filter: the interpolation; an image that already has this size is not resampled.
         grey: whether the model reads one channel, a weighted mean of the three.
 
     Raises:
-        ConfigError: not three channels, a std that is not positive, an unknown filter, or a square larger than the
-            image it is cut from.
+        ConfigError: not three channels, a std that is not positive, an unknown filter, or a crop larger than the
+            resized image.
     """
 
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -50,16 +50,16 @@ class Preparation:
 
     def __post_init__(self) -> None:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConfigError(f"pixels have three channels, with a mean and a positive std each, but it is {self!r}")
+            raise ConfigError(f"mean and std must have three values, and std must be positive, got {self!r}")
         if not all(map(_is_side, (self.size, self.resized))):
-            raise ConfigError(f"size and resized are sides in pixels from 1 to {_LARGEST}, but it is {self!r}")
+            raise ConfigError(f"size and resized must be integers from 1 to {_LARGEST}, in pixels, got {self!r}")
         if self.filter not in FILTERS:
-            raise ConfigError(f"images are resized with one of {', '.join(FILTERS)}, but filter={self.filter!r}")
+            raise ConfigError(f"filter must be one of {', '.join(FILTERS)}, got {self.filter!r}")
         if self.resized is not None and (self.size is None or self.resized < self.size):
-            raise ConfigError(f"the square of side {self.size} is cut out of an image of side {self.resized}")
+            raise ConfigError(f"resized must be >= size, the side of the crop, got {self.resized} and {self.size}")
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` from 0 to 255, integers or not, as ``[B, 3, S, S]`` float32, or [B, 1, S, S] in grey."""
+        """``[B, 3, H, W]`` from 0 to 255, of any dtype, to float32 ``[B, 3, S, S]``, or ``[B, 1, S, S]`` in grey."""
         image = pixels.float() / 255.0
         if self.size is not None:
             image = _middle(self._resize(image), self.size)
@@ -76,7 +76,7 @@ class Preparation:
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         if self.resized is None:
-            return self.size, self.size  # type: ignore[return-value]  # asked for only where there is a size
+            return self.size, self.size  # type: ignore[return-value]  # only called if there is a size
         shorter = min(height, width)
         return int(self.resized * height / shorter), int(self.resized * width / shorter)
 
@@ -98,7 +98,7 @@ def _in_grey(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """``[3, 1, 1]`` each; kept, because a copy to a GPU at every step would wait for it."""
+    """``[3, 1, 1]`` each; cached, because a copy to the GPU at every step would synchronise with it."""
     with torch.inference_mode(False):
         low, wide = (torch.tensor(each, device=device)[:, None, None] for each in (mean, std))
         return low, wide

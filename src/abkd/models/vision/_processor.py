@@ -1,4 +1,4 @@
-"""Between a transformers image processor and a :class:`Preparation`, in both directions."""
+"""Conversion between a transformers image processor and a :class:`Preparation`, in both directions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from abkd.errors import ConfigError
 from abkd.models.vision._preparation import Filter, Preparation
 from abkd.storage import atomic_write
 
-_RESAMPLE: dict[int, Filter] = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers; 1: Lanczos
+_RESAMPLE: dict[int, Filter] = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # Pillow's values; 1: Lanczos
 _OF_TIMM: dict[str, Filter] = {"nearest": "nearest", "bilinear": "bilinear"}
-_SMALL = 384  # below this side the processor of ConvNeXt cuts out the middle
-_TOLERANCE = 0.03  # of the whole range: resizing rounds to integers there and not here
+_SMALL = 384  # below this size ConvNeXt's processor takes a center crop
+_TOLERANCE = 0.03  # of the full range: the processor's resizing rounds to integers, ours does not
 
 
 def preparation_of(name_or_path: str, **hub: Any) -> Preparation | None:
-    """How the image processor beside a model prepares images; None where there is no such file.
+    """The preprocessing of a model's image processor; None if the model has no image processor file.
 
-    What its settings say is proved on a test image. A processor that cannot be imported is believed without proof.
+    The settings are verified on a test image, except for a processor that cannot be imported.
 
     Args:
         hub: ``revision``, ``token``, … as for ``from_pretrained``.
@@ -41,11 +41,11 @@ def preparation_of(name_or_path: str, **hub: Any) -> Preparation | None:
     except (ImportError, OSError, ValueError):
         values = _settings(name_or_path, **hub)
         return None if values is None else _read(values, name_or_path)
-    return _proved(processor, _read(processor.to_dict(), name_or_path), name_or_path)
+    return _verified(processor, _read(processor.to_dict(), name_or_path), name_or_path)
 
 
 def _settings(name_or_path: str, **hub: Any) -> dict[str, Any] | None:
-    """The file of an image processor as it is written."""
+    """The settings in an image processor's file."""
     from transformers import ImageProcessingMixin
 
     try:
@@ -89,7 +89,7 @@ def _side(size: Any) -> int:
 
 
 def timm_preparation(values: Mapping[str, Any]) -> Preparation:
-    """What a ``pretrained_cfg`` of timm says: ``input_size``, ``crop_pct``, ``mean``, ``std``, ``interpolation``."""
+    """The preprocessing in timm's ``pretrained_cfg``: ``input_size``, ``crop_pct``, ``mean``, ``std``, …"""
     size, share = int(values["input_size"][-1]), float(values.get("crop_pct") or 0.875)
     whole = share == 1.0 and values.get("crop_mode") == "squash"
     mean, std = (tuple(float(each) for each in values[key]) for key in ("mean", "std"))
@@ -97,30 +97,30 @@ def timm_preparation(values: Mapping[str, Any]) -> Preparation:
     return Preparation(mean, std, size, None if whole else int(size / share), found)
 
 
-# -- proof -------------------------------------------------------------------------------------------------------
+# -- verification ------------------------------------------------------------------------------------------------
 
 
-def _proved(processor: Any, read: Preparation, name: str) -> Preparation:
-    """``read``, or with another mean and std, so that it gives what the processor itself gives."""
+def _verified(processor: Any, read: Preparation, name: str) -> Preparation:
+    """``read`` if it gives the processor's own output, else ``read`` with a mean and std fitted to that output."""
     image = _test_image()
     wanted = _processed(processor, image)
     for candidate in (read, _fitted(processor, read)):
         if candidate is not None and _gap(candidate, image, wanted) < _TOLERANCE:
             return candidate
     raise ConfigError(
-        f"{name}: its image processor ({type(processor).__name__}) does more than to resize, to cut out the middle, to "
-        f"subtract a mean and to divide by a deviation; {_WAY_OUT}"
+        f"{name}: its image processor ({type(processor).__name__}) does more than resizing, center cropping and "
+        f"normalising by a mean and std; {_WAY_OUT}"
     )
 
 
 _WAY_OUT = (
-    "in Python, put what it does in front of the model, in a module of your own, and give "
+    "in Python, write a module that does this before it calls the model, and pass "
     "Classifier(module, Preparation(mean, std, size))"
 )
 
 
 def _test_image() -> np.ndarray:
-    """``[96, 96, 3]``: another slope in each channel."""
+    """``[96, 96, 3]``: a gradient in another direction in each channel."""
     up = np.linspace(0.0, 255.0, 96)
     across, down = np.meshgrid(up, up)
     return np.stack([across, down, (across + 255.0 - down) / 2], -1).round().astype(np.uint8)
@@ -131,7 +131,7 @@ def _processed(processor: Any, image: np.ndarray) -> Tensor:
 
 
 def _gap(preparation: Preparation, image: np.ndarray, wanted: Tensor) -> float:
-    """The largest difference, in units of the range of a pixel."""
+    """The largest difference, as a share of the pixel range."""
     got = preparation(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
     if got.shape != wanted.shape:
         return float("inf")
@@ -139,7 +139,7 @@ def _gap(preparation: Preparation, image: np.ndarray, wanted: Tensor) -> float:
 
 
 def _fitted(processor: Any, preparation: Preparation) -> Preparation | None:
-    """Mean and std out of what becomes of black and of white; None where that is the same."""
+    """Mean and std computed from the outputs for a black and a white image; None if these are equal."""
     black, white = (
         _processed(processor, np.full((96, 96, 3), value, np.uint8)).double().mean((-1, -2)) for value in (0, 255)
     )
@@ -153,7 +153,7 @@ def _fitted(processor: Any, preparation: Preparation) -> Preparation | None:
 
 
 def write_processor(preparation: Preparation, directory: Path) -> None:
-    """``preprocessor_config.json``, from which transformers makes an image processor that does the same."""
+    """Write ``preprocessor_config.json``, so that transformers' image processor does the same."""
     numbers = {"nearest": 0, "bilinear": 2, "bicubic": 3}
     values: dict[str, Any] = {
         "do_resize": preparation.size is not None,

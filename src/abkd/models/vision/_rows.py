@@ -1,6 +1,6 @@
-"""Image classifiers as rows: an image is one row, its logits come from the model as it is.
+"""Rows of image classifiers: each image is one row, with the model's own logits.
 
-Both models get the same pixels; each prepares them as it was trained to see them.
+Both models get the same pixels; each applies its own preprocessing.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from abkd.ops import Dense
 logger = logging.getLogger("abkd")
 
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_SIDE = 32  # of the images that a model is tried on which does not say what side it wants
+_SIDE = 32  # side of the test images for a model without a known input size
 
 
 class Classifier(NamedTuple):
-    """A model that returns logits ``[B, C]``, and how it wants its pixels.
+    """A model that returns logits ``[B, C]``, with its preprocessing.
 
-    Logits may also stand first in a tuple, or be called ``logits`` in a dict or in an object. A model whose first layer
-    reads one channel sees images in grey.
+    Logits may also be the first entry of a tuple, or the entry or attribute ``logits``. A model whose first layer reads
+    one channel gets greyscale images.
 
-    ``class_names``: the names of its C classes in order, where they are known. ``source``: the name it was made from,
-    and ``options``: what it was built with, such as ``num_classes``, where that name alone does not tell.
+    ``class_names``: the names of its C classes in order, if known. ``source``: the name it was built from, and
+    ``options``: the options it was built with, such as ``num_classes``, if the name alone is not enough.
     """
 
     model: nn.Module
@@ -45,11 +45,11 @@ class Classifier(NamedTuple):
 
 
 class ImageRows(ModelRows):
-    """Reads the logits of images out of a classifier.
+    """Reads the logits of images from a classifier.
 
     Args:
         classes: how many of its classes are used (None: all).
-        side: of the images that it is going to see, or (H, W), for a model that takes no other and does not say so.
+        side: the side of the data's images, or (H, W), for a model that takes this size only and does not declare it.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class ImageRows(ModelRows):
         self.classifier = classifier
         self.model = classifier.model
         self.classes = classes
-        self.forward: Callable[..., Any] = call_of(self.model)  # before anything wraps it
+        self.forward: Callable[..., Any] = call_of(self.model)  # captured before any wrapping
         self._side = side
         self._head_rows: int | None = None
 
     @property
     def head_rows(self) -> int:
-        """How many classes the model tells apart, seen in its logits.
+        """The number of classes of the model, taken from its logits.
 
-        Raises ConfigError where it gives no logits ``[B, C]``.
+        Raises ConfigError if it does not return logits ``[B, C]``.
         """
         if self._head_rows is None:
             self._head_rows = self._probe().shape[-1]
@@ -82,7 +82,7 @@ class ImageRows(ModelRows):
         return self.classifier.source or f"the {type(self.classifier.model).__name__}"
 
     def __call__(self, view: View) -> Dense:
-        """``[N, C]``, row n of image ``view.rows[n]``."""
+        """``[N, C]``, where row n belongs to image ``view.rows[n]``."""
         rows = Dense(self._logits(view.inputs["pixels"])[view.rows])
         return rows if self.classes is None else rows.first(self.classes)
 
@@ -91,25 +91,25 @@ class ImageRows(ModelRows):
         return ImageRows(classifier, classes=self.classes, side=self._side)
 
     def check(self) -> None:
-        """Prove that the model gives logits, one for each of the classes it names, for one image as for several.
+        """Check that the model returns logits, as many as it has class names, for one image and for several.
 
         Raises:
-            ConfigError: it gives something else, such as probabilities.
-            VocabularyError: it has another number of classes than names.
+            ConfigError: it returns something else, such as probabilities.
+            VocabularyError: its number of logits differs from its number of class names.
         """
         logits, names = self._probe().float(), self.classifier.class_names
         if (logits >= 0).all() and (logits.sum(-1) - 1).abs().max() < 1e-3:
-            raise ConfigError(f"{self.name} gives probabilities, and logits are wanted: leave out its last softmax")
+            raise ConfigError(f"{self.name} must return logits, got probabilities: remove its final softmax")
         if names is not None and len(names) != logits.shape[-1]:
             raise VocabularyError(
-                f"{self.name} names {len(names)} classes and gives {logits.shape[-1]} logits: give it "
-                "the names of its own classes, or none"
+                f"{self.name} has {len(names)} class names but returns {logits.shape[-1]} logits: set the names of its "
+                "own classes, or none"
             )
         self._tried(1)
 
     @torch.no_grad()
     def learns_from_one(self, size: tuple[int, int]) -> bool:
-        """Whether the model in training takes a batch of one image of this size (H, W): batch normalisation may not."""
+        """Whether the model takes a batch of one image of this size (H, W) in train mode: batch norm may not."""
         if not any(isinstance(part, _BATCH_NORM) for part in self.model.modules()):
             return True
         with untouched(self.model):
@@ -123,42 +123,42 @@ class ImageRows(ModelRows):
         return True
 
     def has_gradient(self) -> bool:
-        """Whether the logits depend on a parameter that is trained: a network may be cut by ``detach``."""
+        """Whether the logits depend on a trainable parameter: a ``detach`` may cut the graph."""
         with untouched(self.model), torch.enable_grad():
             return self._logits(self._pixels(2, self._size())).requires_grad
 
     def _logits(self, pixels: Tensor) -> Tensor:
         images = self.classifier.preparation(pixels)
-        return logits_in(self.forward(images.to(_number_type(self.model))), self.name)
+        return logits_in(self.forward(images.to(_dtype(self.model))), self.name)
 
     def _probe(self) -> Tensor:
-        """``[2, C]``, the logits of a grey and of a striped image."""
+        """``[2, C]``, the logits of a uniform grey and a striped image."""
         logits = self._tried(2)
         if logits.shape[1] < 2 or not logits.is_floating_point():
             raise ConfigError(
-                f"{self.name} gives {list(logits.shape)} numbers of type {logits.dtype} for 2 images: expected "
-                "floating-point logits [2, C] of at least two classes"
+                f"{self.name} must return floating-point logits [2, C] of at least two classes for 2 images, got "
+                f"{list(logits.shape)} of {logits.dtype}"
             )
         return logits
 
     @torch.no_grad()
     def _tried(self, count: int) -> Tensor:
-        """The logits ``[count, C]`` of so many images, which the model looks at in eval mode."""
+        """The logits ``[count, C]`` of ``count`` images in eval mode."""
         with in_eval_mode(self.model):
             try:
                 logits = self._in_its_channels(count)
             except ConfigError:
                 raise
-            except Exception as error:  # somebody else's code can raise anything
+            except Exception as error:  # third-party code can raise anything
                 raise ConfigError(self._unreadable(count, error)) from error
         if logits.ndim != 2 or len(logits) != count:
             raise ConfigError(
-                f"{self.name} gives {list(logits.shape)} for {count} images, and logits [{count}, C] are wanted"
+                f"{self.name} must return logits [{count}, C] for {count} images, got shape {list(logits.shape)}"
             )
         return logits
 
     def _in_its_channels(self, count: int) -> Tensor:
-        """The logits of images in colour, or else, and from then on, in grey."""
+        """The logits of colour images; if they fail, of greyscale ones, from then on."""
         pixels = self._pixels(count, self._size())
         try:
             return self._logits(pixels)
@@ -170,36 +170,36 @@ class ImageRows(ModelRows):
     def _reads_grey(self, pixels: Tensor) -> bool:
         in_colour = self.classifier
         self.classifier = in_colour._replace(preparation=replace(in_colour.preparation, grey=True))
-        with suppress(Exception):  # then the other one, of colour, is raised
+        with suppress(Exception):  # if this fails too, the error for colour is raised
             self._logits(pixels)
-            logger.info("abkd: %s reads one channel: it sees images in grey", self.name)
+            logger.info("abkd: %s reads one channel: it gets greyscale images", self.name)
             return True
         self.classifier = in_colour
         return False
 
     def _size(self) -> tuple[int, int]:
-        """(H, W) of the images that the model is tried on."""
+        """(H, W) of the test images."""
         side = self.classifier.preparation.size or self._side or _SIDE
         return side if isinstance(side, tuple) else (side, side)
 
     def _pixels(self, count: int, size: tuple[int, int]) -> Tensor:
-        """``[count, 3, H, W]``: a grey image, and striped ones."""
+        """``[count, 3, H, W]``: a uniform grey image, then striped ones."""
         pixels = torch.full((count, 3, *size), 128, dtype=torch.uint8, device=_device(self.model))
         pixels[1:, :, ::2] = 0
         return pixels
 
     def _unreadable(self, count: int, error: Exception) -> str:
-        """Why the model cannot be used; with a side that it takes, where one is found."""
-        said = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
-        (height, width), like = self._size(), {"dtype": _number_type(self.model), "device": _device(self.model)}
+        """The message for a model that fails on images; with a size that it accepts, if one is found."""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        (height, width), like = self._size(), {"dtype": _dtype(self.model), "device": _device(self.model)}
         mine = 1 if self.classifier.preparation.grey else 3
-        shape = f"{self.name} cannot read images of shape [{count}, {mine}, {height}, {width}] ({said})"
+        shape = f"{self.name} cannot read images of shape [{count}, {mine}, {height}, {width}] ({reason})"
         found = fitting(lambda channels, side: self.forward(torch.zeros(2, channels, side, side, **like)))
         if found is None:
-            return f"{shape}. If it wants another side, say so: Classifier(model, Preparation(size=…))"
+            return f"{shape}. If it needs another size, pass Classifier(model, Preparation(size=…))"
         channels, side = found
         return (
-            f"{shape}. It does read [B, {channels}, {side}, {side}]: set image_size: {side}, or in Python give "
+            f"{shape}. It accepts [B, {channels}, {side}, {side}]: set image_size: {side}, or in Python pass "
             f"Classifier(model, Preparation(size={side}))"
         )
 
@@ -208,6 +208,6 @@ def _device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def _number_type(model: nn.Module) -> torch.dtype:
-    """What a model reckons in; quantised weights do not tell."""
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's floating-point weights; quantised weights have another."""
     return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)

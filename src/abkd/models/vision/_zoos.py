@@ -1,4 +1,4 @@
-"""Networks by name: ours of CIFAR networks, timm's, torchvision's, and what a function of one's own builds."""
+"""Networks by name: our CIFAR networks, timm's, torchvision's, and those that a user's own function builds."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import timm_preparation
 from abkd.models.vision._rows import Classifier
 
-_CIFAR = Preparation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))  # mean and deviation of CIFAR-100's pixels
+_CIFAR = Preparation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))  # mean and std of CIFAR-100's pixels
 _IMAGENET = Preparation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_USUAL = {"cifar": 100, "timm": 1000, "torchvision": 1000}  # classes, where nobody says how many
+_USUAL = {"cifar": 100, "timm": 1000, "torchvision": 1000}  # the default number of classes
 _FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "weights", "weights_backbone"}
-"""Options that load weights from elsewhere: what a saved directory says cannot ask for them."""
+"""Options that load weights from elsewhere: not allowed in a saved directory."""
 
 
 def dtype_of(given: Any, wanted: LoadRequest) -> torch.dtype:
-    """A dtype by its name or itself; float32 where none is given.
+    """A dtype, given as such or by its name; by default float32.
 
-    Raises ConfigError where it is none.
+    Raises ConfigError if it is not a floating-point dtype.
     """
     found = torch.float32 if given is None else getattr(torch, str(given).removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(f"{wanted.options}: dtype is float32, bfloat16 or float16, but came {given!r}")
+        raise ConfigError(f"{wanted.options}: dtype must be float32, bfloat16 or float16, got {given!r}")
     return found
 
 
 def architecture(source: str, options: Mapping[str, Any]) -> nn.Module:
-    """The network of that name, with weights that are yet to be loaded.
+    """Build the network of that name, without trained weights.
 
     Args:
-        options: ``num_classes``, and whatever else its builder takes.
+        options: ``num_classes``, and any other options of its builder.
 
     Raises:
-        ConfigError: there is none of that name, or the collection is not installed.
+        ConfigError: there is none of that name, or the library is not installed.
     """
     zoo, _, name = source.partition(":")
     if zoo == "cifar":
@@ -56,31 +56,31 @@ def architecture(source: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def rebuilt(source: str, options: Mapping[str, Any]) -> nn.Module:
-    """As :func:`architecture`, of a name and options that stand in a file: nothing is fetched, no other code is run.
+    """:func:`architecture` for a name and options from a file: nothing is downloaded, no other code is run.
 
     Raises:
-        ConfigError: they ask for more than an architecture.
+        ConfigError: they would load more than an architecture.
     """
     zoo, _, name = source.partition(":")
     if fetching := sorted(_FETCHING & options.keys()):
-        raise ConfigError(f"{source} is saved with {', '.join(fetching)}, which would load weights from elsewhere")
-    if zoo == "timm" and not _module("timm").is_model(name):  # timm itself would go to the hub for hf-hub:NAME
+        raise ConfigError(f"{source} was saved with {', '.join(fetching)}, which would load weights from elsewhere")
+    if zoo == "timm" and not _module("timm").is_model(name):  # timm would download hf-hub:NAME from the hub
         raise ConfigError(f"{source}: timm has no architecture of this name")
     if zoo == "python":
         module, _, function = name.rpartition(":")
         if not imports.defined_in(imports.attribute(module, function), module):
-            raise ConfigError(f"{source}: {function} is imported into {module}, and must be defined there")
+            raise ConfigError(f"{source}: {function} must be defined in {module}, not imported into it")
     return architecture(source, options)
 
 
 def _from_cifar(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
     source, checkpoint = f"cifar:{name}", kwargs.pop("checkpoint", None)
     if kwargs:
-        raise ConfigError(f"{wanted.options}: {source} takes checkpoint and dtype, not {', '.join(kwargs)}")
+        raise ConfigError(f"{wanted.options}: {source} takes checkpoint and dtype, got {', '.join(kwargs)}")
     if checkpoint is None and not wanted.fresh_head:
         raise ConfigError(
-            f"{wanted.what}: {source} has no weights of its own; name the file that holds them "
-            f"({wanted.options}: {{checkpoint: {name}.pth}}), or a directory that a run has saved"
+            f"{wanted.what}: {source} has no pretrained weights; set a file of weights "
+            f"({wanted.options}: {{checkpoint: {name}.pth}}), or use a directory that a run has saved"
         )
     options = {"num_classes": wanted.num_classes or _USUAL["cifar"]}
     model = architecture(source, options)
@@ -91,7 +91,7 @@ def _from_cifar(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Class
 
 
 def _from_timm(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
-    """Trained weights, unless ``pretrained=False``; timm itself puts a new head on where the classes are others."""
+    """Pretrained weights, unless ``pretrained=False``; timm itself replaces the head for another number of classes."""
     source, trained = f"timm:{name}", bool(kwargs.pop("pretrained", True))
     start = {"pretrained": trained, "checkpoint_path": kwargs.pop("checkpoint_path", "")}
     if wanted.fresh_head or not trained:
@@ -106,7 +106,7 @@ def _from_timm(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classi
 
 
 def _from_torchvision(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
-    """Trained weights, ``weights="DEFAULT"`` unless another name or None is given."""
+    """Pretrained weights, by default ``weights="DEFAULT"``; None for random ones."""
     source, which = f"torchvision:{name}", kwargs.pop("weights", "DEFAULT")
     models = _module("torchvision.models")
     if which is None:
@@ -124,32 +124,32 @@ def _from_torchvision(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) ->
 
 
 def _from_python(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classifier:
-    """What somebody's own function builds: ``python:package.module:function``, called with ``num_classes``."""
+    """The result of a user's function, ``python:package.module:function``, called with ``num_classes``."""
     options = {**kwargs, **({"num_classes": wanted.num_classes} if wanted.num_classes else {})}
     made = _own(name, options)
     return made._replace(source=f"python:{name}", options=options, class_names=made.class_names or wanted.own_names)
 
 
 def _own(name: str, options: Mapping[str, Any]) -> Classifier:
-    """A module, or a :class:`Classifier` that also says how it wants its pixels."""
+    """Call a user's function, which returns a module, or a :class:`Classifier` with its preprocessing."""
     module, colon, function = name.rpartition(":")
     if not colon:
-        raise ConfigError(f"python:{name} names no function: write python:package.module:function")
+        raise ConfigError(f"expected python:package.module:function, got python:{name}")
     try:
         build = imports.attribute(module, function)
     except ConfigError as error:
         raise ConfigError(f"python:{name} cannot be imported: {error}") from error
     made = _built(f"python:{name}", build, **options)
     if not isinstance(made, Classifier | nn.Module):
-        raise ConfigError(f"python:{name} must return a torch module or a Classifier, but it returned {made!r:.200}")
+        raise ConfigError(f"python:{name} must return a torch module or a Classifier, got {made!r:.200}")
     made = made if isinstance(made, Classifier) else Classifier(made)
     if any(weight.is_meta for weight in made.model.parameters()):
-        raise ConfigError(f"python:{name} returned a module whose weights are on the device meta: give them values")
+        raise ConfigError(f"python:{name} returned a module with weights on the meta device: initialise them")
     return made
 
 
 def _torchvision_builder(name: str) -> Callable[..., Any]:
-    """Of a classifier: torchvision's other models give boxes or maps, and load a backbone of their own accord."""
+    """The builder of a classifier: torchvision's other models return boxes or maps, and download a backbone."""
     models = _module("torchvision.models")
     if name.lower() not in models.list_models(module=models):
         raise ConfigError(f"torchvision:{name}: torchvision.models has no classifier of this name")
@@ -157,7 +157,7 @@ def _torchvision_builder(name: str) -> Callable[..., Any]:
 
 
 def _of_torchvision(transforms: Any) -> Preparation:
-    """What the transforms that belong to weights say: resize, cut out the middle, normalise."""
+    """The preprocessing in the transforms of torchvision's weights: resize, center crop, normalise."""
     size, resized = int(transforms.crop_size[0]), int(transforms.resize_size[0])
     kind = "bicubic" if "bicubic" in str(transforms.interpolation).lower() else "bilinear"
     return Preparation(tuple(transforms.mean), tuple(transforms.std), size, resized, kind)
@@ -169,15 +169,15 @@ ZOOS: dict[str, Callable[[str, LoadRequest, dict[str, Any]], Classifier]] = {
     "timm": _from_timm,
     "torchvision": _from_torchvision,
 }
-"""What may stand before the colon of a name."""
+"""Loaders by the prefix of a name."""
 
 
 def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # torchvision that was built for another torch says the latter
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision built for another torch
         zoo = name.partition(".")[0]
-        raise ConfigError(f"names with {zoo}: need {zoo}; pip install {zoo} (it does not import: {error})") from error
+        raise ConfigError(f"names with {zoo}: need {zoo}; pip install {zoo} (import failed: {error})") from error
 
 
 def _built(source: str, build: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
@@ -185,5 +185,5 @@ def _built(source: str, build: Callable[..., Any], /, *args: Any, **options: Any
         return build(*args, **options)
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # somebody else's code can raise anything
+    except (Exception, SystemExit) as error:  # third-party code can raise anything
         raise ConfigError(f"cannot build {source} with {options}: {type(error).__name__}: {error}") from error
