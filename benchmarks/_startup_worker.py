@@ -74,17 +74,17 @@ def main(began: float, file: Path, flags: list[str]) -> None:
 def watch(mark: Marks) -> None:
     """Mark the phases of a run before its first step."""
     import abkd.run
-    from abkd.trainer import _optimizer, _text, _trainer
+    from abkd.tasks import _text_models, text_generation
+    from abkd.trainer import _optimizer, _trainer
 
-    for owner in (abkd.run, _text):
-        mark.around(owner, "load_tokenizer", "tokenizer")
-        mark.around(owner, "load_student", "models")
-    mark.around(_text, "load_causal_lm", "models")
+    mark.around(_text_models, "load_tokenizer", "tokenizer")
+    mark.around(_text_models, "load_student", "models")
+    mark.around(_text_models, "load_causal_lm", "models")
     mark.around(abkd.run, "load_data", "rows")
-    mark.around(_text, "prepare_data", "rows")
-    mark.around(_text, "resolve_models", "check the models")
+    mark.around(text_generation, "prepare_data", "rows")
+    mark.around(text_generation, "load_models", "check the models")
     mark.around(_optimizer.Trainer, "__init__", "transformers.Trainer")
-    mark.around(_text, "check_start", "look at the first rows")
+    mark.around(text_generation, "check_mass", "look at the first rows")
     mark.around(_trainer.DistillTrainer, "evaluation_loop", "evaluation before the first step")
 
 
