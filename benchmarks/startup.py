@@ -81,7 +81,7 @@ def measure(student: str, teacher: str, data: Path, folder: Path, rounds: int) -
     }
     for way, flags in WAYS.items():
         own = ["--model_name_or_path", student, "--teacher_model_name_or_path", teacher, "--train_file", str(data)]
-        calls[way] = lambda way=way, flags=[*own, *flags]: _first_step(folder, flags, cold="is_padding" in way)
+        calls[way] = lambda way=way, flags=[*own, *flags]: _first_step(folder, flags, cold="empty" in way)
     with Progress(console=console) as progress:
         task = progress.add_task("start-up", total=rounds * len(calls))
         for _ in range(rounds):

@@ -126,7 +126,7 @@ def _compare(recipe: Recipe, directory: Path) -> dict[str, list[Any]]:
 
 def _check_data(trainer: DistillTrainer, directory: Path) -> None:
     """Raise OutputDirError where a resumed run would read other rows than it began with, or have another teacher."""
-    known, now = read_record(directory), describe(trainer)
+    known, now = read_record(directory), describe(trainer.run)
     for key, what in (("data_fingerprint", "training"), ("held_out_fingerprint", "held-out")):
         if known.get(key) and now[key] and known[key] != now[key]:
             raise OutputDirError(

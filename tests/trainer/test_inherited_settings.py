@@ -254,9 +254,9 @@ def test_where_the_best_is_loaded_it_is_what_rounding_is_compared_with(tmp_path,
     measuring(monkeypatch, 9.0, 3.0, 1.0, 2.0)  # the untrained student, and steps 1 to 3
     made = trainer(tmp_path, **{**EACH, "max_steps": 3, "load_best_model_at_end": True})
     made.train()
-    assert _last(made)["eval_loss"] == 1.0
+    assert _last(made.run, dict)["eval_loss"] == 1.0
     made.args.load_best_model_at_end = False
-    assert _last(made)["eval_loss"] == 2.0
+    assert _last(made.run, dict)["eval_loss"] == 2.0
 
 
 def test_a_used_folder_is_emptied_in_python_too(tmp_path, caplog):

@@ -7,7 +7,7 @@ import logging
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,9 +17,6 @@ from abkd import terminal
 from abkd.data.order import TrainOrder
 from abkd.errors import Interrupted
 from abkd.storage import atomic_write, disk_errors, strict_json
-
-if TYPE_CHECKING:
-    from abkd.trainer._trainer import DistillTrainer
 
 METRICS_FILE = "metrics.jsonl"
 _NOTED = ("loss", "eval_loss", "eval_perplexity", "eval_accuracy", "eval_harmonic_mean")
@@ -188,19 +185,6 @@ def _of_any_process(received: signal.Signals | None, args: TrainingArguments) ->
     number = torch.tensor(received or 0, device=args.device)
     torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
     return signal.Signals(int(number)) if int(number) else None
-
-
-class AlreadyEvaluated(TrainerCallback):
-    """A run that had taken its last step and is resumed is not evaluated once more."""
-
-    def __init__(self, trainer: DistillTrainer) -> None:
-        self.trainer, self.done = trainer, False
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.done = state.global_step >= state.max_steps and self.trainer.record.is_evaluated()
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_evaluate = control.should_evaluate and not self.done
 
 
 class EpochOrder(TrainerCallback):

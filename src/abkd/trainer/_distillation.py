@@ -53,6 +53,7 @@ class DistillationLoss:
         row_metrics: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
     ) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
+        self.first_plan = plan  # which the record of a run names; ``plan`` may become smaller
         self.row_metrics = row_metrics
 
     def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from abkd.errors import NonFiniteError
 from abkd.models.finite import is_finite
-
-if TYPE_CHECKING:
-    from abkd.trainer._trainer import DistillTrainer
+from abkd.trainer._context import RunContext
 
 _MOST_SKIPPED = 40  # a loss scaler halves 65536 until gradients fit: after 40 halvings nothing is left to halve
 
@@ -46,8 +44,8 @@ class FiniteRun(TrainerCallback):
     began, such as masks, may stay so.
     """
 
-    def __init__(self, trainer: DistillTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self, run: RunContext) -> None:
+        self.run = run
         self._skipped = 0
         self._exempt: set[str] = set()
 
@@ -61,7 +59,7 @@ class FiniteRun(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        if self.trainer.accelerator.scaler is not None:  # skips such steps by itself
+        if self.run.accelerator().scaler is not None:  # skips such steps by itself
             return
         norms = [parameter.grad.norm() for parameter in event["model"].parameters() if parameter.grad is not None]
         if norms and not bool(torch.isfinite(torch.stack([norm.detach().float() for norm in norms]).sum())):
@@ -71,7 +69,8 @@ class FiniteRun(TrainerCallback):
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        skipped = self.trainer.accelerator.scaler is not None and self.trainer.accelerator.optimizer_step_was_skipped
+        accelerator = self.run.accelerator()
+        skipped = accelerator.scaler is not None and accelerator.optimizer_step_was_skipped
         self._skipped = self._skipped + 1 if skipped else 0
         if self._skipped >= _MOST_SKIPPED:
             raise NonFiniteError(
@@ -81,20 +80,16 @@ class FiniteRun(TrainerCallback):
 
     def check_weights(self, consequence: str) -> None:
         """Raise NonFiniteError where a weight (or what the optimizer keeps of it) is not finite, in any process."""
-        trainer = self.trainer
         found = next(self._sick(), None)
-        step = trainer.state.global_step
-        anywhere = trainer.sum_over_processes(torch.tensor(float(found is not None), device=trainer.args.device))
-        if bool(anywhere):
-            raise NonFiniteError(
-                f"{found or 'a weight in another process'} is NaN or infinite after step {step}: {consequence}"
-            )
+        if self.run.processes.any(found is not None):
+            name = found or "a weight in another process"
+            raise NonFiniteError(f"{name} is NaN or infinite after step {self.run.step}: {consequence}")
 
     def _sick(self) -> Iterator[str]:
-        student: nn.Module = self.trainer.models.student.model
+        student: nn.Module = self.run.task.models.student.model
         named = [*student.named_parameters(), *(b for b in student.named_buffers() if b[0] not in self._exempt)]
         yield from (f"the student's {name}" for name, value in named if not is_finite(value))
-        for values in getattr(self.trainer.optimizer, "state", {}).values():
+        for values in getattr(self.run.optimizer(), "state", {}).values():
             tensors = values.items() if isinstance(values, Mapping) else ()
             yield from (f"the optimizer's {name}" for name, value in tensors if not is_finite(value))
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from abkd.data.order import PadToMultiple, train_order
@@ -120,16 +119,6 @@ class DataLoading(OptimizerMixin):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate of transformers knows neither teacher nor rows."""
         return 0
-
-    def sum_over_processes(self, value: Tensor) -> Tensor:
-        """The sum of all processes' values."""
-        total: Any = self.accelerator.reduce(value, reduction="sum")
-        return total
-
-    def max_over_processes(self, count: int) -> int:
-        """The largest ``count`` of any process."""
-        counts: Any = self.accelerator.gather(torch.tensor([count], device=self.args.device))
-        return int(counts.max())
 
 
 def _check_sent(dataset: Any, args: Any) -> None:

@@ -9,23 +9,23 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 import yaml
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import abkd
 from abkd import output_dir
+from abkd.config import DistillConfig
 from abkd.data import TokenizedDataset
 from abkd.storage import atomic_write, disk_errors, strict_json, write_checksummed
 from abkd.teachers.caches import weights_fingerprint
 from abkd.trainer._callbacks import evaluated
 from abkd.trainer._checkpoints import checkpoints
+from abkd.trainer._context import RunContext
 from abkd.trainer._run_file import RUN_FILE, read_record
-
-if TYPE_CHECKING:
-    from abkd.trainer._trainer import DistillTrainer
 
 logger = logging.getLogger("abkd")
 
@@ -46,8 +46,8 @@ class Record:
         changed: settings that a resumed run has changed, as ``{name: [then, now]}``.
     """
 
-    def __init__(self, trainer: DistillTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self, run: RunContext) -> None:
+        self.run = run
         self.recipe: str | None = None
         self.changed: Mapping[str, Any] = {}
         self._begun = False
@@ -55,7 +55,7 @@ class Record:
     @property
     def directory(self) -> Path:
         """The run's output_dir."""
-        return Path(str(self.trainer.args.output_dir))
+        return self.run.directory
 
     def begin(self, start: Path | None) -> None:
         """Write what is needed to repeat the run; from now on it is not finished.
@@ -64,17 +64,17 @@ class Record:
             StorageError: the disk refused.
         """
         self._begun = True
-        if not self.trainer.is_world_process_zero():
+        if not self.run.processes.is_main:
             return
         resumed = list(read_record(self.directory).get("resumed", [])) if start is not None else []
         resumed += [] if start is None else [{"from": start.name, "changed": dict(self.changed)}]
         with disk_errors(f"the record of the run in {self.directory}", "Make room and begin again"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            output_dir.note(self.directory, *OURS, *_tracked(self.trainer, self.directory))
+            output_dir.note(self.directory, *OURS, *_tracked(self.run.args, self.directory))
             (self.directory / RESULT_FILE).unlink(missing_ok=True)
-            text = self.recipe if self.recipe is not None else recipe_of(self.trainer)
+            text = self.recipe if self.recipe is not None else recipe_of(self.run)
             atomic_write(self.directory / RECIPE_FILE, text.encode(errors="backslashreplace"))
-            told = describe(self.trainer) | ({"resumed": resumed} if resumed else {})
+            told = describe(self.run) | ({"resumed": resumed} if resumed else {})
             told |= {"begun_in": "Python"} if self.recipe is None else {}
             atomic_write(self.directory / RUN_FILE, strict_json(told).encode())
 
@@ -84,10 +84,10 @@ class Record:
         Raises:
             OutputDirError: overwrite_output_dir is set, and the folder holds more than runs, or is an input.
         """
-        trainer, directory = self.trainer, self.directory
-        if trainer.is_world_process_zero():
-            if trainer.distill_args.overwrite_output_dir:
-                given = [trainer.models.student.model, *getattr(trainer.models.teacher, "models", ())]
+        directory, models = self.directory, self.run.task.models
+        if self.run.processes.is_main:
+            if self.run.args.overwrite_output_dir:
+                given = [models.student.model, *getattr(models.teacher, "models", ())]
                 output_dir.check_inputs(directory, {"a model": [model_name(model) for model in given]})
                 output_dir.check_overwrite(directory)
                 output_dir.remove_runs(directory)
@@ -98,17 +98,16 @@ class Record:
                     directory,
                     old[-1].name,
                 )
-        trainer.accelerator.wait_for_everyone()
+        self.run.processes.wait()
 
     def is_evaluated(self) -> bool:
         """Whether there is an evaluation after the last step (of this run, or of one that it goes on from)."""
-        trainer = self.trainer
-        done = trainer.is_world_process_zero() and evaluated(self.directory, trainer.state.global_step)
-        return bool(trainer.sum_over_processes(torch.tensor(float(done), device=trainer.args.device)))
+        done = self.run.processes.is_main and evaluated(self.directory, self.run.step)
+        return self.run.processes.any(done)
 
     def finish(self) -> None:
         """Write the report, and last of all what came out; say where both are."""
-        if not (self._begun and self.trainer.is_world_process_zero()):
+        if not (self._begun and self.run.processes.is_main):
             return
         from abkd.report import write_report
         from abkd.report.results import read_result, sentences
@@ -123,17 +122,30 @@ class Record:
             write_checksummed(self.directory / RESULT_FILE, result)
 
 
-def _tracked(trainer: DistillTrainer, directory: Path) -> list[str]:
+class AlreadyEvaluated(TrainerCallback):
+    """A run that had taken its last step and is resumed is not evaluated once more."""
+
+    def __init__(self, record: Record) -> None:
+        self.record, self.done = record, False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.done = state.global_step >= state.max_steps and self.record.is_evaluated()
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_evaluate = control.should_evaluate and not self.done
+
+
+def _tracked(args: DistillConfig, directory: Path) -> list[str]:
     """The folder of TensorBoard's events, where it lies in the run's own."""
-    place = Path(str(getattr(trainer.args, "logging_dir", None) or os.environ.get("TENSORBOARD_LOGGING_DIR", "")))
-    if "tensorboard" not in (trainer.args.report_to or []) or not place.is_relative_to(directory):
+    place = Path(str(getattr(args, "logging_dir", None) or os.environ.get("TENSORBOARD_LOGGING_DIR", "")))
+    if "tensorboard" not in (args.report_to or []) or not place.is_relative_to(directory):
         return []
     return [place.relative_to(directory).as_posix()]
 
 
-def recipe_of(trainer: DistillTrainer) -> str:
+def recipe_of(run: RunContext) -> str:
     """The recipe of a run that was begun in Python: names of models, and the arguments that were changed."""
-    args, models = trainer.distill_args, trainer.models
+    args, models, train = run.args, run.task.models, run.task.train
     changed = _changed(args)
     teachers = [model_name(model) for model in models.teacher.models] if models.teacher is not None else []
     named = {
@@ -142,7 +154,7 @@ def recipe_of(trainer: DistillTrainer) -> str:
         **changed,
         "output_dir": str(args.output_dir),
     }
-    rows = len(trainer.train_dataset) if trainer.train_dataset is not None else 0  # type: ignore[arg-type]
+    rows = 0 if train is None else len(train)
     said = (
         f"# Written by DistillTrainer in Python: the {rows} training rows were given as objects, so train_file (or the "
         "like) is missing here.\n# A model that was given without a name stands here as its class.\n"
@@ -169,32 +181,32 @@ def _same(value: Any, plain: Any) -> bool:
     return value == plain or value == repr(plain) or (not value and plain in (None, "none", "no"))
 
 
-def describe(trainer: DistillTrainer) -> dict[str, Any]:
+def describe(run: RunContext) -> dict[str, Any]:
     """Versions, seeds, data, plan and objective of a run."""
-    train: Any = trainer.train_dataset
-    held_out: Any = trainer.eval_dataset
-    models = trainer.models
+    train: Any = run.task.train
+    held_out: Any = run.task.held_out
+    args, models = run.args, run.task.models
     return {
-        "task": trainer.distill_args.task,
-        "objective": trainer.loss.objective.formula(trainer.kind.row_noun),
+        "task": args.task,
+        "objective": run.loss.objective.formula(run.kind.row_noun),
         "student": model_name(models.student.model),
         "student_parameters": _size(models.student.model),
-        "source": repr(trainer.distill_args.source),
-        "teacher": _teacher_name(trainer),
+        "source": repr(args.source),
+        "teacher": _teacher_name(run),
         "teacher_parameters": sum(map(_size, models.teacher.models if models.teacher is not None else ())) or None,
-        "teacher_fingerprint": _fingerprint(trainer),
+        "teacher_fingerprint": _fingerprint(run),
         "data_fingerprint": getattr(train, "fingerprint", None),
         "train_rows": _rows_of(train),
         "dropped": getattr(train, "dropped", 0),
         "truncated": getattr(train, "truncated", 0),
-        **(trainer.task.describe() if train is not None else {}),
+        **(run.task.describe() if train is not None else {}),
         "held_out_fingerprint": getattr(held_out, "fingerprint", None),
         "held_out_rows": _rows_of(held_out),
-        "seed": trainer.args.seed,
-        "processes": trainer.args.world_size,
-        "device": str(trainer.args.device),
+        "seed": args.seed,
+        "processes": args.world_size,
+        "device": str(args.device),
         "working_directory": os.getcwd(),
-        "plan": asdict(trainer.plan),
+        "plan": asdict(run.loss.first_plan),
         "versions": {
             "abkd": abkd.__version__,
             "torch": torch.__version__,
@@ -204,9 +216,9 @@ def describe(trainer: DistillTrainer) -> dict[str, Any]:
     }
 
 
-def _teacher_name(trainer: DistillTrainer) -> str:
+def _teacher_name(run: RunContext) -> str:
     """The teacher's model, and what is made of it where it is not simply run."""
-    kind, reader = repr(trainer.distill_args.teacher), trainer.models.teacher
+    kind, reader = repr(run.args.teacher), run.task.models.teacher
     names = ", ".join(map(model_name, reader.models)) if reader is not None else ""
     return names if kind == "Live()" else f"{kind} {names}".strip()
 
@@ -218,9 +230,9 @@ def _rows_of(data: Any) -> int:
     return 0 if data is None else len(data)
 
 
-def _fingerprint(trainer: DistillTrainer) -> str | None:
+def _fingerprint(run: RunContext) -> str | None:
     """Of the models that were given as teachers; None where there are none, or where a cache has known them."""
-    spec, reader = trainer.distill_args.teacher, trainer.models.teacher
+    spec, reader = run.args.teacher, run.task.models.teacher
     given: Any = () if reader is None or spec.needs[0] == 0 else reader.models
     return weights_fingerprint(given) if given else None
 

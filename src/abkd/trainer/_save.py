@@ -8,48 +8,46 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from abkd import output_dir
 from abkd.errors import StorageError
 from abkd.storage import disk_errors
-
-if TYPE_CHECKING:
-    from abkd.trainer._trainer import DistillTrainer
+from abkd.trainer._context import RunContext
 
 _DRAFT = ".student.draft"
 LAST_RESORTS = ("/dev/shm", os.path.expanduser("~"))
 """Where a student is kept that neither its place nor the temporary directory takes."""
 
 
-def save_student(trainer: DistillTrainer, place: Path, write: Callable[[Path], None]) -> None:
+def save_student(run: RunContext, place: Path, write: Callable[[Path], None], *, saved_step: int) -> None:
     """Write the student beside its place, note its files as ours, then move them there.
 
     Args:
         write: writes it into a folder; called in every process.
+        saved_step: the step of the newest checkpoint; -1 if there is none.
 
     Raises:
         StorageError: the disk refused; the sentence says where the trained weights are.
     """
-    draft, step = place / _DRAFT, trainer.state.global_step
-    again = trainer.saved_step == step > 0
+    draft = place / _DRAFT
+    again = saved_step == run.step > 0
     way_out = "Make room, then --resume saves it" if again else "Make room, or save it elsewhere"
     try:
         with disk_errors(f"the student in {place}", way_out):
-            if trainer.args.should_save:
+            if run.args.should_save:
                 shutil.rmtree(draft, ignore_errors=True)
                 draft.mkdir(parents=True)
-            trainer.accelerator.wait_for_everyone()
+            run.processes.wait()
             write(draft)
-            trainer.accelerator.wait_for_everyone()
-            if trainer.args.should_save:
-                _move(draft, place, own=place == Path(str(trainer.args.output_dir)))
+            run.processes.wait()
+            if run.args.should_save:
+                _move(draft, place, own=place == run.directory)
     except StorageError as error:
-        if trainer.args.should_save:
+        if run.args.should_save:
             shutil.rmtree(draft, ignore_errors=True)
-        if again or trainer.args.world_size > 1:
+        if again or run.processes.count > 1:
             raise
-        raise StorageError(f"{error}. {_keep_elsewhere(write, trainer.saved_step)}") from error
+        raise StorageError(f"{error}. {_keep_elsewhere(write, saved_step)}") from error
 
 
 def _move(draft: Path, place: Path, *, own: bool) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from abkd.config import DistillConfig
 from abkd.data import Example
 from abkd.errors import ConfigError, OutputDirError
 from abkd.generation import Completion, Sampling, write_completions
@@ -29,46 +30,42 @@ from abkd.sources import (
 )
 from abkd.storage import atomic_write
 from abkd.tasks import Models, teacher_writer
+from abkd.teachers import TeacherReader
+from abkd.trainer._context import RunContext
 from abkd.trainer._finite import check_tensors
-
-if TYPE_CHECKING:
-    from abkd.config import DistillConfig
-    from abkd.trainer._trainer import DistillTrainer
 
 _TEACHER_FILE = "abkd_teacher.safetensors"
 
 
 class SequenceSampler:
-    """The stream of a run's source: draws for a step, keeps its state in checkpoints, is told of evaluations."""
+    """The stream of a run's source: draws for a step, keeps its state in checkpoints, observes evaluations."""
 
-    def __init__(self, trainer: DistillTrainer, teacher_text: Any) -> None:
-        self.trainer = trainer
+    def __init__(self, run: RunContext, teacher_text: Any) -> None:
+        self.run = run
         self._seconds, self._tokens = 0.0, 0
         writers = Generators(
             student=self.write_as_student,
             teacher_text=teacher_text,
-            num_generations=trainer.distill_args.num_generations,
-            in_any_process=lambda flag: bool(trainer.max_over_processes(int(flag))),
+            num_generations=run.args.num_generations,
+            in_any_process=lambda flag: bool(run.processes.max(int(flag))),
         )
-        source = trainer.distill_args.source
-        self.stream: Stream = open_source(source, writers)
+        self.stream: Stream = open_source(run.args.source, writers)
 
     def draw(self, rows: Sequence[Example]) -> list[list[Example]]:
-        """The sequences of the step that begins."""
-        trainer = self.trainer
-        at = Step(trainer.state.global_step, trainer.progress, trainer.args.seed, trainer.args.process_index)
-        return self.stream.draw(rows, at)
+        """The sequences of the step that starts."""
+        run = self.run
+        return self.stream.draw(rows, Step(run.step, run.progress, run.args.seed, run.processes.index))
 
     def write_as_student(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
-        """What the student of this moment writes."""
+        """Completions of the prompts by the student with its current weights."""
         start = time.perf_counter()
-        written = write(self.trainer, self.trainer.model, prompts, sampling, seed=seed)
+        written = write(self.run, self.run.model(), prompts, sampling, seed=seed)
         self._seconds += time.perf_counter() - start
         self._tokens += sum(len(completion.ids) for completion in written)
         return written
 
     def logs(self) -> dict[str, float]:
-        """What was drawn since the last log, and how fast it was written."""
+        """Statistics of the sequences drawn since the last log, and the speed of writing them."""
         found = self.stream.logs()
         if self._tokens:
             found["generated_tokens_per_second"] = self._tokens / self._seconds
@@ -76,44 +73,42 @@ class SequenceSampler:
         return found
 
 
-def open_sampler(trainer: DistillTrainer) -> SequenceSampler | None:
-    """The source of a run at work, with what its teacher has to write beforehand; None where the data is all of it.
+def open_sampler(run: RunContext) -> SequenceSampler | None:
+    """The source of a run, with what its teacher has to write beforehand; None where the data is all of it.
 
     Raises:
         DataError: the teacher's rows are read from a cache that lacks some.
     """
-    args, teacher, train = trainer.distill_args, trainer.models.teacher, trainer.train_dataset
-    if train is None:
+    args, task, teacher = run.args, run.task, run.task.models.teacher
+    if task.train is None:
         return None
-    text = teacher_text(trainer)
-    source = args.source
+    text, source = teacher_text(run), args.source
     if teacher is not None and args.teacher.cached:
-        rows: Any = train
-        asked = trainer.task.teacher_queries() if source == Dataset() else known_sequences(source, rows, text)
-        teacher.check_covers(asked, "train")
-        if trainer.eval_dataset is not None:
-            teacher.check_covers(trainer.eval_dataset, "eval")  # type: ignore[arg-type]
-    return None if source == Dataset() else SequenceSampler(trainer, text)
+        rows: Any = task.train
+        queries = task.teacher_queries() if source == Dataset() else known_sequences(source, rows, text)
+        teacher.check_covers(queries, "train")
+        if task.held_out is not None:
+            held_out: Any = task.held_out
+            teacher.check_covers(held_out, "eval")
+    return None if source == Dataset() else SequenceSampler(run, text)
 
 
-def teacher_text(trainer: DistillTrainer) -> TeacherText | None:
-    """What the teacher wrote, or writes now, for the source of a run; None where nothing in it asks for that.
+def teacher_text(run: RunContext) -> TeacherText | None:
+    """The text that the teacher wrote, or writes now, for the source of a run; None if nothing in it needs that.
 
     Raises:
-        ConfigError: there is nobody to write.
+        ConfigError: there is no teacher that can write.
     """
-    args, models = trainer.distill_args, trainer.models
-    source = args.source
-    if not needs_teacher_text(source):
+    if not needs_teacher_text(run.args.source):
         return None
-    train: Any = trainer.train_dataset
+    train: Any = run.task.train
     with writing_bar() as progress:
         return ensure_teacher_text(
-            source,
+            run.args.source,
             train,
-            _writer(args, models),
-            process=trainer.args.process_index,
-            processes=trainer.args.world_size,
+            _writer(run.args, run.task.models),
+            process=run.processes.index,
+            processes=run.processes.count,
             progress=progress,
         )
 
@@ -144,108 +139,117 @@ def _writer(args: DistillConfig, models: Models) -> TeacherWriter:
 
 
 def write(
-    trainer: DistillTrainer, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
+    run: RunContext, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
 ) -> list[Completion]:
-    """What a model writes under the settings of a run: at most what max_length leaves room for."""
-    args = trainer.distill_args
-    synced = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    asked = list(prompts)
-    if synced:  # every process has to take part in every forward: as many prompts for each
-        most = trainer.max_over_processes(len(asked))
-        asked += [asked[0] if asked else [0]] * (most - len(asked))
-    if not asked:
+    """Completions by a model under the settings of a run: at most as long as max_length leaves room for."""
+    args, padded = run.args, list(prompts)
+    if run.sharded():  # every process has to take part in every forward pass: as many prompts for each
+        most = run.processes.max(len(padded))
+        padded += [padded[0] if padded else [0]] * (most - len(padded))
+    if not padded:
         return []
-    with trainer.accelerator.autocast():
+    with run.autocast():
         written = write_completions(
             model,
-            trainer.models.tokenizer,
-            asked,
+            run.task.models.tokenizer,
+            padded,
             sampling,
-            max_new_tokens=[min(args.max_completion_length, args.max_length - len(prompt)) for prompt in asked],
-            classes=trainer.models.classes,
+            max_new_tokens=[min(args.max_completion_length, args.max_length - len(prompt)) for prompt in padded],
+            classes=run.task.models.classes,
             seed=seed,
             batch_size=args.per_device_eval_batch_size,
             generation_kwargs=args.generation_kwargs,
-            synced=synced,
+            synced=run.sharded(),
         )
     return written[: len(prompts)]
 
 
-def save_state(trainer: DistillTrainer, checkpoint: Path) -> None:
-    """Write what source and teacher must know to go on; each process its own buffer.
+def save_state(run: RunContext, sampler: SequenceSampler | None, checkpoint: Path) -> None:
+    """Write what source and teacher need to continue; each process its own buffer.
 
-    (The teacher's is the same in all of them.)
+    (The teacher's state is the same in all of them.)
     """
-    if trainer.sampler is not None:
-        atomic_write(checkpoint / _source_file(trainer), json.dumps(trainer.sampler.stream.state()).encode())
-    teacher = trainer.models.teacher
+    if sampler is not None:
+        atomic_write(checkpoint / _source_file(run), json.dumps(sampler.stream.state()).encode())
+    teacher = run.task.models.teacher
     state = {} if teacher is None else teacher.state()
     check_tensors(state.items(), "what the teacher keeps of the student")
-    if state and trainer.args.should_save:
+    if state and run.args.should_save:
         save_file(state, checkpoint / _TEACHER_FILE)
 
 
-def load_state(trainer: DistillTrainer, checkpoint: Path) -> None:
-    """Go on from a checkpoint.
+def load_state(run: RunContext, sampler: SequenceSampler | None, checkpoint: Path) -> None:
+    """Continue from a checkpoint.
 
     Raises:
         OutputDirError: it holds nothing of this source or teacher, was made by another number of processes, or in
             shards where this run has none (or the other way round).
     """
-    _check_form(trainer, checkpoint)
-    if trainer.sampler is not None:
-        file = checkpoint / _source_file(trainer)
+    _check_form(run, checkpoint)
+    if sampler is not None:
+        file = checkpoint / _source_file(run)
         if not file.is_file():
             raise OutputDirError(
                 f"cannot resume from {checkpoint}: {file.name} is missing, so it was made with another source or by "
-                "another number of processes; resume with those, or start anew in another output_dir"
+                "another number of processes; resume with those, or start over in another output_dir"
             )
-        trainer.sampler.stream.load(json.loads(file.read_text(encoding="utf-8")))
-    file = checkpoint / _TEACHER_FILE
-    if trainer.models.teacher is not None:
-        trainer.models.teacher.load(load_file(file) if file.is_file() else {})
+        sampler.stream.load(json.loads(file.read_text(encoding="utf-8")))
+    file, teacher = checkpoint / _TEACHER_FILE, run.task.models.teacher
+    if teacher is not None:
+        teacher.load(load_file(file) if file.is_file() else {})
 
 
-def _check_form(trainer: DistillTrainer, checkpoint: Path) -> None:
-    """Refuse a checkpoint whose optimizer this run could not read: transformers would fail, or begin it anew."""
+def _check_form(run: RunContext, checkpoint: Path) -> None:
+    """Refuse a checkpoint whose optimizer this run could not read: transformers would fail, or start it over."""
     sharded = any(checkpoint.glob("pytorch_model_fsdp*"))
-    if sharded != bool(trainer.is_fsdp_enabled):
+    if sharded != run.fsdp():
         forms = ("from one process or replicas (DDP)", "in shards (FSDP)")
         raise OutputDirError(
             f"cannot resume from {checkpoint}: it was saved {forms[sharded]}, and this run is not; launch it as "
-            "before, or start anew in another output_dir"
+            "before, or start over in another output_dir"
         )
 
 
-def check_unsharded(trainer: DistillTrainer) -> None:
-    """Raise ConfigError where a teacher would be made of a student that is in shards."""
-    spec = trainer.distill_args.teacher
-    if spec.needs[0] == 0 and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+def check_unsharded(run: RunContext) -> None:
+    """Raise ConfigError if a teacher would be made of a student that is in shards."""
+    spec = run.args.teacher
+    if spec.needs[0] == 0 and run.sharded():
         raise ConfigError(
-            f"{spec!r} is made of the whole student, and FSDP and DeepSpeed keep it in parts: train replicas (DDP), or "
-            "name a teacher"
+            f"{spec!r} is made of the whole student, and FSDP and DeepSpeed keep it in shards: train replicas (DDP), "
+            "or name a teacher"
         )
 
 
-def _source_file(trainer: DistillTrainer) -> str:
-    return f"abkd_source-{trainer.args.process_index}-of-{trainer.args.world_size}.json"
+def _source_file(run: RunContext) -> str:
+    return f"abkd_source-{run.processes.index}-of-{run.processes.count}.json"
 
 
 class ComponentCallback(TrainerCallback):
-    """Tells the teacher of each step, and the source of each evaluation."""
+    """Passes each step on to the teacher, and each evaluation to the source.
 
-    def __init__(self, trainer: DistillTrainer) -> None:
-        self.trainer = trainer
+    Args:
+        sampler: returns the run's sampler, which is opened when training starts.
+        restart: called when training starts at its first step, also where auto_find_batch_size starts over.
+    """
+
+    def __init__(
+        self,
+        teacher: TeacherReader | None,
+        sampler: Callable[[], SequenceSampler | None],
+        restart: Callable[[], None],
+    ) -> None:
+        self.teacher, self.sampler, self.restart = teacher, sampler, restart
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step == 0:  # also where auto_find_batch_size begins again
-            self.trainer.saved_step, self.trainer._sums = -1, {}
+        if state.global_step == 0:
+            self.restart()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.trainer.models.teacher is not None:
-            self.trainer.models.teacher.after_step(state.global_step)
+        if self.teacher is not None:
+            self.teacher.after_step(state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         metrics: Mapping[str, float] = event.get("metrics") or {}
-        if self.trainer.sampler is not None:
-            self.trainer.sampler.stream.observe(metrics)
+        sampler = self.sampler()
+        if sampler is not None:
+            sampler.stream.observe(metrics)

@@ -20,14 +20,14 @@ from abkd.models.saving import use_cache_kept
 from abkd.tasks import Given, Models, OpenTask, Task, task_of
 from abkd.trainer import _checkpoints, _sources
 from abkd.trainer._accumulation import AccumulationBatch, resolve
-from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
+from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._distillation import LOGGED, DistillationLoss, Totals, run_inside
-from abkd.trainer._evaluation import held_out_metrics, say_not_finite
+from abkd.trainer._engine import Engine
+from abkd.trainer._evaluation import held_out_metrics, warn_not_finite
 from abkd.trainer._final import final_form
 from abkd.trainer._finite import FiniteRun, check_loss
-from abkd.trainer._loading import DataLoading
 from abkd.trainer._optimizer import check_batches
-from abkd.trainer._record import Record
+from abkd.trainer._record import AlreadyEvaluated, Record
 from abkd.trainer._run_file import load_chunk_plan, save_chunk_plan
 from abkd.trainer._save import save_student
 from abkd.trainer._settings import NothingLearned, check_metric, check_recomputed, check_settings, say_what_is_extreme
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("abkd")
 
 
-class DistillTrainer(DataLoading):
+class DistillTrainer(Engine):
     """Trains a student to match a teacher, with everything else as in ``transformers.Trainer``.
 
     Args:
@@ -98,30 +98,28 @@ class DistillTrainer(DataLoading):
         self.model_accepts_loss_kwargs = True  # as loss_is_scaled_for_ga, for transformers < 5.19
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        _sources.check_unsharded(self)
+        _sources.check_unsharded(self.run)
         for each in self.models.teacher.models if self.models.teacher is not None else ():
             placed(each, self.args.device)
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
         """What is ours of a run, around the models; returns the callbacks among it."""
-        check_recomputed(self.models.student.model, args)
-        self.distill_args = args
-        models = self.models
+        self.distill_args, models = args, self.models
+        check_recomputed(models.student.model, args)
         self.plan = load_chunk_plan(args, self.task.max_rows, models.classes)
         self.loss = DistillationLoss(models.student, models.teacher, args.objective(), self.plan, self.task.row_metrics)
         self.collator = self.task.collate
         self.sampler: _sources.SequenceSampler | None = None
-        self.record = Record(self)
-        run_inside(self.models.student.model)
-        self._sums: dict[str, Tensor] = {}
-        self.saved_step, self._teacher_judged = -1, False
+        self.run = self._context(args)
+        self.record, self.finite = Record(self.run), FiniteRun(self.run)
+        run_inside(models.student.model)
+        self._restart()
         self._not_finite: set[str] = set()
-        self._most_kept = args.save_total_limit
+        self._teacher_judged, self._most_kept = False, args.save_total_limit
         self.stop_signals, self.epoch_order = StopSignals(), EpochOrder()
         self.progress_bar = ProgressBar(one_loss=not self.loss.objective.changes)
-        self.finite = FiniteRun(self)
-        followers = _sources.ComponentCallback(self), AlreadyEvaluated(self)
-        watching = MetricsFile(), NothingLearned(), self.finite, *followers
+        components = _sources.ComponentCallback(models.teacher, lambda: self.sampler, self._restart)
+        watching = MetricsFile(), NothingLearned(), self.finite, components, AlreadyEvaluated(self.record)
         return self.epoch_order, *watching, self.stop_signals, self.progress_bar
 
     # -- the loss ------------------------------------------------------------------------------------------------
@@ -140,7 +138,7 @@ class DistillTrainer(DataLoading):
             if self.sampler is not None:
                 step.write(self.sampler.draw, self.collator)
             totals = Totals.of(step.ready, self.loss.objective, self.progress)
-            step.totals = Totals(*(self.sum_over_processes(total.to(self.args.device)) for total in totals))
+            step.totals = Totals(*(self.run.processes.sum(total.to(self.args.device)) for total in totals))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -158,15 +156,10 @@ class DistillTrainer(DataLoading):
         loss = out["loss"] * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
-    @property
-    def progress(self) -> float:
-        """How much of the run is done, in [0, 1]: what schedules are functions of."""
-        return self.state.global_step / max(self.state.max_steps, 1)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
         if "loss" in logs and self._sums:
-            sums = {name: self.sum_over_processes(value).item() for name, value in self._sums.items()}
+            sums = {name: self.run.processes.sum(value).item() for name, value in self._sums.items()}
             rows = max(sums.pop("rows"), 1.0)
             logs |= {("top1_agreement" if name == "agreement" else name): value / rows for name, value in sums.items()}
             self._sums = {}
@@ -188,8 +181,8 @@ class DistillTrainer(DataLoading):
         optimizer: Any = self.optimizer
         if hasattr(optimizer, "eval"):  # schedule-free optimizers train other weights than they give
             optimizer.eval()
-        values = held_out_metrics(self, dataloader)
-        say_not_finite(self, values, self._not_finite)
+        values = held_out_metrics(self.run, dataloader)
+        warn_not_finite(self.run, self.finite, values, self._not_finite)
         check_metric(self.distill_args, values)
         if not self._teacher_judged and self.is_world_process_zero():
             self.task.check_teacher(values)
@@ -224,16 +217,13 @@ class DistillTrainer(DataLoading):
         logger.info("abkd: %s", self.loss.objective.formula(self.kind.row_noun))
         say_what_is_extreme(self.distill_args)
         self._sums, self.saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
-        self.sampler = _sources.open_sampler(self)
+        self.sampler = _sources.open_sampler(self.run)
         if start is not None:
-            _sources.load_state(self, start)
+            _sources.load_state(self.run, self.sampler, start)
         self.record.begin(start)
         if start is None and self.is_world_process_zero():
-            self.task.before_training(
-                sharded=bool(self.is_fsdp_enabled or self.is_deepspeed_enabled),
-                writes=self.sampler is not None,
-                evaluates_first=self.eval_dataset is not None and self.args.eval_on_start,
-            )
+            steps = {"writes": self.sampler is not None, "evaluates_first": self.args.eval_on_start}
+            self.task.before_training(sharded=self.run.sharded(), **steps)
         self._most_kept, self.args.save_total_limit = self.args.save_total_limit, None  # removing them is ours
         self.args.eval_on_start = self.eval_dataset is not None and start is None
         try:
@@ -258,7 +248,7 @@ class DistillTrainer(DataLoading):
                 output_dir.note(checkpoint.parent, checkpoint.name)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
-            _sources.save_state(self, checkpoint)
+            _sources.save_state(self.run, self.sampler, checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 save_chunk_plan(Path(str(self.args.output_dir)), self.loss.plan)
@@ -282,8 +272,14 @@ class DistillTrainer(DataLoading):
             return
         self.finite.check_weights("the student was not saved; lower the learning rate")
         own = Path(str(self.args.output_dir))
-        with final_form(self):
-            save_student(self, Path(output_dir or own), self._write_student)
+        trained: Any = self.model
+        self.model, metrics = final_form(self.run, lambda: held_out_metrics(self.run, self.get_eval_dataloader()))
+        try:
+            if metrics:
+                self.log(metrics)
+            save_student(self.run, Path(output_dir or own), self._write_student, saved_step=self.saved_step)
+        finally:
+            self.model = trained
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         if Path(output_dir or own) == own:
