@@ -120,15 +120,15 @@ def test_it_goes_on_after_a_kill_and_with_more_processes(abkd: Shell) -> None:
 def test_distill_reads_what_generate_wrote(abkd: Shell) -> None:
     code, out, err = abkd("generate")
     assert code == 0, err
-    assert f"the teacher answers {len(PROMPTS)} prompts" in err
+    assert f"the teacher generates answers to {len(PROMPTS)} prompts" in err
     (file,) = (abkd.path / "cache" / "teacher-text").glob("*.jsonl")
     assert str(file) in out
     before = file.read_bytes()
     code, _, err = abkd("generate")
-    assert (code, "the teacher answers" in err) == (0, False)
+    assert (code, "the teacher generates" in err) == (0, False)
     code, _, err = abkd("distill", "--max_steps", "1", "--per_device_train_batch_size", "2")
     assert code == 0, err
-    assert "the teacher answers" not in err
+    assert "the teacher generates" not in err
     assert file.read_bytes() == before
     assert sorted(file.parent.iterdir()) == [file.with_suffix(".json"), file]
 
@@ -158,7 +158,7 @@ def test_the_first_teacher_of_the_recipe_says_how(abkd: Shell) -> None:
         (["--output_file", "text.txt"], "file must end in .jsonl"),
         (["--output_file", "data.jsonl/text.jsonl"], "data.jsonl"),
         (["--output_file", "a" * 300 + ".jsonl"], "aaa"),
-        (["--output_file", "data.jsonl"], "data.jsonl is in use, and there is no data.json"),
+        (["--output_file", "data.jsonl"], "data.jsonl is in use, without a data.json"),
         (["--teacher_model_name_or_path", "[./teacher, ./student]", "--teacher", "Ensemble()"], "names 2"),
         (["--generation_kwargs", "{temprature: 1}"], "'temprature' is not known here"),
         (["--teacher_model_name_or_path", "./nowhere"], "there is no model directory './nowhere'"),
@@ -188,4 +188,4 @@ def test_a_server_that_is_not_there_is_exit_code_5(abkd: Shell, monkeypatch: pyt
     url: Any = "http://127.0.0.1:9"
     code, _, err = abkd("generate", "--teacher_model_server_url", url, "--output_file", "text.jsonl")
     assert code == 5
-    assert "gave no answer in 3 tries" in err
+    assert "gave no answer in 3 attempts" in err

@@ -201,7 +201,7 @@ def test_a_server_that_is_given_up_leaves_what_it_wrote(
     server: Any, source: TeacherSamples, tmp_path: Path, fault: str
 ) -> None:
     server.faults = iter([None] * 4 + [FAULTS[fault]] * 1000)
-    with pytest.raises(ServerError, match=r"no answer in 3 tries: .*start the same again") as error:
+    with pytest.raises(ServerError, match=r"no answer in 3 attempts: .*run the same command") as error:
         written(source, author(client(server, at_once=1, tries=3)))
     assert error.value.exit_code == 5
     part = tmp_path / "served.jsonl.part-0"
@@ -227,7 +227,7 @@ def test_answers_that_are_under_way_are_kept(server: Any, source: TeacherSamples
         handler.answer(400, {"error": "this prompt is too long"})
 
     server.faults = iter([waits, refuses, waits, waits])
-    with pytest.raises(ServerError, match=r"refuses completions: status 400.*this prompt is too long"):
+    with pytest.raises(ServerError, match=r"rejects completions: status 400.*this prompt is too long"):
         written(source, author(client(server, at_once=4)))
     assert len((tmp_path / "served.jsonl.part-0").read_bytes().splitlines()) >= 3
 
@@ -237,7 +237,7 @@ def test_nobody_is_there(source: TeacherSamples, server: Any) -> None:
     server.server_close()
     with pytest.raises(ServerError, match="no answer in 2 tries: ConnectionError"):
         written(source, author(client(server, tries=2)))
-    with pytest.raises(ServerError, match="teacher_model_server_url: vllm cannot be asked"):
+    with pytest.raises(ServerError, match="teacher_model_server_url: cannot send a request to vllm"):
         written(source, author(client(server, url="vllm")))
 
 
@@ -250,7 +250,7 @@ def test_the_name_of_the_model(server: Any, tmp_path: Path, monkeypatch: Any) ->
     assert ask("./models/of/mine") == "teacher"  # a server of one model has that one
     server.names = ["other", "teacher"]
     assert ask("teacher") == "teacher"
-    with pytest.raises(ServerError, match="has the models other, teacher, and none is called 'mine'"):
+    with pytest.raises(ServerError, match="has the models other, teacher, but none is called 'mine'"):
         ask("mine")
     monkeypatch.setattr(Handler, "do_GET", says(404, b""))
     assert ask("teacher") == "teacher"  # a server that names none is taken at its word

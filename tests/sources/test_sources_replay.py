@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_source_is_named():
     stream = open_source(Mix(0.5, Replay(StudentSamples()), Dataset()), writers())
     state = json.loads(json.dumps(stream.state()))
     for other in (Replay(StudentSamples()), Mix(0.5, Dataset(), Replay(StudentSamples()))):
-        with pytest.raises(ConfigError, match="the checkpoint is of another source: resume with the source that"):
+        with pytest.raises(ConfigError, match="the checkpoint is from another source: resume with the source the run"):
             open_source(other, writers()).load(state)
 
 

@@ -225,7 +225,7 @@ def test_more_data_is_answered_in_the_same_file(source: TeacherSamples, file: Pa
     assert sorted(more.asked) == sorted(row["prompt"] for row in ROWS[20:])
     order = [*ROWS[::-1][:15], *ROWS[:12]]
     assert [line["prompt"] for line in kept(file)] == [row["prompt"] for row in order]
-    with pytest.raises(DataError, match=r"t\.jsonl has no answer to a prompt of 2 tokens: abkd generate"):
+    with pytest.raises(DataError, match=r"t\.jsonl has no answer to a prompt of 2 tokens: run abkd generate"):
         text.completion(source, [5, 5])
 
 
@@ -260,7 +260,7 @@ def test_text_that_was_written_otherwise_is_refused(source: TeacherSamples, chan
     ensure_teacher_text(source, data(), author(Scribe()))
     with pytest.raises(OutputDirError, match=message) as refused:
         ensure_teacher_text(source, data(), replace(author(other := Scribe()), **change))
-    assert "name another file, or remove t.json and t.jsonl to have it written anew" in str(refused.value)
+    assert "set another file, or remove t.json and t.jsonl to generate the text again" in str(refused.value)
     assert other.asked == []
 
 
@@ -269,7 +269,7 @@ def test_a_file_of_somebody_else_is_not_touched(source: TeacherSamples, file: Pa
         stranger = file.with_name(name)
         stranger.parent.mkdir(exist_ok=True)
         stranger.write_text("mine\n")
-        with pytest.raises(OutputDirError, match=r"no t\.json that says who wrote it"):
+        with pytest.raises(OutputDirError, match=r"without a t\.json that records how it was written"):
             ensure_teacher_text(source, data(), author(Scribe()))
         assert stranger.read_text() == "mine\n"
         stranger.unlink()
@@ -280,7 +280,7 @@ def test_a_damaged_line_is_named(source: TeacherSamples, file: Path) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     for damaged in (b'{"prompt": \n', lines[4].replace(b'"finished"', b'"finshed"'), lines[4].replace(b"[", b"[-")):
         file.write_bytes(b"".join([*lines[:4], damaged, *lines[5:]]))
-        with pytest.raises(DataError, match=r"t\.jsonl, line 5 is damaged: remove the line"):
+        with pytest.raises(DataError, match=r"t\.jsonl, line 5 is corrupt: remove the line"):
             ensure_teacher_text(source, data(), author(Scribe()))
     file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # cut short: what is missing is written anew
     ensure_teacher_text(source, data(), author(again := Scribe()))
@@ -292,7 +292,9 @@ def test_a_full_disk_keeps_what_is_there(source: TeacherSamples, file: Path) -> 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
     try:
-        with pytest.raises(StorageError, match="What is there stays; make room and start the same again") as full:
+        with pytest.raises(
+            StorageError, match="What was written is kept; free disk space and run the same command again"
+        ) as full:
             ensure_teacher_text(source, data(), author(first := Scribe()))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -326,12 +328,12 @@ def test_every_teacher_of_a_tree_is_asked(tmp_path: Path) -> None:
 
 def test_what_cannot_be_meant(source: TeacherSamples) -> None:
     same = replace(source, temperature=1.0)
-    with pytest.raises(ConfigError, match="name the same"):
+    with pytest.raises(ConfigError, match="have the same"):
         ensure_teacher_text(Union(source, same), data(), author(Scribe()))
-    with pytest.raises(ConfigError, match=r"answered 0 of 27 prompts.*let abkd generate"):
+    with pytest.raises(ConfigError, match=r"answered 0 of 27 prompts.*run abkd generate"):
         ensure_teacher_text(source, data(), author(None))
     for beams in ({"num_beams": 4}, {"repetition_penalty": 1.1}):
-        with pytest.raises(ConfigError, match=f"a server samples .*{next(iter(beams))}"):
+        with pytest.raises(ConfigError, match=f"a server supports only .*{next(iter(beams))}"):
             ensure_teacher_text(source, data(), author(Scribe(), server=True, generation_kwargs=beams))
     with pytest.raises(ConfigError, match=r"file must end in \.jsonl"):
         TeacherSamples(file="text.txt")

@@ -157,7 +157,7 @@ def test_the_teachers_own_text_is_cached_too(shelf, monkeypatch):
     runner = CliRunner()
     early = runner.invoke(app, words(**given))
     assert early.exit_code == 2
-    assert "let abkd generate write the others first" in early.output.replace("\n", " ")
+    assert "run abkd generate for the others first" in early.output.replace("\n", " ")
     assert runner.invoke(app, ["generate", *words(**given)[1:]]).exit_code == 0
     built = runner.invoke(app, words(**given))
     assert built.exit_code == 0, built.output

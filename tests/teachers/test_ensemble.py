@@ -118,5 +118,5 @@ def test_a_live_teacher_is_frozen_and_cut():
 
 
 def test_what_cannot_be_averaged_is_refused():
-    with pytest.raises(ConfigError, match="average must be probabilities or logits, but it is 'mean'"):
+    with pytest.raises(ConfigError, match="average must be probabilities or logits, got 'mean'"):
         Ensemble("mean")  # type: ignore[arg-type]

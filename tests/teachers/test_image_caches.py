@@ -35,7 +35,7 @@ from vision_parts import own_net
 
 CHANCE = (RandomCrop(padding=2), HorizontalFlip(), Mixup(alpha=0.4, share=0.5))
 MILD = "[RandomCrop(padding=2), HorizontalFlip(), Mixup(alpha=0.4, share=0.5)]"
-WAY_OUT = "more epochs, or for TopKCache other labels make other images: run abkd cache"
+WAY_OUT = "more epochs, or for TopKCache other labels give other images: run abkd cache"
 
 
 def images(count: int = 12, *, augmentation: Any = CHANCE, rows: Any = None, seed: int = 3) -> ImageDataset:
@@ -208,13 +208,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (view, *_) = views(EpochImages(images(seed=4), epochs=1, batch_size=4))
     with pytest.raises(DataError, match=rf"4 of the 4 images of a batch are not in the cache.*{WAY_OUT}"):
         opened(spec)(view)
-    with pytest.raises(ConfigError, match="another teacher"):
+    with pytest.raises(ConfigError, match="different teacher"):
         opened(spec, image_teacher(7))
     with pytest.raises(ConfigError, match="another kind"):
         HiddenCache(path=str(tmp_path)).open(TeacherContext(student=ImageRows(Classifier(plain(0)))))
     reader = opened(spec)
     reader.classes = CLASSES - 1
-    with pytest.raises(VocabularyError, match="tells 5 classes apart, and the student 4"):
+    with pytest.raises(VocabularyError, match="has 5 classes, but the student has 4"):
         reader.check()
     broken = image_teacher()
     with torch.no_grad():
@@ -348,7 +348,7 @@ def refused(shelf: Path, error: type[AbkdError], match: str, **more: Any) -> Non
 
 
 def test_what_a_run_needs_of_its_cache(shelf: Path) -> None:
-    refused(shelf, ConfigError, "is not there: run abkd cache")
+    refused(shelf, ConfigError, "does not exist: run abkd cache")
     assert cache(shelf).exit_code == 0
     refused(shelf, DataError, WAY_OUT, num_train_epochs=3)
     refused(shelf, DataError, WAY_OUT, seed=11)
@@ -369,7 +369,7 @@ def test_a_teacher_of_code_of_ones_own_is_known_by_what_it_built(shelf: Path, mo
     assert cache(shelf, **more).exit_code == 0
     assert distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "stored"), **more)))
     torch.save(own_net(CLASSES).state_dict(), "weights.pt")
-    refused(shelf, ConfigError, "cannot be used here: another teacher", **more)
+    refused(shelf, ConfigError, "cannot be used here: different teacher", **more)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch means to leave this to others

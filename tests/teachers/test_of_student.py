@@ -106,7 +106,7 @@ def test_a_resumed_teacher_goes_on_bit_by_bit(spec, name):
 def test_the_state_of_another_student_is_refused():
     reader = EMA().open(setting(llama(0)))
     for other in (tied(), llama(0, width=48)):
-        with pytest.raises(OutputDirError, match=r"what the checkpoint holds of EMA\(decay=0.999\) is not of this"):
+        with pytest.raises(OutputDirError, match=r"the checkpoint's state of EMA\(decay=0.999\) does not match this"):
             reader.load(EMA().open(setting(other)).state())
 
 
@@ -274,10 +274,10 @@ def test_passing_over_the_adapters_costs_them_no_gradient(asked, context):
 
 
 def test_a_student_without_adapters_or_with_a_moving_base_is_refused():
-    with pytest.raises(ConfigError, match=r"this student has none: set use_peft: true, or take teacher: Snapshot\(\)"):
+    with pytest.raises(ConfigError, match=r"this student has none: set use_peft: true, or use teacher: Snapshot\(\)"):
         AdapterOff().open(setting(llama(0)))
     biased = with_adapters(llama(0, attention_bias=True), bias="all")
-    with pytest.raises(ConfigError, match=r"wants a base model that stays as it is, but .*bias is trained"):
+    with pytest.raises(ConfigError, match=r"needs a frozen base model, but .*bias is trained"):
         AdapterOff().open(setting(biased))
 
 
@@ -302,7 +302,7 @@ def test_a_student_in_shards_is_refused(spec, mesh):
     norm = student.get_base_model().model.norm
     whole = norm.weight
     norm.weight = nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(0)]), requires_grad=False)
-    words = r"of which each process holds a part only \(FSDP, ZeRO-3\): train with DDP or ZeRO-2"
+    words = r"each process holds only a shard of them \(FSDP, ZeRO-3\): train with DDP or ZeRO-2"
     with pytest.raises(ConfigError, match=words):
         reader.after_step(1)
     with pytest.raises(ConfigError, match=words):
@@ -316,10 +316,10 @@ def test_a_student_in_shards_is_refused(spec, mesh):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: EMA(1.5), "decay must be a number from 0 to 1, such as 0.999, but it is 1.5"),
+        (lambda: EMA(1.5), "decay must be a number from 0 to 1, such as 0.999, got 1.5"),
         (lambda: EMA(float("nan")), "decay must be a number from 0 to 1"),
         (lambda: EMA(True), "decay must be a number from 0 to 1"),
-        (lambda: Snapshot(0), "every must be a number of steps, 1 or more, but it is 0"),
+        (lambda: Snapshot(0), "every must be a number of steps, an integer >= 1, got 0"),
         (lambda: Snapshot(2.0), "every must be a number of steps"),
         (lambda: Snapshot(True), "every must be a number of steps"),
     ],

@@ -294,7 +294,7 @@ def test_options_of_a_student_by_name_are_used(tmp_path):
 
 def test_a_backend_for_several_processes_is_nothing_to_one(tmp_path):
     assert config(tmp_path, ddp_backend="gloo").ddp_backend is None
-    with pytest.raises(ConfigError, match=r"ddp_backend must be one of nccl, gloo, .*, but is 'glo'"):
+    with pytest.raises(ConfigError, match=r"ddp_backend must be one of nccl, gloo, .*, got 'glo'"):
         config(tmp_path, ddp_backend="glo")
 
 
