@@ -178,7 +178,7 @@ def test_text_of_other_settings_is_refused(abkd: Shell) -> None:
     assert abkd("generate", "--output_file", "text.jsonl")[0] == 0
     code, _, err = abkd("generate", "--output_file", "text.jsonl", "--max_completion_length", "8")
     assert code == 2
-    assert "was written with max_completion_length 24, and this run has 8" in err
+    assert "(max_completion_length: expected 8, got 24)" in err
 
 
 def test_a_server_that_is_not_there_is_exit_code_5(abkd: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def test_a_run_that_fails_is_in_the_exit_code_after_the_table(words, tmp_path, c
         (["--grid", "kd_weight"], "--grid takes a YAML mapping to lists"),
         (["--grid", "{kd_weight: 3}"], "--grid takes a YAML mapping to lists"),
         (["--grid", "{lr: [1]}"], "it is learning_rate"),
-        (["--seeds", "1", "--resume"], "wants the sweep.json"),
+        (["--seeds", "1", "--resume"], "needs the sweep.json"),
     ],
 )
 def test_bad_words_are_exit_code_two(words, tmp_path, capsys, own, says):

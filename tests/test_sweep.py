@@ -309,7 +309,7 @@ def test_a_used_directory_is_left_alone(copy, shelf, tmp_path, begun):
         sweep(recipe(shelf, output, kd_temperature=2.0), [1, 2], GRID, resume=True)
     with pytest.raises(OutputDirError, match="choose one"):
         sweep(recipe(shelf, output, overwrite_output_dir=True), [1, 2], GRID, resume=True)
-    with pytest.raises(OutputDirError, match=r"wants the sweep\.json"):
+    with pytest.raises(OutputDirError, match=r"needs the sweep\.json"):
         sweep(recipe(shelf, tmp_path / "other"), [1, 2], resume=True)
     assert sorted(output.rglob("*")) == before
     assert not begun

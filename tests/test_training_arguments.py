@@ -120,7 +120,7 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
         ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor needs dataloader_num_workers above 0"),
         (
             {"dataloader_prefetch_factor": 2},
-            "dataloader_prefetch_factor is for dataloader_num",
+            "dataloader_prefetch_factor needs dataloader_num",
         ),
         ({"optim_args": "momentum=0.9"}, "optim_args has no effect with optim: adamw_torch_fused; it applies to sgd"),
         ({"optim": "sgd", "optim_args": "beta=0.9"}, "optim_args of sgd are momentum, dampening"),

@@ -235,7 +235,7 @@ def test_answers_that_are_under_way_are_kept(server: Any, source: TeacherSamples
 def test_nobody_is_there(source: TeacherSamples, server: Any) -> None:
     server.shutdown()
     server.server_close()
-    with pytest.raises(ServerError, match="no answer in 2 tries: ConnectionError"):
+    with pytest.raises(ServerError, match="no answer in 2 attempts: ConnectionError"):
         written(source, author(client(server, tries=2)))
     with pytest.raises(ServerError, match="teacher_model_server_url: cannot send a request to vllm"):
         written(source, author(client(server, url="vllm")))

@@ -49,7 +49,7 @@ STUDENT, DATA = StudentSamples(), Dataset()
         (lambda: Replay(DATA), r"Replay is for generated sequences, and Dataset\(\) needs none: put it next to Replay"),
         (lambda: Replay(Mix(0.5, STUDENT, DATA)), r"Dataset\(\) needs none"),
         (lambda: Replay(STUDENT, 0), "capacity must be an integer >= 1, got 0"),
-        (lambda: Replay(STUDENT, 1.5), "capacity must be a whole number"),
+        (lambda: Replay(STUDENT, 1.5), "capacity must be an integer >= 1"),
         (lambda: Replay(STUDENT, fresh=-0.1), "Replay: fresh is a probability"),
         (lambda: Replay(STUDENT, fresh=Adaptive()), "the share of a Mix; fresh must be a number or schedule"),
         (lambda: Union(DATA), r"Union needs at least two sources, .*, got Union\(Dataset\(\)\)"),
@@ -62,11 +62,11 @@ STUDENT, DATA = StudentSamples(), Dataset()
         (lambda: Mix(0.5, Privileged(STUDENT), Privileged(DATA, "b")), "several: 'b' and None"),
         (lambda: Adaptive(start=2), "Adaptive: start must be between 0 and 1, got 2"),
         (lambda: Adaptive(step=-0.1), "Adaptive: step must be between"),
-        (lambda: Adaptive(tolerance=-1), "tolerance must be a finite number of at least 0"),
+        (lambda: Adaptive(tolerance=-1), "tolerance must be a finite number >= 0"),
         (lambda: StudentSamples(temperature=-1), "temperature"),
-        (lambda: open_source(stages((1, Privileged(STUDENT, "a")), (1, Privileged(DATA))), writers()), "names several"),
+        (lambda: open_source(stages((1, Privileged(STUDENT, "a")), (1, Privileged(DATA))), writers()), "has several"),
         (lambda: open_source(stages((1, DATA), (1, 0.5)), writers()), "source must be a source .* got 0.5"),
-        (lambda: open_source(anneal(0.0, 1.0), writers()), "source must be one"),
+        (lambda: open_source(anneal(0.0, 1.0), writers()), "source must be a source"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(build, says):

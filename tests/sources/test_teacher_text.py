@@ -246,13 +246,13 @@ def test_without_a_file_the_settings_and_the_prompts_name_it(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_completion_length": 8}, "max_completion_length 16, and this run has 8"),
-        ({"identity": {"teacher": "other", "tokenizer": "two"}}, "teacher 'one', and this run has 'other'"),
-        ({"identity": {"teacher": "one", "tokenizer": "other"}}, "tokenizer 'two', and this run has 'other'"),
-        ({"generation_kwargs": {"temperature": 0.5}}, r"temperature 0\.0, and this run has 0\.5"),
-        ({"generation_kwargs": {"no_repeat_ngram_size": 2}}, "generation_kwargs {}, and this run has {'no_repeat"),
-        ({"max_length": 32}, "max_length 64, and this run has 32"),
-        ({"server": True}, "written by 'the model here', and this run has 'a server'"),
+        ({"max_completion_length": 8}, "max_completion_length: expected 8, got 16"),
+        ({"identity": {"teacher": "other", "tokenizer": "two"}}, "teacher: expected 'other', got 'one'"),
+        ({"identity": {"teacher": "one", "tokenizer": "other"}}, "tokenizer: expected 'other', got 'two'"),
+        ({"generation_kwargs": {"temperature": 0.5}}, r"temperature: expected 0\.5, got 0\.0"),
+        ({"generation_kwargs": {"no_repeat_ngram_size": 2}}, "generation_kwargs: expected {'no_repeat.*, got {}"),
+        ({"max_length": 32}, "max_length: expected 32, got 64"),
+        ({"server": True}, "written by: expected 'a server', got 'the model here'"),
     ],
     ids=str,
 )

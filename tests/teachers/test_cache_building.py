@@ -258,7 +258,7 @@ REFUSED = {
     "template": (TopKCache, {"identity": other(chat_template="ffff")}, "different chat template"),
     "temperature": (TopKCache, {"temperature": 2.0}, r"different kd_temperature \(expected 2.0, got 1.0\)"),
     "k": (lambda path: TopKCache(k=8, path=path), {}, r"different k \(expected 8, got 64\)"),
-    "kind": (HiddenCache, {}, "another kind"),
+    "kind": (HiddenCache, {}, "different kind"),
 }
 
 
@@ -278,7 +278,7 @@ def test_the_cache_of_something_else_is_refused(tmp_path: Path, what: str) -> No
 def test_hidden_states_in_another_dtype_are_another_cache(spec: HiddenCache) -> None:
     build(HiddenCache(path=spec.path, dtype="bfloat16"))
     for action in (lambda: spec.open(setting(identity=None)), lambda: build(spec)):
-        with pytest.raises(ConfigError, match=r"another dtype \(bfloat16 there, None here\)"):
+        with pytest.raises(ConfigError, match=r"different dtype \(expected None, got bfloat16\)"):
             action()
 
 

@@ -210,7 +210,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         opened(spec)(view)
     with pytest.raises(ConfigError, match="different teacher"):
         opened(spec, image_teacher(7))
-    with pytest.raises(ConfigError, match="another kind"):
+    with pytest.raises(ConfigError, match="different kind"):
         HiddenCache(path=str(tmp_path)).open(TeacherContext(student=ImageRows(Classifier(plain(0)))))
     reader = opened(spec)
     reader.classes = CLASSES - 1

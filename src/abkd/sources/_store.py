@@ -115,8 +115,8 @@ class Store:
         for name in sorted({*known, *self.about}):
             if known.get(name) != self.about.get(name):
                 raise OutputDirError(
-                    f"{self.path} was written with {name} {_short(known.get(name))}, but this run has "
-                    f"{_short(self.about.get(name))}: set another file, or remove {self.record.name} and "
+                    f"{self.path} was written with other settings ({name}: expected {_short(self.about.get(name))}, "
+                    f"got {_short(known.get(name))}): set another file, or remove {self.record.name} and "
                     f"{self.path.name} to generate the text again"
                 )
 
