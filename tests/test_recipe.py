@@ -264,7 +264,7 @@ def test_a_component_that_yaml_cuts_at_its_comma_is_explained(text: str, tmp_pat
         (b"output_dir: caf\xe9", "is not UTF-8 (byte 16 is none of it): save it as UTF-8"),
         (b"? [a, b]\n: 1\n", "line 1: a name must stand before the colon"),
         (b"seed: " + b"9" * 5000, "not YAML (Exceeds the limit"),
-        (b"seed: " + b"9" * 4000, "seed must be from 0 to 4294967295, but is 9999"),
+        (b"seed: " + b"9" * 4000, "seed must be from 0 to 4294967295, got 9999"),
         (b"seed: " + b"[" * 1000, "nested too deep"),
         (b"output_dir: !!binary aGk=", "could not determine a constructor"),
         (b"seed: !!int ''", "not YAML"),
