@@ -1,4 +1,4 @@
-"""``abkd generate`` from the shell: killed, shared, refused, and read by what comes after it."""
+"""``abkd generate`` from the shell: killed, shared by processes, refused, and read by a later run."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 @pytest.mark.long
 def test_it_goes_on_after_a_kill_and_with_more_processes(abkd: Shell) -> None:
-    """One process is killed while it writes, two that know nothing of each other end its work: the file of one run."""
+    """One process is killed while it writes, two independent ones finish its work: the file equals that of one run."""
     part = abkd.path / "killed.jsonl.part-0"
     one = abkd.start("--output_file", "killed.jsonl", "--per_device_eval_batch_size", "1")
     wait_for(lambda: part.is_file() and part.read_bytes().count(b"\n") >= 5, one)
@@ -97,7 +97,7 @@ def test_it_goes_on_after_a_kill_and_with_more_processes(abkd: Shell) -> None:
     before = part.read_bytes()
     whole = before[: before.rindex(b"\n") + 1]
     assert 5 <= whole.count(b"\n") < len(PROMPTS)
-    part.write_bytes(whole + b'{"prompt": "What is li')  # the kill may have come between two rows
+    part.write_bytes(whole + b'{"prompt": "What is li')  # the kill may have been between two rows
 
     both = [abkd.start("--output_file", "killed.jsonl", RANK=str(rank), WORLD_SIZE="2") for rank in (0, 1)]
     ends = [(process.communicate(timeout=900), process.returncode) for process in both]
@@ -134,7 +134,7 @@ def test_distill_reads_what_generate_wrote(abkd: Shell) -> None:
 
 
 def test_the_first_teacher_of_the_recipe_says_how(abkd: Shell) -> None:
-    """Its context too: what it writes then is another text than without one."""
+    """Its context too: with a context it generates other text than without."""
     texts = {}
     for name, source in {
         "plain": "TeacherSamples(temperature=0)",

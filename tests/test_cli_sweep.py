@@ -1,4 +1,4 @@
-"""``abkd distill --seeds --grid`` on images: from the words to the table, and how it ends."""
+"""``abkd distill --seeds --grid`` on images: from the arguments to the table, and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = 3
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory) -> Path:
-    """Squares of three brightnesses under noise, to train on and to evaluate on, and a teacher's weights."""
+    """Noisy squares of three brightnesses, to train and evaluate on, and a teacher's weights."""
     directory = tmp_path_factory.mktemp("shelf")
     rng = np.random.default_rng(0)
     for name, count in (("train", 48), ("held_out", 30)):

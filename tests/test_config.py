@@ -1,4 +1,4 @@
-"""``DistillConfig``: training arguments that know their objective, refuse nonsense, and can be written down."""
+"""``DistillConfig``: training arguments with an objective, validation, and serialisation."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_everything_can_be_written_as_json_and_read_again():
     assert values["row_weight"] == "TeacherConfidence(power=2.0)"
     again = config(**{name: values[name] for name in ("divergence", "row_weight", "ce_weight", "kd_weight")})
     assert again.objective() == made.objective()
-    assert json.dumps(made.to_sanitized_dict(), default=str)  # what trackers write
-    assert pickle.loads(pickle.dumps(made)).divergence == made.divergence  # transformers saves it beside the weights
+    assert json.dumps(made.to_sanitized_dict(), default=str)  # written by trackers
+    assert pickle.loads(pickle.dumps(made)).divergence == made.divergence  # transformers saves it with the weights
     assert str(made)
 
 

@@ -34,7 +34,7 @@ def config(**options: Any) -> DistillConfig:
 
 
 def disk_errors(**options: Any) -> tuple[str, str]:
-    """What Python and the command say; they must agree."""
+    """The messages in Python and on the command line, which must agree."""
     with pytest.raises(ConfigError) as of_python:
         config(**options)
     with pytest.raises(ConfigError) as of_command:
@@ -236,7 +236,7 @@ def test_a_whole_number_may_be_a_float_or_numpy_s():
     assert type(made.max_steps) is int
 
 
-# ---- what follows from what
+# ---- derived settings
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sources as values: what is refused, what a run asks of them, how they look; and one that really writes."""
+"""Sources as values: errors, queries of a run, printing; and one that really generates."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_numbers_that_are_equal_have_one_fingerprint():
 
 
 def test_a_student_really_writes():
-    """A tiny model behind it all: greedy text does not depend on the seed, sampled text does, and both are trained."""
+    """With a tiny model: greedy text does not depend on the seed, sampled text does, and both are trained on."""
     student, words = make_model("llama"), make_chatml()
     data = list(prepare_plain([{"prompt": "What? " * n, "completion": "It."} for n in (1, 2, 3)], words))
 

@@ -1,4 +1,4 @@
-"""What the teacher writes beforehand: once, exactly, whatever happens on the way."""
+"""The teacher's text is generated exactly once, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROWS = [{"prompt": f"{WORDS[i % 9]} {' of '.join(WORDS[: i // 9])}", "completion
 
 
 class Scribe:
-    """A writer of known text, so that it is seen who was asked what. ``stops`` after so many prompts."""
+    """A generator of known text that records its prompts. ``stops``: raise after this many prompts."""
 
     def __init__(self, answers: Mapping[str, str] | None = None, stops: int | None = None) -> None:
         self.answers, self.stops = answers or {}, stops
@@ -82,7 +82,7 @@ def file(source: TeacherSamples) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A teacher whose texts end at all lengths, some of them not at all."""
+    """A teacher whose texts have all lengths, some of them without an end."""
     model = teacher()
     model.generation_config.eos_token_id = list(range(100, 130))
     return model
@@ -117,7 +117,7 @@ def test_the_file_is_the_same_for_every_batch_size_and_number_of_processes(
 
 
 def test_a_stream_gives_the_very_tokens(source: TeacherSamples) -> None:
-    """EOS is trained where the teacher said it, and nowhere else; no token at all is no sequence."""
+    """EOS is trained where the teacher generated it, and nowhere else; no tokens give no sequence."""
     rows = data()
     end, silence, blank = [7, 8, EOS], [], [EOS]
     answers = {0: Completion([7, 8, 9], finished=False), 1: Completion(silence, finished=False)}
@@ -150,7 +150,7 @@ def test_a_stream_gives_the_very_tokens(source: TeacherSamples) -> None:
     )
     assert Path(str(source.file)).with_suffix(".json").is_file()
     file = Path(str(source.file))
-    assert len(kept(file)) == 25  # what has no text is in the record, for no training file may have it
+    assert len(kept(file)) == 25  # blank completions are in the record, because a training file may not have them
     record = json.loads(file.with_suffix(".json").read_bytes())
     assert record["counts"] == {"prompts": 27, "blank": 2, "clipped": 2, "tokens": 3 + 0 + 1 + 24 * 3}
     silent = ensure_teacher_text(source, rows, author(None))
@@ -158,7 +158,7 @@ def test_a_stream_gives_the_very_tokens(source: TeacherSamples) -> None:
 
 
 def test_the_file_is_a_training_file(source: TeacherSamples, file: Path) -> None:
-    """In the order of the data, each prompt once; read as prompt and completion it has the same tokens."""
+    """In the order of the data, each prompt once; read as prompt and completion, it has the same tokens."""
     ensure_teacher_text(source, data([*ROWS, *ROWS[:5]]), author(Scribe()))
     lines = kept(file)
     assert [line["prompt"] for line in lines] == [row["prompt"] for row in ROWS]
@@ -176,7 +176,7 @@ def test_what_is_killed_goes_on_at_the_row(source: TeacherSamples, file: Path) -
         ensure_teacher_text(source, data(), author(first := Scribe(stops=10)))
     part = file.with_name("t.jsonl.part-0")
     assert len(kept(part)) == 10
-    part.write_bytes(part.read_bytes()[:-7])  # as a kill in the middle of a write leaves it
+    part.write_bytes(part.read_bytes()[:-7])  # as after a kill in the middle of a write
     with pytest.raises(KeyboardInterrupt):
         ensure_teacher_text(source, data(), author(second := Scribe(stops=4)), process=1, processes=2)
     text = ensure_teacher_text(source, data(), author(third := Scribe()))
@@ -282,7 +282,7 @@ def test_a_damaged_line_is_named(source: TeacherSamples, file: Path) -> None:
         file.write_bytes(b"".join([*lines[:4], damaged, *lines[5:]]))
         with pytest.raises(DataError, match=r"t\.jsonl, line 5 is corrupt: remove the line"):
             ensure_teacher_text(source, data(), author(Scribe()))
-    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # cut short: what is missing is written anew
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # truncated: what is missing is generated again
     ensure_teacher_text(source, data(), author(again := Scribe()))
     assert again.asked == [ROWS[-1]["prompt"]]
     assert file.read_bytes() == b"".join(lines)
@@ -322,7 +322,7 @@ def test_every_teacher_of_a_tree_is_asked(tmp_path: Path) -> None:
     tree = Mix(0.5, Union(one, Dataset()), Union(Privileged(one, ""), two))
     rows = data(context="", privileged=True)
     text = ensure_teacher_text(tree, rows, author(scribe := Scribe()))
-    assert len(scribe.asked) == 2 * 27  # the same prompts under an empty context are not asked again
+    assert len(scribe.asked) == 2 * 27  # the same prompts with an empty context are not sent again
     assert text.stores.keys() == {one, two}
 
 

@@ -1,4 +1,4 @@
-"""A cache is built once: killed anywhere, on a full disk, with broken shards, by several processes; or refused."""
+"""Building a cache: killed anywhere, on a full disk, with corrupt shards, by several processes; and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(spec: Any) -> Path:
 
 
 def assert_whole(spec: HiddenCache) -> None:
-    """Every row is there, once, and is what the teacher says."""
+    """Every row is stored once and equals the teacher's."""
     reader, read = spec.open(setting()), view(list(data()))
     reader.check_covers(data(), "train")
     assert reader.store.broken == {}
@@ -48,11 +48,11 @@ def assert_whole(spec: HiddenCache) -> None:
 
 
 class Killed(BaseException):
-    """As if the process were gone: nothing that comes after it is done."""
+    """Stands for a killed process: no later code runs."""
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
-    """Dies at the ``step``-th thing that is done to the disk; returns how many there were."""
+    """Dies at the ``step``-th disk operation; returns how many there were."""
     done = 0
 
     def before(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +101,7 @@ def test_nothing_is_made_twice(spec: HiddenCache) -> None:
     first = files(folder(spec))
     assert build(spec, list(data()) * 2).rows == data().trained_tokens
     assert first.items() < files(folder(spec)).items()
-    again = build(spec, model=gpt2(0))  # would say something else, were it asked
+    again = build(spec, model=gpt2(0))  # would give another result if it were used
     assert again.made == 0
     assert again.bytes_per_row < 4 * 48 + 60
     assert_whole(spec)
@@ -150,7 +150,7 @@ def test_processes_of_one_job_share_the_folder(tmp_path: Path, monkeypatch: pyte
     assert calls == ["first", "last"]
 
 
-# ---- broken parts
+# ---- corrupt shards
 
 
 def cut(file: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_broken_manifest_or_head_is_refused_and_made_again(spec: HiddenCache, 
         assert_whole(spec)
 
 
-# ---- no room
+# ---- full disk
 
 
 def test_a_full_disk_leaves_what_is_complete(spec: HiddenCache) -> None:
@@ -288,7 +288,7 @@ def test_hidden_states_serve_every_temperature(spec: HiddenCache) -> None:
 
 
 class Squashed(torch.nn.Linear):
-    """A head that does more than multiply."""
+    """A head that is more than a matrix product."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden).tanh()
@@ -344,7 +344,7 @@ def test_values_that_cannot_be_meant(make: Callable[[], Any]) -> None:
         make()
 
 
-# ---- which teacher it is
+# ---- identity
 
 
 def test_identity_is_of_the_content_wherever_it_lies(tmp_path: Path) -> None:

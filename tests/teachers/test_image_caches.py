@@ -1,4 +1,4 @@
-"""Teachers of images out of a cache: each image as each epoch has it, to the bit what the live teacher says."""
+"""Cached image teachers: each image as in each epoch, bit-identical to the live teacher."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def opened(spec: Any, teacher: Any = None, temperature: float = 1.0) -> Any:
 
 
 def views(passes: EpochImages) -> list[Any]:
-    """What a run reads, batch by batch."""
+    """The batches that a run reads."""
     batches = [[passes.dataset[key] for key in keys] for keys in passes.batches((0, 1))]
     return [ImageCollator()(examples)["batch"].teacher for examples in batches]
 
@@ -80,7 +80,7 @@ def test_logits_are_the_live_teachers_bit_for_bit_in_the_batches_of_training(tmp
     reader.check_covers(passes, "train")
     alone = ImageCollator()([passes.dataset.padding_example()])["batch"].teacher
     assert torch.equal(reader(alone).values, alive(alone).values) or not augmentation
-    assert built.rows == (36 + 1 if augmentation else 12)  # and the one that stands in where there is none
+    assert built.rows == (36 + 1 if augmentation else 12)  # plus the padding image
     assert built.bytes_per_row < 4 * CLASSES + 16 + 12 + 80
     assert build(spec, passes).made == 0
 
@@ -278,7 +278,7 @@ def test_a_run_from_the_cache_is_the_run_with_the_teacher_bit_for_bit(tmp_path: 
 
 
 def measured(record: dict[str, float]) -> dict[str, float]:
-    """What was logged, without how long it took."""
+    """The log, without timings."""
     return {name: x for name, x in record.items() if not name.endswith(("runtime", "per_second"))}
 
 

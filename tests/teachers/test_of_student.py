@@ -1,4 +1,4 @@
-"""Teachers made of the student follow it exactly, never disturb it, and go on from a checkpoint as if nothing were."""
+"""Teachers derived from the student follow it exactly, never change it, and resume exactly from a checkpoint."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_running_mean_is_the_formula(name, decay):
 
 
 def test_a_mean_in_sixteen_bits_is_kept_in_thirty_two():
-    """One part in a thousand is less than bfloat16 can add to 1: rounded at each step the mean would stand still."""
+    """One part in a thousand is less than bfloat16 can add to 1: rounded at each step, the mean would never change."""
     student = llama(0).bfloat16()
     reader = EMA(0.999).open(setting(student))
     start = {name: value.float() for name, value in trained(student).items()}
@@ -111,7 +111,7 @@ def test_the_state_of_another_student_is_refused():
 
 
 class Counted(nn.Module):
-    """A part with buffers: a running mean, a count, and one that no checkpoint holds."""
+    """A module with buffers: a running mean, a count, and one that is not saved in checkpoints."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -159,12 +159,12 @@ def test_under_adapters_only_they_are_copied_and_move(spec):
 
 
 def hooked(model: Any) -> Any:
-    """As accelerate leaves a model that it has spread over devices: its forward is a partial function."""
+    """Like a model that accelerate has dispatched over devices: its forward is a partial function."""
     return add_hook_to_module(model, ModelHook())
 
 
 class Doubled(nn.Linear):
-    """A head that is no matrix: rows are read through the model's own forward."""
+    """A head that is not a matrix: rows are read through the model's own forward."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden) * 2.0
@@ -173,7 +173,7 @@ class Doubled(nn.Linear):
 @pytest.mark.parametrize("wrap", [lambda model: model, hooked], ids=["plain", "hooked"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_copy_runs_itself(when, wrap):
-    """Whether it was taken before or after the trainer put its own forward into the student."""
+    """Both before and after the trainer replaces the student's forward."""
     student = llama(0)
     head = Doubled(32, 340, bias=False)
     head.weight = student.lm_head.weight
@@ -218,7 +218,7 @@ def test_without_adapters_it_is_the_base_model(place):
     assert reader.head_rows == 340
     adapted = own_logits(student, view)
     student.train()
-    student.get_base_model().model.norm.eval()  # as somebody may have left it
+    student.get_base_model().model.norm.eval()  # as a user may have left it
     frozen = next(parameter for name, parameter in student.named_parameters() if "lora_A" in name)
     frozen.requires_grad_(False)
     modes, flags = states(student)
@@ -283,7 +283,7 @@ def test_a_student_without_adapters_or_with_a_moving_base_is_refused():
 
 @pytest.fixture
 def mesh():
-    """Of this one process, without any that it talks to."""
+    """A process group of this process only, without communication."""
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
