@@ -28,7 +28,7 @@ from abkd.sources._teacher_text import ensure_teacher_text as ensure_teacher_tex
 from abkd.sources._teacher_text import uses as uses
 from abkd.sources._teacher_text import write_with as write_with
 from abkd.sources._types import Completion, Source, Step, Stream, walk
-from abkd.sources._types import Generators as Generators  # not in __all__, as above: recipes can write its names
+from abkd.sources._types import Generators as Generators  # not in __all__: not for recipes
 from abkd.sources._types import stage_sources as stage_sources
 
 __all__ = [

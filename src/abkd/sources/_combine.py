@@ -207,6 +207,8 @@ def check_probability(owner: str, name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is between 0 and 1 throughout a run."""
     for one in values_of(value):
         if isinstance(one, Adaptive):
-            raise ConfigError(f"{owner}: Adaptive can only be the share of a Mix; {name} must be a number or schedule")
+            raise ConfigError(
+                f"{owner}: Adaptive can only be the whole share of a Mix; {name} must be a number or schedule"
+            )
         if not (is_number(one) and 0 <= one <= 1):
             raise ConfigError(f"{owner}: {name} is a probability and must be between 0 and 1, got {value!r}")

@@ -5,7 +5,7 @@ from abkd.teachers._live import Live, LiveReader
 from abkd.teachers._student import EMA, AdapterOff, Snapshot
 from abkd.teachers._types import Teacher, TeacherReader
 from abkd.teachers._types import (
-    TeacherContext as TeacherContext,  # not in __all__, whose names can be written in a recipe
+    TeacherContext as TeacherContext,  # not in __all__: not for recipes
 )
 from abkd.teachers.caches import HiddenCache, TopKCache, identity
 
