@@ -1,4 +1,4 @@
-"""Two CLIPs that have hardly learned, some digits, and a trainer of them in one line."""
+"""Helpers for CLIP runs: two barely trained CLIPs, some digits, and a one-line trainer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abkd.demo.clip import CAPTION, Build, Small, train_clip
 
 
 def small_clips(directory: Path) -> Small:
-    """Two CLIPs that have hardly learned, in a second; and some of the digits."""
+    """Two barely trained CLIPs (made within a second), and some of the digits."""
     digits = load_images("digits")
     images = np.stack([digits.image(i) for i in range(120)])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)

@@ -1,6 +1,6 @@
-"""What holds for every test: no network, no tracker, the user's caches untouched, one thread, fixed seeds.
+"""Fixtures for all tests: no network, no tracker, the user's caches untouched, one thread, fixed seeds.
 
-``ABKD_TEST_SEED`` and ``ABKD_TEST_THREADS`` are other ones, for tests of numbers that must hold on any machine.
+``ABKD_TEST_SEED`` and ``ABKD_TEST_THREADS`` change the last two, for numeric tests that must pass on any machine.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ settings.register_profile(
     derandomize=SEED == 0,
     max_examples=10,
     database=None,
-    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no fault
+    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is not a failure
 )
 settings.load_profile("abkd")
 
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is loaded by now stays: accelerate collects garbage after every training, and would look at all of it."""
+    """Freeze loaded objects: accelerate collects garbage after every training, and would scan all of them."""
     gc.collect()
     gc.freeze()
 
@@ -72,7 +72,7 @@ def pytest_sessionfinish() -> None:
 def _own_cache(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ):
-    """Only the demo sees the user's cache: the teacher lies there."""
+    """Only the demo uses the user's cache, which holds its teacher."""
     if not request.node.get_closest_marker("demo"):
         monkeypatch.setenv("ABKD_CACHE", str(tmp_path_factory.getbasetemp() / "abkd-cache"))
 
@@ -92,7 +92,7 @@ def _seeds():
 
 @pytest.fixture(autouse=True)
 def _own_remarks():
-    """The command line takes the logger for itself; give it back, or later tests could not read what is said."""
+    """The command line takes over the logger; restore it, or later tests cannot read the log."""
     logger = logging.getLogger("abkd")
     before = logger.handlers, logger.propagate, logger.level
     yield

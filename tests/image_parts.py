@@ -1,4 +1,4 @@
-"""What the tests of image runs share: pictures, small real networks, a trainer in one line."""
+"""Helpers for image runs: images, small real networks, a one-line trainer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 
 def pictures(count: int = 12, side: int = 8, seed: int = 0) -> list[dict[str, Any]]:
-    """Noise with a stain whose place tells the class."""
+    """Noise with a spot whose position gives the class."""
     draw = np.random.default_rng(seed)
     rows = []
     for i in range(count):
@@ -31,12 +31,12 @@ def pictures(count: int = 12, side: int = 8, seed: int = 0) -> list[dict[str, An
 
 
 def unlabelled(count: int = 12) -> list[dict[str, Any]]:
-    """The same without what they show."""
+    """The same images without labels."""
     return [{"image": row["image"]} for row in pictures(count)]
 
 
 class Plain(nn.Module):
-    """A network of nobody's library, without batch statistics."""
+    """A custom network, without batch statistics."""
 
     def __init__(self, width: int = 6, *, norm: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ def resnet(seed: int) -> ResNetForImageClassification:
 
 
 def image_teacher(seed: int = 100) -> Classifier:
-    """Sure of itself, with batch statistics, and with pixels of its own."""
+    """A confident teacher, with batch statistics and its own preprocessing."""
     model = plain(seed, width=8, norm=True)
     with torch.no_grad():
         model.fc.weight.mul_(8)
@@ -101,7 +101,7 @@ def image_teacher(seed: int = 100) -> Classifier:
 def image_trainer(
     path: Path, model: Any = None, *, data: Any = None, teach: Any = None, callbacks: Any = (), **options: Any
 ) -> DistillTrainer:
-    """Six steps on twelve pictures, two to a batch."""
+    """Six steps on twelve images, in batches of two."""
     held_out, adapters = options.pop("eval_dataset", None), options.pop("peft_config", None)
     settings = {
         "per_device_train_batch_size": 2,

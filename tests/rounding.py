@@ -1,7 +1,7 @@
-"""How far a result may be off by rounding alone: judged in float64, by the size of what was added up to get it.
+"""Bounds for rounding errors, computed in float64 from the size of the summands of a result.
 
-Two results in float32 are never compared with a fixed bound: which parts a sum adds up first depends on the processor,
-the number of threads and the library, so each is judged by itself against the same sum in float64.
+Two results in float32 are never compared with a fixed bound: the order of summation depends on the processor,
+the number of threads and the library, so each is compared with the same sum in float64.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ def rounding(got: Tensor, exact: Tensor, parts: Tensor | float, dtype: torch.dty
     """The largest error in units of ``ε·Σ|parts|``.
 
     Args:
-        got: what was computed; its dtype, or ``dtype`` where the way there was in a narrower one, tells ε.
+        got: the computed result; its dtype gives ε, or ``dtype`` if the computation used a narrower one.
         exact: the same in float64.
-        parts: the sum of the absolute parts of each number; its maximum, where the largest numbers tell the size.
+        parts: the sum of the absolute summands of each number; or its maximum, if the largest numbers give the size.
     """
     if not got.numel():
         return 0.0
@@ -29,9 +29,9 @@ def rounding(got: Tensor, exact: Tensor, parts: Tensor | float, dtype: torch.dty
 
 
 def once_more(dtype: torch.dtype) -> float:
-    """What rounding all numbers of a result to ``dtype`` once more may add to its relative error.
+    """The relative error that rounding all numbers of a result to ``dtype`` once more may add.
 
-    Two ways to one result in half precision differ by that much through luck: in which order each has added up.
+    Two computations of one result in half precision may differ by this much, depending on the order of summation.
     """
     return torch.finfo(dtype).eps / 2
 
@@ -39,6 +39,6 @@ def once_more(dtype: torch.dtype) -> float:
 def assert_rounded(
     got: Tensor, exact: Tensor, parts: Tensor | float, dtype: torch.dtype | None = None, *, name: str = "a number"
 ) -> None:
-    """``got`` is ``exact`` but for rounding."""
+    """Assert that ``got`` is ``exact`` up to rounding."""
     off = rounding(got, exact, parts, dtype)
     assert off <= FACTOR, f"{name} is off by {off:.2g} ε·Σ|parts|; rounding may do {FACTOR:g}"

@@ -1,4 +1,4 @@
-"""The command line: verbs and help are frozen, every ending has its exit code, nothing heavy before it is needed."""
+"""The command line: fixed commands and help, exit codes, and no heavy imports before they are needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VERBS = ["cache", "clean", "demo", "distill", "generate", "show", "shrink"]
 
 
 class Ended(NamedTuple):
-    """How a command ended and what it printed."""
+    """The exit code and output of a command."""
 
     exit_code: int
     stdout: str
@@ -68,7 +68,7 @@ def flags(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, bool]]:
-    """What ``abkd distill`` would have run."""
+    """The recipes that ``abkd distill`` would have run."""
     seen: list[tuple[Recipe, bool]] = []
     replace_run(monkeypatch, lambda recipe, resume: seen.append((recipe, resume)))
     return seen
@@ -182,7 +182,7 @@ def test_bad_input_is_one_paragraph_and_exit_code_two(abkd: Abkd, words: list[st
     assert not runs
 
 
-# ---- endings
+# ---- exit codes
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_only_the_first_process_of_a_machine_speaks(
 def test_another_process_does_not_look_at_the_output_directory(
     abkd: Abkd, flags: list[str], runs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first process may already have written into it."""
+    """The first process may already have written to it."""
     Path(flags[-1]).mkdir()
     Path(flags[-1], "recipe.yaml").write_text("")
     monkeypatch.setenv("RANK", "1")
@@ -324,7 +324,7 @@ def test_shrink_leaves_a_used_directory_alone(abkd: Abkd, tmp_path: Path, in_use
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three layers, of which the second does nothing."""
+    """Three layers, the second of which has no effect."""
     place = tmp_path_factory.mktemp("teacher")
     config = LlamaConfig(
         vocab_size=8,

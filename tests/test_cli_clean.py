@@ -13,7 +13,7 @@ NAMES = ("rows-" + "a" * 24, "tokens-" + "0" * 24)
 
 @pytest.fixture
 def caches(tmp_path, monkeypatch):
-    """One entry of each kind, and what is not ours beside them."""
+    """One entry of each kind, and files of others."""
     monkeypatch.setenv("ABKD_CACHE", str(tmp_path / "cache"))
     ours = [*(f"data/{name}/data.arrow" for name in NAMES), "data/.rows-" + "b" * 24 + ".x.draft/data.arrow"]
     ours += [f"data/.{NAMES[0]}.lock", "teacher/0123456789abcdef/manifest.json", "teacher-text/0123456789abcdef.jsonl"]

@@ -1,4 +1,4 @@
-"""``abkd distill --seeds --grid`` on images: from the words to the table, and how it ends."""
+"""``abkd distill --seeds --grid`` on images: from the arguments to the table, and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLASSES = 3
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory) -> Path:
-    """Squares of three brightnesses under noise, to train on and to evaluate on, and a teacher's weights."""
+    """Noisy squares of three brightnesses, to train and evaluate on, and a teacher's weights."""
     directory = tmp_path_factory.mktemp("shelf")
     rng = np.random.default_rng(0)
     for name, count in (("train", 48), ("held_out", 30)):
@@ -106,12 +106,12 @@ def test_a_run_that_fails_is_in_the_exit_code_after_the_table(words, tmp_path, c
 @pytest.mark.parametrize(
     ("own", "says"),
     [
-        (["--seeds", "1,1"], "seeds: 1 is there twice"),
-        (["--seeds", "one"], "--seeds takes whole numbers separated by commas (1,2,3); got 'one'"),
+        (["--seeds", "1,1"], "seeds: 1 appears twice"),
+        (["--seeds", "one"], "--seeds expects integers separated by commas (1,2,3), got 'one'"),
         (["--grid", "kd_weight"], "--grid takes a YAML mapping to lists"),
         (["--grid", "{kd_weight: 3}"], "--grid takes a YAML mapping to lists"),
         (["--grid", "{lr: [1]}"], "it is learning_rate"),
-        (["--seeds", "1", "--resume"], "wants the sweep.json"),
+        (["--seeds", "1", "--resume"], "needs the sweep.json"),
     ],
 )
 def test_bad_words_are_exit_code_two(words, tmp_path, capsys, own, says):

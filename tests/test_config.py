@@ -1,4 +1,4 @@
-"""``DistillConfig``: training arguments that know their objective, refuse nonsense, and can be written down."""
+"""``DistillConfig``: training arguments with an objective, validation, and serialisation."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_everything_can_be_written_as_json_and_read_again():
     assert values["row_weight"] == "TeacherConfidence(power=2.0)"
     again = config(**{name: values[name] for name in ("divergence", "row_weight", "ce_weight", "kd_weight")})
     assert again.objective() == made.objective()
-    assert json.dumps(made.to_sanitized_dict(), default=str)  # what trackers write
-    assert pickle.loads(pickle.dumps(made)).divergence == made.divergence  # transformers saves it beside the weights
+    assert json.dumps(made.to_sanitized_dict(), default=str)  # written by trackers
+    assert pickle.loads(pickle.dumps(made)).divergence == made.divergence  # transformers saves it with the weights
     assert str(made)
 
 
@@ -111,20 +111,20 @@ _CLIP = "zero-shot-image-classification"
     ("options", "message"),
     [
         ({"task": "text"}, "task must be one of text-generation, image-classification, zero-shot-.*, got 'text'"),
-        ({"task": _CLIP, "unlabelled_classes": "Base"}, "unlabelled_classes must be one of all, base, but is 'Base'"),
-        ({"on_bad_row": "skip"}, "on_bad_row must be one of error, drop, but is 'skip'"),
-        ({"save_dtype": "half"}, "save_dtype must be one of float32, bfloat16, float16 or None, but is 'half'"),
-        ({"packing": "false"}, "packing must be true or false, but is 'false'"),
-        ({"bf16": "no"}, "bf16 must be true or false, but is 'no'"),
-        ({"apply_chat_template": 2}, "apply_chat_template must be true or false or None, but is 2"),
-        ({"num_generations": True}, "num_generations must be an integer, but is True"),
-        ({"max_length": None}, "max_length must be an integer, but is None"),
-        ({"lr_scheduler_type": 1}, "lr_scheduler_type must be a string, but is 1"),
-        ({"teacher_model_server_url": 8000}, "teacher_model_server_url must be a string or None, but is 8000"),
-        ({"generation_kwargs": 3}, "generation_kwargs must be a mapping or None, but is 3"),
-        ({"lr_milestones": 150}, "lr_milestones must be a list or None, but is 150"),
+        ({"task": _CLIP, "unlabelled_classes": "Base"}, "unlabelled_classes must be one of all, base, got 'Base'"),
+        ({"on_bad_row": "skip"}, "on_bad_row must be one of error, drop, got 'skip'"),
+        ({"save_dtype": "half"}, "save_dtype must be one of float32, bfloat16, float16 or None, got 'half'"),
+        ({"packing": "false"}, "packing must be true or false, got 'false'"),
+        ({"bf16": "no"}, "bf16 must be true or false, got 'no'"),
+        ({"apply_chat_template": 2}, "apply_chat_template must be true or false or None, got 2"),
+        ({"num_generations": True}, "num_generations must be an integer, got True"),
+        ({"max_length": None}, "max_length must be an integer, got None"),
+        ({"lr_scheduler_type": 1}, "lr_scheduler_type must be a string, got 1"),
+        ({"teacher_model_server_url": 8000}, "teacher_model_server_url must be a string or None, got 8000"),
+        ({"generation_kwargs": 3}, "generation_kwargs must be a mapping or None, got 3"),
+        ({"lr_milestones": 150}, "lr_milestones must be a list or None, got 150"),
         ({"task": "image-classification", "augmentation": False}, "augmentation must be a list such as"),
-        ({"task": _CLIP, "prompt_template": None}, "prompt_template must be a string, but is None"),
+        ({"task": _CLIP, "prompt_template": None}, "prompt_template must be a string, got None"),
         ({"task": _CLIP, "visual_prompt_depth": -1}, "visual_prompt_depth must be 0 or more, got -1"),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""The example runs, is short, and does what the trainer does."""
+"""The example runs, is short, and matches the trainer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def minimal() -> dict[str, Any]:
 
 
 class InOrder(abkd.DistillTrainer):
-    """The rows as they stand, as in the example."""
+    """The rows in their order, as in the example."""
 
     def _get_train_sampler(self, *args: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)

@@ -1,4 +1,4 @@
-"""Whatever is in a recipe or a component: one sentence or a value, within seconds; nothing is carried out."""
+"""Fuzzed recipes and components: a value or a one-sentence error, within seconds; nothing is executed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ YAML = st.lists(LINES, max_size=8).map("\n".join) | st.text(max_size=80)
 
 @contextmanager
 def one_sentence(longest: int) -> Iterator[None]:
-    """A refusal, if there is one, is said in so many characters."""
+    """An error message, if there is one, has at most this many characters."""
     found = None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Generation in batches says what generation one by one says; ROUGE-L is the papers'."""
+"""Generation in batches equals generation one by one; ROUGE-L is that of the papers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(request: pytest.FixtureRequest, tokenizer: Any):
 
 
 def one_by_one(model: Any, tokenizer: Any, prompt: list[int], tokens: int) -> str:
-    """The judge: the likeliest next token of the whole text so far, without cache, padding or generate()."""
+    """Reference: the most probable next token of the whole text so far, without cache, padding or generate()."""
     text = list(prompt)
     for _ in range(tokens):
         text.append(int(model(torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
@@ -66,7 +66,7 @@ def test_sampling_follows_its_seed_and_leaves_the_random_state(model: Any, token
 
 
 def test_sampling_is_from_the_whole_distribution(tokenizer: Any) -> None:
-    """A model of one flat distribution; with the usual top-k of 50 most tokens would never come."""
+    """A model with a flat distribution; with the usual top-k of 50 most tokens would never be sampled."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=len(tokenizer), **sizes))
@@ -113,7 +113,7 @@ def stopping(model: Any) -> Any:
 
 
 def ids_one_by_one(model: Any, prompt: list[int], tokens: int, ends: set[int]) -> Completion:
-    """The same judge, with its end."""
+    """The same reference, including EOS."""
     text = list(prompt)
     while len(text) < len(prompt) + tokens and (len(text) == len(prompt) or text[-1] not in ends):
         text.append(int(model(torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
@@ -122,7 +122,7 @@ def ids_one_by_one(model: Any, prompt: list[int], tokens: int, ends: set[int]) -
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_completions_keep_their_end_and_nothing_behind_it(stopping: Any, tokenizer: Any, batch_size: int) -> None:
-    """The pad token is EOS here, which ends a text too."""
+    """The pad token is EOS here, which also ends a text."""
     ends = {*range(100, 130), tokenizer.eos_token_id}
     prompts = [*PROMPTS, *([token, 7] for token in range(60, 75))]
     limits = [3 + i % 20 for i in range(len(prompts))]
@@ -134,12 +134,12 @@ def test_completions_keep_their_end_and_nothing_behind_it(stopping: Any, tokeniz
 
 
 def test_the_tokenizers_own_end_is_kept_though_it_pads_too(model: Any, tokenizer: Any) -> None:
-    """A model that has said EOS on its second token, in a batch with one that goes on."""
+    """A sequence that has EOS as its second token, in a batch with one that continues."""
     model = copy.deepcopy(model)
     first, second = [5, 6], [20, 21, 22]
     model.generation_config.eos_token_id = None
     step = ids_one_by_one(model, first, 2, set()).ids[1]
-    with torch.no_grad():  # what the model would say second is EOS now
+    with torch.no_grad():  # the model's second token is EOS now
         weight = model.get_output_embeddings().weight
         rows = weight[[tokenizer.eos_token_id, step]].clone()
         weight[step], weight[tokenizer.eos_token_id] = rows[0], rows[1]
@@ -159,13 +159,13 @@ def test_batches_change_no_drawn_text(stopping: Any, tokenizer: Any, sampling: S
         return [found[order.index(i)] for i in range(len(prompts))]
 
     expected = drawn(list(range(7)), 8)
-    assert expected[1] != expected[5]  # a prompt that comes twice gets two texts
+    assert expected[1] != expected[5]  # a repeated prompt gets two texts
     assert drawn(list(range(7)), 1) == drawn(list(range(7)), 3) == expected
     assert drawn([6, 0, 1, 5, 2, 3, 4], 3) == expected
 
 
 def test_tokens_are_drawn_as_the_model_says(tokenizer: Any) -> None:
-    """First tokens of 3000 texts against the softmax, whole and cut."""
+    """First tokens of 3000 texts, compared with the softmax, full and truncated."""
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight[30:] = 0  # a few likely tokens, and many that share the rest
@@ -219,7 +219,7 @@ def test_beams_find_what_is_likelier_than_the_greedy_text(model: Any, tokenizer:
 
 
 def test_a_long_prompt_may_share_a_batch_with_a_long_answer(tokenizer: Any) -> None:
-    """GPT-2 knows 128 positions; a row that is done goes on counting, and must not count beyond them."""
+    """GPT-2 has 128 positions; a finished row continues to count positions, and must not count beyond them."""
     model = make_model("gpt2")
     prompts, limits = [[5] * 120, [6, 7]], [8, 100]
     together = write_completions(model, tokenizer, prompts, GREEDY, max_new_tokens=limits)

@@ -1,4 +1,4 @@
-"""The recorded runs of ``tools/golden.py``: a change that is not meant to change a run changes no number of one."""
+"""The recorded runs of ``tools/golden.py``: their numbers change only if a change of results is intended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an image run is measured on: what is named, else a split beside the training, else some of its images."""
+"""The evaluation set of an image run: the given one, else a split next to the training data, else some images of it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_test_images_of_a_file_are_those_to_measure_on(tmp_path, npz):
 
 
 def album(root: Path, **classes: int) -> Path:
-    """A folder a class, of so many images each."""
+    """A folder per class, with this many images each."""
     for name, count in classes.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):

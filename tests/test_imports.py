@@ -1,4 +1,4 @@
-"""Code of the user's own: installed, or one file of the working directory; and where it was looked for."""
+"""User code: installed, or a file in the working directory; and the error that names where it was searched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notation: what is written is what is meant, and nothing is evaluated."""
+"""The notation of components: it is parsed exactly, and nothing is evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The objective: what it computes, what it prints, how it changes while a run progresses."""
+"""The objective: its value, its printed form, and how it changes during a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what it can be, what in it is ours and nobody else's, and one run at a time. No model here."""
+"""The output directory: valid paths, which of its files are abkd's, and one run at a time. No model is loaded."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(request, tmp_path) -> Path:
     return made
 
 
-# ---- what is ours
+# ---- which files are abkd's
 
 
 def test_what_a_run_wrote_is_removed(run):
@@ -116,7 +116,7 @@ def test_a_folder_that_is_not_there_or_empty_is_free(tmp_path):
 
 
 def test_another_run_inside_is_not_of_this_one(run):
-    """Only what the manifest names: a run that was put into the folder of another is somebody's."""
+    """Only what the manifest lists: a run that was copied into the folder of another one is foreign."""
     inner = fill(run / "second", *RUN[:3])
     note(inner, *RUN[:3])
     with pytest.raises(OutputDirError, match=r"did not write \(second/\)"):
@@ -163,7 +163,7 @@ def test_a_manifest_that_cannot_be_read_names_nothing(tmp_path, text):
 
 
 def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(run, monkeypatch):
-    """After any number of its file operations, the rest is still known as ours and is removed the next time."""
+    """After any number of its file operations, the rest is still known as abkd's and is removed the next time."""
     unlink, left = Path.unlink, [1]
 
     def dying(path: Path, missing_ok: bool = False) -> None:
@@ -184,7 +184,7 @@ def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(run, monkeypat
     assert not list(run.iterdir())
 
 
-# ---- what it can be
+# ---- valid paths
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_run_may_be_resumed_from_within_its_folder(tmp_path, monkeypatch):
     "where", ["data/train.jsonl", "data", ".", "student", "data/../student", "link", "student/out"]
 )
 def test_inputs_are_no_outputs(tmp_path, monkeypatch, where):
-    """By whatever name: the folder itself, one above, one inside a model's, one behind a link."""
+    """By any name: the folder itself, a parent, one inside a model's directory, one behind a link."""
     monkeypatch.chdir(tmp_path)
     fill(tmp_path, "data/train.jsonl", "student/config.json")
     (tmp_path / "link").symlink_to("student")
@@ -277,7 +277,7 @@ def test_the_command_is_refused_before_torch_is_loaded(tmp_path):
 
 
 def test_a_lock_ends_with_its_process_though_a_child_lives_on(tmp_path):
-    """Loader workers outlive a run that was killed by a moment."""
+    """Loader workers briefly outlive a killed run."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""Promises about the package as a whole: what importing it costs, what is public, how large things may grow."""
+"""Properties of the package as a whole: import cost, public names, size limits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_ruler_above_measures():
 
 
 def project_texts() -> dict[Path, str]:
-    """Every text file that git tracks or would track; outside a checkout, what stands beside the tests."""
+    """Every text file that git tracks or would track; outside a checkout, the files next to the tests."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0:

@@ -1,4 +1,4 @@
-"""The figures hold the curves they promise, and nothing where there is nothing to draw."""
+"""The figures contain the expected curves, and nothing if there is nothing to draw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long work shows how far it is: a bar on a terminal, a line per log elsewhere; also from the command."""
+"""Progress output: a bar on a terminal, a line per log elsewhere; also from the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS += ["--kd_weight", "0", "--ce_weight", "1", "--max_steps", "3", "--use_cpu
 
 
 def on_a_terminal(directory: Path) -> str:
-    """What the command says there on standard error."""
+    """The command's output on standard error in a terminal."""
     command = [sys.executable, "-m", "abkd", "distill", *FLAGS, "--logging_steps", "1", "--output_dir", str(directory)]
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
@@ -51,7 +51,7 @@ def test_the_command_shows_how_far_it_is(tmp_path):
 
 
 def shown(one_loss: bool, logs: dict[str, float]) -> str:
-    """What is on a terminal when a log and then a message come in the middle of a run."""
+    """The terminal's content after a log and then a message in the middle of a run."""
     bar, seen = ProgressBar(one_loss=one_loss), io.StringIO()
     bar.console = Console(file=seen, force_terminal=True, width=160)
     state, args = TrainerState(max_steps=9), SimpleNamespace(disable_tqdm=False)

@@ -1,7 +1,7 @@
-"""What the README and the guides show is executed: Python blocks run, recipes are read.
+"""The README and the guides are tested: Python blocks run, recipes are read.
 
 The blocks of one file share their names, as a reader would have them, and run in an empty directory. A block is left
-out only by saying why, in a comment just before it: ``<!-- not run: needs a GPU -->``.
+out only with a reason, in a comment just before it: ``<!-- not run: needs a GPU -->``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Block(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it is not run; empty if it is."""
+        """The reason why it is not run; empty if it is."""
         return self.note.removeprefix("not run:").strip() if self.note.startswith("not run:") else ""
 
 

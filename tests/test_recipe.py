@@ -1,4 +1,4 @@
-"""Recipes: one flat YAML, the same as flags; refusals in one sentence; what is dumped loads equal."""
+"""Recipes: one flat YAML, the same as flags; one-sentence errors; a dumped recipe loads as equal."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_a_component_that_yaml_cuts_at_its_comma_is_explained(text: str, tmp_pat
         (b"output_dir: caf\xe9", "is not UTF-8 (byte 16 is none of it): save it as UTF-8"),
         (b"? [a, b]\n: 1\n", "line 1: a name must stand before the colon"),
         (b"seed: " + b"9" * 5000, "not YAML (Exceeds the limit"),
-        (b"seed: " + b"9" * 4000, "seed must be from 0 to 4294967295, but is 9999"),
+        (b"seed: " + b"9" * 4000, "seed must be from 0 to 4294967295, got 9999"),
         (b"seed: " + b"[" * 1000, "nested too deep"),
         (b"output_dir: !!binary aGk=", "could not determine a constructor"),
         (b"seed: !!int ''", "not YAML"),
@@ -439,7 +439,7 @@ def test_files_and_model_directories_must_exist(ready: dict[str, str]) -> None:
     ],
 )
 def test_networks_of_collections_must_exist(name: str, says: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """For the student and the teacher, in a sweep too before the first run; of those that exist nothing is built."""
+    """For the student and the teacher, in a sweep before the first run; existing ones are not built."""
     zoos = {"timm": {"is_model": "resnet18".__eq__}, "torchvision": {}}
     zoos["torchvision.models"] = {"list_models": lambda module: ["resnet18"]}
     for zoo, there in zoos.items():
@@ -504,7 +504,7 @@ def test_resume_wants_a_checkpoint(ready: dict[str, str]) -> None:
     with pytest.raises(OutputDirError, match="wants a checkpoint"):
         make(**ready, resume_from_checkpoint="x").check_ready()
     checkpoint = Path(ready["output_dir"], "checkpoint-12")
-    checkpoint.mkdir()  # an empty folder is nothing to go on from
+    checkpoint.mkdir()  # an empty folder cannot be resumed from
     with pytest.raises(OutputDirError, match="wants a checkpoint"):
         make(**ready).check_ready(resume=True)
     (checkpoint / "trainer_state.json").write_text("{}")

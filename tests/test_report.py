@@ -1,4 +1,4 @@
-"""report.html: what it shows for full, partial and broken run directories, and that it stands alone."""
+"""report.html for complete, partial and broken run directories; it is self-contained."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def make_run(tmp_path):
 
 
 class Tags(HTMLParser):
-    """Collects every tag, its attributes and the text, and checks that what is opened is closed."""
+    """Collects every tag, its attributes and the text, and checks that all tags are closed."""
 
     VOID = frozenset({"meta", "br", "link", "img", "input"})
 

@@ -1,4 +1,4 @@
-"""Pages, pictures and results of runs on images, and of several runs, from records alone."""
+"""Reports, figures and results of runs on images, and of several runs, from their records only."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_student_before_training_is_best_only_where_it_is_all_there_is():
 
 @pytest.mark.parametrize("sick", [float("nan"), float("inf"), None])
 def test_a_last_number_that_is_not_finite_says_so(sick):
-    """The number from before training does not stand in for it."""
+    """The metric from before training is not used instead."""
     result = result_of([IMAGES[0], {**IMAGES[1], "eval_accuracy": sick}])
     assert result["last"]["accuracy"] == {"value": None, "step": 20, "epoch": 1.0}
     assert "accuracy" not in result["best"]

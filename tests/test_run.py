@@ -1,4 +1,4 @@
-"""``abkd distill`` from files to files: what a run leaves behind, how it stops, and that it goes on exactly."""
+"""``abkd distill`` from files to files: the files of a run, how it stops, and exact resumption."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ LONG = {"max_steps": 150, "eval_strategy": "epoch", "save_strategy": "epoch", "s
 
 @pytest.fixture(scope="module")
 def stopped(shelf, tmp_path_factory):
-    """Runs that were stopped by a signal while they trained, and one whose files may not grow: exit code and output."""
+    """Runs stopped by a signal during training, and one whose files may not grow: exit code and output."""
     directory = tmp_path_factory.mktemp("stopped")
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
     jobs = {
@@ -126,7 +126,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(stopped, undisturbed, 
     assert re.search(r"^step \d+/150  loss \d", said, re.MULTILINE)  # no terminal, so a line for each log
     assert f"abkd: stopped by {name} after step" in said.replace("\n", " ")
     assert "go on with --resume" in said.replace("\n", " ")
-    assert len(list(output.glob("checkpoint-*"))) in (1, 2)  # the newest, and the best besides
+    assert len(list(output.glob("checkpoint-*"))) in (1, 2)  # the newest and the best
     assert not (output / "model.safetensors").exists()
     distill(Recipe.from_dict(values(shelf, output, **LONG)), resume=True)
     first, second = (load_file(where / "model.safetensors") for where in (undisturbed, output))
@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(stopped, undisturbed, 
 
 @pytest.mark.long
 def test_a_killed_run_that_writes_goes_on_as_if_nothing_had_happened(shelf, tmp_path):
-    """By SIGKILL, wherever it was: the newest whole checkpoint has the buffer, the threshold and the teacher's mean."""
+    """By SIGKILL at any point: the newest complete checkpoint has buffer, threshold and the teacher's average."""
     more = {
         "max_steps": 40,
         "eval_strategy": "steps",
@@ -174,7 +174,7 @@ def test_a_full_disk_has_its_exit_code(stopped):
 @pytest.mark.skipif(transformers.__version__.startswith("4."), reason="it cannot resume several processes on CPUs")
 @pytest.mark.long
 def test_two_launched_processes_stop_together_and_go_on(shelf, tmp_path):
-    """SIGTERM reaches the launcher and from there both, in the middle of some step of each."""
+    """SIGTERM reaches the launcher and then both processes, in the middle of some step of each."""
     more = {
         "model_name_or_path": str(shelf / "plain"),
         "max_steps": 120,
@@ -202,7 +202,7 @@ def test_two_launched_processes_stop_together_and_go_on(shelf, tmp_path):
         assert theirs[-1][name] == pytest.approx(mine[-1][name], rel=1e-4)
 
 
-# ---- what a run leaves behind ----
+# ---- output files ----
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_other_data_is_noticed_on_resume(shelf, tmp_path):
         distill(recipe, resume=True)
 
 
-# ---- begun, finished, and gone on with
+# ---- started, finished, resumed
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_a_finished_run_that_is_resumed_changes_nothing(again, shelf, caplog):
 
 
 def test_a_run_that_died_at_its_end_is_evaluated_once_and_finished(again, short, shelf, caplog):
-    """Between the last checkpoint and result.json; other settings of what is only seen are taken, said and recorded."""
+    """Between the last checkpoint and result.json; changed display settings are accepted, reported and recorded."""
     (again / "result.json").unlink()
     (again / "model.safetensors").unlink()
     asked = values(shelf, again, ce_weight=0.1, max_steps=4, logging_steps=2)
@@ -320,7 +320,7 @@ def test_another_recipe_is_not_resumed(again, shelf):
 @pytest.mark.parametrize("plain", ["run.json", "recipe.yaml", "metrics.jsonl", "result.json", ".abkd_files.json"])
 @pytest.mark.parametrize("text", [b"{", b"\xff\xfe\x00", b"[3]\n"])
 def test_damaged_records_do_not_stop_a_resume(again, shelf, plain, text, monkeypatch):
-    """Everything that is read before a model is loaded."""
+    """All errors that are found before a model is loaded."""
     (again / "result.json").unlink()
     (again / plain).write_bytes(text)
 
@@ -366,7 +366,7 @@ def test_a_refused_run_leaves_no_folder(shelf, tmp_path):
 
 
 def test_one_run_at_a_time(again, shelf, tmp_path):
-    """Whoever holds the folder, fresh or resumed, the other is refused before a model is loaded."""
+    """While one run holds the folder, fresh or resumed, another is refused before a model is loaded."""
     code = (
         "import sys, pathlib, time; from abkd.output_dir import claimed\n"
         "with claimed(pathlib.Path(sys.argv[1])): print('here', flush=True); sys.stdin.read()"

@@ -1,4 +1,4 @@
-"""Several runs in one command: what is refused beforehand, what is left behind, and that a kill costs nothing."""
+"""Several runs in one command: errors beforehand, the resulting files, and resumption after a kill."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLACES = ["divergence=ForwardKL", "divergence=AlphaBeta_alpha=0.8_beta=0.3"]
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory) -> Path:
-    """A student with dropout, so that a seed shows; a teacher, and data."""
+    """A student with dropout, so that seeds differ; a teacher, and data."""
     directory = tmp_path_factory.mktemp("shelf")
     save_models(directory, student=gpt2(0), teacher=llama(7, width=48, layers=2, sharpness=6.0))
     write_rows(directory / "data.jsonl", rows(16))
@@ -73,11 +73,11 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.endswith(timing)} for line in lines if "train_runtime" not in line]
 
 
-# ---- what is left behind
+# ---- output files
 
 
 def test_every_run_is_a_run_of_its_own(undisturbed, shelf, tmp_path):
-    """A sweep does what the single commands would, whatever ran before in the process."""
+    """A sweep equals the single commands, whatever ran in the process before."""
     found, output = undisturbed
     assert [one["name"] for one in found["settings"]] == SETTINGS
     assert [run["directory"] for one in found["settings"] for run in one["runs"]] == [
@@ -125,12 +125,12 @@ def test_a_page_and_a_table_tell_it(undisturbed):
     assert [row.cells[1].text for row in table.rows][2] == ""
 
 
-# ---- going on
+# ---- resuming
 
 
 @pytest.fixture
 def begun(monkeypatch) -> list[tuple[str, bool]]:
-    """The runs that are carried out from here on, and whether they go on."""
+    """Records the runs that are executed from here on, and whether they are resumed."""
     seen: list[tuple[str, bool]] = []
 
     def watched(one: Recipe, resume: bool = False, **options: Any) -> Any:
@@ -182,7 +182,7 @@ def copy(undisturbed, shelf, tmp_path) -> tuple[Path, Recipe]:
 
 
 def test_only_what_is_not_finished_is_done_and_seeds_may_be_added(undisturbed, copy, begun):
-    """A changed result is no result; a run without a checkpoint begins anew; another seed is a new run."""
+    """A changed result is invalid; a run without a checkpoint starts over; another seed is a new run."""
     output, asked = copy
     changed = output / PLACES[0] / "seed-1" / RESULT_FILE
     changed.write_text(changed.read_text().replace('"value": ', '"value": 1'))
@@ -203,7 +203,7 @@ def test_only_what_is_not_finished_is_done_and_seeds_may_be_added(undisturbed, c
 
 
 def test_a_setting_keeps_its_folder_whatever_else_is_asked_for(shelf, tmp_path, begun):
-    """Also where another's name gives the same folder, and where the keys of the grid stand in another order."""
+    """Even if another setting's name gives the same folder, and if the keys of the grid are in another order."""
     for name in ("a b", "a_b"):
         shutil.copy(shelf / "data.jsonl", tmp_path / f"{name}.jsonl")
     one, other = (str(tmp_path / f"{name}.jsonl") for name in ("a b", "a_b"))
@@ -252,7 +252,7 @@ def test_a_run_that_does_not_stay_finite_is_noted_and_the_others_go_on(shelf, tm
         "teacher",
     ]
     assert sweep(asked, [5], grid, resume=True) == found
-    assert len(begun) == 2  # the same would come out again
+    assert len(begun) == 2  # the result would be the same
 
 
 def read(output: Path) -> dict[str, Any]:
@@ -265,11 +265,11 @@ def read(output: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("seeds", "grid", "says"),
     [
-        ([1, 2, 1], {}, "seeds: 1 is there twice"),
-        ([], {}, "seeds are whole numbers"),
-        ([-1], {}, "seeds are whole numbers"),
-        ([2**32], {}, "seeds are whole numbers"),
-        ([True], {}, "seeds are whole numbers"),
+        ([1, 2, 1], {}, "seeds: 1 appears twice"),
+        ([], {}, "seeds must be integers"),
+        ([-1], {}, "seeds must be integers"),
+        ([2**32], {}, "seeds must be integers"),
+        ([True], {}, "seeds must be integers"),
         (None, {"kd_wait": [1]}, "did you mean kd_weight"),
         (None, {"seed": [1, 2]}, "--seeds 1,2,3"),
         (None, {"output_dir": ["a", "b"]}, "output_dir cannot be varied"),
@@ -277,7 +277,7 @@ def read(output: Path) -> dict[str, Any]:
         (None, {"kd_weight": 3}, "kd_weight needs a list of values"),
         (None, {"kd_weight": [1, -2]}, r"kd_weight=-2: kd_weight must be 0 or more"),
         (None, {"divergence": ["ForwardKL()", "ForwardK()"]}, "did you mean ForwardKL"),
-        (None, {"divergence": ["AlphaBeta(0.8, 0.3)", "AlphaBeta(alpha=0.8,beta=0.3)"]}, "is there twice"),
+        (None, {"divergence": ["AlphaBeta(0.8, 0.3)", "AlphaBeta(alpha=0.8,beta=0.3)"]}, "appears twice"),
         (None, {"train_file": ["nowhere.jsonl"]}, "there is no file 'nowhere.jsonl'"),
         (None, {"packing": [False, True], "source": ["StudentSamples()"]}, "packing joins rows"),
     ],
@@ -309,7 +309,7 @@ def test_a_used_directory_is_left_alone(copy, shelf, tmp_path, begun):
         sweep(recipe(shelf, output, kd_temperature=2.0), [1, 2], GRID, resume=True)
     with pytest.raises(OutputDirError, match="choose one"):
         sweep(recipe(shelf, output, overwrite_output_dir=True), [1, 2], GRID, resume=True)
-    with pytest.raises(OutputDirError, match=r"wants the sweep\.json"):
+    with pytest.raises(OutputDirError, match=r"needs the sweep\.json"):
         sweep(recipe(shelf, tmp_path / "other"), [1, 2], resume=True)
     assert sorted(output.rglob("*")) == before
     assert not begun
@@ -349,7 +349,7 @@ def test_named_settings_need_not_be_a_grid(shelf, tmp_path, begun):
 
 @pytest.mark.long
 def test_two_processes_do_one_run_after_the_other(shelf, tmp_path):
-    """Both agree on what is to be done, also where a run is passed over and where one is begun anew."""
+    """Both processes agree on what to do, including a run that is skipped and one that starts over."""
     output = tmp_path / "two"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "abkd", "distill"]
     more = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "num_train_epochs": 1}

@@ -34,7 +34,7 @@ def config(**options: Any) -> DistillConfig:
 
 
 def disk_errors(**options: Any) -> tuple[str, str]:
-    """What Python and the command say; they must agree."""
+    """The messages in Python and on the command line, which must agree."""
     with pytest.raises(ConfigError) as of_python:
         config(**options)
     with pytest.raises(ConfigError) as of_command:
@@ -86,7 +86,7 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
     monkeypatch.setattr(rules, "defaults", lambda: {"sparkle": False, "seed": 42})
     assert problems({"sparkle": False, "seed": 1}) == []
     assert problems({"sparkle": True}) == [
-        "sparkle is new in this version of transformers and not known here, so it might have no effect: leave it out"
+        "sparkle is new in this version of transformers and unknown to abkd, so it might have no effect: remove it"
     ]
 
 
@@ -96,13 +96,13 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"save_steps": 0}, "save_steps must be a whole number of steps from 1, or a share of the run"),
-        ({"save_steps": -5}, "save_steps must be a whole number of steps from 1"),
-        ({"eval_steps": 2.5}, "eval_steps must be a whole number of steps from 1"),
-        ({"logging_steps": 0}, "logging_steps must be a whole number of steps from 1"),
-        ({"save_steps": 50, "save_strategy": "epoch"}, "save_steps belongs to save_strategy: steps"),
-        ({"eval_steps": 50, "eval_strategy": "no"}, "eval_steps belongs to eval_strategy: steps"),
-        ({"logging_steps": 5, "logging_strategy": "epoch"}, "logging_steps belongs to logging_strategy: steps"),
+        ({"save_steps": 0}, "save_steps must be an integer >= 1 (steps), or a fraction of the run"),
+        ({"save_steps": -5}, "save_steps must be an integer >= 1 (steps)"),
+        ({"eval_steps": 2.5}, "eval_steps must be an integer >= 1 (steps)"),
+        ({"logging_steps": 0}, "logging_steps must be an integer >= 1 (steps)"),
+        ({"save_steps": 50, "save_strategy": "epoch"}, "save_steps needs save_strategy: steps"),
+        ({"eval_steps": 50, "eval_strategy": "no"}, "eval_steps needs eval_strategy: steps"),
+        ({"logging_steps": 5, "logging_strategy": "epoch"}, "logging_steps needs logging_strategy: steps"),
         ({"max_steps": 0}, "max_steps must be 1 or more, or -1"),
         ({"max_steps": -3}, "max_steps must be 1 or more, or -1"),
         ({"num_train_epochs": -1.0}, "num_train_epochs must be 0 (evaluate only) or more"),
@@ -114,22 +114,22 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
         ({"data_seed": 2**32}, "data_seed must be from 0 to 4294967295"),
         ({"save_total_limit": -1}, "save_total_limit must be 1 or more, or 0 (keep all)"),
         ({"log_level": "loud"}, "log_level must be one of detail, debug"),
-        ({"bf16": True, "fp16": True}, "bf16 and fp16 are two precisions of the same run"),
-        ({"hub_model_id": "me/it"}, "hub_model_id belongs to push_to_hub: true, which is not set"),
-        ({"project": "mine"}, "project belongs to report_to: trackio, which is not set"),
-        ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor is for dataloader_num_workers above 0"),
+        ({"bf16": True, "fp16": True}, "bf16 and fp16 cannot be used together"),
+        ({"hub_model_id": "me/it"}, "hub_model_id needs push_to_hub: true, which is not set"),
+        ({"project": "mine"}, "project needs report_to: trackio, which is not set"),
+        ({"dataloader_prefetch_factor": 2}, "dataloader_prefetch_factor needs dataloader_num_workers above 0"),
         (
             {"dataloader_prefetch_factor": 2},
-            "dataloader_prefetch_factor is for dataloader_num",
+            "dataloader_prefetch_factor needs dataloader_num",
         ),
-        ({"optim_args": "momentum=0.9"}, "optim_args has no effect with optim: adamw_torch_fused; it is for sgd"),
+        ({"optim_args": "momentum=0.9"}, "optim_args has no effect with optim: adamw_torch_fused; it applies to sgd"),
         ({"optim": "sgd", "optim_args": "beta=0.9"}, "optim_args of sgd are momentum, dampening"),
         ({"optim": "sgd", "optim_args": "momentum=x1"}, "optim_args: momentum must be a number"),
-        ({"optim": "sgd", "optim_args": "momentum=true"}, "optim_args: momentum must be a number; got 'true'"),
-        ({"optim": "sgd", "optim_args": "momentum=nan"}, "optim_args: momentum must be a number; got 'nan'"),
+        ({"optim": "sgd", "optim_args": "momentum=true"}, "optim_args: momentum must be a number, got 'true'"),
+        ({"optim": "sgd", "optim_args": "momentum=nan"}, "optim_args: momentum must be a number, got 'nan'"),
         ({"optim": "sgd", "optim_args": "nesterov=1"}, "optim_args: nesterov must be true or false"),
-        ({"optim": "sgd", "optim_args": "weight_decay=1"}, "optim_args: weight_decay is a setting of its own"),
-        ({"optim": "adafactor", "adam_beta2": 0.9}, "adam_beta2 has no effect with optim: adafactor: leave it out"),
+        ({"optim": "sgd", "optim_args": "weight_decay=1"}, "optim_args: the setting weight_decay would override it"),
+        ({"optim": "adafactor", "adam_beta2": 0.9}, "adam_beta2 has no effect with optim: adafactor: remove it"),
         ({"optim": "sgd", "adam_beta1": 0.8}, "adam_beta1 has no effect with optim: sgd: set optim_args (momentum"),
         (
             {"lr_scheduler_type": "constant", "warmup_steps": 10},
@@ -138,36 +138,36 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
         ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 1}}, "lr_scheduler_kwargs have no effect with"),
         (
             {"eval_delay": 4, "eval_strategy": "epoch"},
-            "eval_delay is 4 epochs, and the run ends after 3: nothing would",
+            "eval_delay is 4 epochs, but the run ends after 3: nothing would",
         ),
         (
             {"eval_delay": 4, "eval_steps": 1, "max_steps": 3},
-            "eval_delay is 4 steps, and the run ends after 3: nothing",
+            "eval_delay is 4 steps, but the run ends after 3: nothing",
         ),
-        ({"lr_decay": 0.5}, "lr_decay is the factor at lr_milestones, which are not set"),
+        ({"lr_decay": 0.5}, "lr_decay applies only to lr_milestones, which are not set"),
         (
             {"accelerator_config": {"gradient_accumulation_kwargs": {"foo": 1}}},
-            "gradient_accumulation_kwargs has no 'foo'; it has adjust_scheduler",
+            "sync_each_batch, got 'foo'",
         ),
         (
             {"accelerator_config": {"dispatch_batches": True}},
             "dispatch_batches: True has no effect",
         ),
-        ({"lr_milestones": [1.0], "lr_scheduler_type": "linear"}, "lr_milestones are a learning-rate schedule"),
-        ({"metric_for_best_model": "ppl"}, f"must be one of {', '.join(measured('text-generation'))}, but is 'ppl'"),
-        ({"metric_for_best_model": "r_llh"}, "r_llh is measured with eval_samples above 0"),
+        ({"lr_milestones": [1.0], "lr_scheduler_type": "linear"}, "lr_milestones and lr_scheduler_type both set"),
+        ({"metric_for_best_model": "ppl"}, f"must be one of {', '.join(measured('text-generation'))}, got 'ppl'"),
+        ({"metric_for_best_model": "r_llh"}, "r_llh needs eval_samples above 0"),
         ({"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end needs checkpoints"),
         ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_steps": 5}, "evaluates whenever it saves"),
         ({"load_best_model_at_end": True, "eval_steps": 3, "save_steps": 5}, "save_steps must be a multiple"),
         ({"save_strategy": "best", "eval_strategy": "no"}, "save_strategy: best saves after an evaluation"),
         pytest.param(
             {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spwan"},
-            "dataloader_multiprocessing_context must be one of fork, forkserver, spawn, but is 'spwan'",
+            "dataloader_multiprocessing_context must be one of fork, forkserver, spawn, got 'spwan'",
             marks=SINCE_5,
         ),
         (
             {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}},
-            "accelerator_config: num_steps is gradient_accumulation_steps here",
+            "accelerator_config: set gradient_accumulation_steps, not num_steps",
         ),
         ({"neftune_noise_alpha": 1e300}, "neftune_noise_alpha must be from 0 to 1000000"),
         ({"ddp_timeout": 10**30}, "ddp_timeout must be"),
@@ -196,7 +196,7 @@ def test_what_cannot_be_meant_is_refused_by_both(options, says):
         ({"lr_scheduler_type": "warmup_stable_decay"}, "do not fit lr_scheduler_type: warmup_stable_decay"),
         ({"lr_scheduler_kwargs": {"colour": 1}}, "do not fit lr_scheduler_type: cosine"),
         ({"optim": "sgd", "optim_args": "nesterov=true"}, "optim_args do not fit optim: sgd"),
-        ({"optim_target_modules": ["attn"]}, "optim_target_modules names the layers of optim"),
+        ({"optim_target_modules": ["attn"]}, "optim_target_modules applies to optim"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "reduce_lr_on_plateau requires an eval strategy"),
         ({"accelerator_config": {"colour": 1}}, "do not fit together"),
         ({"debug": "everything"}, "do not fit together"),
@@ -215,9 +215,9 @@ def test_what_is_seen_when_the_arguments_are_made_is_one_sentence(options, says)
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"learning_rate": "1e-3"}, "learning_rate must be a number, but is '1e-3': write 1e-3 in Python"),
-        ({"max_steps": 2.5}, "max_steps must be an integer, but is 2.5"),
-        ({"seed": math.inf}, "seed must be an integer, but is inf"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be a number, got '1e-3': write 1e-3 in Python"),
+        ({"max_steps": 2.5}, "max_steps must be an integer, got 2.5"),
+        ({"seed": math.inf}, "seed must be an integer, got inf"),
         ({"adam_beta1": [0.9]}, "adam_beta1 must be a number"),
         ({"kd_temperature": "2"}, "kd_temperature must be a number"),
         ({"image_size": 0, "task": "image-classification"}, "image_size must be 1 or more, got 0"),
@@ -236,7 +236,7 @@ def test_a_whole_number_may_be_a_float_or_numpy_s():
     assert type(made.max_steps) is int
 
 
-# ---- what follows from what
+# ---- derived settings
 
 
 @pytest.mark.parametrize(

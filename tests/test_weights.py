@@ -1,4 +1,4 @@
-"""Row weights: numbers of at least 0 for every row, made from the two distributions."""
+"""Row weights: a number >= 0 for every row, computed from the two distributions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_teacher_confidence(power):
     log_q = torch.log_softmax(torch.randn(3, 3), -1)
     found = TeacherConfidence(power)(log_p, log_q)
     assert found.tolist() == pytest.approx([0.5**power, 1.0, 0.7**power])
-    assert torch.equal(found, TeacherConfidence(power)(log_p, log_p))  # the student has no say
+    assert torch.equal(found, TeacherConfidence(power)(log_p, log_p))  # independent of the student
 
 
 @pytest.mark.parametrize("power", [-1.0, math.nan, math.inf, "2"])

@@ -1,4 +1,4 @@
-"""The wheel that users get: built, installed away from the checkout, and used."""
+"""The wheel: built, installed outside the checkout, and used."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the wheel's contents and nothing else of ours."""
+    """A directory with the wheel's contents only."""
     folder = tmp_path_factory.mktemp("installed")
     run(sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--no-index", "--target", folder, wheel)
     return folder

@@ -118,7 +118,7 @@ FAMILIES = {"llama": _llama_model, "qwen2": _qwen2_model, "gpt2": _gpt2_model}
 
 
 def make_model(family: str, attention: str = "sdpa", **kwargs):
-    """A random model whose outputs depend on what it attends to (the usual tiny initialisation hides leaks)."""
+    """A random model whose outputs depend on its attention (the usual small initialisation hides leaks)."""
     torch.manual_seed(0)
     model = FAMILIES[family](attention, **kwargs).eval()
     with torch.no_grad():

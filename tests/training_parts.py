@@ -1,4 +1,4 @@
-"""What the tests of training share: rows, tiny models, a trainer in one line, and how far two models are apart."""
+"""Helpers for training tests: rows, tiny models, a one-line trainer, and the distance of two models."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_rows(file: Path, some: Iterable[dict[str, str]]) -> None:
 
 
 def save_models(folder: Path, **models: Any) -> None:
-    """A folder for each model, with the tokenizer in it."""
+    """A folder per model, with the tokenizer in it."""
     for name, model in models.items():
         model.save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
@@ -60,7 +60,7 @@ def chunks() -> list[list[int]]:
 
 
 def llama(seed: int, *, width: int = 32, layers: int = 1, classes: int = 340, sharpness: float = 3.0, **options: Any):
-    """A random Llama that is sure enough of itself for a divergence to be far from 0."""
+    """A random Llama, confident enough for a divergence to be far from 0."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=classes,
@@ -119,7 +119,7 @@ def config(path: Path | str, **options: Any) -> DistillConfig:
 
 
 def trainer(path: Path | str, student: Any = None, *, data: Any = None, teach: Any = None, **options: Any):
-    """A DistillTrainer; ``options`` are the trainer's own where it knows them, and the config's otherwise."""
+    """A DistillTrainer; ``options`` go to the trainer if it takes them, otherwise to the config."""
     own = {
         name: options.pop(name)
         for name in ("eval_dataset", "pretrain_chunks", "peft_config", "callbacks")
@@ -170,7 +170,7 @@ def lora(dropout: float = 0.1):
 
 
 def by_family(cases: Iterable[str], *again: str) -> pytest.MarkDecorator:
-    """Parametrises ``case`` and ``family``: every case with GPT-2, whose dropout draws at random, a few again."""
+    """Parametrises ``case`` and ``family``: every case with GPT-2, which has dropout, a few with the others too."""
     pairs = [*((case, gpt2) for case in cases), *((case, llama) for case in again)]
     ids = [f"{case}-{family.__name__}" for case, family in pairs]
     return pytest.mark.parametrize(("case", "family"), pairs, ids=ids)

@@ -1,4 +1,4 @@
-"""Small real image classifiers of four families of transformers, and pictures that are smooth as photographs are."""
+"""Small real image classifiers of four transformers families, and images that are smooth like photographs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def make_hf(family: str, *, classes: int) -> Any:
-    """In eval mode; its outputs depend on what it sees (the usual tiny head hides differences)."""
+    """In eval mode; its outputs depend on its input (the usual small head hides differences)."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **FAMILIES[family], num_labels=classes)
     model = AutoModelForImageClassification.from_config(config).eval()
@@ -36,7 +36,7 @@ def make_hf(family: str, *, classes: int) -> Any:
 
 
 def own_net(num_classes: int = 3, width: int = 4) -> nn.Module:
-    """What somebody builds in a module of their own."""
+    """A model from a user's own module."""
     return nn.Sequential(
         nn.Conv2d(3, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
     )
@@ -51,28 +51,28 @@ def tied_net(num_classes: int = 3, *, tied: bool = True) -> nn.Module:
 
 
 def lazy_net(num_classes: int = 3) -> nn.Module:
-    """Whose sizes are known when it has seen an image."""
+    """Has lazy layers, whose sizes are known after the first image."""
     return nn.Sequential(
         nn.LazyConv2d(4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
     )
 
 
 def grey_net(num_classes: int = 3) -> nn.Module:
-    """Which reads one channel."""
+    """Reads one channel."""
     return nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
     )
 
 
 def quantised_net(num_classes: int = 3) -> nn.Module:
-    """None of whose weights is a parameter."""
+    """Has no parameters."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, num_classes))
     return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
 
 
 def net_of_file(num_classes: int = 3) -> nn.Module:
-    """Whose name does not tell its weights."""
+    """Has weights that its name does not determine."""
     net = own_net(num_classes)
     net.load_state_dict(torch.load("weights.pt"))
     return net
@@ -84,7 +84,7 @@ def leaving(num_classes: int = 3) -> nn.Module:
 
 
 def without_values(num_classes: int = 3) -> nn.Module:
-    """As `accelerate.init_empty_weights` leaves it."""
+    """As from `accelerate.init_empty_weights`."""
     return own_net(num_classes).to("meta")
 
 

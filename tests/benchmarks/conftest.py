@@ -1,4 +1,4 @@
-"""The scripts are no part of the package: they are found from the root of the checkout."""
+"""Makes the benchmark scripts importable: they are not part of the package, but in the root of the checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark scripts on tiny shapes: everything runs, everyone is right, what is finished is not run again."""
+"""The benchmark scripts on tiny shapes: all jobs run, all results are correct, finished jobs are not repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of sources on tiny random models: it runs, equals have equal losses, the tables hold what they say."""
+"""The benchmark of sources on tiny random models: it runs, equivalent runs have equal losses, tables are correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The start-up benchmark on tiny models: the phases add up, the table says what was measured."""
+"""The start-up benchmark on tiny models: the phases add up, the table shows what was measured."""
 
 from __future__ import annotations
 

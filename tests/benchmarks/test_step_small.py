@@ -1,4 +1,4 @@
-"""The step benchmark on tiny random models: it runs, everyone computes the same loss, the tables hold what they say."""
+"""The step benchmark on tiny random models: it runs, all libraries compute the same loss, the tables are correct."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OURS = [name for name, each in CONTESTANTS.items() if each.package is None]
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """A round of everyone who is installed, in a process of its own."""
+    """A round of all installed libraries, in a separate process."""
     names = [name for name, each in CONTESTANTS.items() if each.absent() is None]
     return step.measure({"kind": "time", "pair": "tiny", "steps": 3, "contestants": names, "round": 0})
 

@@ -1,4 +1,4 @@
-"""The benchmark of classifiers on a few filters: it runs, equals have equal losses, the tables hold what they say."""
+"""The benchmark of classifiers with few filters: it runs, equivalent runs have equal losses, the tables are correct."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRESENT = [name for name, each in CONTESTANTS.items() if each.absent() is None]
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """A round of everyone who can be imported, in a process of its own."""
+    """A round of all importable libraries, in a separate process."""
     return vision.measure({"kind": "time", "pair": "tiny", "steps": 3, "contestants": PRESENT, "round": 0})
 
 

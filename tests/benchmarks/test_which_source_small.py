@@ -1,4 +1,4 @@
-"""The comparison of sources on tiny models: everyone is taught and examined, nothing twice, the tables say what was."""
+"""The comparison of sources on tiny models: each is trained and evaluated once, and the tables show the results."""
 
 from __future__ import annotations
 

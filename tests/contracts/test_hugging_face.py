@@ -1,6 +1,6 @@
-"""The points of transformers, accelerate and PEFT that we override or read, as the installed versions have them.
+"""The parts of transformers, accelerate and PEFT that we override or read, checked on the installed versions.
 
-When one of these fails after an upgrade, the room named in the test's comment needs a look.
+If one of these fails after an upgrade, check the module named in the test's comment.
 """
 
 from __future__ import annotations

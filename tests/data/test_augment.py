@@ -24,7 +24,7 @@ def draws(step: Augmentation, image: np.ndarray = IMAGE, count: int = 400) -> li
 
 
 def place(part: np.ndarray, whole: np.ndarray) -> tuple[int, int] | None:
-    """Where ``part`` lies in ``whole``."""
+    """The position of ``part`` in ``whole``."""
     for top in range(whole.shape[0] - part.shape[0] + 1):
         for left in range(whole.shape[1] - part.shape[1] + 1):
             if np.array_equal(whole[top : top + part.shape[0], left : left + part.shape[1]], part):
@@ -132,7 +132,7 @@ def digest(examples) -> str:
 
 
 class Keys:
-    """A batch sampler that asks for the examples of an epoch, in an order of its own."""
+    """A batch sampler that requests the examples of an epoch, in its own order."""
 
     def __init__(self, keys):
         self.keys = keys

@@ -1,4 +1,4 @@
-"""Chat templates of the kinds that models come with: what of a conversation is trained, and behind which tokens."""
+"""Chat templates of common model families: which parts of a conversation are trained, and after which tokens."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def row_of(messages: list[Any], tokenizer: Any, **more: Any) -> TokenizedRow:
 
 
 def parts(row: TokenizedRow, tokenizer: Any) -> list[tuple[str, list[str]]]:
-    """Of each example the text before its first trained token, and what is trained."""
+    """For each example, the text before its first trained token, and the trained text."""
     made = []
     for example in row.examples:
         pairs = list(zip(example["trained"], example["input_ids"], strict=True))
@@ -129,7 +129,7 @@ class TestReasoning:
 
 
 class TestTools:
-    """Arguments come as a JSON string or as an object, and templates are written for one of them."""
+    """Arguments are a JSON string or an object, and templates support one of the two."""
 
     TURNS = (user(), answer(None, tool_calls=[CALL]), {"role": "tool", "content": "rain"}, answer("wet"))
 
@@ -192,7 +192,7 @@ class TestWhatIsLeftOut:
 
 
 def test_a_system_text_that_the_template_puts_into_the_next_turn_is_not_trained_as_an_answer() -> None:
-    """Llama 2's template, and role play that the assistant begins."""
+    """Llama 2's template, and a conversation that starts with the assistant."""
     tokenizer = templated(
         "{% for m in messages %}{% if m.role != 'system' %}{{ '<|im_start|>' }}"
         "{{ messages[0].content + ' ' if loop.index0 == 1 and messages[0].role == 'system' else '' }}"

@@ -48,7 +48,7 @@ def test_left_padding_by_hand():
 
 
 def test_a_pad_token_that_is_trained_counts():
-    """EOS is often the pad token: the mask goes by position."""
+    """EOS is often the pad token: the mask is by position, not by token."""
     batch = Collator(pad_token_id=8)([A, B])["batch"]
     assert batch.targets.tolist() == [7, 8, 10]
 
@@ -105,7 +105,7 @@ def test_a_teacher_with_its_own_prompt_selects_the_same_rows():
 
 
 def test_one_teacher_side_in_the_batch_is_enough():
-    """The others read as the student, wherever in the batch the one stands."""
+    """The other rows are read as by the student, at any position of this row in the batch."""
     hint = Example(**A, teacher_input_ids=[1, *A["input_ids"]], teacher_trained=[False, *A["trained"]])
     for examples in ([B, hint], [hint, B]):
         batch = collate(*examples)
@@ -153,7 +153,7 @@ def test_moving_keeps_what_is_shared():
     st.sampled_from([None, 1, 8]),
 )
 def test_rows_are_the_trained_tokens_in_order(rows, side, multiple):
-    """Over any masks and paddings: the same targets, each behind the position that predicts it."""
+    """For any masks and padding: the same targets, each after the position that predicts it."""
     examples = [Example(input_ids=[i for i, _ in row], trained=[f for _, f in row]) for row in rows]
     batch = collate(*examples, padding_side=side, pad_to_multiple_of=multiple)
     assert batch.targets.tolist() == [i for row in rows for i, flag in row[1:] if flag]
@@ -168,7 +168,7 @@ def test_rows_are_the_trained_tokens_in_order(rows, side, multiple):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_changes_no_row(family, attention):
-    """Peers drift by 4 % on GPT-2 with one token of left padding."""
+    """Other libraries deviate by 4 % on GPT-2 with one token of left padding."""
     model = make_model(family, attention)
     example = Example(input_ids=torch.randint(1, 340, (11,)).tolist(), trained=[False] * 4 + [True] * 7)
     alone = logits_of_rows(model, collate(example)).log_softmax(-1)

@@ -97,7 +97,7 @@ def test_a_stand_in_reads_and_trains_nothing():
 def test_the_official_off_by_one(chatml):
     """E4 of the notes: the labels of student text were not shifted and EOS was stripped with the padding, which is EOS.
 
-    Judge: the chain rule. The rows' cross-entropies must sum to what the model says of the completion after the prompt.
+    Reference: the chain rule. The rows' cross-entropies must sum to the model's -log p(completion | prompt).
     """
     prompt, completion = chatml("What? ")["input_ids"], [*chatml("Paris.")["input_ids"], chatml.eos_token_id]
     (row,) = prepare_plain([{"prompt": "What? "}], chatml, completions=False)

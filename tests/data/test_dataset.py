@@ -150,7 +150,7 @@ class TestChatTemplates:
 
 
 class TestConversationsOfTables:
-    """Arrow gives every call and every schema the keys of all rows."""
+    """Arrow gives every tool call and schema the keys of all rows."""
 
     ROWS = tuple(
         {
@@ -185,7 +185,7 @@ class TestConversationsOfTables:
 
 
 class TestExamplesOfOneRow:
-    """Where a template rewrites earlier answers, a row is several examples."""
+    """If a template rewrites earlier answers, a row becomes several examples."""
 
     TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 3
 
@@ -290,7 +290,7 @@ class TestTeacherSide:
         for tokenizer in (chatml, llama):
             row = SHAPES[shape]
             if tokenizer is llama and "chat" in shape and SYSTEM in row.get("messages", row.get("prompt")):
-                continue  # its template knows no system message
+                continue  # its template has no system message
             plain = self.prepare(row, tokenizer)
             for given in ({"context": ""}, {}):
                 both = self.prepare({**row, "context": None}, tokenizer, privileged=True, **given)
@@ -318,7 +318,7 @@ class TestTeacherSide:
         assert llama.decode(example["teacher_input_ids"]) == "<s>Know this. What is 1? It is 1.</s>"
 
     def test_the_prompt_is_encoded_as_it_will_be_read(self, chatml):
-        """ "capital" is one token: context and prompt are encoded together, the completion as the student's is."""
+        """ "capital" is one token: context and prompt are encoded together, the completion as on the student's side."""
         row = {"prompt": "ital of ", "completion": "France"}
         example = self.prepare(row, chatml, privileged=True, context="the cap")
         theirs, mine = teacher_prompt_of(example), prompt_of(example)

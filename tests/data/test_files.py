@@ -1,4 +1,4 @@
-"""Which files are read, packed or several, and what is said of those that are not."""
+"""Which files are read, compressed or several, and the errors for those that are not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINES = "\n".join(map(json.dumps, ROWS)).encode()
 
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch):
-    """A file that is there is never looked for on the hub."""
+    """An existing local file is never looked up on the hub."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("the network was asked")
@@ -68,7 +68,7 @@ def test_packed_files_that_are_cut_off_or_damaged(tmp_path, packing):
 
 @pytest.mark.parametrize("packing", [".gz", ".bz2", ".xz"])
 def test_streams_behind_each_other_and_the_zeros_behind_them(tmp_path, packing):
-    """As pigz, pbzip2, xz and tapes write them."""
+    """Compressed files as written by pigz, pbzip2, xz and tapes."""
     path, pack = tmp_path / f"a.jsonl{packing}", PACKERS[packing]
     path.write_bytes(pack(LINES + b"\n") + pack(LINES) + bytes(8))
     assert list(load_rows(path)) == ROWS + ROWS
@@ -154,7 +154,7 @@ def test_what_is_not_read_is_said(tmp_path, name, content, message):
 
 
 def test_a_row_without_end_is_no_row(tmp_path, monkeypatch):
-    """Nothing holds more of a file than a row, so a bomb ends at the first that is too long."""
+    """At most one row is held in memory, so a decompression bomb fails at the first row that is too long."""
     monkeypatch.setattr("abkd.data.readers.LONGEST", 1000)
     monkeypatch.setattr("abkd.data.readers._AHEAD", 100)
     for name, start in (("a.jsonl", b'{"text": "'), ("a.json", b'[{"text": "'), ("a.csv", b"text\n")):
@@ -213,7 +213,7 @@ def test_parquet_that_claims_more_than_there_is(tmp_path):
 
 
 def test_parquet_with_times_that_python_has_no_form_for(tmp_path):
-    """After the year 9999 and in unknown zones: their numbers, and nothing else changes."""
+    """Dates after the year 9999 or in unknown time zones become numbers; nothing else changes."""
     far, us = 2**62, pyarrow.timestamp("us")
     talk = pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "at": us}))
     columns = {

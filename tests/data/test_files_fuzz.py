@@ -1,4 +1,4 @@
-"""Whatever is in a data file: rows or one sentence, never a traceback."""
+"""Fuzzed data files: rows or a one-sentence error, never a traceback."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FILES = {
 
 @st.composite
 def changed(draw: st.DrawFn, content: bytes) -> bytes:
-    """Cut off, flipped, doubled, or something else put in."""
+    """Truncated, flipped, duplicated or replaced bytes."""
     for _ in range(draw(st.integers(1, 3))):
         start, end = sorted(draw(st.tuples(*[st.integers(0, len(content))] * 2)))
         middle = draw(st.sampled_from([b"", content[start:end] * 2, *NASTY]) | st.binary(max_size=8))

@@ -30,7 +30,7 @@ def pixels(raw) -> np.ndarray:
 
 
 def over_white(rgb, opacity):
-    """The formula of transparency, in float64."""
+    """Alpha compositing, in float64."""
     share = np.asarray(opacity, dtype=float)[..., None] / 255
     return np.asarray(rgb) * share + 255 * (1 - share)
 
@@ -213,7 +213,7 @@ class TestDamage:
 
 
 def album(root: Path, good: int = 12) -> Path:
-    """Good images and one of each sort of bad ones."""
+    """Good images and one bad image of each kind."""
     for number in range(good):
         folder = root / ("cat" if number % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)

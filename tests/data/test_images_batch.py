@@ -48,7 +48,7 @@ class TestDataset:
         assert prepare_images("digits").num_classes == 10
 
     def test_resizing_covers_and_cuts_the_middle(self):
-        """Against PIL's own way of covering a size, which scales only the part that is kept."""
+        """Compared with PIL's own fit, which scales only the part that is kept."""
         for shape, size in (((40, 61), (16, 16)), ((61, 40), (16, 16)), ((12, 9), (24, 18)), ((30, 30), (10, 20))):
             ramp = np.add.outer(np.arange(shape[0]) * 2.0, np.arange(shape[1])).astype(np.uint8)
             picture = Image.fromarray(np.dstack([ramp, 255 - ramp, ramp]))

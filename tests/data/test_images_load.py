@@ -468,7 +468,7 @@ def test_files_that_are_refused(tmp_path):
 
 
 def claiming(path: Path, shape: str, dtype: str = "|u1") -> Path:
-    """A .npz file whose array says that it has this shape, and holds 12 bytes."""
+    """A .npz file whose array declares this shape but holds 12 bytes."""
     header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(12))

@@ -13,7 +13,7 @@ CHANCE = np.random.default_rng(0)
 
 
 def images(counts, seed: int = 0) -> Images:
-    """So many different images of each class, shuffled."""
+    """This many different images per class, shuffled."""
     labels = np.repeat(np.arange(len(counts)), counts)
     pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 4, 4, 3), dtype=np.uint8)
     order = np.random.default_rng(1).permutation(len(labels))

@@ -1,4 +1,4 @@
-"""Large data: kept in Arrow, tokenised by several processes, and the same to the bit as small data."""
+"""Large data: stored in Arrow, tokenised by several processes, and bit-identical to small data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch, tmp_path):
-    """What is more than ten rows is large here, and four rows are taken at once by two processes."""
+    """Here more than ten rows are large, and two processes take four rows each."""
     monkeypatch.setenv("ABKD_CACHE", str(tmp_path / "cache"))
     for module in ("load", "tokens"):
         monkeypatch.setattr(f"abkd.data.{module}.FEW", 10)
@@ -57,7 +57,7 @@ def kept() -> list[str]:
 
 @pytest.mark.parametrize("count", [5, 15], ids=["few", "many"])
 def test_texts_of_other_types_are_decoded_or_bad_however_many(tmp_path, count):
-    """Hive and Spark write texts as bytes without a mark; a date would be trained on in one of its many forms."""
+    """Hive and Spark write strings as unmarked bytes; a date would be trained on in one of its many formats."""
     texts, dates = tmp_path / "texts.parquet", tmp_path / "dates.parquet"
     day = [datetime.date(2020, 1, 1)] * count
     asked = pyarrow.array([f"What is {i}?".encode() for i in range(count)])

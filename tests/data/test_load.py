@@ -79,7 +79,7 @@ def test_missing_files_and_wrong_objects(tmp_path):
 
 
 class Faulty:
-    """A data set of the user's own that cannot give its third row."""
+    """A user-defined data set whose third row raises."""
 
     def __init__(self, error):
         self.error = error

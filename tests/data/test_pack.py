@@ -91,7 +91,7 @@ def test_check_packing_finds_a_sliding_window():
 
 
 def test_the_trap_that_inputs_for_avoids():
-    """Eager attention adds a boolean mask as numbers: nothing fails, and everything sees everything."""
+    """Eager attention adds a boolean mask as numbers: no error, and every token attends to every other."""
     joined = pack(make_dataset(), 33)[0]
     view = Collator(pad_token_id=0)([joined])["batch"].student
     eager, sdpa = make_model("llama", "eager"), make_model("llama", "sdpa")

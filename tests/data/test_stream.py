@@ -1,4 +1,4 @@
-"""Rows that are read when their turn comes: the same wherever they are asked for, named where they are bad."""
+"""Streamed rows: the same for every reader, and bad ones are reported by name."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_of_a_row_with_several_examples_all_are_trained_in_time(tmp_path):
 
 
 def _thinking() -> Any:
-    """A template that drops what earlier answers began with, as Qwen's and DeepSeek's drop their reasoning."""
+    """A template that drops the beginning of earlier answers, as Qwen's and DeepSeek's drop their reasoning."""
     from tiny_parts import make_chatml
 
     made = make_chatml()

@@ -1,4 +1,4 @@
-"""Plain prompts and completions of chat models: rendered by the chat template unless somebody says otherwise."""
+"""Plain prompts and completions for chat models: rendered with the chat template by default."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TestRows:
 
 
 class TestTemplateKwargs:
-    """The column ``chat_template_kwargs``, in a template that writes what it says into every question."""
+    """The column ``chat_template_kwargs``, with a template that writes its values into every question."""
 
     GIVEN: ClassVar = {"mood": "calm", "filled": None}
     ASKED = "<|im_start|>user\nhi calm<|im_end|>\n<|im_start|>assistant\n"

@@ -1,4 +1,4 @@
-"""What a model wrote, kept as text, reads back as the same tokens."""
+"""Generated tokens that are stored as text are read back as the same tokens."""
 
 from __future__ import annotations
 

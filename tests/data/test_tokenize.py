@@ -124,7 +124,7 @@ class TestChat:
 
 
 class TestBorders:
-    """Tokenizers of the SentencePiece kind put a space before each word, also where a completion begins."""
+    """SentencePiece tokenizers put a space before each word, even at the start of a completion."""
 
     @pytest.fixture
     def spaced(self):
@@ -182,7 +182,7 @@ class TestTruncation:
 @settings(max_examples=50, deadline=None)
 @given(prompt=st.text(min_size=1), completion=st.text(min_size=1))
 def test_the_text_of_a_pair_is_what_was_given(prompt, completion):
-    """Over any text: decoding gives it back, and the trained part is the completion, byte for byte."""
+    """For any text: decoding restores it, and the trained part is the completion, byte for byte."""
     (example,) = tokenize(PlainPair(prompt, completion), CHATML_TOKENIZER, 10_000).examples
     trained = [t for t, flag in zip(example["input_ids"], example["trained"], strict=True) if flag]
     first = example["trained"].index(True)

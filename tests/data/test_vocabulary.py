@@ -105,7 +105,7 @@ class TestAtRandom:
         for options, random in [({}, False), ({"alpha": 0.5, "nbest_size": 1}, False), ({"alpha": 0.5}, True)]:
             core = Tokenizer(models.Unigram(pieces, 0, byte_fallback=False))
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
-            for name, value in options.items():  # which no file holds
+            for name, value in options.items():  # not in any file
                 setattr(tokenizer.backend_tokenizer.model, name, value)
             assert (len({tuple(tokenizer("a" * 9)["input_ids"]) for _ in range(50)}) > 1) == random
             if random:

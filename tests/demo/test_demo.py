@@ -1,4 +1,4 @@
-"""The main job in short: the same path as `abkd demo`, with the real teacher."""
+"""A short end-to-end run: the same path as `abkd demo`, with the real teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small CLIPs learn for real, and a student that sees no label comes near the teacher."""
+"""The small CLIPs train properly, and a student without labels gets close to the teacher."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def accuracy(logits, labels):
 
 
 def zero_shot_accuracy(directory, images):
-    """Of the CLIP in a directory, before anything is distilled."""
+    """Accuracies of the CLIP in a directory, before distillation."""
     clip, tokenizer = load_clip(str(directory), what=""), load_tokenizer(str(directory), what="")
     model = ZeroShot(clip, class_features(clip, tokenizer, DIGITS, CAPTION), DIGITS).eval()
     teacher, _ = load_clip_pair(str(directory), str(directory), DIGITS, template=CAPTION, prompt_depth=0)
@@ -41,7 +41,7 @@ def zero_shot_accuracy(directory, images):
 
 
 def distil(student, teacher, pixels, *, epochs, divergence, rate=3e-3, batch=32):
-    """A bare loop without labels."""
+    """A plain training loop without labels."""
     wanted, seen = logits_of(teacher, pixels), student.preparation(pixels)
     learning = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=rate)

@@ -1,4 +1,4 @@
-"""The demo's text reads well, is always the same, and nothing of the held-out rows is trained on."""
+"""The demo's text is readable and deterministic, and no held-out row is trained on."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def answer(row: Row) -> str:
 
 
 def last_names(rows: Iterable[Row]) -> set[str]:
-    """Read from the rows themselves: the last part of the name in backticks."""
+    """Taken from the rows themselves: the last part of the name in backticks."""
     names = [re.search(r"`([\w.]+)", question(row)) for row in rows]
     return {name[1].rpartition(".")[2].lower() for name in names if name}
 
 
 def body(row: Row) -> frozenset[str]:
-    """The words of an answer behind its subject."""
+    """The words of an answer after its subject."""
     return english.words(answer(row).partition("` ")[2].partition(" ")[2])
 
 
@@ -78,7 +78,7 @@ def test_nothing_twice(split: SPLIT) -> None:
 
 
 def test_the_order_is_mixed(split: SPLIT) -> None:
-    """The first hundred rows come from all over the library."""
+    """The first hundred rows cover the whole library."""
     modules = {question(row).partition("`")[2].split(".")[0] for row in split[0][:100]}
     assert len(modules) > 30
 

@@ -1,4 +1,4 @@
-"""The two vision demos in short, from the shell: digits with five objectives, and a small CLIP from base to new."""
+"""Short runs of the two vision demos from the shell: digits with five objectives, and a small CLIP, base-to-new."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.demo, pytest.mark.timeout(600)]
 
 
 def demo(directory: Path, flag: str) -> tuple[dict, str]:
-    """What the command left and printed."""
+    """The files and the output of the command."""
     command = [sys.executable, "-m", "abkd", "demo", flag, "--quick", "--output_dir", str(directory)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -7,7 +7,7 @@ from mpmath import mpf
 from torch import Tensor
 
 DIGITS = 50
-# The printed form cancels: what is lost comes on top of the digits that are wanted.
+# The printed form cancels: the lost digits are added to the wanted ones.
 GUARD = 1000
 
 
@@ -49,7 +49,7 @@ def relative_error(got: float, exact: mpf) -> float:
 
 
 def divided_difference(*nodes: mpf) -> mpf:
-    """``exp[x_0, …, x_n]`` from its integral over the simplex, so that no node is subtracted from another one."""
+    """``exp[x_0, …, x_n]`` from its integral over the simplex, so that no nodes are subtracted."""
     if len(nodes) == 2:
         x, y = nodes
         return mpmath.quad(lambda t: mpmath.exp(x + t * (y - x)), [0, 1])

@@ -1,4 +1,4 @@
-"""DIST and CLKD: against plain formulas, and what follows from comparing the rows of a batch with each other."""
+"""DIST and CLKD: compared with plain formulas, and the consequences of comparing the rows of a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOTH = [DIST(), DIST(2.0, 0.5), CLKD(), CLKD(0.0, 1.0, 3.0), Standardized(DIST()
 
 
 def rows(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The teacher's and the student's logits, those of the student a leaf."""
+    """Logits of teacher and student; the student's are a leaf."""
     z = torch.randn(2, ROWS, CLASSES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return z[0], (2 * z[1]).requires_grad_()
 
@@ -77,7 +77,7 @@ def test_gradients_are_central_differences_for_the_student_and_for_a_teacher_tha
 
 
 def test_what_dist_cannot_see() -> None:
-    """Probabilities that are an increasing straight line of the teacher's, in every row and column."""
+    """Probabilities that are an increasing linear function of the teacher's, in every row and column."""
     p = rows()[0].softmax(-1)
     line = (0.3 * p + 0.7 / CLASSES).log()
     assert loss(DIST(), p.log(), line) < 1e-14
@@ -164,7 +164,7 @@ def test_what_does_not_vary_has_no_correlation_with_what_does() -> None:
 
 
 def test_classes_that_are_next_to_impossible_are_compared_all_the_same() -> None:
-    """Correlations do not depend on a scale, so neither on probabilities of 1e-200."""
+    """Correlations do not depend on scale, so probabilities of 1e-200 work too."""
     log_p, log_q = (torch.log_softmax(z.detach(), -1) for z in rows())
     down = torch.tensor([0.0, 0.0, 0.0, 0.0, -460.0, -900.0], dtype=torch.float64)
     for divergence in (DIST(0, 1), CLKD(0, 1, 1)):

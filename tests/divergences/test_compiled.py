@@ -1,4 +1,4 @@
-"""The arithmetic as torch compiles it: code generators replace functions by faster and less exact ones.
+"""The arithmetic under torch.compile: code generators replace functions by faster, less exact ones.
 
 (torch's for CPUs writes ``exp(x) - 1`` for ``expm1``: without care reverse KL would have no gradient at all.)
 """

@@ -1,4 +1,4 @@
-"""What stands where nothing is said: part of every recipe that leaves a number out."""
+"""Default parameters: they are part of every recipe that does not set them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_defaults_are_the_published_ones(written: str) -> None:
 
 @pytest.mark.parametrize("divergence", [each for kind in KINDS for each in kind.examples()], ids=repr)
 def test_each_is_a_value(divergence: Divergence) -> None:
-    """Compiled functions, sets and records keep divergences by what they are."""
+    """Compiled functions, sets and records store divergences by value."""
     again = notation.parse(repr(divergence))
     assert divergence == again
     assert hash(divergence) == hash(again)

@@ -1,4 +1,4 @@
-"""What random search finds first: infinities, denormals, single classes, strides, half precision, huge parameters."""
+"""Extreme inputs: infinities, denormals, single classes, strides, half precision, huge parameters."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class TestShapes:
             assert torch.equal(torch.autograd.grad(single * weight[i], alone)[0], grad[i])
 
     def test_mixed_precision(self, divergence: Divergence) -> None:
-        """The teacher's rows may have another dtype than the student's; each gradient has that of its own."""
+        """The teacher's rows may have another dtype than the student's; each gradient has the dtype of its input."""
         log_p = torch.log_softmax(torch.randn(3, 6), -1)
         log_q = torch.log_softmax(torch.randn(3, 6), -1)
         for one in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -1,7 +1,7 @@
-"""What the method's released code gets wrong, as found by running it; here each stays right.
+"""Defects of the method's released code, found by running it; each is a regression test here.
 
-Every test's numbers were made with that code (student logits ``f``, teacher logits ``g``) and checked in high
-precision. What concerns the loss of a whole batch is in ``tests/ops/test_regressions.py``.
+The numbers in each test were computed with that code (student logits ``f``, teacher logits ``g``) and checked in high
+precision. Defects in the loss of a whole batch are in ``tests/ops/test_regressions.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Walks across the lines on which the printed definition divides by zero, in both precisions."""
+"""Steps across the lines on which the printed definition divides by zero, in both precisions."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_bounds(share: float, seed: int, gap: float) -> None:
 
 @given(seed)
 def test_pinsker_and_le_cam(seed: int) -> None:
-    """Inequalities between the named ones: ``2·TV² <= KL``, ``H² <= TV <= √2·H``."""
+    """Inequalities between the named divergences: ``2·TV² <= KL``, ``H² <= TV <= √2·H``."""
     log_p, log_q = draw(seed)
     tv, squared = TotalVariation()(log_p, log_q), Hellinger()(log_p, log_q) / 4
     assert 2 * tv**2 <= ForwardKL()(log_p, log_q)
@@ -138,7 +138,7 @@ def test_against_mpmath(w: float) -> None:
             total = sum(mpmath.exp(x) for x, _ in rows), sum(mpmath.exp(y) for _, y in rows)
 
             def skewed(s: mpf, swap: bool, rows: list = rows, total: tuple = total) -> mpf:
-                """``KL(p ‖ m) - Σp + Σm``: what is meant when rounded rows do not quite sum to 1."""
+                """``KL(p ‖ m) - Σp + Σm``: the definition for rounded rows that do not sum exactly to 1."""
                 result = mpf(0)
                 for x, y in (reversed(row) if swap else row for row in rows):
                     m = mpmath.log(s * mpmath.exp(x) + (1 - s) * mpmath.exp(y))

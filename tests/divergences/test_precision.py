@@ -1,4 +1,4 @@
-"""How exact: float64 against 50 digits, float32 against float64 on the same log-probabilities."""
+"""Precision: float64 against 50 digits, float32 against float64 on the same log-probabilities."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ POINTS = [
     (-0.7, -0.9),
     (2.0, 2.0),
 ]
-SINGLE = 2e-6  # what is promised
+SINGLE = 2e-6  # the documented bound
 
 
 def pair(kind: str, classes: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ def test_float32_of_the_mixtures(share: float, kind: str, classes: int, seed: in
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("alpha", "beta"), [(0.2, 0.7), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 def test_from_logits_no_worse_than_the_naive_form(dtype: torch.dtype, alpha: float, beta: float) -> None:
-    """Both forms on float32 log-probabilities of the same rounded logits, judged in float64."""
+    """Both forms on float32 log-probabilities of the same rounded logits, compared with float64."""
     generator = torch.Generator().manual_seed(2)
     z_p = 3 * torch.randn(4, 5000, generator=generator)
     for z_q in (3 * torch.randn(4, 5000, generator=generator), z_p + 0.05 * torch.randn(4, 5000, generator=generator)):

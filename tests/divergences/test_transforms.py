@@ -1,4 +1,4 @@
-"""Transforms of the rows: the label apart, z-scores, a softened teacher; and one inside the other."""
+"""Transforms of the rows: decoupled label, z-scores, transformed teacher, and nested transforms."""
 
 from __future__ import annotations
 
@@ -169,11 +169,11 @@ def test_a_level_row_has_a_finite_value_and_gradient(inner: Divergence) -> None:
     for teacher, student in ((z_p, level), (level, z_q), (level, level)):
         assert value(Standardized(inner), teacher, student).isfinite().all()
         assert gradient(Standardized(inner), teacher, student).isfinite().all()
-    # as the definition has it: z-scores 0, that is a uniform distribution
+    # by definition: z-scores 0, that is a uniform distribution
     exactly(value(Standardized(inner), level, z_q), value(Standardized(inner), level + 7, z_q))
 
 
-# ---- a softened teacher
+# ---- transformed teacher
 
 
 @pytest.mark.parametrize("inner", [*INNER, DKD()], ids=repr)

@@ -1,4 +1,4 @@
-"""What holds for every divergence, as functions ``law(divergence, z_p, z_q)`` of two rows of float64 logits.
+"""Laws of every divergence, as functions ``law(divergence, z_p, z_q)`` of two rows of float64 logits.
 
 A divergence that is exported from ``abkd.divergences`` is tested on all of them; one that truly does not obey a law
 names it, with the reason, in its ``exempt``.
@@ -18,7 +18,7 @@ from abkd.divergences import Divergence
 
 @law(*FINITE)
 def zero_where_equal(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
-    """Exactly 0, with exactly no slope, in any precision and also with impossible classes."""
+    """Exactly 0, with a gradient of exactly 0, in any precision and with impossible classes."""
     cut = without(z_p, torch.arange(len(z_p)) == len(z_p) - 1)
     for z in (z_p, z_q, z_p.float(), z_q.float(), cut, cut.float()):
         assert value(divergence, z, z).item() == 0.0
@@ -123,7 +123,7 @@ def classes_impossible_to_both_do_not_matter(divergence: Divergence, z_p: Tensor
 
 
 def _with_depth(whose: str, z_p: Tensor, z_q: Tensor, depth: float) -> tuple[Tensor, Tensor]:
-    """The first class at logit ``-depth`` for one of the two; or another one for each."""
+    """The first class at logit ``-depth`` for one of the two, or a different class for each."""
     number = torch.arange(len(z_p))
     if whose in ("teacher", "each"):
         z_p = z_p.masked_fill(number == 0, -depth)
@@ -134,7 +134,7 @@ def _with_depth(whose: str, z_p: Tensor, z_q: Tensor, depth: float) -> tuple[Ten
 
 @law(*SMOOTH, "ties")
 def a_class_impossible_to_one_is_a_limit(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
-    """Value and gradient at ``-inf`` are what they tend to as the logit falls; infinite values are ``+inf``."""
+    """Value and gradient at ``-inf`` are the limits for falling logits; infinite values are ``+inf``."""
     for whose in ("teacher", "student", "each"):
         pairs = [_with_depth(whose, z_p, z_q, depth) for depth in (1e5, 1e6, INF)]
         before, last, limit = (value(divergence, *each) for each in pairs)
@@ -148,7 +148,7 @@ def a_class_impossible_to_one_is_a_limit(divergence: Divergence, z_p: Tensor, z_
 
 @law(*FINITE)
 def never_nan(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
-    """Whatever is impossible to whom, in both precisions; and no infinite gradient where the value is moderate."""
+    """Any impossible classes on either side, in both precisions; no infinite gradient if the value is moderate."""
     number = torch.arange(len(z_p))
     for one in (z_p, without(z_p, number % 2 == 0), without(z_p, number > 0)):
         for two in (z_q, without(z_q, number % 3 == 0), without(z_q, number != 1)):
@@ -174,7 +174,7 @@ def one_hot_rows(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
 
 @law(*SMOOTH)
 def equal_everywhere(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
-    """All classes alike on both sides: 0; on the teacher's side only: a minimum for the student."""
+    """All classes equal on both sides: 0; on the teacher's side only: a minimum for the student."""
     level = torch.zeros_like(z_p)
     assert value(divergence, level, level) == 0
     assert value(divergence, level, level + 3) == 0
@@ -260,7 +260,7 @@ def half_precision_is_widened(divergence: Divergence, z_p: Tensor, z_q: Tensor) 
 
 @law("ordinary")
 def it_is_a_value(divergence: Divergence, z_p: Tensor, z_q: Tensor) -> None:
-    """Frozen, hashable, equal to its like, and called the same by ``repr``, which can be read back."""
+    """Frozen, hashable, equal by value, with a ``repr`` that can be read back."""
     again = read_back(repr(divergence))
     assert again == divergence
     assert type(again) is type(divergence)

@@ -1,4 +1,4 @@
-"""What a law is, which divergences and rows it is tried on, and the words it is written in."""
+"""The definition of a law, the divergences and rows it is tested on, and its helper functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Check = Callable[[Divergence, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Law:
-    """A statement, and the sorts of row pairs for which it is made."""
+    """A statement, and the kinds of row pairs to which it applies."""
 
     check: Check
     kinds: tuple[str, ...]
@@ -91,9 +91,9 @@ def log_softmax(z: Tensor) -> Tensor:
 def at(
     divergence: Divergence, log_p: Tensor, log_q: Tensor, label: Tensor | None = None, *, teacher_grad: bool = False
 ) -> Tensor:
-    """``D(p‖q)``; where it is about the label too, by default that is the teacher's likeliest class.
+    """``D(p‖q)``; if it depends on the label, the default label is the teacher's most probable class.
 
-    The laws are about single rows: where those of a batch are compared with each other, each is a batch of its own.
+    The laws are about single rows: for divergences that compare the rows of a batch, each is a separate batch.
     """
     if divergence.batch_axis and log_p.shape == log_q.shape and log_q.ndim > 1:
         each = zip(log_p, log_q, strict=True)
@@ -127,7 +127,7 @@ def close(got: Tensor, wanted: Tensor, relative: float, noise: float = 0.0) -> b
 
 
 def noise(divergence: Divergence) -> float:
-    """What the sums in which a row is normalised anew may differ by, when they are added up in another order."""
+    """The tolerance of the sums that normalise a row again, if they are added up in another order."""
     return 1e-12 if divergence.needs_full_distribution else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The laws catch a divergence that breaks them, and find a new one without being told."""
+"""The laws detect a divergence that breaks them, and cover a new one automatically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CrossEntropy(Divergence):
-    """Not 0 at p = q, as the published "forward KL" of many a repository."""
+    """Not 0 at p = q, like the published "forward KL" of many repositories."""
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
         return -(log_p.exp() * log_q).sum(-1)
@@ -46,7 +46,7 @@ class TopClassOnly(Divergence):
 
 @dataclass(frozen=True)
 class Ordered(Divergence):
-    """Reads meaning into the number of a class."""
+    """Depends on the index of a class."""
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
         number = torch.arange(log_p.shape[-1], dtype=log_p.dtype)
@@ -86,7 +86,7 @@ class Powers(Divergence):
 
 @dataclass(frozen=True)
 class Leaky(Divergence):
-    """Lets the gradient into the teacher."""
+    """Passes gradients to the teacher."""
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
         return ((log_p.exp() - log_q.exp()) ** 2).sum(-1)
@@ -99,7 +99,7 @@ class Leaky(Divergence):
 
 @dataclass(frozen=True)
 class OneNumber(Divergence):
-    """Adds the rows of a batch together."""
+    """Sums over the rows of a batch."""
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
         return ((log_p.exp() - log_q.exp()) ** 2).sum()
@@ -107,7 +107,7 @@ class OneNumber(Divergence):
 
 @dataclass(frozen=True)
 class OnLogits(Divergence):
-    """Takes what it is given for logits of any scale: infinite minus infinite at impossible classes."""
+    """Treats its input as logits of any scale: infinite minus infinite at impossible classes."""
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
         return ((log_p - log_q) ** 2).mean(-1)
@@ -115,7 +115,7 @@ class OnLogits(Divergence):
 
 @dataclass(frozen=True)
 class Blindfolded(Divergence):
-    """KL that leaves out the classes where it is infinite."""
+    """KL that ignores the classes where it is infinite."""
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
         seen = log_p.isfinite() & log_q.isfinite()
@@ -139,7 +139,7 @@ class Sloppy(Divergence):
 
 
 class Mutable(Divergence):
-    """Not a value."""
+    """Not a frozen value."""
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
         return ((log_p.exp() - log_q.exp()) ** 2).sum(-1)
@@ -181,7 +181,7 @@ def test_a_divergence_that_breaks_a_law_is_caught(toy: Divergence, name: str) ->
     def search(pair: tuple[Tensor, Tensor]) -> None:
         law.check(toy, *pair)
 
-    # Raised by the law itself, by gradcheck, by torch, or by the notation that does not know the toy.
+    # Raised by the law itself, by gradcheck, by torch, or by the notation, which does not know the toy.
     with pytest.raises((AssertionError, RuntimeError, ValueError, pytest.fail.Exception)):
         search()
 

@@ -1,4 +1,4 @@
-"""Every exported divergence obeys every law that it does not exempt itself from."""
+"""Every exported divergence obeys every law from which it is not exempt."""
 
 from __future__ import annotations
 

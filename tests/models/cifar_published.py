@@ -1,4 +1,4 @@
-"""The published CIFAR networks, told without the library: names with shapes, and forward passes over them.
+"""The published CIFAR networks, written without the library: names with shapes, and forward passes over them.
 
 From RepDistiller (CRD); the networks ``resnetN_a`` from pytorch_resnet_cifar10, whose own names ``akamaster`` gives.
 """
@@ -31,7 +31,7 @@ def shapes(name: str, classes: int) -> dict[str, tuple[int, ...]]:
 
 
 def weights(name: str, classes: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Numbers under the published names for which no layer's output dies or explodes."""
+    """Weights under the published names for which no layer's output vanishes or explodes."""
 
     def draw(key: str, shape: tuple[int, ...]) -> Tensor:
         if key.endswith("num_batches_tracked"):

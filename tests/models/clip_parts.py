@@ -1,4 +1,4 @@
-"""Small random CLIPs in directories, with the tokenizer and the files that real ones have."""
+"""Small random CLIPs in directories, with the tokenizer and files of real ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
 
 def clip_in(directory: Path, seed: int, *, width: int, projection: int, layers: int = 3, side: int = 8) -> CLIPModel:
-    """A random CLIP, sharp enough for its features to differ, saved as ``from_pretrained`` wants it."""
+    """A random CLIP, sharp enough for its features to differ, saved for ``from_pretrained``."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer: Any = build_tokenizer(directory, NAMES)
     torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def clip_in(directory: Path, seed: int, *, width: int, projection: int, layers: 
 
 
 def image_features(clip: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """What transformers computes; a tensor before version 5, an output with it since."""
+    """The result of transformers; a tensor before version 5, an output object since."""
     found = clip.get_image_features(pixel_values=pixels)
     return found if isinstance(found, torch.Tensor) else found.pooler_output
 

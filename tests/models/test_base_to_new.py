@@ -1,4 +1,4 @@
-"""Base-to-new measures against a loop in plain Python, and at their edges."""
+"""Base-to-new metrics compared with a loop in plain Python, and edge cases."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_nothing_right_and_nothing_there():
 
 
 def test_certain_logits():
-    """An impossible class (-inf) does not win, also where all rivals are impossible."""
+    """An impossible class (-inf) does not win, even if all other classes are impossible."""
     logits = torch.tensor([[-math.inf, 0.0, 5.0, 5.0]])
     assert sums(logits, torch.tensor([1]), (0, 1))["base_right"] == 1
     assert sums(logits, torch.tensor([0]), (0, 1))["base_right"] == 0

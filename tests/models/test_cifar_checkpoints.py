@@ -1,4 +1,4 @@
-"""Published checkpoints of CIFAR networks: their containers and names, and what is said where they do not fit."""
+"""Published checkpoints of CIFAR networks: their containers and names, and the errors if they do not fit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_repdistiller(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("modern", [True, False])
 @pytest.mark.parametrize("counted", [True, False])
 def test_pytorch_resnet_cifar10(modern: bool, counted: bool, tmp_path: Path) -> None:
-    """Trained by a torch that wrote another file format and did not count batches yet; the network under test computes
+    """Trained by a torch that wrote another file format and did not count batches; the network under test computes
     what the published one computes.
     """
     state = weights("resnet20_a", 10)
@@ -103,7 +103,7 @@ def test_half_precision_fills_a_float32_network(tmp_path: Path) -> None:
 
 
 def refusal(network: nn.Module, path: Path) -> str:
-    """What is said; the network stays as it was."""
+    """The error message; the network is unchanged."""
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(ConfigError) as caught:
         load_checkpoint(network, path)
@@ -178,7 +178,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         files.append(tmp_path / name)
-    torch.save(network, tmp_path / "pickled.pth")  # the object, which only code can bring back
+    torch.save(network, tmp_path / "pickled.pth")  # the object, which only code can restore
     for file in [*files, tmp_path / "pickled.pth"]:
         said = refusal(network, file)
         assert "torch.save(model.state_dict(), path)" in said

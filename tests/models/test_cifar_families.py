@@ -1,4 +1,4 @@
-"""The CIFAR networks are the published ones: names, shapes, counts and what they compute; and they take any size."""
+"""The CIFAR networks match the published ones: names, shapes, counts and outputs; and they take any image size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COUNTS = {  # parameters with 100 classes
     "shufflenetv1": 949_258,
     "shufflenetv2": 1_355_528,
 }
-# One of each kind of block: what a deeper sister adds are more of the same blocks.
+# One of each kind of block: deeper variants only add more of the same blocks.
 KINDS = ("resnet8", "resnet8x4", "resnet20_a", "wrn_16_1", "wrn_16_2", "vgg8", "vgg13", *list(COUNTS)[-3:])
 
 

@@ -1,4 +1,4 @@
-"""The prompted student: what it computes, what learns, what does not, and that its directory is enough."""
+"""The prompted student: its output, what is trained and what is not, and loading from its directory alone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_without_prompts_and_projector_it_is_the_clip_to_the_bit(directories, he
 
 
 def test_deep_prompts_as_the_paper_has_them(student, pixels):
-    """Against the equations in plain torch: own prompts for each of the first layers, those of before dropped."""
+    """Compared with the equations in plain torch: new prompts in each of the first layers, previous ones dropped."""
     tower, heads = student.eval().vision_model, 4
 
     def attention(x, part):
@@ -207,7 +207,7 @@ def test_its_directory_keeps_the_number_types(directories, head, tmp_path, pixel
 
 
 def test_a_copy_is_its_own(student, pixels):
-    """An EMA teacher is a deep copy: it must not look at the student's prompts."""
+    """An EMA teacher is a deep copy: it must not use the student's prompts."""
     twin = copy.deepcopy(student).eval()
     with torch.no_grad():
         before = twin(pixels)

@@ -102,7 +102,7 @@ def test_pixels_as_the_files_say(directory, clip, tmp_path):
     told = {"image_processor_type": "CLIPImageProcessor", "image_mean": MEAN, "image_std": STD, "resample": 3}
     told |= {"size": {"shortest_edge": 224}, "crop_size": side, "do_center_crop": True, "do_resize": True}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
-    expected = Preparation(MEAN, STD, 8, 8)  # its side is the tower's, whatever the file says
+    expected = Preparation(MEAN, STD, 8, 8)  # its size is the tower's, whatever the file specifies
     found = clip_preparation(str(tmp_path), clip)
     assert replace(found, mean=MEAN, std=STD) == expected
     assert found.mean + found.std == pytest.approx(MEAN + STD, abs=1e-4)

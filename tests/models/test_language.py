@@ -1,4 +1,4 @@
-"""Rows read out of real (tiny) models: the loss and its gradient are those of the model's own logits."""
+"""Rows of real (tiny) models: loss and gradient match those of the model's own logits."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ ROBERTA = {**SIZE, "is_decoder": True, "max_position_embeddings": 24, "pad_token
 
 
 def random_weights(make: Callable[[], Any]) -> Any:
-    """In double precision, and with weights large enough for every wrong scale to show."""
+    """In double precision, with weights large enough to expose any wrong scale."""
     torch.manual_seed(3)
     model = make()
     with torch.no_grad():
@@ -84,7 +84,7 @@ def a_batch() -> Any:
 
 
 def dense_loss(student: Any, teach: Any, batch: Any) -> torch.Tensor:
-    """What the model's own logits give, with nothing of ours between the model and the divergence."""
+    """The result from the model's own logits, with none of our code between the model and the divergence."""
     z_student = student(**batch.student.inputs).logits.flatten(0, 1)[batch.student.rows]
     with torch.no_grad():
         z_teacher = teach(**batch.student.inputs).logits.flatten(0, 1)[batch.student.rows]
@@ -139,7 +139,7 @@ def test_logits_themselves_agree_in_double_precision():
 
 
 class Scaled(transformers.LlamaForCausalLM):
-    """A scale that no configuration tells."""
+    """A scale that is not in the configuration."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -159,7 +159,7 @@ def test_an_unknown_scale_is_noticed(caplog):
 
 
 class Linear4bit(nn.Linear):
-    """As a quantised layer is: its weight is not what its forward multiplies by."""
+    """Like a quantised layer: its weight is not what its forward multiplies by."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden) * 2.0
@@ -224,7 +224,7 @@ def test_under_autocast_the_own_logits_are_met_to_bfloat16():
     assert found == pytest.approx(expected, rel=1e-2)
 
 
-# -- models that are not what they are taken for -----------------------------------------------------------------
+# -- models that differ from their declared type -----------------------------------------------------------------
 
 
 def bert(**options: Any) -> Any:
@@ -248,7 +248,7 @@ class Opening(transformers.LlamaForCausalLM):
 
 
 class LookAhead(transformers.LlamaForCausalLM):
-    """As a window that reaches to the right would: each output knows the next token but one."""
+    """Like a window that extends to the right: each output depends on the next token but one."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -305,7 +305,7 @@ def test_another_module_is_no_language_model(module, said):
 
 
 def seeing() -> Any:
-    """Rotary in its text; its eyes have a table of 4 places."""
+    """Rotary embeddings for text; a table of 4 positions for vision."""
     seen = {"image_size": 28, "patch_size": 14}
     config = transformers.Gemma3Config(
         text_config={**LLAMA_LIKE, "head_dim": 8, "max_position_embeddings": 24},

@@ -1,4 +1,4 @@
-"""A model directory with a fault is one sentence that names it; nothing that is new or left over is used in silence."""
+"""A faulty model directory raises a one-sentence error that names the fault; new or unused weights are never silent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The saved student: in the number type it came in, its adapters merged or with a base model that can be found."""
+"""The saved student: in its original dtype, with adapters merged or with a base model that can be found."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_student_in_float16_is_not_trained(tmp_path: Path) -> None:
 
 
 def adapter(base: str, folder: Path, *, seed: int = 5) -> torch.Tensor:
-    """A trained adapter of ``base`` in ``folder``; what it computes."""
+    """Saves a trained adapter of ``base`` in ``folder``; returns its output."""
     torch.manual_seed(seed)
     model = get_peft_model(llama(0), LoraConfig(init_lora_weights=False, **LORA))
     model.peft_config["default"].base_model_name_or_path = base

@@ -1,4 +1,4 @@
-"""Shrinking: the right layers go, the rest computes what it did before, and the result is an ordinary model."""
+"""Shrinking: the right layers are removed, the rest computes the same, and the result is an ordinary model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make(family: str) -> Any:
 
 
 def without_layers(model: Any, kept: tuple[int, ...]) -> Any:
-    """The judge: the model itself with its list of layers exchanged, each layer as it was built."""
+    """Reference: the model itself with its list of layers replaced, each layer as it was built."""
     judge = copy.deepcopy(model)
     name, layers = decoder_layers(judge)
     parent, _, attribute = name.rpartition(".")
@@ -120,7 +120,7 @@ def test_impossible_sizes_are_refused(layers: int) -> None:
 
 
 def test_layers_that_compute_by_their_number_are_refused() -> None:
-    """DiffLlama's attention subtracts more, the later its layer: nothing in its configuration could say so."""
+    """DiffLlama's attention depends on the index of its layer, which its configuration cannot express."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("diffllama", **SIZES)).train()
     with pytest.raises(ConfigError, match="by their index: layer 2 gives another output as layer 1"):
@@ -144,7 +144,7 @@ def test_a_model_without_one_list_of_layers_is_refused() -> None:
 
 @pytest.mark.parametrize("family", EACH)
 def test_influence_is_what_the_definition_says(family: str) -> None:
-    """Text by text, without padding, from the hidden states that the model gives out."""
+    """Text by text, without padding, from the hidden states that the model returns."""
     model = make(family)
     sums, tokens = torch.zeros(6, dtype=torch.float64), 0
     seen: dict[int, torch.Tensor] = {}

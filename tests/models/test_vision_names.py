@@ -1,4 +1,4 @@
-"""Classifiers by name: built, fitted to the data's classes or refused, saved, and loaded back as they were."""
+"""Classifiers by name: built, fitted to the data's classes or refused, saved, and loaded back unchanged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_transformers_model_comes_back_as_it_was_with_us_and_without(family: s
     again = load_classifier(directory, what=TEACHER, num_classes=4, class_names=ANIMALS)
     assert (again.preparation, again.class_names, again.source) == (CROPPED, ANIMALS, directory)
     assert torch.equal(logits(again), logits(student))
-    assert as_classifier(again.model)[1:3] == (CROPPED, ANIMALS)  # it knows where it came from
+    assert as_classifier(again.model)[1:3] == (CROPPED, ANIMALS)  # it records its origin
 
     alone = AutoModelForImageClassification.from_pretrained(directory).eval()
     images = list(photos(5, 24).permute(0, 2, 3, 1).numpy())
@@ -122,7 +122,7 @@ def test_a_model_without_a_trained_head_is_no_teacher(tmp_path: Path, caplog: py
     student = load_classifier(str(tmp_path), what=STUDENT, num_classes=4, fresh_head=True)
     assert "gets a new head" in caplog.text
     assert "its preprocessing is unknown" in caplog.text
-    assert student.preparation == Preparation(size=16)  # the only side that its position embeddings allow
+    assert student.preparation == Preparation(size=16)  # the only size that its position embeddings allow
     assert ImageRows(student).head_rows == 4
 
 
@@ -230,7 +230,7 @@ def test_a_published_checkpoint_makes_a_teacher(tmp_path: Path) -> None:
     path = tmp_path / "ckpt_epoch_240.pth"
     torch.save({"epoch": 240, "model": net.state_dict()}, path)
     teacher = load_classifier("cifar:resnet20", what=TEACHER, num_classes=10, checkpoint=str(path))
-    assert teacher.class_names is None  # the file does not say
+    assert teacher.class_names is None  # not in the file
     wanted = Preparation(CIFAR_MEAN, (0.2675, 0.2565, 0.2761))
     assert torch.equal(logits(teacher, 32), logits(Classifier(net, wanted), 32))
     with pytest.raises(ConfigError, match="num_classes=10"):
@@ -276,7 +276,7 @@ def test_a_network_of_ones_own_comes_back_by_the_function_that_built_it(tmp_path
     again = load_classifier(saved(student, tmp_path), what=TEACHER, num_classes=4, **allowed)
     assert again[1:] == student[1:]
     assert torch.equal(logits(again, 8), logits(student, 8))
-    usual = load_classifier(name, what=STUDENT, fresh_head=True)  # it knows how many classes it has
+    usual = load_classifier(name, what=STUDENT, fresh_head=True)  # the number of classes is recorded
     again = load_classifier(saved(usual, tmp_path / "usual"), what=TEACHER, **allowed)
     assert torch.equal(logits(again, 8), logits(usual, 8))
 
@@ -348,11 +348,11 @@ def test_an_adapter_of_an_image_classifier_is_no_classifier(tmp_path: Path) -> N
         load_classifier(str(tmp_path), what=STUDENT)
 
 
-# -- what a saved directory says runs no code ---------------------------------------------------------------------
+# -- a saved directory executes no code ---------------------------------------------------------------------------
 
 
 def claiming(directory: Path, **changed: Any) -> str:
-    """A saved classifier whose description was changed by somebody."""
+    """A saved classifier whose description was changed."""
     student = load_classifier("cifar:resnet8", what=STUDENT, num_classes=4, fresh_head=True)
     saved(student, directory)
     file = directory / "abkd.json"
@@ -377,7 +377,7 @@ def test_of_an_allowed_module_a_directory_reaches_only_what_is_written_in_it(tmp
 
 
 class Zoo(types.ModuleType):
-    """What is looked at of timm and of torchvision.models."""
+    """A stub of timm and of torchvision.models."""
 
     def is_model(self, name: str) -> bool:
         return name == "tiny"
@@ -418,7 +418,7 @@ def test_a_directory_can_ask_for_an_architecture_and_nothing_else(
         load_classifier(claiming(tmp_path, **changed), what=TEACHER)
 
 
-# -- names that lead nowhere ---------------------------------------------------------------------------------------
+# -- invalid names -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -592,7 +592,7 @@ def test_other_classes_or_another_order_are_refused(student: Any, teacher: Any, 
 def test_another_number_of_classes_is_refused() -> None:
     with pytest.raises(VocabularyError, match="the student has 4 classes and the teacher 5"):
         check_classes(telling(None), telling(None, 5), None)
-    flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)))  # takes no other side
+    flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)))  # accepts no other image size
     check_classes(ImageRows(flat, side=8), ImageRows(telling(None, 5)), ANIMALS[:3])
 
 

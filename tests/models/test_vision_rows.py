@@ -1,4 +1,4 @@
-"""A classifier's rows are its own logits on its own preparation of the pixels, whoever else reads the same batch."""
+"""A classifier's rows are its own logits on its own preprocessing, even if another model reads the same batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vision_parts import make_hf, photos
 MEAN, STD = (0.30, 0.45, 0.60), (0.11, 0.22, 0.33)
 PIL_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
-PROCESSORS: dict[str, dict[str, Any]] = {  # as they lie beside published models
+PROCESSORS: dict[str, dict[str, Any]] = {  # as published with models
     "whole": {"image_processor_type": "ViTImageProcessor", "size": {"height": 40, "width": 40}, "resample": 2},
     "legacy": {"feature_extractor_type": "ViTFeatureExtractor", "size": 40, "resample": 3},
     "share": {
@@ -47,7 +47,7 @@ def view(pixels: Tensor, rows: list[int] | None = None) -> View:
 
 
 def by_hand(images: np.ndarray, side: int, cut: int, resample: int) -> Tensor:
-    """What the teacher's own preprocessing makes of ``[N, H, W, 3]``: Pillow and numpy, image by image."""
+    """The teacher's own preprocessing of ``[N, H, W, 3]``: Pillow and numpy, image by image."""
     out = []
     for image in images:
         resized = Image.fromarray(image)
@@ -105,7 +105,7 @@ def test_two_models_prepare_one_batch_each_in_its_own_way() -> None:
         assert torch.equal(q, student((pixels.float() / 255 - mean) / std))
         assert torch.equal(p, teacher(seen_by_teacher(pixels)).logits)
     assert batch.inputs["pixels"].dtype == torch.uint8
-    assert torch.equal(batch.inputs["pixels"], photos(6, 20))  # nobody wrote into what both read
+    assert torch.equal(batch.inputs["pixels"], photos(6, 20))  # neither changed the shared input
 
 
 # -- the preparation -----------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_an_image_of_the_wanted_side_is_normalised_and_nothing_else() -> None:
 
 
 def test_a_gradient_goes_through_to_the_pixels_also_after_inference_mode() -> None:
-    preparation = Preparation((0.12, 0.34, 0.56), STD)  # of no other test: made inside
+    preparation = Preparation((0.12, 0.34, 0.56), STD)  # created here, for this test only
     with torch.inference_mode():
         preparation(photos(1, 8))
     pixels = photos(1, 8).float().requires_grad_()
@@ -167,7 +167,7 @@ def test_a_preparation_that_cannot_be_meant_is_refused(wrong: dict[str, Any]) ->
 
 
 class Giving(nn.Module):
-    """Gives its logits inside something."""
+    """Returns its logits inside a container."""
 
     def __init__(self, wrap: Any) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ def test_images_are_grey_for_a_model_of_one_channel(caplog: pytest.LogCaptureFix
 
 
 class Flawed(nn.Module):
-    """Somebody's module with a fault of its own."""
+    """A custom module with its own bug."""
 
     def __init__(self, forward: Any) -> None:
         super().__init__()

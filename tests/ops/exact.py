@@ -1,4 +1,4 @@
-"""A problem for the op solved in float64, with the size of what is added up for every number: the judge of rounding."""
+"""A float64 reference for the op, with the size of the summands of every number, to bound rounding errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Exact:
     gradients: dict[str, Tensor | None]
     sizes: Sizes
     gradient_sizes: Sizes
-    tied: Tensor  # rows ``[N]`` with two likeliest classes so close that rounding may exchange them
+    tied: Tensor  # rows ``[N]`` with two most probable classes so close that rounding may exchange them
 
 
 def exactly(one: Problem, divergence: abkd.Divergence, **options: Any) -> Exact:
@@ -50,7 +50,7 @@ def exactly(one: Problem, divergence: abkd.Divergence, **options: Any) -> Exact:
 
 
 def _largest(rows: TeacherRows | None) -> Tensor:
-    """The largest logit of each row by the parts that it is the sum of: what an exponential of it is off by, in ε."""
+    """The largest logit of each row by the size of its summands: the error of its exponential, in ε."""
     if rows is None:
         return torch.zeros(1, dtype=torch.float64)
     if isinstance(rows, Averaged):
@@ -63,7 +63,7 @@ def _largest(rows: TeacherRows | None) -> Tensor:
 
 
 def _tied(wide: Problem, of_row: Tensor, dtype: torch.dtype) -> Tensor:
-    """A soft cap brings many logits next to it: which of them is the largest, another order of sums may change."""
+    """A soft cap puts many logits close to it: another order of summation may change which is the largest."""
     least = FACTOR * torch.finfo(dtype).eps * of_row
     rows = [wide.student.logits(slice(None))]
     if isinstance(wide.teacher, Dense | Projected):
@@ -79,7 +79,7 @@ def _parts(logits: Tensor, pull: Tensor, temperature: float) -> Tensor:
 
 
 def _sizes(result: RowLosses, parts: Tensor, of_row: Tensor) -> Sizes:
-    """A loss is off by what its logits' errors do to it, and a row's number by as much in its own measure."""
+    """A loss has the error that its logits' errors cause, and so has a row's metric in its own unit."""
     divergence = result.divergence.nan_to_num(posinf=0.0)
     pulled = parts.sum(-1) * result.weight.sum() / result.weight.clamp(min=1e-3)
     sizes = {
@@ -96,7 +96,7 @@ def _sizes(result: RowLosses, parts: Tensor, of_row: Tensor) -> Sizes:
 
 
 def _carried(wide: Problem, parts: Tensor) -> Sizes:
-    """What the parts of the logits' gradient add up to on their way to the student's tensors."""
+    """The sums of the parts of the logits' gradient on the way to the student's tensors."""
     if "values" in wide.leaves:
         return {"values": parts}
     rows, head = wide.leaves["hidden"].abs(), wide.leaves["weight"].abs()
@@ -114,7 +114,7 @@ def sizes_of_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``Σ|parts|`` of a row's divergence ``[N]``, of its logits' gradient ``[N, V]``, and of a log-probability ``[N]``.
 
-    By the slopes themselves, before the normalisation cancels them: for rows of which a single class takes all.
+    From the slopes themselves, before the normalisation cancels them: for rows with all mass in one class.
     """
     z, y = z.double(), y.double()
     log_p, log_q = (torch.log_softmax(logits / temperature, -1).requires_grad_() for logits in (y, z))

@@ -72,7 +72,7 @@ class Counting(abkd.Divergence):
 
 @dataclass
 class Problem:
-    """Student tensors that want gradients, a teacher, targets."""
+    """Student tensors that require gradients, a teacher, targets."""
 
     leaves: dict[str, Tensor]
     teacher: TeacherRows | None
@@ -90,7 +90,7 @@ class Problem:
         )
 
     def fresh(self, dtype: torch.dtype | None = None, *, teacher: bool = False) -> Problem:
-        """The same numbers in leaves of their own."""
+        """The same values in separate leaves."""
         leaves = {
             name: leaf.detach().to(dtype or leaf.dtype).clone().requires_grad_(leaf.requires_grad)
             for name, leaf in self.leaves.items()
@@ -124,7 +124,7 @@ def problem(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Problem:
-    """Random rows: 6 wide for the student, 9 for the teacher; others for another seed of the whole run."""
+    """Random rows: width 6 for the student, 9 for the teacher; they depend on the seed of the whole run."""
     draw = torch.Generator().manual_seed(seed + 1000 * int(os.environ.get("ABKD_TEST_SEED", "0")))
 
     def normal(*shape: int) -> Tensor:
@@ -145,7 +145,7 @@ def problem(
 
 
 def bucketed(teacher: Rows, k: int, temperature: float = 1.0, dtype: torch.dtype | None = None) -> TopK:
-    """What a cache of the k likeliest classes knows of a teacher, at a temperature."""
+    """A teacher's rows as a top-k cache stores them, at a temperature."""
     logits = teacher.logits(slice(None)).detach()
     log_p = torch.log_softmax(logits.double() / temperature, -1)
     top = log_p.topk(k, -1)
@@ -163,5 +163,5 @@ def gradients(one: Problem, divergence: abkd.Divergence, **options: Any) -> tupl
 
 
 def gap(got: Tensor, wanted: Tensor) -> float:
-    """The largest difference, in units of the largest wanted number (of 1 where all are small)."""
+    """The largest difference, relative to the largest expected number (absolute if all are small)."""
     return ((got - wanted).abs().max() / wanted.abs().max().clamp(min=1.0)).item() if wanted.numel() else 0.0

@@ -19,7 +19,7 @@ BOTH: tuple[Of, ...] = ("probabilities", "logits")
 
 
 def ensemble(of: Of, **shape: Any) -> Problem:
-    """Three members: two heads of other widths, and one that gives its logits."""
+    """Three members: two heads of different widths, and one that returns its logits."""
     one = problem(**shape)
     assert isinstance(one.teacher, Projected)
     second = Projected(torch.randn(13, 4), Head(torch.randn(37, 4), torch.randn(37), 0.6, 3.0))
@@ -45,7 +45,7 @@ def test_every_option(option: dict[str, Any], of: Of) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_what_the_averages_are(temperature: float) -> None:
-    """The mean of the members' probabilities at the temperature; their geometric mean, made to add up to 1."""
+    """The mean of the members' probabilities at the temperature; their normalised geometric mean."""
     z, y = 3 * torch.randn(2, 7, 20, dtype=torch.float64)
     p, q = (torch.softmax(each / temperature, -1) for each in (z, y))
     wanted = {"probabilities": (p + q) / 2, "logits": (p * q).sqrt() / (p * q).sqrt().sum(-1, keepdim=True)}

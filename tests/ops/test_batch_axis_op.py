@@ -1,4 +1,4 @@
-"""Divergences of whole distributions in the op: all rows at once where they are compared, labels, refusals."""
+"""Divergences that compare the rows of a batch in the op: all rows at once, labels, errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_all_rows_are_seen_together_whatever_the_plan(divergence: abkd.Divergenc
             result = assert_same(one, divergence, plan=ChunkPlan(rows, compiled))
             assert result.plan == ChunkPlan(rows, compiled)
             torch.testing.assert_close(result.divergence, wanted, check_dtype=False)
-    large = problem(40, 4000, dtype=torch.float64)  # more than the processor's cache is meant to take
+    large = problem(40, 4000, dtype=torch.float64)  # larger than the processor's cache
     assert_same(large, divergence)
 
 
@@ -112,7 +112,7 @@ def test_labels_that_are_not_there() -> None:
     ):
         with pytest.raises(ConfigError, match="needs the label of each row, got none"):
             call()
-    assert linear_divergence(one.student, None, DKD(), kd_weight=0.0).loss == 0  # nobody to compare with
+    assert linear_divergence(one.student, None, DKD(), kd_weight=0.0).loss == 0  # no row to compare with
 
 
 def test_without_targets_whatever_is_not_about_them_is_worked_out() -> None:

@@ -20,7 +20,7 @@ def logits(*shape: int) -> tuple[Tensor, Tensor]:
 
 
 def labels(divergence: abkd.Divergence, z: Tensor) -> Tensor | None:
-    """Some, where the divergence is about them."""
+    """Labels, if the divergence needs them."""
     return z.argmin(-1) if divergence.needs_targets else None
 
 

@@ -1,4 +1,4 @@
-"""The fused implementation: the same numbers, compiled once for all parameters; and life without a compiler."""
+"""The fused implementation: the same numbers, compiled once for all parameters; and the fallback without a compiler."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ print("same:", abs(losses[0] - losses[1]) < 1e-6 and abs(losses[2] - losses[3]) 
 
 
 def run_without(tmp_path: Path, **environment: str) -> str:
-    """What a process prints that has this environment and none of another process's compiled functions."""
+    """The output of a process with this environment and an empty cache of compiled functions."""
     known = {**os.environ, "ABKD_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT],
@@ -64,7 +64,7 @@ def test_where_torch_s_compiler_is_switched_off_the_eager_path_serves_and_says_s
 
 
 def test_without_a_compiler_the_eager_path_is_planned_and_says_so_once(tmp_path: Path) -> None:
-    """Then also a plan recorded where there was a compiler is carried out."""
+    """A plan that was recorded with a compiler is then executed too."""
     said = run_without(tmp_path, PATH=str(tmp_path), CC="")
     assert said.count("abkd WARNING") == 1
     assert "no C compiler" in said
@@ -88,7 +88,7 @@ def test_a_compiler_that_does_not_work_is_given_up(tmp_path: Path) -> None:
 def test_what_was_compiled_is_kept_and_a_broken_file_is_said(tmp_path: Path) -> None:
     assert "abkd WARNING" not in run_without(tmp_path)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "native").iterdir()}
-    assert len(kept) == 2  # the α-β family and total variation, and nothing half-done
+    assert len(kept) == 2  # the α-β family and total variation, no partial files
     assert "abkd WARNING" not in run_without(tmp_path, PATH=str(Path(_native.find_compiler() or "").parent))
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     for path in kept:

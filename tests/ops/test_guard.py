@@ -1,4 +1,4 @@
-"""The chunk fits the memory: chosen from what is free, halved where that was not enough."""
+"""The chunk fits into memory: chosen from the free memory, halved if that was not enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bf16, fp16, mixed dtypes and autocast: no worse than the naive form, both judged in float64."""
+"""bf16, fp16, mixed dtypes and autocast: no worse than the naive form, both compared with float64."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def judged(one: Problem, divergence: abkd.Divergence, **options: Any) -> dict[st
 
 
 def error(got: Tensor, judge: Tensor) -> float:
-    """Root of the mean square, in units of that of the true numbers."""
+    """Root mean square, relative to that of the exact values."""
     return ((got.double() - judge).square().mean().sqrt() / judge.square().mean().sqrt()).item()
 
 
 def naive(one: Problem, divergence: abkd.Divergence, *, autocast: torch.dtype | None = None) -> dict[str, Tensor]:
-    """What one writes by hand: logits, ``.float()``, log-softmax, the divergence's mean, backward."""
+    """The naive form: logits, ``.float()``, log-softmax, the divergence's mean, backward."""
     mine = one.fresh()
     context = nullcontext() if autocast is None else torch.autocast("cpu", autocast)
     with context, torch.no_grad():
@@ -164,7 +164,7 @@ def test_many_chunks_are_summed_in_float32() -> None:
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
 def test_fp16_keeps_gradients_that_a_loss_scaler_would_save(size: float) -> None:
-    """A scaler multiplies after the op's gradients are there: nothing may have been lost by then."""
+    """A grad scaler multiplies after the op has computed its gradients: nothing may be lost before."""
     one = problem(1000, 1500, dtype=torch.float16, spread=size**0.5)
     one.teacher = Projected(one.teacher.hidden.double() / 3, one.teacher.head.to(torch.float64))
     mine = one.fresh()

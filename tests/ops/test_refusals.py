@@ -1,4 +1,4 @@
-"""What cannot be meant is refused with a sentence that says what was wanted, what came, and the way out."""
+"""Invalid arguments raise a message with what was expected, what was got, and the way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the method's released code gets wrong about whole batches; here each stays right.
+"""Defects of the method's released code on whole batches; each is a regression test here.
 
 The defects of a single row are in ``tests/divergences/test_known_defects.py``.
 """
@@ -100,7 +100,7 @@ def test_d7_a_row_without_weight_is_never_computed(impl: str) -> None:
 
 
 def test_d8_different_vocabularies_are_refused_with_the_way_out() -> None:
-    """Cutting both to the classes they share is the caller's decision; the sizes are named, not torch's internals."""
+    """Truncating to the shared classes is the caller's decision; the error names the sizes, not torch's internals."""
     student, teacher = torch.randn(2, 3, 10), torch.randn(2, 3, 12)
     with pytest.raises(VocabularyError) as refusal:
         abkd.divergence_loss(student, teacher, POINT)
@@ -119,7 +119,7 @@ def test_d8_different_vocabularies_are_refused_with_the_way_out() -> None:
 
 @pytest.mark.parametrize("impl", ["chunked", "reference"])
 def test_d8_cut_to_the_shared_classes(impl: str) -> None:
-    """What the message asks for is exact: a class impossible to both changes nothing."""
+    """The suggestion in the message is exact: a class that is impossible for both changes nothing."""
     torch.manual_seed(0)
     student, teacher = torch.randn(5, 10), torch.randn(5, 12)
     padded = torch.cat([student, torch.full((5, 2), -math.inf)], -1)
@@ -143,7 +143,7 @@ def test_d11_mean_over_tokens_not_over_ranks() -> None:
     whole = abkd.divergence_loss(student, teacher, POINT, mask=mask)
     assert whole.item() == pytest.approx(4.1032, rel=2e-5)
     alone = [abkd.divergence_loss(student[i], teacher[i], POINT, mask=mask[i]).item() for i in (0, 1)]
-    assert alone == pytest.approx([7.3879, 3.9303], rel=2e-5)  # their mean, 5.6591, is the defect
+    assert alone == pytest.approx([7.3879, 3.9303], rel=2e-5)  # the defect gives their mean, 5.6591
 
     shares = [
         abkd.linear_divergence(
@@ -169,7 +169,7 @@ def test_the_loss_of_the_op_and_the_plain_loss_are_one() -> None:
 
 @pytest.mark.parametrize("point", [(0.8, 0.3), (0.2, 0.7)])
 def test_temperature_squared_keeps_the_scale_of_the_gradient(point: tuple[float, float]) -> None:
-    """Without it the gradient falls by a factor of about 30 from T=1 to 8, so the weight would need tuning with T."""
+    """Without it the gradient falls by a factor of about 30 from T=1 to 8: the weight would have to be tuned with T."""
     student, teacher = batch(classes=100)
     norms = []
     for temperature in (1.0, 2.0, 4.0, 8.0):
@@ -184,7 +184,7 @@ def test_temperature_squared_keeps_the_scale_of_the_gradient(point: tuple[float,
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits(dtype: torch.dtype) -> None:
-    """Softmax in float32: the loss is that of the rounded logits, the gradient comes back in their precision."""
+    """Softmax in float32: the loss is that of the rounded logits, the gradient has their precision."""
     student, teacher = (x.detach().to(dtype) for x in batch())
     student.requires_grad_()
     loss = abkd.divergence_loss(student, teacher, POINT)

@@ -1,4 +1,4 @@
-"""Several distances from one projection."""
+"""Several divergences from one projection."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_kind_of_rows_gives_the_op_s_own_numbers(kind: str) -> None:
         one.teacher = Averaged((one.teacher, Dense(torch.randn(13, 37))))
     else:
         one.teacher = bucketed(one.teacher, 5, 2.0)
-    temperatures = (1.0, 2.0) if kind == "averaged" else (2.0,)  # a cache is of one temperature
+    temperatures = (1.0, 2.0) if kind == "averaged" else (2.0,)  # a cache has one temperature
     wanted = {f"at {t}": RowLossSpec(abkd.AlphaBeta(), temperature=t) for t in temperatures}
     got = row_metrics(one.student, one.teacher, wanted, one.targets, plan=ChunkPlan(5, False))
     for temperature in temperatures:

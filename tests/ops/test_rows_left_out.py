@@ -1,4 +1,4 @@
-"""Rows without weight: not computed, without influence; and no row at all."""
+"""Rows with weight 0: not computed, without influence; and a batch without rows."""
 
 from __future__ import annotations
 

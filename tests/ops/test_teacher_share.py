@@ -1,4 +1,4 @@
-"""A mixture in which every row has its own share of the teacher."""
+"""A mixture with a separate teacher share per row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def with_top_k(one: Problem, k: int, temperature: float) -> Problem:
 
 
 def naive(kind: type, log_p: Tensor, log_q: Tensor, share: Tensor) -> Tensor:
-    """As it is written in the papers, per row; the teacher's share is ``share``."""
+    """As in the papers, per row; the teacher's share is ``share``."""
     w = share[:, None]
     log_m = torch.logaddexp(log_p + w.log(), log_q + torch.log1p(-w))
     of_p, of_q = (log_p.exp() * (log_p - log_m)).sum(-1), (log_q.exp() * (log_q - log_m)).sum(-1)

@@ -1,4 +1,4 @@
-"""A teacher known by its likeliest classes: the naive form over buckets, in every form, at any k."""
+"""A teacher known by its top-k classes: compared with the naive form over buckets, in every form, at any k."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_option(option: dict[str, Any], compiled: bool) -> None:
 @pytest.mark.parametrize("compiled", FORMS)
 @pytest.mark.parametrize("divergence", OF_BUCKETS, ids=repr)
 def test_all_classes_known_is_the_whole_divergence(divergence: abkd.Divergence, compiled: bool) -> None:
-    """Whatever log_tail says then, -inf or what rounding left of it; and the temperature is that of log_p."""
+    """For any value of log_tail, -inf or the rest from rounding; and the temperature is that of log_p."""
     one = problem(dtype=torch.float64, bias=True)
     for temperature in (1.0, 2.0):
         mine = with_top_k(one, 37, temperature)
@@ -82,7 +82,7 @@ def test_all_classes_known_is_the_whole_divergence(divergence: abkd.Divergence, 
 @pytest.mark.parametrize("compiled", FORMS)
 @pytest.mark.parametrize("depth", [20.0, 60.0, 300.0])
 def test_a_tail_that_the_student_has_nearly_emptied(depth: float, compiled: bool) -> None:
-    """Where 1 - Σq over the known classes is all rounding, or 0: the tail's logarithm is a sum over the tail."""
+    """If 1 - Σq over the known classes is only rounding error, or 0: the tail's logarithm is a sum over the tail."""
     one = problem(6, 900, dense_student=True, dense_teacher=True)
     mine = with_top_k(one, 3)
     assert isinstance(mine.teacher, TopK)
@@ -107,7 +107,7 @@ def test_impossible_classes_on_either_side(compiled: bool) -> None:
     with torch.no_grad():
         one.leaves["values"][:, :3] = -torch.inf
         one.teacher.values[:, 2:5] = -torch.inf
-        one.teacher.values[0, 6:] = -torch.inf  # leaves the tail nothing
+        one.teacher.values[0, 6:] = -torch.inf  # leaves no mass for the tail
         one.leaves["values"][1, one.teacher.values[1].argsort()[:-4]] = -torch.inf  # likewise the student's
     for divergence in (AB, abkd.JensenShannon(0.3), abkd.SkewForwardKL(), abkd.SkewReverseKL(), abkd.TotalVariation()):
         options: dict[str, Any] = {"plan": ChunkPlan(3, compiled), "temperature": 1.5}
@@ -135,7 +135,7 @@ def test_nothing_is_pulled_where_the_models_are_equal(divergence: abkd.Divergenc
 
 @pytest.mark.parametrize("compiled", FORMS)
 def test_a_cache_in_half_precision_and_models_in_half_precision(compiled: bool) -> None:
-    """No worse than autograd over the same logits, both judged in float64."""
+    """No worse than autograd over the same logits, both compared with float64."""
     for dtype in (torch.bfloat16, torch.float16):
         for shape in ({}, {"bias": True, "softcap": 5.0}, {"dense_student": True}):
             one = with_top_k(problem(333, 300, dtype=dtype, **shape), 8, dtype=torch.float16)
@@ -188,7 +188,7 @@ def test_logits_of_the_caller_are_never_written_to() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Notes the size of every tensor that comes out of an operation, and where it lies."""
+    """Records the size and the storage of every tensor that an operation returns."""
 
     def __init__(self, at_least: int) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("compiled", FORMS)
 @pytest.mark.parametrize("kind", ["top-k", "none", "averaged"])
 def test_the_logits_of_one_chunk_are_all_that_is_ever_built(kind: str, compiled: bool) -> None:
-    """And beside a top-k teacher, or none, that is one room: the gradient takes its place."""
+    """With a top-k teacher, or none, they share one buffer: the gradient replaces the logits."""
     rows, classes, chunk = 320, 5000, 32
     one = problem(rows, classes)
     options: dict[str, Any] = {"targets": one.targets, "ce_weight": 0.5, "plan": ChunkPlan(chunk, compiled)}

@@ -1,4 +1,4 @@
-"""f-DISTILL's question to a small real run: forward KL covers the teacher, reverse KL keeps to what it would say."""
+"""f-DISTILL's prediction on a small real run: forward KL covers the teacher, reverse KL is mode-seeking."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRIDES = (1, 2, 3, 5)
 
 
 def walks(seed: int, names: range) -> TokenizedDataset:
-    """A name, and from a number on a walk around a clock by one of four strides: the second number tells which."""
+    """A name, and a walk around a clock from some number with one of four strides, given by the second number."""
     chance = random.Random(seed)
     examples: list[Any] = []
     for name in names:
@@ -31,7 +31,7 @@ def walks(seed: int, names: range) -> TokenizedDataset:
 
 
 def trained(path: Path, model: Any, teach: Any, steps: int, **options: Any) -> Any:
-    """The trainer of a model after so many steps."""
+    """The trainer of a model after this many steps."""
     settings: dict[str, Any] = {
         "eval_samples": 96,
         "max_steps": steps,
@@ -55,7 +55,7 @@ def trained(path: Path, model: Any, teach: Any, steps: int, **options: Any) -> A
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """A teacher that has learnt the walks, and a student too small for them after its pre-distillation."""
+    """A teacher that has learnt the walks, and a pre-distilled student that is too small for them."""
     path = tmp_path_factory.mktemp("directional")
     teacher, student = llama(7, width=32, layers=2, sharpness=1.0), llama(0, width=8, sharpness=1.0)
     trained(path, teacher, copy.deepcopy(teacher), 150, ce_weight=1.0, kd_weight=0.0, eval_samples=0)

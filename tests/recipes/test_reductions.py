@@ -1,4 +1,4 @@
-"""What each method is the same as, where it must be: real steps of the shipped recipes, on tiny models."""
+"""Special cases in which methods must coincide: real steps of the shipped recipes, on tiny models."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class Learnt:
 
 
 def _terms_at(recipe: str, progress: float) -> Any:
-    """The terms of a recipe as they are at a moment of its run, for all of this one."""
+    """The terms of a recipe at one point of its run, used for this whole run."""
     return list(load(recipe).objective().at(progress))
 
 
 def _written_by_the_teacher(path: Path, sampling: Sampling) -> TokenizedDataset:
-    """What the teacher writes to the rows, as data like any other."""
+    """The teacher's completions of the rows, as ordinary data."""
     data: Any = trainer(path, llama(0), max_length=64).train_dataset
     examples: list[Example] = [data[i] for i in range(len(rows()))]
     prompts = [prompt_of(row) for row in examples]
@@ -226,7 +226,7 @@ def test_the_exact_one_is_the_published_one_where_the_tokens_before_tell_nothing
         for name in ("js", "js_exact")
         for length in (1, 6)
     }
-    assert steps["js_exact", 1].is_as(steps["js", 1])  # before the first token all is open
+    assert steps["js_exact", 1].is_as(steps["js", 1])  # before the first token both are equally probable
     assert not steps["js_exact", 6].is_as(steps["js", 6], within=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Every shipped recipe by the command line, on tiny models: shown, cached where it wants a cache, and trained."""
+"""Every shipped recipe on the command line, with tiny models: shown, cached if it needs a cache, and trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from abkd.teachers.caches import CachedTeacher
 from training_parts import WORDS, gpt2, llama, rows, save_models, write_rows
 
 TEXT = [name for name in shipped() if "/" not in name]  # those for images: test_vision_recipes
-STEPS = 4  # the last of them lies in the last stage of every recipe
+STEPS = 4  # the last one is in the last stage of every recipe
 REPLAY = "Replay(StudentSamples(), capacity=1000, fresh=anneal(1.0, 0.0))"
 TABLE_8 = {
     "gpt2_dolly_abkd_on_policy": "StudentSamples()",
@@ -78,7 +78,7 @@ def abkd(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def test_it_is_shown_with_its_sources(name: str, abkd: Callable[..., str]) -> None:
     shown = abkd("show", name)
     recipe = load(name)
-    assert yaml.safe_load(shown) == recipe.resolved()  # what stands above is comment
+    assert yaml.safe_load(shown) == recipe.resolved()  # the rest is comments
     head = "\n".join(line for line in shown.splitlines() if line.startswith("#"))
     assert head.startswith("# L = ")
     source = _source(name)

@@ -1,4 +1,4 @@
-"""The recipes for images: the settings of the papers' tables, and each of them run on generated pictures."""
+"""The recipes for images: the settings of the papers' tables, and a run of each on generated images."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def _inside(divergence: Any) -> Divergence:
 
 
 def _loss(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe is its loss."""
+    """The part of a recipe that defines its loss."""
     names = ("divergence", "ce_weight", "kd_weight", "kd_temperature", "scale_by_temperature_squared")
     return {name: recipe.config[name] for name in names if name in recipe.config}
 
 
-# ---- what they say
+# ---- settings
 
 
 def test_there_is_a_recipe_for_every_entry_of_the_tables() -> None:
@@ -165,7 +165,7 @@ def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path: Path, monkeypatc
         load("teacher.yaml")
 
 
-# ---- that they run
+# ---- runs
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Callable[[str], Path]:
-    """Random networks with the right statistics in their normalisation, as the files that RepDistiller writes."""
+    """Random networks with matching batch statistics, in the files that RepDistiller writes."""
     folder = tmp_path_factory.mktemp("teachers")
 
     def of(name: str) -> Path:
@@ -214,7 +214,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Callab
 
 @pytest.fixture
 def momenta(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the optimizers of the runs were told."""
+    """The settings of the runs' optimizers."""
     seen: list[dict[str, Any]] = []
     create = DistillTrainer.create_optimizer
 
@@ -265,7 +265,7 @@ def test_it_runs_on_arrays(
     assert {record["learning_rate"] for record in steps} == {0.05}
     group, *others = [group for group in momenta if group["params"]]
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.9, 5e-4, 0.05)
-    assert not others  # biases and normalisation are among them
+    assert not others  # including biases and normalisation
     made = json.loads((tmp_path / "run" / "abkd.json").read_text())
     assert made["num_classes"] == 100
 
@@ -273,7 +273,7 @@ def test_it_runs_on_arrays(
 def test_all_held_out_images_are_measured_though_training_leaves_out_its_last_batch(
     pictures: Path, tmp_path: Path, abkd: Any
 ) -> None:
-    """The 12 test images are fewer than a batch of evaluation; and a teacher that was trained here can teach."""
+    """The 12 test images are less than an evaluation batch; and a teacher that was trained here can be used."""
     flags = _flags(
         train_file=pictures, eval_file=pictures, per_device_train_batch_size=4, model_name_or_path="cifar:resnet8"
     )
@@ -291,13 +291,13 @@ def test_all_held_out_images_are_measured_though_training_leaves_out_its_last_ba
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small untrained CLIPs, four pictures, CoOp's file about them, and the same pictures in folders."""
+    """Two small untrained CLIPs, four images, CoOp's split file for them, and the same images in folders."""
     folder = tmp_path_factory.mktemp("clips")
     names = ("red", "green", "blue", "grey")
     noise = np.random.default_rng(0)
     pixels = torch.from_numpy(noise.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("abkd.demo.clip._MOST_TOKENS", 60)  # letter by letter, for captions that it has not learnt from
+        patch.setattr("abkd.demo.clip._MOST_TOKENS", 60)  # letter by letter, for captions that it was not trained on
         for name, width in (("teacher", 64), ("student", 32)):
             train_clip(folder / name, Build(width, 1, width, epochs=1, images=4), pixels, torch.arange(4), names)
     listed = []

@@ -1,6 +1,6 @@
-"""The four families of the paper's image classifiers: at (1, 0) each is the method it is made from, to the last digit.
+"""The four families of the paper's image classifiers: at (1, 0) each equals its base method, to the last digit.
 
-The methods are written here once more, from their papers, in plain torch and in float64.
+The methods are reimplemented here from their papers, in plain torch and in float64.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def wttm(student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
 
 
 class Family(NamedTuple):
-    """A method in its own words, the transform around its divergence, and what an objective is told beside."""
+    """A method's own formula, the transform around its divergence, and the other arguments of its objective."""
 
     plain: Plain
     around: Callable[[Divergence], Divergence]

@@ -1,4 +1,4 @@
-"""Models so small that every sequence can be written down, so that an expectation over sequences is a sum.
+"""Models so small that every sequence can be enumerated: an expectation over sequences is a sum.
 
 A model is a table of logits, one row for every prefix; a sequence is a path through the table. Whatever the library
 computes row by row is then compared with the divergence between the two distributions over sequences.
@@ -22,10 +22,10 @@ from abkd.sequence_mixture import teacher_share
 
 @dataclass(frozen=True)
 class Space:
-    """All sequences over ``classes`` tokens: of ``length``, or ended before by the token ``end``.
+    """All sequences over ``classes`` tokens: of ``length``, or ended earlier by the token ``end``.
 
     ``row``, ``target`` and ``sequence`` ``[N]`` list every token of every sequence: which row of the table predicts it,
-    which class it is, which sequence it belongs to. This is what a batch of them all looks like.
+    which class it is, which sequence it belongs to: a batch of all of them.
     """
 
     classes: int
@@ -114,9 +114,9 @@ class Pair:
         return teacher_share(of_tokens(self.log_p), of_tokens(self.log_q), self.space.sequence, prior)
 
     def step_wise(self, divergence: Divergence, written_by: Tensor, **how: Any) -> Tensor:
-        """The expected sum over the tokens of sequences that are written with log-probability ``written_by`` ``[S]``.
+        """The expected sum over the tokens of sequences that are sampled with log-probability ``written_by`` ``[S]``.
 
-        As a trainer has it: the op, with every token of every sequence as a row, and no gradient through the writing.
+        As in the trainer: the op, with every token of every sequence as a row, and no gradient through the sampling.
         """
         row, weight = self.space.row, written_by.detach().exp()[self.space.sequence]
         rows = Dense(self.z_q[row]), Dense(self.z_p[row])
@@ -124,7 +124,7 @@ class Pair:
 
 
 def row_by_row(divergence: Divergence, log_p: Tensor, log_q: Tensor, share: Tensor) -> Tensor:
-    """``[N]``: each row by a divergence of its own, whose constant is that row's share of the teacher."""
+    """``[N]``: a separate divergence per row, whose constant is that row's share of the teacher."""
     made = {
         JensenShannon: JensenShannon,
         SkewForwardKL: SkewForwardKL,
@@ -135,7 +135,7 @@ def row_by_row(divergence: Divergence, log_p: Tensor, log_q: Tensor, share: Tens
 
 
 def reference() -> Pair:
-    """The pair that the reference values are about."""
+    """The pair of the reference values."""
     where = space(4, 4)
     return Pair(where, table(where, 1), table(where, 2))
 

@@ -1,6 +1,6 @@
-"""What a student does that cannot match its teacher: one bump fitted to two, by every divergence here.
+"""Mode covering and mode seeking: a single mode fitted to two, with every divergence.
 
-The numbers of the notes on f-DISTILL (arXiv 2307.15190), which are as exact as their grid was.
+The reference values are from notes on f-DISTILL (arXiv 2307.15190), up to the resolution of their grid.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDTHS = torch.logspace(math.log10(0.2), math.log10(3), 80, dtype=torch.float64)
 
 
 class Fit(NamedTuple):
-    """The nearest student, and how unlikely the teacher's text is to it (r_cvg) and its own to the teacher (r_llh)."""
+    """The closest student, how unlikely it finds the teacher's text (r_cvg), and the teacher its text (r_llh)."""
 
     centre: float
     width: float
@@ -88,7 +88,7 @@ def test_forward_kl_answers_for_the_teachers_text_reverse_kl_for_its_own_and_tot
 
 
 def test_alpha_beta_switches_once_from_seeking_to_covering() -> None:
-    """On α + β = 1, near α = 0.43; neither side knows anything between."""
+    """On α + β = 1, near α = 0.43; there is nothing in between."""
     widths = [fitted(AlphaBeta(step / 20, 1 - step / 20)).width for step in range(21)]
     assert all(width < 0.4 for width in widths[:9])
     assert all(width > 2 for width in widths[9:])

@@ -1,4 +1,4 @@
-"""The teacher's share, against a loop."""
+"""The teacher's share, compared with a loop."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_student_has_the_rest(texts: list[list[tuple[float, float]]]) -> Non
 @quickly
 @given(TEXTS)
 def test_what_stands_beside_a_sequence_changes_nothing(texts: list[list[tuple[float, float]]]) -> None:
-    """But for the last bit, which vectors and their remainders round differently. In float32, as a trainer has it."""
+    """Equal up to the last bit, which vectors and their remainders round differently. In float32, as in a trainer."""
     together, *alone = (
         teacher_share(teacher.float(), student.float(), numbers)
         for teacher, student, numbers in map(packed, (texts, *([text] for text in texts)))

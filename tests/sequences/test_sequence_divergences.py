@@ -1,4 +1,4 @@
-"""Which divergences between whole sequences are sums over their tokens, and what the others are bounds of.
+"""Which divergences between whole sequences are sums over their tokens, and which sums are only bounds.
 
 The reference values were computed with other code for the notes on f-DISTILL (arXiv 2307.15190); numpy's generators 1
 and 2 draw the same teacher and student.
@@ -33,7 +33,7 @@ PRIORS = [0.1, 0.5, 0.85]
 
 
 def halves(pair: Pair, prior: float, share: Tensor | None = None) -> float:
-    """``prior·E_p Σ KL(p_t‖m_t) + (1-prior)·E_q Σ KL(q_t‖m_t)``, one divergence for the text of each writer."""
+    """``prior·E_p Σ KL(p_t‖m_t) + (1-prior)·E_q Σ KL(q_t‖m_t)``, one divergence for the text of each model."""
     how = {} if share is None else {"teacher_share": share}
     covering = pair.step_wise(SkewForwardKL(prior), pair.teacher, **how)
     seeking = pair.step_wise(SkewReverseKL(1 - prior), pair.student, **how)
@@ -77,7 +77,7 @@ def test_reference_values_of_jensen_shannon_with_the_same_share_everywhere() -> 
 
 
 def test_the_models_are_what_a_plain_loop_says() -> None:
-    """The whole fixture over again, in floats and by recursion."""
+    """The same result again, in floats and by recursion."""
     pair = reference()
     p, q = pair.log_p.exp().tolist(), pair.log_q.exp().tolist()
     places = {prefix: i for i, prefix in enumerate(y for t in range(4) for y in product(range(4), repeat=t))}
@@ -123,7 +123,7 @@ def test_divergences_through_a_mixture_add_up_with_the_share_that_follows_from_t
 @every_pair
 @pytest.mark.parametrize("prior", PRIORS)
 def test_jensen_shannon_adds_up_in_one_term_over_text_of_either_writer(pair: Pair, prior: float) -> None:
-    """Where a coin says who writes a sequence, the share is the probability that it was the teacher."""
+    """If the sampling model is chosen at random, the share is the probability that it was the teacher."""
     either = torch.logaddexp(pair.teacher + math.log(prior), pair.student + math.log(1 - prior))
     found = pair.step_wise(JensenShannon(prior), either, teacher_share=pair.share(prior)).item()
     assert found == pytest.approx(pair.between_sequences(JensenShannon(prior)).item(), rel=1e-10)
@@ -153,12 +153,12 @@ def test_total_variation_of_the_tokens_is_an_upper_bound_for_every_writer(pair: 
 
 def test_total_variation_of_the_tokens_is_no_probability() -> None:
     pair = reference()
-    half_each = torch.logaddexp(pair.teacher, pair.student) - math.log(2)  # what TVD of f-DISTILL is: the average
+    half_each = torch.logaddexp(pair.teacher, pair.student) - math.log(2)  # TVD in f-DISTILL: the average
     assert pair.step_wise(TotalVariation(), half_each).item() == pytest.approx(1.6555, abs=6e-5)
 
 
 def test_alpha_beta_is_neither_a_sum_nor_a_bound() -> None:
-    """Below at (0.2, 0.7), above at (½, ½), on the text of either writer."""
+    """Below at (0.2, 0.7), above at (½, ½), on the text of either model."""
     pair = reference()
     for divergence, sign in ((AlphaBeta(0.2, 0.7), -1), (Hellinger(), 1)):
         exact = pair.between_sequences(divergence).item()
@@ -171,7 +171,7 @@ def test_alpha_beta_is_neither_a_sum_nor_a_bound() -> None:
 
 @every_pair
 def test_seq_kd_is_forward_kl_with_a_teacher_that_knows_one_sequence(pair: Pair) -> None:
-    """Of a sequence y*: forward KL of one-hot rows, hard labels alone, and -log q(y*) are one number."""
+    """For a sequence y*: forward KL of one-hot rows, hard labels only, and -log q(y*) are equal."""
     where, best = pair.space, int(pair.teacher.argmax())
     kept = where.sequence == best
     row, target = where.row[kept], where.target[kept]
@@ -192,10 +192,10 @@ def test_seq_kd_is_forward_kl_with_a_teacher_that_knows_one_sequence(pair: Pair)
 
 @every_pair
 def test_the_two_questions_put_to_the_texts_and_what_the_kls_add_to_them(pair: Pair) -> None:
-    """R_cvg: how likely the student finds the teacher's text. R_llh: how likely the teacher finds the student's.
+    """R_cvg: how unlikely the student finds the teacher's text. R_llh: how unlikely the teacher finds the student's.
 
     Forward KL is R_cvg less the teacher's entropy, which is constant: a student fitted by it minimises R_cvg. Reverse
-    KL is R_llh less the student's own entropy: R_llh alone is smallest for a student that says one thing only.
+    KL is R_llh less the student's own entropy: R_llh alone is smallest for a student with a single output.
     """
     where = pair.space
     numbers = row_metrics(
@@ -214,7 +214,7 @@ def test_the_two_questions_put_to_the_texts_and_what_the_kls_add_to_them(pair: P
 
 
 def test_a_sum_over_the_vocabulary_varies_less_than_the_tokens_that_were_drawn() -> None:
-    """Over the teacher's sequences: the sum of the rows' forward KLs against log p(y) - log q(y). Both mean the KL."""
+    """On the teacher's sequences: the sum of the rows' forward KLs and log p(y) - log q(y); both estimate the KL."""
     pair = reference()
     rows = ForwardKL()(pair.log_p, pair.log_q)[pair.space.row]
     spreads = []

@@ -1,4 +1,4 @@
-"""What is learned when nothing flows through the writing: gradients on the enumerated models."""
+"""Gradients on the enumerated models when sampling is not differentiated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def small(seed: int = 5) -> Pair:
 
 
 def learning(pair: Pair) -> Pair:
-    """The same pair with a student that takes gradients."""
+    """The same pair with a student that requires gradients."""
     return pair.with_student(pair.z_q.clone().requires_grad_())
 
 
@@ -52,7 +52,7 @@ def test_forward_kl_on_the_teachers_text_has_the_gradient_of_the_sequences(pair:
 
 @every_pair
 def test_reverse_kl_on_the_students_text_leaves_out_what_its_tokens_lead_to(pair: Pair) -> None:
-    """The whole gradient is that of the rows plus a score term: each token answers for the rows after it."""
+    """The full gradient is that of the rows plus a score term: each token is credited with the rows after it."""
     pair, where = learning(pair), pair.space
     rows = ReverseKL()(pair.log_p, pair.log_q)[where.row].detach()
     total = where.sum_along(rows)[where.sequence]
@@ -87,7 +87,7 @@ def _lengths(pair: Pair) -> list[int]:
 def test_the_gradient_is_that_of_rows_whose_writers_and_shares_stand_still(
     divergence: Divergence, who: str, posterior: bool
 ) -> None:
-    """Central differences of the loss, with the probabilities of sequences and the shares as they were."""
+    """Central differences of the loss, with fixed sequence probabilities and shares."""
     still = small()
     written_by = getattr(still, who)
     how = {"teacher_share": still.share()} if posterior else {}
@@ -107,7 +107,7 @@ def test_the_gradient_is_that_of_rows_whose_writers_and_shares_stand_still(
 
 
 def corners(pair: Pair) -> dict[str, tuple[Divergence, str, Tensor]]:
-    """Whose text × which KL, and the loss by which each corner is known, from sampled tokens alone."""
+    """Whose text × which KL, and the known loss of each combination, from sampled tokens only."""
     where = pair.space
     log_p, log_q = where.of_tokens(pair.log_p), where.of_tokens(pair.log_q)
     teacher, student = (x.detach().exp()[where.sequence] for x in (pair.teacher, pair.student))
@@ -125,7 +125,7 @@ def corners(pair: Pair) -> dict[str, tuple[Divergence, str, Tensor]]:
 @every_pair
 @pytest.mark.parametrize("name", ["SFT", "DAgger", "offline RL", "on-policy distillation"])
 def test_four_corners_of_text_and_direction_are_methods_with_a_name(pair: Pair, name: str) -> None:
-    """In gradient: likelihood of the teacher's text, imitation where the student goes, and policy gradients with the
+    """In gradient: likelihood of the teacher's text, imitation on the student's text, and policy gradients with the
     reward log p - log q, from the teacher's actions or from the student's own."""
     pair = learning(pair)
     divergence, who, named = corners(pair)[name]
@@ -136,13 +136,13 @@ def test_four_corners_of_text_and_direction_are_methods_with_a_name(pair: Pair, 
 
 
 def estimates(log_ratio: Tensor) -> dict[str, Tensor]:
-    """Of KL(q‖p) from samples of q, ``log_ratio = log p - log q``; k1 and k3 mean it, k2 nearly."""
+    """Estimators of KL(q‖p) from samples of q, ``log_ratio = log p - log q``; k1 and k3 are unbiased, k2 nearly."""
     return {"k1": -log_ratio, "k2": log_ratio**2 / 2, "k3": torch.expm1(log_ratio) - log_ratio}
 
 
 @every_pair
 def test_estimates_that_mean_reverse_kl_do_not_have_its_gradient_as_losses(pair: Pair) -> None:
-    """Of whole sequences: differentiated, k1 teaches nothing, k2 reverse KL, k3 forward KL."""
+    """For whole sequences: the expected gradient of k1 is 0, that of k2 is reverse KL, of k3 forward KL."""
     pair = learning(pair)
     sampled = pair.student.detach().exp()
     found = {name: (sampled * k).sum() for name, k in estimates(pair.teacher - pair.student).items()}

@@ -1,4 +1,4 @@
-"""What the tests of sources share: rows, writers whose text is a function of prompt and seed, and random trees."""
+"""Helpers for the tests of sources: rows, generators whose text is a function of prompt and seed, and random trees."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DATASET, TEACHER, STUDENT = range(len(ORIGINS))
 
 
 def rows(count: int = 4, *, start: int = 0, privileged: bool = True) -> list[Example]:
-    """Rows told apart by their tokens; the teacher reads 7 and the row's number first."""
+    """Rows with distinct tokens; the teacher reads 7 and the row's number first."""
     made = []
     for number in range(100 + start, 100 + start + count):
         row = Example(input_ids=[number, 5, 6], trained=[False, False, True], pretrain_ids=[number])
@@ -43,7 +43,7 @@ def rows(count: int = 4, *, start: int = 0, privileged: bool = True) -> list[Exa
 
 
 class Written:
-    """A writer that is a function of what it is asked; some completions are clipped, some empty."""
+    """A generator that is a function of its arguments; some completions are clipped, some empty."""
 
     def __init__(self, least: int = 0) -> None:
         self.least = least
@@ -60,7 +60,7 @@ class Written:
 
 
 class TeacherText:
-    """What a teacher wrote: the prompt backwards."""
+    """A teacher's text: the prompt reversed."""
 
     def completion(self, source: Any, prompt: Sequence[int]) -> Completion:
         return Completion([*reversed(prompt), 1], finished=True)
@@ -75,7 +75,7 @@ def step(number: int = 0, *, process: int = 0, seed: int = 0, steps: int = 20) -
 
 
 def run(stream: Stream, numbers: Iterable[int], process: int = 0, seed: int = 0) -> list[list[list[Example]]]:
-    """The draws of these steps, each with rows of its own."""
+    """The draws of these steps, each with its own rows."""
     return [stream.draw(rows(3, start=3 * n), step(n, process=process, seed=seed)) for n in numbers]
 
 

@@ -1,4 +1,4 @@
-"""The teacher behind a server: a real one on loopback, that speaks the protocol over a small model, and can fail."""
+"""A teacher behind a server: a real one on loopback that serves a small model and can fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Fault = Callable[["Handler"], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """``/v1/models`` and ``/v1/completions``; the faults of its server come first, one for each request."""
+    """``/v1/models`` and ``/v1/completions``; the faults of its server come first, one per request."""
 
     server: Any
     protocol_version = "HTTP/1.1"
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *args: Any) -> None:
-        """Quiet."""
+        """No log."""
 
 
 def says(status: int, body: Any) -> Fault:
@@ -103,7 +103,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A teacher that knows the rows by heart, so that its text is what a tokenizer would make of it."""
+    """A teacher that has memorised the rows, so that its text is what a tokenizer produces."""
     batch = Collator(tokenizer().pad_token_id)(list(prepare_dataset(ROWS, tokenizer(), max_length=64)))["batch"]
     model = llama(3, width=48, sharpness=1.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -168,12 +168,14 @@ def test_settings_reach_the_server(server: Any, tmp_path: Path) -> None:
     first = written(source, author(client(server, url=f"{server.url}/v1/")))
     body = server.asked[0]
     assert (body["temperature"], body["top_p"], body["top_k"]) == (0.7, 0.9, 40)
-    assert len({body["seed"] for body in server.asked}) == 10  # or one number would choose for all prompts
+    assert (
+        len({body["seed"] for body in server.asked}) == 10
+    )  # otherwise one random number would be used for all prompts
     Path(str(source.file)).unlink()
     assert written(source, author(client(server))) == first
     greedy = TeacherSamples(temperature=0, file=str(tmp_path / "greedy.jsonl"))
     written(greedy, author(client(server)))
-    assert "top_k" not in server.asked[-1]  # which not every server knows
+    assert "top_k" not in server.asked[-1]  # which not every server supports
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -201,12 +203,12 @@ def test_a_server_that_is_given_up_leaves_what_it_wrote(
     server: Any, source: TeacherSamples, tmp_path: Path, fault: str
 ) -> None:
     server.faults = iter([None] * 4 + [FAULTS[fault]] * 1000)
-    with pytest.raises(ServerError, match=r"no answer in 3 tries: .*start the same again") as error:
+    with pytest.raises(ServerError, match=r"no answer in 3 attempts: .*run the same command") as error:
         written(source, author(client(server, at_once=1, tries=3)))
     assert error.value.exit_code == 5
     part = tmp_path / "served.jsonl.part-0"
     assert len(part.read_bytes().splitlines()) == 4
-    assert len(server.asked) == 4 + 3  # nothing is asked of a server that was given up
+    assert len(server.asked) == 4 + 3  # no request after the client gave up
     server.faults, server.asked = iter(()), []
     found = written(source, author(client(server)))
     assert len(server.asked) == 6
@@ -214,7 +216,7 @@ def test_a_server_that_is_given_up_leaves_what_it_wrote(
 
 
 def test_answers_that_are_under_way_are_kept(server: Any, source: TeacherSamples, tmp_path: Path) -> None:
-    """Of four requests at once one fails for good while the others still come."""
+    """One of four concurrent requests fails permanently while the others still arrive."""
     barrier = threading.Barrier(4)
 
     def waits(handler: Handler) -> None:
@@ -227,7 +229,7 @@ def test_answers_that_are_under_way_are_kept(server: Any, source: TeacherSamples
         handler.answer(400, {"error": "this prompt is too long"})
 
     server.faults = iter([waits, refuses, waits, waits])
-    with pytest.raises(ServerError, match=r"refuses completions: status 400.*this prompt is too long"):
+    with pytest.raises(ServerError, match=r"rejects completions: status 400.*this prompt is too long"):
         written(source, author(client(server, at_once=4)))
     assert len((tmp_path / "served.jsonl.part-0").read_bytes().splitlines()) >= 3
 
@@ -235,9 +237,9 @@ def test_answers_that_are_under_way_are_kept(server: Any, source: TeacherSamples
 def test_nobody_is_there(source: TeacherSamples, server: Any) -> None:
     server.shutdown()
     server.server_close()
-    with pytest.raises(ServerError, match="no answer in 2 tries: ConnectionError"):
+    with pytest.raises(ServerError, match="no answer in 2 attempts: ConnectionError"):
         written(source, author(client(server, tries=2)))
-    with pytest.raises(ServerError, match="teacher_model_server_url: vllm cannot be asked"):
+    with pytest.raises(ServerError, match="teacher_model_server_url: cannot send a request to vllm"):
         written(source, author(client(server, url="vllm")))
 
 
@@ -247,10 +249,10 @@ def test_the_name_of_the_model(server: Any, tmp_path: Path, monkeypatch: Any) ->
         written(source, author(client(server, name=name)))
         return server.asked[-1]["model"]
 
-    assert ask("./models/of/mine") == "teacher"  # a server of one model has that one
+    assert ask("./models/of/mine") == "teacher"  # a single model is used under any name
     server.names = ["other", "teacher"]
     assert ask("teacher") == "teacher"
-    with pytest.raises(ServerError, match="has the models other, teacher, and none is called 'mine'"):
+    with pytest.raises(ServerError, match="has the models other, teacher, but none is called 'mine'"):
         ask("mine")
     monkeypatch.setattr(Handler, "do_GET", says(404, b""))
-    assert ask("teacher") == "teacher"  # a server that names none is taken at its word
+    assert ask("teacher") == "teacher"  # without a list of models, the given name is used

@@ -1,4 +1,4 @@
-"""What holds for every source, over random trees."""
+"""Properties of every source, over random trees."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(source, losses, stop):
 @settings(max_examples=60, deadline=None)
 @given(TREES)
 def test_what_is_drawn_is_whole(source):
-    """A list for each row, its text beside the first; the completion is trained, also for the teacher."""
+    """A list per row, with its plain text in the first; the completion is trained, on the teacher's side too."""
     stream = open_source(source, writers())
     for number in range(6):
         asked = rows(3, start=3 * number)
@@ -74,9 +74,9 @@ def test_what_is_drawn_is_whole(source):
 @settings(max_examples=60, deadline=None)
 @given(TREES)
 def test_processes_decide_alike(source):
-    """They write at the same steps with the same settings and seeds.
+    """They generate at the same steps with the same settings and seeds.
 
-    (Where completions are empty, a buffer may be full earlier than another: then ``in_any_process`` decides.)
+    (If completions are empty, a buffer may be full earlier than another: then ``in_any_process`` decides.)
     """
     asked = []
     for process in range(2):

@@ -1,4 +1,4 @@
-"""One source or another, one after another, several together."""
+"""``Mix``, stages and ``Union``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONE = rows(1)
 
 
 def from_data(source, steps=600, *, seed=0):
-    """Of which steps the data were drawn."""
+    """The steps at which the data were drawn."""
     stream = open_source(
         source, writers(student=lambda prompts, sampling, seed: [Completion([1], True)] * len(prompts))
     )
@@ -39,7 +39,7 @@ def differing(one, other):
 class TestMix:
     @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
     def test_the_share_is_how_often(self, share):
-        """600 coins: four standard deviations are at most 0.082."""
+        """600 random choices: four standard deviations are at most 0.082."""
         found = 1 - sum(from_data(Mix(share, StudentSamples(), Dataset()))) / 600
         assert abs(found - share) <= 4 * math.sqrt(share * (1 - share) / 600)
 
@@ -70,7 +70,7 @@ class TestAdaptive:
     """Up at 3.1 (2.95 + 0.1 is reached), 3.1, 3.25, 3.41 and 2.1; not at 3.3, which is only 0.05 more."""
 
     def test_a_recorded_path_of_losses_is_replayed(self):
-        """The reference is the rule as the paper's algorithm says it: φ + 0.1 where L_t ≥ L_{t-1} + ε."""
+        """The reference is the rule of the paper's algorithm: φ + 0.1 if L_t ≥ L_{t-1} + ε."""
         stream = open_source(Mix(Adaptive(), StudentSamples(), Dataset()), writers())
         found, wanted, before = [], [], math.inf
         share = 0.0
@@ -150,7 +150,7 @@ class TestStudentSamples:
         assert len(mine.student.calls) == 1
 
     def test_seeds_differ_by_step_and_run_and_not_by_process(self):
-        """A prompt is answered alike in whatever process it is read."""
+        """A prompt gets the same completion in every process."""
         mine = writers()
         stream = open_source(StudentSamples(), mine)
         for at in (step(), step(1), step(process=1), step(seed=1), step()):

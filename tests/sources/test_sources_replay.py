@@ -1,4 +1,4 @@
-"""What was written is used again, and stays with its own prompt."""
+"""Generated text is replayed, together with its own prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from abkd.sources import Completion, Dataset, Mix, Privileged, Replay, StudentSa
 
 
 class Numbered:
-    """Every completion is one token, another each time."""
+    """Every completion is one token, a different one each time."""
 
     def __init__(self):
         self.count = 1000
@@ -30,7 +30,7 @@ def told_apart(drawn):
 
 
 def anew(source, steps, count=4):
-    """At which steps was written."""
+    """The steps at which text was generated."""
     stream, found, newest = open_source(source, writers(student=Numbered())), [], 1000
     for number in range(steps):
         last = max(told_apart(stream.draw(rows(count, start=number), step(number, steps=steps))))
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_source_is_named():
     stream = open_source(Mix(0.5, Replay(StudentSamples()), Dataset()), writers())
     state = json.loads(json.dumps(stream.state()))
     for other in (Replay(StudentSamples()), Mix(0.5, Dataset(), Replay(StudentSamples()))):
-        with pytest.raises(ConfigError, match="the checkpoint is of another source: resume with the source that"):
+        with pytest.raises(ConfigError, match="the checkpoint is from another source: resume with the source the run"):
             open_source(other, writers()).load(state)
 
 

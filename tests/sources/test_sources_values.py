@@ -1,4 +1,4 @@
-"""Sources as values: what is refused, what a run asks of them, how they look; and one that really writes."""
+"""Sources as values: errors, queries of a run, printing; and one that really generates."""
 
 from __future__ import annotations
 
@@ -38,35 +38,38 @@ STUDENT, DATA = StudentSamples(), Dataset()
 @pytest.mark.parametrize(
     ("build", "says"),
     [
-        (lambda: Mix(1.5, STUDENT, DATA), "Mix: share is a probability and must lie between 0 and 1, but it is 1.5"),
+        (lambda: Mix(1.5, STUDENT, DATA), "Mix: share is a probability and must be between 0 and 1, got 1.5"),
         (lambda: Mix(True, STUDENT, DATA), "share is a probability"),
         (lambda: Mix(anneal(0.0, 2.0), STUDENT, DATA), "share is a probability"),
         (lambda: Mix(stages((1, 0.5), (1, anneal(-1, 1))), STUDENT, DATA), "share is a probability"),
-        (lambda: Mix(stages((1, 0.5), (1, Adaptive())), STUDENT, DATA), "Adaptive is the whole share of a Mix"),
+        (
+            lambda: Mix(stages((1, 0.5), (1, Adaptive())), STUDENT, DATA),
+            "Adaptive can only be the whole share of a Mix",
+        ),
         (lambda: Mix(0.5, STUDENT, Adaptive()), r"got Adaptive\(.*: it is a share, as in Mix\(Adaptive\(\)"),
-        (lambda: Mix(0.5, STUDENT, "Dataset()"), "Mix holds sources, such as StudentSamples"),
+        (lambda: Mix(0.5, STUDENT, "Dataset()"), "Mix expects sources, such as StudentSamples"),
         (lambda: Mix(0.5, STUDENT, stages((1, DATA))), r"put stages outside, as in stages\(.* \(0.7, Mix"),
-        (lambda: Replay(DATA), r"Replay keeps what a model wrote, and Dataset\(\) is there anyway: put it beside"),
-        (lambda: Replay(Mix(0.5, STUDENT, DATA)), r"Dataset\(\) is there anyway"),
-        (lambda: Replay(STUDENT, 0), "capacity must be a whole number of at least 1, but it is 0"),
-        (lambda: Replay(STUDENT, 1.5), "capacity must be a whole number"),
+        (lambda: Replay(DATA), r"Replay is for generated sequences, and Dataset\(\) needs none: put it next to Replay"),
+        (lambda: Replay(Mix(0.5, STUDENT, DATA)), r"Dataset\(\) needs none"),
+        (lambda: Replay(STUDENT, 0), "capacity must be an integer >= 1, got 0"),
+        (lambda: Replay(STUDENT, 1.5), "capacity must be an integer >= 1"),
         (lambda: Replay(STUDENT, fresh=-0.1), "Replay: fresh is a probability"),
-        (lambda: Replay(STUDENT, fresh=Adaptive()), "whole share of a Mix; fresh must be a number or a schedule"),
-        (lambda: Union(DATA), r"Union needs at least two sources, .*; got Union\(Dataset\(\)\)"),
+        (lambda: Replay(STUDENT, fresh=Adaptive()), "the whole share of a Mix; fresh must be a number or schedule"),
+        (lambda: Union(DATA), r"Union needs at least two sources, .*, got Union\(Dataset\(\)\)"),
         (Union, r"got Union\(\)"),
-        (lambda: Union(DATA, 3), "Union holds sources, such as"),
-        (lambda: Privileged(Privileged(STUDENT)), "Privileged inside Privileged"),
-        (lambda: Privileged(Union(DATA, Privileged(STUDENT))), "Privileged inside Privileged"),
-        (lambda: Privileged(STUDENT, 3), "context must be a text"),
-        (lambda: Union(Privileged(STUDENT, "a"), Privileged(DATA, "b")), "several: 'a' and 'b'; give each row its own"),
+        (lambda: Union(DATA, 3), "Union expects sources, such as"),
+        (lambda: Privileged(Privileged(STUDENT)), "Privileged cannot be nested"),
+        (lambda: Privileged(Union(DATA, Privileged(STUDENT))), "Privileged cannot be nested"),
+        (lambda: Privileged(STUDENT, 3), "context must be a string"),
+        (lambda: Union(Privileged(STUDENT, "a"), Privileged(DATA, "b")), "several: 'a' and 'b'; put each row's own"),
         (lambda: Mix(0.5, Privileged(STUDENT), Privileged(DATA, "b")), "several: 'b' and None"),
-        (lambda: Adaptive(start=2), "Adaptive: start must lie between 0 and 1, but it is 2"),
-        (lambda: Adaptive(step=-0.1), "Adaptive: step must lie"),
-        (lambda: Adaptive(tolerance=-1), "tolerance must be a finite number of at least 0"),
+        (lambda: Adaptive(start=2), "Adaptive: start must be between 0 and 1, got 2"),
+        (lambda: Adaptive(step=-0.1), "Adaptive: step must be between"),
+        (lambda: Adaptive(tolerance=-1), "tolerance must be a finite number >= 0"),
         (lambda: StudentSamples(temperature=-1), "temperature"),
-        (lambda: open_source(stages((1, Privileged(STUDENT, "a")), (1, Privileged(DATA))), writers()), "names several"),
-        (lambda: open_source(stages((1, DATA), (1, 0.5)), writers()), "source must be one, .* but it is 0.5"),
-        (lambda: open_source(anneal(0.0, 1.0), writers()), "source must be one"),
+        (lambda: open_source(stages((1, Privileged(STUDENT, "a")), (1, Privileged(DATA))), writers()), "has several"),
+        (lambda: open_source(stages((1, DATA), (1, 0.5)), writers()), "source must be a source .* got 0.5"),
+        (lambda: open_source(anneal(0.0, 1.0), writers()), "source must be a source"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(build, says):
@@ -109,7 +112,7 @@ def test_the_tree_says_what_is_in_it():
         "├── 0.25 of the run  Dataset  11,435 sequences",
         "└── 0.75 of the run  Mix",
         "    ├── 0.25  Replay(capacity=1000, fresh=0.5)",
-        "    │   └── StudentSamples(temperature=0.5, top_p=1.0, top_k=0)  to 11,435 prompts",
+        "    │   └── StudentSamples(temperature=0.5, top_p=1.0, top_k=0)  for 11,435 prompts",
         "    └── 0.75  Privileged(context='Know [this]')",
         "        └── TeacherSamples(temperature=1.0, top_p=1.0, top_k=0, num_beams=1)  12 sequences stored",
     ]
@@ -130,7 +133,7 @@ def test_numbers_that_are_equal_have_one_fingerprint():
 
 
 def test_a_student_really_writes():
-    """A tiny model behind it all: greedy text does not depend on the seed, sampled text does, and both are trained."""
+    """With a tiny model: greedy text does not depend on the seed, sampled text does, and both are trained on."""
     student, words = make_model("llama"), make_chatml()
     data = list(prepare_plain([{"prompt": "What? " * n, "completion": "It."} for n in (1, 2, 3)], words))
 

@@ -1,4 +1,4 @@
-"""What the teacher writes beforehand: once, exactly, whatever happens on the way."""
+"""The teacher's text is generated exactly once, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROWS = [{"prompt": f"{WORDS[i % 9]} {' of '.join(WORDS[: i // 9])}", "completion
 
 
 class Scribe:
-    """A writer of known text, so that it is seen who was asked what. ``stops`` after so many prompts."""
+    """A generator of known text that records its prompts. ``stops``: raise after this many prompts."""
 
     def __init__(self, answers: Mapping[str, str] | None = None, stops: int | None = None) -> None:
         self.answers, self.stops = answers or {}, stops
@@ -82,7 +82,7 @@ def file(source: TeacherSamples) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    """A teacher whose texts end at all lengths, some of them not at all."""
+    """A teacher whose texts have all lengths, some of them without an end."""
     model = teacher()
     model.generation_config.eos_token_id = list(range(100, 130))
     return model
@@ -117,7 +117,7 @@ def test_the_file_is_the_same_for_every_batch_size_and_number_of_processes(
 
 
 def test_a_stream_gives_the_very_tokens(source: TeacherSamples) -> None:
-    """EOS is trained where the teacher said it, and nowhere else; no token at all is no sequence."""
+    """EOS is trained where the teacher generated it, and nowhere else; no tokens give no sequence."""
     rows = data()
     end, silence, blank = [7, 8, EOS], [], [EOS]
     answers = {0: Completion([7, 8, 9], finished=False), 1: Completion(silence, finished=False)}
@@ -150,7 +150,7 @@ def test_a_stream_gives_the_very_tokens(source: TeacherSamples) -> None:
     )
     assert Path(str(source.file)).with_suffix(".json").is_file()
     file = Path(str(source.file))
-    assert len(kept(file)) == 25  # what has no text is in the record, for no training file may have it
+    assert len(kept(file)) == 25  # blank completions are in the record, because a training file may not have them
     record = json.loads(file.with_suffix(".json").read_bytes())
     assert record["counts"] == {"prompts": 27, "blank": 2, "clipped": 2, "tokens": 3 + 0 + 1 + 24 * 3}
     silent = ensure_teacher_text(source, rows, author(None))
@@ -158,7 +158,7 @@ def test_a_stream_gives_the_very_tokens(source: TeacherSamples) -> None:
 
 
 def test_the_file_is_a_training_file(source: TeacherSamples, file: Path) -> None:
-    """In the order of the data, each prompt once; read as prompt and completion it has the same tokens."""
+    """In the order of the data, each prompt once; read as prompt and completion, it has the same tokens."""
     ensure_teacher_text(source, data([*ROWS, *ROWS[:5]]), author(Scribe()))
     lines = kept(file)
     assert [line["prompt"] for line in lines] == [row["prompt"] for row in ROWS]
@@ -176,7 +176,7 @@ def test_what_is_killed_goes_on_at_the_row(source: TeacherSamples, file: Path) -
         ensure_teacher_text(source, data(), author(first := Scribe(stops=10)))
     part = file.with_name("t.jsonl.part-0")
     assert len(kept(part)) == 10
-    part.write_bytes(part.read_bytes()[:-7])  # as a kill in the middle of a write leaves it
+    part.write_bytes(part.read_bytes()[:-7])  # as after a kill in the middle of a write
     with pytest.raises(KeyboardInterrupt):
         ensure_teacher_text(source, data(), author(second := Scribe(stops=4)), process=1, processes=2)
     text = ensure_teacher_text(source, data(), author(third := Scribe()))
@@ -225,7 +225,7 @@ def test_more_data_is_answered_in_the_same_file(source: TeacherSamples, file: Pa
     assert sorted(more.asked) == sorted(row["prompt"] for row in ROWS[20:])
     order = [*ROWS[::-1][:15], *ROWS[:12]]
     assert [line["prompt"] for line in kept(file)] == [row["prompt"] for row in order]
-    with pytest.raises(DataError, match=r"t\.jsonl has no answer to a prompt of 2 tokens: abkd generate"):
+    with pytest.raises(DataError, match=r"t\.jsonl has no answer to a prompt of 2 tokens: run abkd generate"):
         text.completion(source, [5, 5])
 
 
@@ -246,13 +246,13 @@ def test_without_a_file_the_settings_and_the_prompts_name_it(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_completion_length": 8}, "max_completion_length 16, and this run has 8"),
-        ({"identity": {"teacher": "other", "tokenizer": "two"}}, "teacher 'one', and this run has 'other'"),
-        ({"identity": {"teacher": "one", "tokenizer": "other"}}, "tokenizer 'two', and this run has 'other'"),
-        ({"generation_kwargs": {"temperature": 0.5}}, r"temperature 0\.0, and this run has 0\.5"),
-        ({"generation_kwargs": {"no_repeat_ngram_size": 2}}, "generation_kwargs {}, and this run has {'no_repeat"),
-        ({"max_length": 32}, "max_length 64, and this run has 32"),
-        ({"server": True}, "written by 'the model here', and this run has 'a server'"),
+        ({"max_completion_length": 8}, "max_completion_length: expected 8, got 16"),
+        ({"identity": {"teacher": "other", "tokenizer": "two"}}, "teacher: expected 'other', got 'one'"),
+        ({"identity": {"teacher": "one", "tokenizer": "other"}}, "tokenizer: expected 'other', got 'two'"),
+        ({"generation_kwargs": {"temperature": 0.5}}, r"temperature: expected 0\.5, got 0\.0"),
+        ({"generation_kwargs": {"no_repeat_ngram_size": 2}}, "generation_kwargs: expected {'no_repeat.*, got {}"),
+        ({"max_length": 32}, "max_length: expected 32, got 64"),
+        ({"server": True}, "written by: expected 'a server', got 'the model here'"),
     ],
     ids=str,
 )
@@ -260,7 +260,7 @@ def test_text_that_was_written_otherwise_is_refused(source: TeacherSamples, chan
     ensure_teacher_text(source, data(), author(Scribe()))
     with pytest.raises(OutputDirError, match=message) as refused:
         ensure_teacher_text(source, data(), replace(author(other := Scribe()), **change))
-    assert "name another file, or remove t.json and t.jsonl to have it written anew" in str(refused.value)
+    assert "set another file, or remove t.json and t.jsonl to generate the text again" in str(refused.value)
     assert other.asked == []
 
 
@@ -269,7 +269,7 @@ def test_a_file_of_somebody_else_is_not_touched(source: TeacherSamples, file: Pa
         stranger = file.with_name(name)
         stranger.parent.mkdir(exist_ok=True)
         stranger.write_text("mine\n")
-        with pytest.raises(OutputDirError, match=r"no t\.json that says who wrote it"):
+        with pytest.raises(OutputDirError, match=r"without a t\.json that records how it was written"):
             ensure_teacher_text(source, data(), author(Scribe()))
         assert stranger.read_text() == "mine\n"
         stranger.unlink()
@@ -280,9 +280,9 @@ def test_a_damaged_line_is_named(source: TeacherSamples, file: Path) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     for damaged in (b'{"prompt": \n', lines[4].replace(b'"finished"', b'"finshed"'), lines[4].replace(b"[", b"[-")):
         file.write_bytes(b"".join([*lines[:4], damaged, *lines[5:]]))
-        with pytest.raises(DataError, match=r"t\.jsonl, line 5 is damaged: remove the line"):
+        with pytest.raises(DataError, match=r"t\.jsonl, line 5 is corrupt: remove the line"):
             ensure_teacher_text(source, data(), author(Scribe()))
-    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # cut short: what is missing is written anew
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # truncated: what is missing is generated again
     ensure_teacher_text(source, data(), author(again := Scribe()))
     assert again.asked == [ROWS[-1]["prompt"]]
     assert file.read_bytes() == b"".join(lines)
@@ -292,7 +292,9 @@ def test_a_full_disk_keeps_what_is_there(source: TeacherSamples, file: Path) -> 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
     try:
-        with pytest.raises(StorageError, match="What is there stays; make room and start the same again") as full:
+        with pytest.raises(
+            StorageError, match="What was written is kept; free disk space and run the same command again"
+        ) as full:
             ensure_teacher_text(source, data(), author(first := Scribe()))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -320,18 +322,18 @@ def test_every_teacher_of_a_tree_is_asked(tmp_path: Path) -> None:
     tree = Mix(0.5, Union(one, Dataset()), Union(Privileged(one, ""), two))
     rows = data(context="", privileged=True)
     text = ensure_teacher_text(tree, rows, author(scribe := Scribe()))
-    assert len(scribe.asked) == 2 * 27  # the same prompts under an empty context are not asked again
+    assert len(scribe.asked) == 2 * 27  # the same prompts with an empty context are not sent again
     assert text.stores.keys() == {one, two}
 
 
 def test_what_cannot_be_meant(source: TeacherSamples) -> None:
     same = replace(source, temperature=1.0)
-    with pytest.raises(ConfigError, match="name the same"):
+    with pytest.raises(ConfigError, match="have the same"):
         ensure_teacher_text(Union(source, same), data(), author(Scribe()))
-    with pytest.raises(ConfigError, match=r"answered 0 of 27 prompts.*let abkd generate"):
+    with pytest.raises(ConfigError, match=r"answered 0 of 27 prompts.*run abkd generate"):
         ensure_teacher_text(source, data(), author(None))
     for beams in ({"num_beams": 4}, {"repetition_penalty": 1.1}):
-        with pytest.raises(ConfigError, match=f"a server samples .*{next(iter(beams))}"):
+        with pytest.raises(ConfigError, match=f"a server supports only .*{next(iter(beams))}"):
             ensure_teacher_text(source, data(), author(Scribe(), server=True, generation_kwargs=beams))
     with pytest.raises(ConfigError, match=r"file must end in \.jsonl"):
         TeacherSamples(file="text.txt")

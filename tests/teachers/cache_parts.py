@@ -1,4 +1,4 @@
-"""What the tests of caches share: a teacher, its data, and a cache of it in one line."""
+"""Helpers for the tests of caches: a teacher, its data, and a cache of it in one line."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def logits(reader: Any, examples: Sequence[Example], **options: Any) -> torch.Te
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Shards by name, with what changes when one is written again."""
+    """Shards by name, with values that change when one is written again."""
     found = folder.glob("rows-*.safetensors")
     return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in found}
 

@@ -1,4 +1,4 @@
-"""What the tests of teachers share: a batch, a run's setting, students with adapters, real optimizer steps."""
+"""Helpers for the tests of teachers: a batch, a run's context, students with adapters, real optimizer steps."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def logits(reader: Any, view: View) -> Tensor:
 
 
 def own_logits(model: Any, view: View) -> Tensor:
-    """What a model itself says in eval mode, with nothing of ours in between."""
+    """A model's own output in eval mode, with none of our code in between."""
     with torch.no_grad():
         return model.eval()(**view.inputs).logits.flatten(0, 1)[view.rows]
 
 
 def with_adapters(model: Any, *, moved: bool = False, **options: Any) -> Any:
-    """A student whose adapters change nothing yet, or which they have ``moved``."""
+    """A student whose adapters are at their initial values, or have been ``moved``."""
     from peft import LoraConfig, get_peft_model
 
     options = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"], **options}
@@ -42,7 +42,7 @@ def with_adapters(model: Any, *, moved: bool = False, **options: Any) -> Any:
 
 
 def steps(student: Any, count: int, optimizer: Any = None) -> Iterator[int]:
-    """Real optimizer steps; after each its number."""
+    """Takes real optimizer steps; yields the number of each."""
     optimizer = optimizer or torch.optim.AdamW((p for p in student.parameters() if p.requires_grad), lr=1e-2)
     ids = a_batch().student.inputs["input_ids"]
     for step in range(1, count + 1):
@@ -54,7 +54,7 @@ def steps(student: Any, count: int, optimizer: Any = None) -> Iterator[int]:
 
 
 def trained(model: Any) -> dict[str, Tensor]:
-    """Copies of what is trained, by name."""
+    """Copies of the trained parameters, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -1,4 +1,4 @@
-"""A cache is built once: killed anywhere, on a full disk, with broken shards, by several processes; or refused."""
+"""Building a cache: killed anywhere, on a full disk, with corrupt shards, by several processes; and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(spec: Any) -> Path:
 
 
 def assert_whole(spec: HiddenCache) -> None:
-    """Every row is there, once, and is what the teacher says."""
+    """Every row is stored once and equals the teacher's."""
     reader, read = spec.open(setting()), view(list(data()))
     reader.check_covers(data(), "train")
     assert reader.store.broken == {}
@@ -48,11 +48,11 @@ def assert_whole(spec: HiddenCache) -> None:
 
 
 class Killed(BaseException):
-    """As if the process were gone: nothing that comes after it is done."""
+    """Stands for a killed process: no later code runs."""
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, step: int) -> Callable[[], int]:
-    """Dies at the ``step``-th thing that is done to the disk; returns how many there were."""
+    """Dies at the ``step``-th disk operation; returns how many there were."""
     done = 0
 
     def before(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +101,7 @@ def test_nothing_is_made_twice(spec: HiddenCache) -> None:
     first = files(folder(spec))
     assert build(spec, list(data()) * 2).rows == data().trained_tokens
     assert first.items() < files(folder(spec)).items()
-    again = build(spec, model=gpt2(0))  # would say something else, were it asked
+    again = build(spec, model=gpt2(0))  # would give another result if it were used
     assert again.made == 0
     assert again.bytes_per_row < 4 * 48 + 60
     assert_whole(spec)
@@ -150,7 +150,7 @@ def test_processes_of_one_job_share_the_folder(tmp_path: Path, monkeypatch: pyte
     assert calls == ["first", "last"]
 
 
-# ---- broken parts
+# ---- corrupt shards
 
 
 def cut(file: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_broken_manifest_or_head_is_refused_and_made_again(spec: HiddenCache, 
         assert_whole(spec)
 
 
-# ---- no room
+# ---- full disk
 
 
 def test_a_full_disk_leaves_what_is_complete(spec: HiddenCache) -> None:
@@ -253,12 +253,12 @@ def other(**changes: str) -> dict[str, Any]:
 
 
 REFUSED = {
-    "teacher": (TopKCache, {"identity": other(teacher="ffff", name="another")}, "another teacher .*ffff here"),
-    "tokenizer": (TopKCache, {"identity": other(tokenizer="ffff")}, "another tokenizer"),
-    "template": (TopKCache, {"identity": other(chat_template="ffff")}, "another chat template"),
-    "temperature": (TopKCache, {"temperature": 2.0}, r"another kd_temperature \(1.0 there, 2.0 here\)"),
-    "k": (lambda path: TopKCache(k=8, path=path), {}, r"another k \(64 there, 8 here\)"),
-    "kind": (HiddenCache, {}, "another kind"),
+    "teacher": (TopKCache, {"identity": other(teacher="ffff", name="another")}, "different teacher .*expected ffff"),
+    "tokenizer": (TopKCache, {"identity": other(tokenizer="ffff")}, "different tokenizer"),
+    "template": (TopKCache, {"identity": other(chat_template="ffff")}, "different chat template"),
+    "temperature": (TopKCache, {"temperature": 2.0}, r"different kd_temperature \(expected 2.0, got 1.0\)"),
+    "k": (lambda path: TopKCache(k=8, path=path), {}, r"different k \(expected 8, got 64\)"),
+    "kind": (HiddenCache, {}, "different kind"),
 }
 
 
@@ -278,7 +278,7 @@ def test_the_cache_of_something_else_is_refused(tmp_path: Path, what: str) -> No
 def test_hidden_states_in_another_dtype_are_another_cache(spec: HiddenCache) -> None:
     build(HiddenCache(path=spec.path, dtype="bfloat16"))
     for action in (lambda: spec.open(setting(identity=None)), lambda: build(spec)):
-        with pytest.raises(ConfigError, match=r"another dtype \(bfloat16 there, None here\)"):
+        with pytest.raises(ConfigError, match=r"different dtype \(expected None, got bfloat16\)"):
             action()
 
 
@@ -288,14 +288,14 @@ def test_hidden_states_serve_every_temperature(spec: HiddenCache) -> None:
 
 
 class Squashed(torch.nn.Linear):
-    """A head that does more than multiply."""
+    """A head that is more than a matrix product."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden).tanh()
 
 
 def test_what_is_refused_before_and_while_building(tmp_path: Path, spec: HiddenCache) -> None:
-    with pytest.raises(ConfigError, match="is not there: run abkd cache"):
+    with pytest.raises(ConfigError, match="does not exist: run abkd cache"):
         spec.open(setting())
     dense = teacher()
     dense.lm_head.__class__ = Squashed
@@ -316,7 +316,7 @@ def test_what_is_refused_before_and_while_building(tmp_path: Path, spec: HiddenC
 
 def test_a_cache_is_not_continued_in_another_precision(spec: HiddenCache) -> None:
     build(spec, list(data())[:3])
-    with pytest.raises(ConfigError, match="computed_in is float32, and here it is bfloat16"):
+    with pytest.raises(ConfigError, match="computed_in is float32, got bfloat16"):
         build(spec, model=teacher().bfloat16())
 
 
@@ -325,7 +325,7 @@ def test_a_student_with_other_classes_is_refused(tmp_path: Path) -> None:
     build(spec)
     reader = spec.open(setting())
     reader.classes = 339
-    with pytest.raises(VocabularyError, match="over 340 classes, and the student has 339"):
+    with pytest.raises(VocabularyError, match="over 340 classes, but the student uses 339"):
         reader.check()
 
 
@@ -340,11 +340,11 @@ def test_a_student_with_other_classes_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_values_that_cannot_be_meant(make: Callable[[], Any]) -> None:
-    with pytest.raises(ConfigError, match="but it is"):
+    with pytest.raises(ConfigError, match=", got "):
         make()
 
 
-# ---- which teacher it is
+# ---- identity
 
 
 def test_identity_is_of_the_content_wherever_it_lies(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_identity_of_a_hub_name_tokenizer_and_template() -> None:
 def test_a_folder_of_somebody_else_is_left_alone(spec: HiddenCache, name: str) -> None:
     folder(spec).mkdir()
     (folder(spec) / name).write_text('{"mine": 1}')
-    with pytest.raises(OutputDirError, match="holds what no cache wrote"):
+    with pytest.raises(OutputDirError, match="has files that are not of a cache"):
         build(spec)
     assert [file.name for file in folder(spec).iterdir()] == [name]
     assert (folder(spec) / name).read_text() == '{"mine": 1}'

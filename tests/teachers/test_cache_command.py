@@ -1,4 +1,4 @@
-"""``abkd cache`` in processes of its own: killed in the middle, two at once; and ``abkd distill`` from what it made."""
+"""``abkd cache`` in separate processes: killed in the middle, two at once; and ``abkd distill`` with the result."""
 
 from __future__ import annotations
 
@@ -151,13 +151,13 @@ def test_only_a_recipe_with_a_cache_can_be_cached(shelf: Path, capsys: pytest.Ca
 
 
 def test_the_teachers_own_text_is_cached_too(shelf, monkeypatch):
-    """generate, cache, distill: after the first two no teacher is loaded; the held-out rows are the data's."""
+    """generate, cache, distill: after the first two, no teacher is loaded; the held-out rows are from the data."""
     recipe = values(shelf, source="TeacherSamples()", teacher="TopKCache(k=16)", max_completion_length="8")
     given = {name: value for name, value in recipe.items() if name != "output_dir"}
     runner = CliRunner()
     early = runner.invoke(app, words(**given))
     assert early.exit_code == 2
-    assert "let abkd generate write the others first" in early.output.replace("\n", " ")
+    assert "run abkd generate for the others first" in early.output.replace("\n", " ")
     assert runner.invoke(app, ["generate", *words(**given)[1:]]).exit_code == 0
     built = runner.invoke(app, words(**given))
     assert built.exit_code == 0, built.output

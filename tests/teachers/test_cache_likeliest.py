@@ -1,4 +1,4 @@
-"""The stored form of the k likeliest classes: size, error, and what stands at its edges."""
+"""The storage of the top-k classes: size, error, and edge cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read out of a cache is what the live teacher says, however the rows are batched."""
+"""Rows read from a cache equal the live teacher's, however they are batched."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def open_hidden(folder: Path, **options):
 
 
 def as_built() -> list[Example]:
-    """The examples in the order in which they were given to the teacher: then its forward is the same."""
+    """The examples in the order of the teacher's batches, for which its forward is the same."""
     by_key = sorted(distinct(data()).values(), key=lambda reading: (-len(reading.ids), reading.key))
     rows = {next(sequences_of(example)).key: example for example in data()}
     return [rows[reading.key] for reading in by_key]
@@ -77,7 +77,7 @@ def test_the_same_rows_are_found_in_every_batch(tmp_path: Path, layout: str) -> 
 
 
 def test_two_contexts_are_two_sequences(tmp_path: Path) -> None:
-    """The same completion, of which the teacher reads more than the student, or reads something else before it."""
+    """The same completion, for which the teacher reads more than the student, or another prompt."""
     base = data()[3]
 
     def behind(context: list[int]) -> Example:
@@ -168,7 +168,7 @@ def test_the_likeliest_classes_and_the_exact_tail(tmp_path: Path) -> None:
 
 
 def test_bfloat16_storage_of_a_float32_teacher(tmp_path: Path) -> None:
-    """2⁻⁹ of each hidden feature, which is what the option costs; the head stays as it is."""
+    """Each hidden feature is rounded by up to 2⁻⁹, the cost of the option; the head is unchanged."""
     reader, read = open_hidden(tmp_path, dtype="bfloat16"), view(list(data()))
     rows, exact = reader(read), live()(read)
     assert torch.equal(rows.head.weight, exact.head.weight)

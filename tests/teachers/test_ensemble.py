@@ -1,4 +1,4 @@
-"""Several models as one teacher: what the op makes of it is what their average, taken by hand, gives."""
+"""Several models as one teacher: the op's result equals that of their average, computed by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DIVERGENCES = [abkd.AlphaBeta(0.2, 0.7), abkd.ForwardKL(), abkd.ReverseKL(), abk
 
 
 def members() -> list[Any]:
-    """Another width, another family, another number of rows in the head."""
+    """Different widths, families and head sizes."""
     return [model.double() for model in (llama(1), gpt2(2, width=48), llama(3, classes=384, layers=2))]
 
 
@@ -86,7 +86,7 @@ def test_all_members_are_frozen_and_cut_to_the_classes_asked_for():
 
 
 class Scaled(transformers.LlamaForCausalLM):
-    """A scale that no configuration tells."""
+    """A scale that is not in the configuration."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = super().forward(*args, **kwargs)
@@ -118,5 +118,5 @@ def test_a_live_teacher_is_frozen_and_cut():
 
 
 def test_what_cannot_be_averaged_is_refused():
-    with pytest.raises(ConfigError, match="average must be probabilities or logits, but it is 'mean'"):
+    with pytest.raises(ConfigError, match="average must be probabilities or logits, got 'mean'"):
         Ensemble("mean")  # type: ignore[arg-type]

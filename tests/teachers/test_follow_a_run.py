@@ -1,4 +1,4 @@
-"""A run whose teacher is made of its student: resumed, it goes on as if it had never been interrupted."""
+"""A run whose teacher is derived from its student: resumed, it continues as if it had never been interrupted."""
 
 from __future__ import annotations
 

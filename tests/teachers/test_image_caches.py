@@ -1,4 +1,4 @@
-"""Teachers of images out of a cache: each image as each epoch has it, to the bit what the live teacher says."""
+"""Cached image teachers: each image as in each epoch, bit-identical to the live teacher."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vision_parts import own_net
 
 CHANCE = (RandomCrop(padding=2), HorizontalFlip(), Mixup(alpha=0.4, share=0.5))
 MILD = "[RandomCrop(padding=2), HorizontalFlip(), Mixup(alpha=0.4, share=0.5)]"
-WAY_OUT = "more epochs, or for TopKCache other labels make other images: run abkd cache"
+WAY_OUT = "more epochs, or for TopKCache other labels give other images: run abkd cache"
 
 
 def images(count: int = 12, *, augmentation: Any = CHANCE, rows: Any = None, seed: int = 3) -> ImageDataset:
@@ -54,7 +54,7 @@ def opened(spec: Any, teacher: Any = None, temperature: float = 1.0) -> Any:
 
 
 def views(passes: EpochImages) -> list[Any]:
-    """What a run reads, batch by batch."""
+    """The batches that a run reads."""
     batches = [[passes.dataset[key] for key in keys] for keys in passes.batches((0, 1))]
     return [ImageCollator()(examples)["batch"].teacher for examples in batches]
 
@@ -80,7 +80,7 @@ def test_logits_are_the_live_teachers_bit_for_bit_in_the_batches_of_training(tmp
     reader.check_covers(passes, "train")
     alone = ImageCollator()([passes.dataset.padding_example()])["batch"].teacher
     assert torch.equal(reader(alone).values, alive(alone).values) or not augmentation
-    assert built.rows == (36 + 1 if augmentation else 12)  # and the one that stands in where there is none
+    assert built.rows == (36 + 1 if augmentation else 12)  # plus the padding image
     assert built.bytes_per_row < 4 * CLASSES + 16 + 12 + 80
     assert build(spec, passes).made == 0
 
@@ -208,13 +208,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (view, *_) = views(EpochImages(images(seed=4), epochs=1, batch_size=4))
     with pytest.raises(DataError, match=rf"4 of the 4 images of a batch are not in the cache.*{WAY_OUT}"):
         opened(spec)(view)
-    with pytest.raises(ConfigError, match="another teacher"):
+    with pytest.raises(ConfigError, match="different teacher"):
         opened(spec, image_teacher(7))
-    with pytest.raises(ConfigError, match="another kind"):
+    with pytest.raises(ConfigError, match="different kind"):
         HiddenCache(path=str(tmp_path)).open(TeacherContext(student=ImageRows(Classifier(plain(0)))))
     reader = opened(spec)
     reader.classes = CLASSES - 1
-    with pytest.raises(VocabularyError, match="tells 5 classes apart, and the student 4"):
+    with pytest.raises(VocabularyError, match="has 5 classes, but the student has 4"):
         reader.check()
     broken = image_teacher()
     with torch.no_grad():
@@ -278,7 +278,7 @@ def test_a_run_from_the_cache_is_the_run_with_the_teacher_bit_for_bit(tmp_path: 
 
 
 def measured(record: dict[str, float]) -> dict[str, float]:
-    """What was logged, without how long it took."""
+    """The log, without timings."""
     return {name: x for name, x in record.items() if not name.endswith(("runtime", "per_second"))}
 
 
@@ -348,7 +348,7 @@ def refused(shelf: Path, error: type[AbkdError], match: str, **more: Any) -> Non
 
 
 def test_what_a_run_needs_of_its_cache(shelf: Path) -> None:
-    refused(shelf, ConfigError, "is not there: run abkd cache")
+    refused(shelf, ConfigError, "does not exist: run abkd cache")
     assert cache(shelf).exit_code == 0
     refused(shelf, DataError, WAY_OUT, num_train_epochs=3)
     refused(shelf, DataError, WAY_OUT, seed=11)
@@ -369,7 +369,7 @@ def test_a_teacher_of_code_of_ones_own_is_known_by_what_it_built(shelf: Path, mo
     assert cache(shelf, **more).exit_code == 0
     assert distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "stored"), **more)))
     torch.save(own_net(CLASSES).state_dict(), "weights.pt")
-    refused(shelf, ConfigError, "cannot be used here: another teacher", **more)
+    refused(shelf, ConfigError, "cannot be used here: different teacher", **more)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch means to leave this to others

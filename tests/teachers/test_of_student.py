@@ -1,4 +1,4 @@
-"""Teachers made of the student follow it exactly, never disturb it, and go on from a checkpoint as if nothing were."""
+"""Teachers derived from the student follow it exactly, never change it, and resume exactly from a checkpoint."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_running_mean_is_the_formula(name, decay):
 
 
 def test_a_mean_in_sixteen_bits_is_kept_in_thirty_two():
-    """One part in a thousand is less than bfloat16 can add to 1: rounded at each step the mean would stand still."""
+    """One part in a thousand is less than bfloat16 can add to 1: rounded at each step, the mean would never change."""
     student = llama(0).bfloat16()
     reader = EMA(0.999).open(setting(student))
     start = {name: value.float() for name, value in trained(student).items()}
@@ -106,12 +106,12 @@ def test_a_resumed_teacher_goes_on_bit_by_bit(spec, name):
 def test_the_state_of_another_student_is_refused():
     reader = EMA().open(setting(llama(0)))
     for other in (tied(), llama(0, width=48)):
-        with pytest.raises(OutputDirError, match=r"what the checkpoint holds of EMA\(decay=0.999\) is not of this"):
+        with pytest.raises(OutputDirError, match=r"the checkpoint's state of EMA\(decay=0.999\) does not match this"):
             reader.load(EMA().open(setting(other)).state())
 
 
 class Counted(nn.Module):
-    """A part with buffers: a running mean, a count, and one that no checkpoint holds."""
+    """A module with buffers: a running mean, a count, and one that is not saved in checkpoints."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -159,12 +159,12 @@ def test_under_adapters_only_they_are_copied_and_move(spec):
 
 
 def hooked(model: Any) -> Any:
-    """As accelerate leaves a model that it has spread over devices: its forward is a partial function."""
+    """Like a model that accelerate has dispatched over devices: its forward is a partial function."""
     return add_hook_to_module(model, ModelHook())
 
 
 class Doubled(nn.Linear):
-    """A head that is no matrix: rows are read through the model's own forward."""
+    """A head that is not a matrix: rows are read through the model's own forward."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden) * 2.0
@@ -173,7 +173,7 @@ class Doubled(nn.Linear):
 @pytest.mark.parametrize("wrap", [lambda model: model, hooked], ids=["plain", "hooked"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_copy_runs_itself(when, wrap):
-    """Whether it was taken before or after the trainer put its own forward into the student."""
+    """Both before and after the trainer replaces the student's forward."""
     student = llama(0)
     head = Doubled(32, 340, bias=False)
     head.weight = student.lm_head.weight
@@ -218,7 +218,7 @@ def test_without_adapters_it_is_the_base_model(place):
     assert reader.head_rows == 340
     adapted = own_logits(student, view)
     student.train()
-    student.get_base_model().model.norm.eval()  # as somebody may have left it
+    student.get_base_model().model.norm.eval()  # as a user may have left it
     frozen = next(parameter for name, parameter in student.named_parameters() if "lora_A" in name)
     frozen.requires_grad_(False)
     modes, flags = states(student)
@@ -274,16 +274,16 @@ def test_passing_over_the_adapters_costs_them_no_gradient(asked, context):
 
 
 def test_a_student_without_adapters_or_with_a_moving_base_is_refused():
-    with pytest.raises(ConfigError, match=r"this student has none: set use_peft: true, or take teacher: Snapshot\(\)"):
+    with pytest.raises(ConfigError, match=r"this student has none: set use_peft: true, or use teacher: Snapshot\(\)"):
         AdapterOff().open(setting(llama(0)))
     biased = with_adapters(llama(0, attention_bias=True), bias="all")
-    with pytest.raises(ConfigError, match=r"wants a base model that stays as it is, but .*bias is trained"):
+    with pytest.raises(ConfigError, match=r"needs a frozen base model, but .*bias is trained"):
         AdapterOff().open(setting(biased))
 
 
 @pytest.fixture
 def mesh():
-    """Of this one process, without any that it talks to."""
+    """A process group of this process only, without communication."""
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -302,7 +302,7 @@ def test_a_student_in_shards_is_refused(spec, mesh):
     norm = student.get_base_model().model.norm
     whole = norm.weight
     norm.weight = nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(0)]), requires_grad=False)
-    words = r"of which each process holds a part only \(FSDP, ZeRO-3\): train with DDP or ZeRO-2"
+    words = r"each process holds only a shard of them \(FSDP, ZeRO-3\): train with DDP or ZeRO-2"
     with pytest.raises(ConfigError, match=words):
         reader.after_step(1)
     with pytest.raises(ConfigError, match=words):
@@ -316,10 +316,10 @@ def test_a_student_in_shards_is_refused(spec, mesh):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: EMA(1.5), "decay must be a number from 0 to 1, such as 0.999, but it is 1.5"),
+        (lambda: EMA(1.5), "decay must be a number from 0 to 1, such as 0.999, got 1.5"),
         (lambda: EMA(float("nan")), "decay must be a number from 0 to 1"),
         (lambda: EMA(True), "decay must be a number from 0 to 1"),
-        (lambda: Snapshot(0), "every must be a number of steps, 1 or more, but it is 0"),
+        (lambda: Snapshot(0), "every must be a number of steps, an integer >= 1, got 0"),
         (lambda: Snapshot(2.0), "every must be a number of steps"),
         (lambda: Snapshot(True), "every must be a number of steps"),
     ],

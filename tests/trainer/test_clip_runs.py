@@ -1,4 +1,4 @@
-"""Base to new through the trainer: learned without labels, measured on both halves, resumed to the bit."""
+"""Base-to-new with the trainer: trained without labels, evaluated on both halves, resumed bit for bit."""
 
 from __future__ import annotations
 

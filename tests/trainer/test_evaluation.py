@@ -1,4 +1,4 @@
-"""Held-out metrics against an independent dense computation in double precision, and what is done with them."""
+"""Evaluation metrics compared with an independent dense computation in double precision, and their use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("loss", "forward_kl", "reverse_kl", "top1_agreement", "perplexity", "te
 
 @torch.no_grad()
 def log_probabilities(model: Any, example: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the trained tokens of one row: [n, V] in double precision, and the tokens [n]."""
+    """For the trained tokens of one row: [n, V] in double precision, and the tokens [n]."""
     ids = torch.tensor(example["input_ids"])
     at = torch.tensor(example["trained"]).nonzero().squeeze(1)
     model = model.eval()
@@ -104,7 +104,7 @@ def test_names_and_modes(tmp_path):
 def test_a_weak_teacher_is_noticed_once(tmp_path, caplog):
     student = llama(0)
     with torch.no_grad():
-        student.lm_head.weight.zero_()  # uniform, and so better than a sure teacher of nonsense
+        student.lm_head.weight.zero_()  # uniform, and so better than a confident wrong teacher
     made = trainer(tmp_path, student, eval_dataset=rows(4), eval_on_start=True, eval_strategy="steps", eval_steps=3)
     with caplog.at_level(logging.WARNING, "abkd"):
         made.train()
@@ -123,7 +123,7 @@ def test_a_better_teacher_is_not_complained_about(tmp_path, caplog):
 
 
 def test_a_student_without_mass_is_warned_about(tmp_path, caplog):
-    """The gradient of D_AB carries q^β; forward KL's does not vanish, so nothing is said there."""
+    """The gradient of D_AB has a factor q^β; forward KL's does not vanish, so there is no warning."""
     student, teach = llama(0, sharpness=6.0), llama(1, sharpness=6.0)
     with caplog.at_level(logging.WARNING, "abkd"):
         trainer(tmp_path / "ab", student, teach=teach, max_steps=1).train()
@@ -149,5 +149,5 @@ def test_the_log_is_a_line_per_event(tmp_path):
     assert {f"eval_{name}" for name in NAMES} <= lines[0].keys()
     assert "train_runtime" in lines[-1]
     again = trainer(tmp_path, max_steps=1)
-    again.train()  # a new run in the same place begins a new file
+    again.train()  # a new run in the same place starts a new file
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 1]

@@ -1,4 +1,4 @@
-"""Image runs: resume to the bit in the middle of an epoch, splits, a teacher that stays what it is, what is refused."""
+"""Image runs: bit-exact resume in the middle of an epoch, splits, an unchanged teacher, errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FLIP = "[RandomCrop(padding=1), HorizontalFlip()]"
 
 @pytest.mark.parametrize(("size", "accumulated"), [(4, 2), (2, 4), (1, 8)])
 def test_splits_do_not_change_the_step(tmp_path, size, accumulated):
-    """Where neither batch statistics nor a batch axis are: they legitimately depend on who shares a batch."""
+    """Without batch statistics and batch axis, which legitimately depend on the other rows of a batch."""
     options = {"max_steps": 3, "augmentation": CHANCE}
     whole = image_trainer(tmp_path / "whole", per_device_train_batch_size=8, **options)
     whole.train()
@@ -238,7 +238,7 @@ def test_the_teacher_is_scored_before_the_first_step(tmp_path, caplog):
 
 
 def test_rows_are_the_models_own_logits():
-    """Prepared by hand: the pixels that a teacher sees are its own."""
+    """Preprocessed by hand: the teacher has its own preprocessing."""
     teach = image_teacher()
     teach.model.eval()
     image = pictures(1)[0]["image"]
@@ -263,7 +263,7 @@ def test_metrics_are_written(tmp_path):
 
 
 def test_held_out_images_have_the_classes_of_the_training(tmp_path):
-    """By name, whatever order and which of them they have; others are refused."""
+    """By name, in any order and any subset; other names are refused."""
     held_out = pictures(8, seed=1)
     whole = image_trainer(tmp_path / "a", data=named(pictures(), NAMES), eval_dataset=named(held_out, NAMES))
     turned = [{**row, "label": 4 - row["label"]} for row in held_out]
@@ -281,7 +281,7 @@ def test_held_out_images_have_the_classes_of_the_training(tmp_path):
 
 
 def named(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
-    """The same as arrays with the names of the classes."""
+    """The same images as arrays, with the names of the classes."""
     images, labels = (np.stack([np.asarray(row[key]) for row in rows]) for key in ("image", "label"))
     return {"images": images, "labels": labels, "classes": list(names)}
 
@@ -357,7 +357,7 @@ def test_a_run_without_a_whole_batch_is_refused(tmp_path):
 
 
 def normed_last(seed: int = 0) -> torch.nn.Module:
-    """Batch normalisation of one number a channel: a batch of one image has no variance."""
+    """Batch normalisation of one value per channel: a batch of one image has no variance."""
     torch.manual_seed(seed)
     body = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.BatchNorm1d(3))
     return torch.nn.Sequential(*body, torch.nn.Linear(3, CLASSES))
@@ -398,7 +398,7 @@ class Counted(list):
 
 @pytest.mark.parametrize(("count", "refused"), [(16, False), (12, True), (13, True), (14, False)])
 def test_of_two_processes_one_may_be_left_with_one_image_or_with_an_empty_one(count, refused):
-    """Of the eight of a step the first process gets four, the second the rest."""
+    """Of the eight images of a step, the first process gets four, the second the rest."""
     args: Any = SimpleNamespace(train_batch_size=4, world_size=2, max_steps=-1, gradient_accumulation_steps=1)
     args.dataloader_drop_last, data = False, Counted(range(count))
     student = ImageRows(Classifier(normed_last()))
@@ -445,7 +445,7 @@ def test_a_student_whose_logits_are_cut_off_its_weights_is_refused(tmp_path):
 
 
 def trained_and_resumed(path, student):
-    """The run, of which the second half gives the same weights once more."""
+    """The run, whose second half gives the same weights again."""
     options = {"save_strategy": "steps", "save_steps": 3}
     torch.manual_seed(0)
     run = image_trainer(path, student(), **options)
@@ -474,7 +474,7 @@ class Mean(torch.nn.Module):
 
 
 class Turned(Plain):
-    """With weights that do not lie in memory row by row."""
+    """With weights that are not contiguous."""
 
     def __init__(self):
         super().__init__()

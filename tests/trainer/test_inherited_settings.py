@@ -1,4 +1,4 @@
-"""Settings of transformers that are said to work here do something, and what would do nothing is refused."""
+"""Settings of transformers that are documented to work have an effect, and those without an effect are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trained(path: Any, **options: Any) -> dict[str, torch.Tensor]:
 
 
 def unsupporting(seed: int) -> Any:
-    """As some families are: they cannot compute activations again."""
+    """Like some families: they cannot recompute activations."""
     model = gpt2(seed)
     model.supports_gradient_checkpointing = False
     return model
@@ -88,7 +88,7 @@ def test_it_leaves_the_training_as_it_is(options, plain, tmp_path):
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
-    """The evaluations give these numbers, one after the other; the first is that of the untrained student."""
+    """The evaluations return these losses in order; the first is that of the untrained student."""
     left = iter(values)
     monkeypatch.setattr(
         _trainer, "held_out_metrics", lambda *_: dict.fromkeys(("loss", "perplexity", "top1_agreement"), next(left))
@@ -101,11 +101,11 @@ EACH = {"save_steps": 1, "eval_steps": 1, "eval_dataset": rows(2), "save_strateg
 @pytest.mark.parametrize(
     ("options", "measured", "best"),
     [
-        # the untrained student would be the best of all, and is no checkpoint
+        # the untrained student would be the best, but is not a checkpoint
         ({"metric_for_best_model": "perplexity"}, (0.1, 3.0, 1.0, 2.0, 4.0), 2),
         ({"metric_for_best_model": "top1_agreement"}, (9.0, 3.0, 1.0, 2.0, 4.0), 4),
         ({"metric_for_best_model": "perplexity", "greater_is_better": True}, (9.0, 3.0, 1.0, 2.0, 4.0), 4),
-        ({"save_steps": 2}, (0.1, 5.0, 4.0, 1.0, 2.0), 4),  # after step 3 nothing is saved that could be gone back to
+        ({"save_steps": 2}, (0.1, 5.0, 4.0, 1.0, 2.0), 4),  # after step 3 no checkpoint is saved that could be restored
         ({"save_steps": 2}, (0.1, 1.0, 4.0, 5.0, 6.0), 2),
     ],
     ids=str,
@@ -294,7 +294,7 @@ def test_options_of_a_student_by_name_are_used(tmp_path):
 
 def test_a_backend_for_several_processes_is_nothing_to_one(tmp_path):
     assert config(tmp_path, ddp_backend="gloo").ddp_backend is None
-    with pytest.raises(ConfigError, match=r"ddp_backend must be one of nccl, gloo, .*, but is 'glo'"):
+    with pytest.raises(ConfigError, match=r"ddp_backend must be one of nccl, gloo, .*, got 'glo'"):
         config(tmp_path, ddp_backend="glo")
 
 

@@ -1,4 +1,4 @@
-"""Rows that are longer than a model has positions for are told before training; rows that are short enough train."""
+"""Rows longer than a model's positions are reported before training; rows that are short enough train."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHORT = {"max_length": 1024, "max_steps": 1}
 
 
 def narrow(positions: int) -> Any:
-    """GPT-2 with a table of so many positions."""
+    """GPT-2 with this many positions."""
     sizes = {"vocab_size": 340, "n_embd": 32, "n_layer": 1, "n_head": 4, "bos_token_id": None, "eos_token_id": 1}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(n_positions=positions, **sizes))
 

@@ -1,4 +1,4 @@
-"""The order of the rows: every row once an epoch, another order each epoch, empty rows last and without a target."""
+"""The order of the rows: every row once per epoch, another order each epoch, empty rows last and without a target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mixture of experts whose configuration asks for the load-balancing loss is trained with it."""
+"""A mixture of experts whose configuration enables the load-balancing loss is trained with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on rows that are streamed: resumable, the same for every number of workers, refused where it cannot be."""
+"""Training on streamed rows: resumable, the same for every number of workers, refused where impossible."""
 
 from __future__ import annotations
 

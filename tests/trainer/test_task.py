@@ -1,4 +1,4 @@
-"""What the loss must not depend on: padding, the size to which vocabularies are padded, rows that train nothing."""
+"""Invariances of the loss: padding, the size to which vocabularies are padded, rows that train nothing."""
 
 from __future__ import annotations
 

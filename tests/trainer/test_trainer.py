@@ -1,4 +1,4 @@
-"""The trainer as its users meet it: what it takes, what it leaves alone, what it saves."""
+"""The trainer's interface: its inputs, what it does not change, and what it saves."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_one_model_cannot_teach_itself(tmp_path):
 
 
 def test_hooks_of_a_teacher_run_as_when_it_is_called(tmp_path):
-    """Also those that its backbone and its head alone would not run."""
+    """Even those that its backbone and head alone would not run."""
     hooked = teacher()
     hooked.register_forward_hook(lambda _, __, output: setattr(output, "logits", 2 * output.logits))
     doubled = teacher()
@@ -93,7 +93,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def in_bfloat16(model: Any) -> Any:
-    """As transformers loads it: the weights alone, while buffers (rotary frequencies) keep their type."""
+    """As transformers loads it: weights only, while buffers (rotary frequencies) keep their dtype."""
     for weight in model.parameters():
         weight.data = weight.data.to(torch.bfloat16)
     return model
@@ -160,7 +160,7 @@ def test_a_student_without_anything_to_train_is_refused(tmp_path):
     trainer(tmp_path / "run", llama(0).requires_grad_(False), peft_config=lora())  # which has those to train
 
 
-# ---- what it takes ----
+# ---- inputs ----
 
 
 def test_other_tokenizers_are_refused(tmp_path):
@@ -199,12 +199,12 @@ def test_what_is_missing_is_named(tmp_path):
         trainer(tmp_path, data=rows(3), max_length=4)
 
 
-# ---- how it trains ----
+# ---- training ----
 
 
 @pytest.mark.parametrize("options", [{}, {"bf16": True}, {"packing": True}, {CHECKPOINTING: True}], ids=str)
 def test_it_learns(tmp_path, options):
-    """From a teacher of its own size the student comes close to it."""
+    """With a teacher of its own size, the student gets close to it."""
     made = trainer(
         tmp_path,
         teach=llama(4, sharpness=4.0),

@@ -1,4 +1,4 @@
-"""Sequences that are written while a run trains: by the student, by its teacher, from a buffer."""
+"""Sequences generated during training: by the student, by its teacher, from a buffer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_another_number_of_processes_or_another_source_is_refused(tmp_path):
 
 
 def test_empty_context_and_the_student_as_teacher_give_nothing_to_learn(tmp_path):
-    """Context distillation without a context, from the student itself: no loss, no gradient."""
+    """Context distillation without a context, from the student itself: loss and gradient are 0."""
     made = trainer(
         tmp_path, llama(0), teach=llama(0), source="Privileged(StudentSamples(), context='')", max_steps=2, **SHORT
     )
@@ -62,7 +62,7 @@ def test_labels_alone_ask_no_teacher(tmp_path):
 
 
 def test_what_each_thinks_of_the_others_text(tmp_path):
-    """Of two equal models each writes what the other writes."""
+    """Two equal models generate the same text."""
     options = {"eval_dataset": rows(5), "eval_samples": 4, **SHORT}
     same = trainer(tmp_path, llama(0), teach=llama(0), **options).evaluate()
     assert same["eval_r_llh"] == pytest.approx(same["eval_r_cvg"], rel=1e-5)

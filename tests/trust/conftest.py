@@ -1,4 +1,4 @@
-"""T1 to T22: what a user of a distillation library must be able to trust (docs/trust.md has the figures)."""
+"""T1 to T22: what users of a distillation library must be able to rely on (docs/trust.md has the figures)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file may become by accident or intent: cut, flipped, of other types, endless, nested, in other encodings."""
+"""Corrupt or malicious files: truncated, flipped, of other types, endless, nested, in other encodings."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ NASTY = [
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in a JSON tree."""
+    """All paths in a JSON tree."""
     inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [path, *(place for name, each in inside for place in places(each, (*path, name)))]
 
 
 def put(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """The tree with another value there."""
+    """The tree with another value at a path."""
     if not path:
         return value
     copy = dict(tree) if isinstance(tree, dict) else list(tree)
@@ -49,7 +49,7 @@ def put(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 @st.composite
 def changed_json(draw: st.DrawFn, tree: Any) -> Any:
-    """A tree with something taken out or put in."""
+    """A tree with something removed or inserted."""
     path = draw(st.sampled_from(places(tree)))
     if path and draw(st.booleans()):
         parent = tree
@@ -62,7 +62,7 @@ def changed_json(draw: st.DrawFn, tree: Any) -> Any:
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Bytes that are cut, flipped, doubled, or something else altogether."""
+    """Bytes that are truncated, flipped, duplicated or replaced."""
     kind = draw(st.sampled_from(["cut", "flip", "insert", "nasty"]))
     at = draw(st.integers(0, max(len(content) - 1, 0)))
     if kind == "nasty":
@@ -76,7 +76,7 @@ def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def changed(draw: st.DrawFn, content: bytes) -> bytes:
-    """Some of both, where the content is JSON."""
+    """Changes of both kinds, if the content is JSON."""
     try:
         tree = json.loads(content)
     except ValueError:

@@ -1,8 +1,8 @@
-"""Resident memory of a run that writes, replays, evaluates and saves: ``memory.py FOLDER STEPS``.
+"""Resident memory of a run that generates, replays, evaluates and saves: ``memory.py FOLDER STEPS``.
 
 Between a quarter of the steps and the last only the log may grow, whose size is counted; and each of two allocators may
-have begun one piece of what the system gives it: Python an arena, glibc the top of its heap. A leak of one row of
-log-probabilities a step would be more than that, which is tried too (test_t22_soak.py).
+have started one block from the system: Python an arena, glibc the top of its heap. A leak of one row of
+log-probabilities per step would exceed that, which is tested too (test_t22_soak.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLASSES = 340
 
 
 def resident() -> int:
-    """Bytes of this process that lie in memory, after everything that is free was given back."""
+    """Resident bytes of this process, after free memory was returned to the system."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
@@ -34,13 +34,13 @@ def resident() -> int:
 
 
 def size(thing: Any) -> int:
-    """Bytes of a list or mapping with all that is in it."""
+    """Bytes of a list or mapping with its contents."""
     inside = [*thing, *thing.values()] if isinstance(thing, Mapping) else thing if isinstance(thing, list) else []
     return sys.getsizeof(thing) + sum(map(size, inside))
 
 
 class Watch(TrainerCallback):
-    """Looks at every quarter of the run."""
+    """Measures at every quarter of the run."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, int]] = []

@@ -1,7 +1,7 @@
-"""A run that something happens to again and again: ``soak.py FOLDER VARIANT SEED STEPS [--tmpfs]``.
+"""A run with repeated random faults: ``soak.py FOLDER VARIANT SEED STEPS [--tmpfs]``.
 
-Prints, as JSON, what happened and whether in the end weights and log are those of an undisturbed run.
-One process imports and forks the runs, for importing takes longer than they do.
+Prints, as JSON, what happened and whether the final weights and log equal those of an undisturbed run.
+One process imports and forks the runs, because importing takes longer than they do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EVERY, MEGABYTES, FINAL = 4, 6, "final.safetensors"
 
 
 class Fault(TrainerCallback):
-    """Something happens in the step after ``after``: at its start, at its gradient, or at a time within it."""
+    """A fault in the step after ``after``: at its start, at its gradient, or at a time within it."""
 
     def __init__(self, kind: str, after: int, delay: float, room: int) -> None:
         self.kind, self.after, self.delay, self.room = kind, after, delay, room
@@ -73,7 +73,7 @@ class Fault(TrainerCallback):
 
 
 def fill(folder: Path, room: int) -> None:
-    """Leave ``room`` bytes of the file system; where it is not a small one of its own, of every file."""
+    """Leave ``room`` bytes on the file system; without a separate small one, limit the size of every file."""
     if not os.path.ismount(folder):
         room //= 30  # less than every checkpoint's largest file
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
@@ -84,14 +84,14 @@ def fill(folder: Path, room: int) -> None:
 
 
 def run(folder: Path, variant: str, steps: int, fault: Fault | None) -> int:
-    """One process of the run, from where the newest whole checkpoint is to its end or its fault: its exit code."""
+    """One process of the run, from the newest complete checkpoint to its end or its fault; returns its exit code."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     code = 1
     try:
         code = _train(folder, variant, steps, fault)
-    except Exception as error:  # noqa: BLE001, a forked process must not go on as its parent
+    except Exception as error:  # noqa: BLE001, a forked process must not continue as its parent
         traceback.print_exception(error)
     finally:
         sys.stderr.flush()
@@ -143,9 +143,9 @@ EXPECTED |= {"NaN weight": 3, "NaN gradient": 3}
 
 
 def disturbed(folder: Path, variant: str, steps: int, draw: random.Random) -> tuple[Counter[str], list[str]]:
-    """Run to the end through faults: how often each happened, and what ended otherwise than it should."""
+    """Run to the end through faults; returns how often each happened, and unexpected exits."""
     happened, wrong = Counter[str](), []
-    bag, damages = list[str](), list[str]()  # each kind once before any comes again
+    bag, damages = list[str](), list[str]()  # each kind once before any is repeated
     while not (folder / FINAL).exists():
         reached = max([_checkpoints.step_of(path) for path in whole(folder)], default=0)
         bag = bag or draw.sample(FAULTS, len(FAULTS))

@@ -1,4 +1,4 @@
-"""Every test that the pages about trust and security name is there."""
+"""Every test that docs/trust.md and docs/security.md name exists."""
 
 from __future__ import annotations
 

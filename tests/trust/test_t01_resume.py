@@ -1,4 +1,4 @@
-"""Six steps, and three steps with three more after a restart, end with the same bits."""
+"""Six steps, and three steps plus three more after a restart, give bit-identical results."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_resume_of_adapters_is_exact(tmp_path):
 
 
 def test_evaluation_leaves_the_training_what_it_is(tmp_path):
-    """So a resumed run need not repeat the evaluation at the start, and how often one looks does not matter."""
+    """So a resumed run need not repeat the initial evaluation, and the evaluation interval does not matter."""
     held_out = rows(3)
     never = trainer(tmp_path / "never", gpt2(0))
     never.train()

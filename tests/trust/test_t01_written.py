@@ -1,4 +1,4 @@
-"""Resumption to the bit where sequences are written while a run trains: by the student, its teacher, from a buffer."""
+"""Bit-exact resume with sequences generated during training: by the student, its teacher, from a buffer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SOURCES: dict[str, dict[str, Any]] = {
         "eval_dataset": rows(3),
         "eval_strategy": "steps",
         "eval_steps": 1,
-        "learning_rate": 0.2,  # so that the loss rises now and then
+        "learning_rate": 0.2,  # so that the loss sometimes rises
     },
     "teacher's and student's": {
         "source": "Union(TeacherSamples(), StudentSamples())",
@@ -63,7 +63,7 @@ def build(path: Path, student: Any, options: dict[str, Any], **more: Any) -> Any
 
 @by_family(SOURCES, "on-policy", "replay")
 def test_resume_is_exact(tmp_path, case, family):
-    """Buffers, thresholds and averages are in the checkpoint; coins and samples are functions of the step."""
+    """Buffers, thresholds and averages are in the checkpoint; random choices and samples are functions of the step."""
     options = {**EVERY_THIRD, **SOURCES[case]}
     start = family(0)
     before = weights(start)

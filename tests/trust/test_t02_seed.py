@@ -1,4 +1,4 @@
-"""The same seed twice gives the same bits, another seed others."""
+"""The same seed gives bit-identical results, another seed does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_two_runs_with_one_seed_are_equal_and_with_two_seeds_are_not(tmp_path):
 
 
 def test_the_seed_decides_the_adapters(tmp_path):
-    """Whatever random numbers were drawn before."""
+    """Independent of random numbers drawn before."""
     states = []
     for ambient in (1, 2):
         student, teach = llama(0), teacher()

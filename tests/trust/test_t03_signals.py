@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C at any step: a checkpoint when it ends, the documented exit code, an exact continuation."""
+"""SIGTERM and Ctrl-C at any step: a checkpoint at the end of the step, the documented exit code, an exact resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPTIONS = {  # three steps an epoch; dropout, so that a random number more or le
 
 
 class Raise(TrainerCallback):
-    """Sends signals to this process when a step begins."""
+    """Sends signals to this process at the start of a step."""
 
     def __init__(self, step: int, *signals: signal.Signals) -> None:
         self.step, self.signals = step, signals
@@ -65,7 +65,7 @@ def test_stopped_after_any_step(tmp_path, undisturbed, step, name):
         made.train()
     assert stop.value.exit_code == 128 + name
     assert signal.getsignal(name) is before
-    best = Path(made.state.best_model_checkpoint or "").name  # is kept besides
+    best = Path(made.state.best_model_checkpoint or "").name  # is also kept
     assert {path.name for path in tmp_path.glob("checkpoint-*")} - {best} == {f"checkpoint-{step}"} - {best}
     torch.manual_seed(99)
     resumed = trainer(tmp_path, gpt2(5), **OPTIONS)

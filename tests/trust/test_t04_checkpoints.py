@@ -1,4 +1,4 @@
-"""Whatever happens while a checkpoint is written or afterwards, a whole one is there and the run goes on from it."""
+"""Whatever happens during or after the writing of a checkpoint, a complete one exists and the run resumes from it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_nothing_to_resume(finished, tmp_path):
 
 
 def test_a_limit_of_one_always_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
-    """Looked at before and after every file operation that makes or removes a checkpoint."""
+    """Checked before and after every file operation that creates or removes a checkpoint."""
     seen: list[list[str]] = []
     for name in ("seal", "discard"):
         original = getattr(_checkpoints, name)
@@ -134,7 +134,7 @@ def test_half_a_checkpoint_of_adapters_is_removed_with_the_card_that_peft_writes
 
 
 def test_torch_s_own_words_for_a_full_disk():
-    """They depend on where the room ends: in the middle, or where its stream is closed."""
+    """They depend on where the space ends: in the middle, or when the stream is closed."""
 
     class Full(io.RawIOBase):
         def writable(self):
@@ -152,7 +152,7 @@ def test_torch_s_own_words_for_a_full_disk():
 
 
 def test_a_checkpoint_that_is_whole_is_not_written_again(tmp_path):
-    """The end of an epoch may ask once more for the step that a finished run was resumed from."""
+    """The end of an epoch may save the step again from which a finished run was resumed."""
     options = {"save_strategy": "epoch", "max_steps": 6, "data": rows(10), "save_total_limit": 1}
     trainer(tmp_path, **options).train()
     manifest = tmp_path / "checkpoint-6" / _checkpoints.MANIFEST
@@ -272,7 +272,7 @@ def child(code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("elsewhere", [True, False], ids=["room in another place", "room nowhere"])
 def test_without_checkpoints_a_full_disk_at_the_end_does_not_lose_the_student(tmp_path, monkeypatch, elsewhere):
-    """save_strategy: no has nothing else to go back to."""
+    """With save_strategy: no there is no other checkpoint to return to."""
     rescue = tmp_path / "rescue"
     rescue.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(rescue))

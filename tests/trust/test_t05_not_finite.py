@@ -1,4 +1,4 @@
-"""A number that is not finite stops the run before it reaches a weight or a checkpoint, and says where it came from."""
+"""A non-finite number stops the run before it reaches a weight or a checkpoint, with an error that names its origin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training_parts import StopAfter, gap, llama, rows, teacher, tokenizer, trai
 
 
 class At(TrainerCallback):
-    """Calls ``what(model)`` when a step begins, or when its gradient is there."""
+    """Calls ``what(model)`` at the start of a step, or when its gradient is computed."""
 
     def __init__(self, step: int, what: Any, *, gradient: bool = False) -> None:
         self.step, self.what, self.gradient = step, what, gradient
@@ -34,7 +34,7 @@ class At(TrainerCallback):
 
 
 class AtEnd(At):
-    """Calls ``what(model)`` when a step is done."""
+    """Calls ``what(model)`` at the end of a step."""
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         pass
@@ -144,7 +144,7 @@ def test_what_the_optimizer_keeps_is_checked_too(tmp_path):
 
 
 def test_weights_that_come_from_a_checkpoint_are_checked(tmp_path):
-    """Its hash tells that it is as it was written, not that it was written well."""
+    """Its hash shows that it is unchanged, not that its content is valid."""
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     trainer(tmp_path, **options, callbacks=[StopAfter(1)]).train()
     file = tmp_path / "checkpoint-1" / "model.safetensors"
@@ -164,7 +164,7 @@ def test_a_mask_of_infinite_numbers_is_no_fault(tmp_path):
 
 
 def test_an_evaluation_that_is_not_finite_is_said_once_and_null_in_the_record(tmp_path, caplog):
-    """The teacher gives NaN for a token that only the held-out rows have; the student is none the worse."""
+    """The teacher gives NaN for a token that occurs only in the held-out rows; the student is unaffected."""
     held_out, teach = [{"prompt": "What? ", "completion": "Paris"}], teacher()
     only = set(tokenizer()("Paris")["input_ids"]) - {i for row in rows() for i in tokenizer()(str(row))["input_ids"]}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How much padding a batch has, and on which side, changes neither loss nor gradient."""
+"""The amount and side of padding change neither loss nor gradient."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradient of every step, before it is clipped away with the weights' change."""
+    """Records the gradient of every step, before clipping."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -80,7 +80,7 @@ def test_batch_size_and_accumulation_change_nothing(tmp_path, variant, family):
 
 
 def test_the_loss_of_a_step_is_one_number(tmp_path):
-    """In float64, where rounding does not hide anything."""
+    """In float64, where rounding hides nothing."""
     losses = []
     for batch, n in SPLITS:
         *_, records = run(tmp_path / str(batch), llama(0).double(), batch, n)
@@ -91,7 +91,7 @@ def test_the_loss_of_a_step_is_one_number(tmp_path):
 
 @pytest.mark.parametrize("source", ["StudentSamples(temperature=0)", "Union(Dataset(), StudentSamples(temperature=0))"])
 def test_given_the_same_text_a_step_is_the_same_however_it_is_split(tmp_path, source):
-    """Greedy text is a function of the weights alone, so even what is written is the same."""
+    """Greedy text is a function of the weights only, so even the generated text is the same."""
     runs = []
     for batch, accumulation in ((8, 1), (4, 2), (1, 8)):
         made = trainer(

@@ -1,4 +1,4 @@
-"""Two processes, replicated (DDP) or sharded (FSDP2), train and evaluate what one process does."""
+"""Two processes, replicated (DDP) or sharded (FSDP2), train and evaluate like one process."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ IN_SHARDS = ("plain", "accumulated", "written")
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory) -> Path:
-    """All variants, by two processes that were launched once: they need longer to start than to train."""
+    """All variants, in two processes that are launched once: starting takes longer than training."""
     path = tmp_path_factory.mktemp("replicas")
     done = launch(SCRIPT, path, *VARIANTS, *IMAGES)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -130,7 +130,7 @@ def test_two_processes_resume_exactly(request, tmp_path, sharded):
     whole, log = load_file(directory / "weights.safetensors"), records(directory)
     left = sorted(path.name for path in directory.glob("checkpoint-*"))
     assert left == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
-    for name in left[1:]:  # the newest is gone on from, and that of the last step would leave nothing to train
+    for name in left[1:]:  # the newest is resumed from; that of the last step would leave nothing to train
         shutil.rmtree(directory / name)
     done = launch(SCRIPT, tmp_path, "resumed", SHARDED=sharded)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -148,7 +148,7 @@ def test_two_processes_resume_exactly(request, tmp_path, sharded):
 
 
 def test_a_checkpoint_in_shards_is_refused_by_one_process(tmp_path):
-    """transformers would begin the optimizer anew, or fail."""
+    """transformers would reset the optimizer, or fail."""
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     trainer(tmp_path, **options).train()
     (tmp_path / "checkpoint-1" / "pytorch_model_fsdp.bin").touch()

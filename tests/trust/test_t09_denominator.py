@@ -1,4 +1,4 @@
-"""What the student wrote is divided by the tokens that it wrote, not by those of the data."""
+"""The loss on generated text is divided by the generated tokens, not by those of the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``kd_temperature`` changes the loss, and T² keeps the gradient's scale where it is asked for."""
+"""``kd_temperature`` changes the loss, and T² keeps the gradient's scale if it is enabled."""
 
 from __future__ import annotations
 

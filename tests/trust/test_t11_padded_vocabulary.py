@@ -1,4 +1,4 @@
-"""Vocabularies padded to different sizes are compared over the tokens that exist."""
+"""Vocabularies padded to different sizes are compared over their real tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def widened(model: Any, classes: int, *, loud: bool) -> Any:
 
 
 def test_heads_padded_to_different_sizes_agree(tmp_path):
-    """Same distributions over the tokens that exist, whatever stands in the rows that no token has: loss 0."""
+    """Equal distributions over the real tokens, with any values in the padded rows: loss 0."""
     base = llama(0, classes=360)
     student, teach = widened(base, 384, loud=True), widened(base, 400, loud=False)
     made = trainer(tmp_path, student, teach=teach)

@@ -1,4 +1,4 @@
-"""What one bucket for all unknown classes does to a divergence: a lower bound, unless α+β > 1.
+"""One bucket for all unknown classes gives a lower bound of a divergence, unless α+β > 1.
 
 For an f-divergence that is the data processing inequality. For ``AlphaBeta`` write s = α+β, r = 1/s and x, y for the
 vectors of p^s, q^s. Its term is g(x, y)/s² for a convex g, homogeneous of degree 1 and at least 0, and the term of a
@@ -41,7 +41,7 @@ BOUNDED = [
 
 
 def at_every_k(divergence: abkd.Divergence, student: torch.Tensor, teacher: torch.Tensor) -> list[float]:
-    """The divergence with 1, 2, … V classes known, last of all the whole one."""
+    """The divergence with 1, 2, … V classes known; the last one is exact."""
     known = [bucketed(Dense(teacher), k) for k in range(1, teacher.shape[-1] + 1)]
     values = [linear_divergence(Dense(student), each, divergence).divergence.item() for each in known]
     return [*values, linear_divergence(Dense(student), Dense(teacher), divergence).divergence.item()]
@@ -62,7 +62,7 @@ def test_they_grow_with_every_class_that_is_known(
 
 
 def test_where_the_exponents_add_up_to_more_than_1_the_bucket_may_lie_above() -> None:
-    """The example in ``TopK``'s own words."""
+    """The example in the docstring of ``TopK``."""
     p, q = torch.tensor([[0.6, 0.2, 0.2]]), torch.tensor([[0.4, 0.3, 0.3]])
     values = at_every_k(abkd.AlphaBeta(1, 1), q.double().log(), p.double().log())
     assert values == pytest.approx([0.04, 0.03, 0.03, 0.03])
@@ -70,7 +70,7 @@ def test_where_the_exponents_add_up_to_more_than_1_the_bucket_may_lie_above() ->
 
 
 def test_a_student_beside_the_known_classes_is_seen() -> None:
-    """Its probability lies where the teacher has little: the tail's bucket tells, sums over k classes do not."""
+    """Its mass is where the teacher has little: the tail's bucket shows it, sums over k classes do not."""
     draw = torch.Generator().manual_seed(0)
     teacher = torch.randn(3, 50, generator=draw, dtype=torch.float64)
     student = 20.0 * torch.nn.functional.one_hot(teacher.argmin(-1), 50) + 0.1 * teacher

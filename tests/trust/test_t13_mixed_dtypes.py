@@ -1,4 +1,4 @@
-"""Logits that are the same numbers in different dtypes are at distance 0: never below it."""
+"""Equal logits in different dtypes have divergence 0, never below."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_no_distance_is_negative(divergence: abkd.Divergence, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_nor_in_the_op(dtype: torch.dtype) -> None:
-    """Heads of two dtypes; the numbers in them are the same."""
+    """Heads of two dtypes with the same values."""
     hidden, weight = torch.randn(3, 8).to(dtype), torch.randn(CLASSES, 8).to(dtype)
     low, full = Projected(hidden, Head(weight)), Projected(hidden.float(), Head(weight.float()))
     for divergence in (abkd.ForwardKL(), abkd.ReverseKL(), abkd.JensenShannon(), abkd.AlphaBeta(0.2, 0.7)):

@@ -1,4 +1,4 @@
-"""Logits of minus infinity, as in masks and padded vocabularies: finite, and the problem without those classes."""
+"""Logits of minus infinity, as in masks and padded vocabularies: finite, and the same as without these classes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_impossible_for_both_is_as_if_cut_away(divergence: abkd.Divergence) -> N
     ids=repr,
 )
 def test_impossible_for_the_teacher_alone(divergence: abkd.Divergence) -> None:
-    """Where the divergence is finite: its value is that of float64, its gradient is finite."""
+    """If the divergence is finite: its value is that of float64, its gradient is finite."""
     student, teacher = pair(5, 7)
     teacher = teacher.index_fill(-1, torch.tensor([1, 4]), -torch.inf)
     found = linear_divergence(Dense(student), Dense(teacher), divergence)

@@ -1,4 +1,4 @@
-"""Peak memory, measured in a process of its own: ``[N, V]`` is never there."""
+"""Peak memory, measured in a separate process: ``[N, V]`` is never allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that cannot be used are named together, with line and reason, before a model is loaded; or dropped, counted."""
+"""Unusable rows are reported together, with line and reason, before a model is loaded; or dropped and counted."""
 
 from __future__ import annotations
 

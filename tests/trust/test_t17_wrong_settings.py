@@ -1,4 +1,4 @@
-"""What is missing has a default that works; what is wrong is a sentence with the way out, before anything is loaded."""
+"""Missing settings have working defaults; wrong ones raise a message with the way out, before anything is loaded."""
 
 from __future__ import annotations
 

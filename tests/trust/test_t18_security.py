@@ -1,4 +1,4 @@
-"""Nothing that is read is executed, nothing is reported, and no network call is made that was not asked for."""
+"""Nothing that is read is executed, no telemetry is sent, and no network call is made that was not requested."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ ONLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "WAND
 
 
 def isolated() -> list[str]:
-    """What starts a process that has no network, where this machine lets us: native code asks no audit hook."""
+    """The command that starts a process without network, where allowed: native code bypasses audit hooks."""
     able = (
         subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
         if sys.platform == "linux"
@@ -98,7 +98,7 @@ def isolated() -> list[str]:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> tuple[dict, Path]:
-    """``show``, ``cache``, ``distill`` and ``shrink`` of local files, online as far as they know."""
+    """``show``, ``cache``, ``distill`` and ``shrink`` with local files, not in offline mode."""
     folder = tmp_path_factory.mktemp("watched")
     save_models(folder, student=llama(0), teacher=teacher())
     write_rows(folder / "data.jsonl", rows(6))
@@ -148,7 +148,7 @@ def test_the_watch_above_can_ring(watched):
 
 @pytest.mark.slow
 def test_the_report_asks_for_nothing_when_it_is_opened(watched):
-    """No script, font, picture or style from elsewhere."""
+    """No external script, font, image or style."""
     page = (watched[1] / "run" / "report.html").read_text()
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
     assert not re.search(r"@import|url\(\s*[\"']?https?:", page)
@@ -156,9 +156,9 @@ def test_the_report_asks_for_nothing_when_it_is_opened(watched):
 
 @pytest.mark.slow
 def test_what_is_written_executes_nothing_when_it_is_read(watched):
-    """The student is safetensors and JSON; what transformers keeps in a checkpoint opens with ``weights_only``.
+    """The student is safetensors and JSON; what transformers saves in a checkpoint loads with ``weights_only``.
 
-    Its random state holds an array of numpy, which transformers allows by name when it reads it: so does this.
+    Its random state has a NumPy array, which transformers allows by name when it loads it, as does this test.
     """
     run = watched[1] / "run"
     assert not [path.name for path in run.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]

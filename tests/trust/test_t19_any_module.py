@@ -1,4 +1,4 @@
-"""A plain ``nn.Module``, a ResNet, a ViT and CLIP resume to the bit as language models do."""
+"""A plain ``nn.Module``, a ResNet, a ViT and CLIP resume bit for bit, like language models."""
 
 from __future__ import annotations
 

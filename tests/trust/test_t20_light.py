@@ -1,4 +1,4 @@
-"""The mathematics needs torch alone; ``--help`` needs not even that. (How long that takes is benchmarks/trust.py's.)"""
+"""The mathematics needs only torch, and ``--help`` not even that. (benchmarks/trust.py measures the time.)"""
 
 from __future__ import annotations
 

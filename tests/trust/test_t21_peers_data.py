@@ -1,4 +1,4 @@
-"""One JSONL of prompts, and one of conversations, train in TRL and here as they are."""
+"""A JSONL of prompts and one of conversations train unchanged in TRL and here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Readers of files that somebody else may have written: an answer or a sentence, never a traceback, hang or text run.
+"""Readers of untrusted files: a value or a one-sentence error, never a traceback, a hang or executed text.
 
-Notation, YAML, tables and images are fuzzed where they are read; docs/trust.md names those tests.
+Notation, YAML, tables and images are fuzzed in their own tests; docs/trust.md lists them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_cache(folder: Path) -> None:
 
 
 class Target(NamedTuple):
-    """A file, and who reads it; ``sealed``: a forger can give it a seal that fits."""
+    """A file and its reader; ``sealed``: a forger can give it a valid checksum."""
 
     file: str
     read: Callable[[Path], Any]
@@ -79,7 +79,7 @@ def sweep_of(result: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of everything, as we write it."""
+    """One file of each kind, as abkd writes it."""
     folder = tmp_path_factory.mktemp("shelf")
     made = trainer(folder / "run", max_steps=2, save_strategy="steps", save_steps=2, eval_dataset=rows(2))
     made.train()
@@ -127,7 +127,7 @@ def try_one(shelf: Path, target: Target, content: bytes) -> None:
 
 
 def cases(target: Target, content: bytes) -> st.SearchStrategy[bytes]:
-    """The file changed; sealed anew, where a forger can."""
+    """The changed file; with a new checksum, if a forger can compute one."""
     if not target.sealed:
         return changed(content)
     values = {name: value for name, value in json.loads(content).items() if name != _SEAL}

@@ -1,4 +1,4 @@
-"""Random faults, again and again, and in the end the bits of an undisturbed run; memory that does not grow."""
+"""Repeated random faults, with a final result bit-identical to an undisturbed run; memory that does not grow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def own_file_systems() -> bool:
 
 
 def child(script: str, *words: object, timeout: float) -> dict[str, Any]:
-    """What ``script`` prints last, in a process of its own, where possible with file systems of its own."""
+    """The last output of ``script``, in a separate process, if possible with separate file systems."""
     mounted = script == "soak.py" and own_file_systems()
     command = [sys.executable, str(HERE / script), *map(str, words)]
     done = subprocess.run(
@@ -67,7 +67,7 @@ def test_hundreds_of_steps_with_faults(tmp_path, variant):
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_memory_is_flat(tmp_path):
-    """Over 2000 steps; what the bound is made of stands in memory.py."""
+    """Over 2000 steps; memory.py explains the bound."""
     found = child("memory.py", tmp_path, 2000, timeout=1400)
     print(f"{found['grown']} bytes of {found['resident']} in {found['steps']} steps, {found['allowed']} allowed")
     assert found["grown"] <= found["allowed"]

@@ -1,4 +1,4 @@
-"""What each process of a launched test runs: ``two_processes.py OUTPUT_DIR VARIANT...`` (see test_processes.py)."""
+"""The code of a launched test's processes: ``two_processes.py OUTPUT_DIR VARIANT...`` (see test_t08_processes.py)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 
 def build(path: Path, variant: str, world: int, **more: Any):
-    """The same step for any number of processes: 4 rows of 10, so the last step of an epoch has 2; 7 held out."""
+    """The same step for any number of processes: 4 of 10 rows, so the last step of an epoch has 2; 7 rows held out."""
     options = {"per_device_train_batch_size": 2, **STEP, **{**VARIANTS, **IMAGES}[variant], **more}
     options["per_device_train_batch_size"] *= 2 // world
     if variant in IMAGES:
@@ -53,14 +53,14 @@ def build(path: Path, variant: str, world: int, **more: Any):
 
 
 def sharding_accelerator(**options: Any) -> Accelerator:
-    """accelerate shards only where it sees accelerators; what it then does is the same on CPUs."""
+    """accelerate shards only if it finds accelerators; what it then does is the same on CPUs."""
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return Accelerator(**options)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(550, exit=True)  # a process that waits for the other says where
+    faulthandler.dump_traceback_later(550, exit=True)  # shows where a process waits for the other
     path, variants = Path(sys.argv[1]), sys.argv[2:]
     how = os.environ.get("SHARDED")
     fsdp = {"fsdp": True, "fsdp_config": {"version": 2, **SHARDED[how]}} if how else {}

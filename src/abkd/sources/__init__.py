@@ -1,8 +1,8 @@
-"""Who writes the sequences that a run learns from: values that compose.
+"""Sources of the sequences that a run trains on, as composable values.
 
     Mix(0.5, Replay(StudentSamples(), capacity=1000), Dataset())
 
-A source is a frozen value; opened for a run it is a stream, whose state a checkpoint keeps.
+A source is a frozen value; opened for a run it is a stream, whose state is saved in checkpoints.
 """
 
 from abkd.sources._bar import writing_bar as writing_bar
@@ -28,7 +28,7 @@ from abkd.sources._teacher_text import ensure_teacher_text as ensure_teacher_tex
 from abkd.sources._teacher_text import uses as uses
 from abkd.sources._teacher_text import write_with as write_with
 from abkd.sources._types import Completion, Source, Step, Stream, walk
-from abkd.sources._types import Generators as Generators  # as Author and Server: the notation writes what __all__ names
+from abkd.sources._types import Generators as Generators  # not in __all__: not for recipes
 from abkd.sources._types import stage_sources as stage_sources
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The line that shows how far the teacher has come with its text."""
+"""The progress bar of the teacher's text generation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from abkd.sources._teacher_text import Progress
 
 @contextmanager
 def writing_bar() -> Iterator[Progress]:
-    """A line on standard error, in the first process, that is gone when all is written: prompts and tokens/s.
+    """A progress bar on standard error, in the first process only, removed at the end: prompts and tokens/s.
 
-    Each process has as many prompts as the others, so the first one's are a measure of all.
+    All processes have the same number of prompts, so the first one's progress represents all.
     """
     from rich import progress
 
     console = terminal.console()
     line = progress.Progress(
-        progress.TextColumn("the teacher writes"),
+        progress.TextColumn("generating teacher text"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[speed]:,.0f} tokens/s"),

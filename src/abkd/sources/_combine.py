@@ -1,4 +1,4 @@
-"""Sources made of sources: one or the other, both, and with a teacher that reads more."""
+"""Sources that combine other sources: one or the other, both, or with a context for the teacher."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from abkd.sources._types import Generators, Source, Step, Stream, walk
 
 @dataclass(frozen=True)
 class Adaptive:
-    """The share of a :class:`Mix` that grows by ``step`` (to at most 1) whenever ``eval_loss`` is worse than before.
+    """A share of a :class:`Mix` that grows by ``step`` (to at most 1) whenever ``eval_loss`` gets worse.
 
-    Worse means: at least the previous evaluation's plus ``tolerance``. DistiLLM's rule (arXiv 2402.03898), whose
-    defaults these are.
+    Worse means: at least the previous evaluation's loss plus ``tolerance``. This is DistiLLM's rule (arXiv 2402.03898),
+    with its defaults.
 
     Raises:
-        ConfigError: ``start`` or ``step`` outside [0, 1], or a tolerance that is not a finite number of at least 0.
+        ConfigError: ``start`` or ``step`` outside [0, 1], or a tolerance that is not a finite number >= 0.
     """
 
     start: float = 0.0
@@ -33,11 +33,9 @@ class Adaptive:
         for name in ("start", "step"):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= 1):
-                raise ConfigError(f"Adaptive: {name} must lie between 0 and 1, but it is {value!r}")
+                raise ConfigError(f"Adaptive: {name} must be between 0 and 1, got {value!r}")
         if not (is_number(self.tolerance) and self.tolerance >= 0):
-            raise ConfigError(
-                f"Adaptive: tolerance must be a finite number of at least 0, but it is {self.tolerance!r}"
-            )
+            raise ConfigError(f"Adaptive: tolerance must be a finite number >= 0, got {self.tolerance!r}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Mix(Source):
         share: a number, a schedule or :class:`Adaptive`.
 
     Raises:
-        ConfigError: a share outside [0, 1], or parts that are no sources or cannot be in one tree.
+        ConfigError: a share outside [0, 1], or parts that are not sources or cannot be combined.
     """
 
     share: float | Schedule | Adaptive
@@ -65,10 +63,10 @@ class Mix(Source):
         return (self.source, self.otherwise)
 
     def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
-        return _Mixing(self.share, open_parts(self, writers, privileged, path), path)
+        return _MixStream(self.share, open_parts(self, writers, privileged, path), path)
 
 
-class _Mixing(Combined):
+class _MixStream(Combined):
     def __init__(self, share: float | Schedule | Adaptive, parts: Sequence[Stream], path: str) -> None:
         super().__init__(parts)
         self.path, self.rule = path, share
@@ -106,10 +104,10 @@ class _Mixing(Combined):
 
 @dataclass(frozen=True, init=False, repr=False)
 class Union(Source):
-    """Every prompt gives the sequences of each of its sources, in their order: a term can then select by origin.
+    """For every prompt, the sequences of each of its sources, in their order: a term can then select by origin.
 
     Raises:
-        ConfigError: fewer than two parts, or parts that are no sources or cannot be in one tree.
+        ConfigError: fewer than two parts, or parts that are not sources or cannot be combined.
     """
 
     sources: tuple[Source, ...]
@@ -117,7 +115,7 @@ class Union(Source):
     def __init__(self, *sources: Source) -> None:
         object.__setattr__(self, "sources", sources)
         if len(sources) < 2:
-            raise ConfigError(f"Union needs at least two sources, as Union(Dataset(), StudentSamples()); got {self!r}")
+            raise ConfigError(f"Union needs at least two sources, as Union(Dataset(), StudentSamples()), got {self!r}")
         check_parts("Union", sources)
 
     def __repr__(self) -> str:
@@ -128,10 +126,10 @@ class Union(Source):
         return self.sources
 
     def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
-        return _Uniting(open_parts(self, writers, privileged, path))
+        return _UnionStream(open_parts(self, writers, privileged, path))
 
 
-class _Uniting(Combined):
+class _UnionStream(Combined):
     def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
         drawn = [self.draw_from(place, prompts, at) for place in range(len(self.parts))]
         return [[one for group in groups for one in group] for groups in zip(*drawn, strict=True)]
@@ -139,15 +137,15 @@ class _Uniting(Combined):
 
 @dataclass(frozen=True)
 class Privileged(Source):
-    """The teacher reads a context before the prompt that the student does not see: context distillation.
+    """Context distillation: before the prompt, the teacher reads a context that the student does not see.
 
     Args:
-        source: who writes the sequences; a student writes without the context.
-        context: the text; None takes each row's column ``context``. It stands before a plain prompt as it is, and in a
-            conversation in (or before) the system message.
+        source: the source of the sequences; the student generates without the context.
+        context: the text; None uses each row's column ``context``. It is put in front of a plain prompt as it is, and
+            in a conversation into (or before) the system message.
 
     Raises:
-        ConfigError: inside another ``Privileged``, or a context that is not a text.
+        ConfigError: inside another ``Privileged``, or a context that is not a string.
     """
 
     source: Source
@@ -155,10 +153,10 @@ class Privileged(Source):
 
     def __post_init__(self) -> None:
         if not (self.context is None or isinstance(self.context, str)):
-            raise ConfigError(f"Privileged: context must be a text, or None for the column, but it is {self.context!r}")
+            raise ConfigError(f"Privileged: context must be a string, or None for the column, got {self.context!r}")
         check_parts("Privileged", self.parts)
         if any(isinstance(part, Privileged) for part in walk(self.source)):
-            raise ConfigError("Privileged inside Privileged: the teacher reads one context; write both into one text")
+            raise ConfigError("Privileged cannot be nested: the teacher reads one context; put both into one string")
 
     @property
     def parts(self) -> tuple[Source, ...]:
@@ -169,7 +167,7 @@ class Privileged(Source):
 
 
 def contexts(sources: Sequence[Source]) -> set[str | None]:
-    """The contexts that teachers read in these trees: at most one.
+    """The contexts that the teacher reads in these trees: at most one.
 
     Raises:
         ConfigError: there are several.
@@ -178,37 +176,39 @@ def contexts(sources: Sequence[Source]) -> set[str | None]:
     if len(found) > 1:
         named = " and ".join(sorted(map(repr, found)))
         raise ConfigError(
-            f"a row has one context for its teacher, but the source names several: {named}; "
-            "give each row its own in the column `context`, and write Privileged(...) without a text"
+            f"the teacher reads one context per row, but the source has several: {named}; "
+            "put each row's own into the column `context`, and use Privileged(...) without one"
         )
     return found
 
 
 def open_parts(source: Source, writers: Generators, privileged: bool, path: str) -> list[Stream]:
-    """The streams of its parts, each at its own place in the tree."""
+    """The streams of its parts, each with its own path in the tree."""
     return [
         part.open(writers, privileged=privileged, path=f"{path}/{place}") for place, part in enumerate(source.parts)
     ]
 
 
-def check_parts(who: str, parts: Sequence[Any]) -> None:
-    """Raise ConfigError unless these are sources that can be in one tree."""
+def check_parts(owner: str, parts: Sequence[Any]) -> None:
+    """Raise ConfigError unless these are sources that can be combined."""
     for part in parts:
         if isinstance(part, Schedule):
             raise ConfigError(
-                f"{who} holds sources, but got {part!r}: put stages outside, as in "
-                f"stages((0.3, Dataset()), (0.7, {who}(...)))"
+                f"{owner} expects sources, got {part!r}: put stages outside, as in "
+                f"stages((0.3, Dataset()), (0.7, {owner}(...)))"
             )
         if not isinstance(part, Source):
             hint = ": it is a share, as in Mix(Adaptive(), StudentSamples(), Dataset())" * isinstance(part, Adaptive)
-            raise ConfigError(f"{who} holds sources, such as StudentSamples(), but got {part!r}{hint}")
+            raise ConfigError(f"{owner} expects sources, such as StudentSamples(), got {part!r}{hint}")
     contexts(parts)
 
 
-def check_probability(who: str, name: str, value: Any) -> None:
-    """Raise ConfigError unless ``value`` lies between 0 and 1 all along a run."""
+def check_probability(owner: str, name: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is between 0 and 1 throughout a run."""
     for one in values_of(value):
         if isinstance(one, Adaptive):
-            raise ConfigError(f"{who}: Adaptive is the whole share of a Mix; {name} must be a number or a schedule")
+            raise ConfigError(
+                f"{owner}: Adaptive can only be the whole share of a Mix; {name} must be a number or schedule"
+            )
         if not (is_number(one) and 0 <= one <= 1):
-            raise ConfigError(f"{who}: {name} is a probability and must lie between 0 and 1, but it is {value!r}")
+            raise ConfigError(f"{owner}: {name} is a probability and must be between 0 and 1, got {value!r}")

@@ -1,4 +1,4 @@
-"""A source for the eye, as a tree, and for machines, as a fingerprint."""
+"""Descriptions of a source: a tree to print, and a fingerprint to compare."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _COUNTED: tuple[tuple[type[Source], str, str], ...] = (
     (Dataset, "dataset", "{:,} sequences"),
     (TeacherSamples, "teacher", "{:,} sequences stored"),
-    (StudentSamples, "student", "to {:,} prompts"),
+    (StudentSamples, "student", "for {:,} prompts"),
 )
-_LONGEST = 60  # characters of a text that are shown
+_LONGEST = 60  # characters of a value that are shown
 
 
 def tree(source: Source | Schedule, counts: Mapping[str, int]) -> Tree:
     """The source with its parts below it.
 
     Args:
-        counts: how many there are of each origin: "dataset", sequences in the data; "teacher", sequences stored;
-            "student", prompts. What is not in it is not shown.
+        counts: number of items by origin: "dataset", sequences in the data; "teacher", sequences stored; "student",
+            prompts. An origin that is not in it is shown without a number.
     """
     from rich.tree import Tree
 
@@ -45,7 +45,7 @@ def _grow(branch: Tree, source: Source | Schedule, counts: Mapping[str, int]) ->
 
 
 def _branches(source: Source | Schedule) -> list[tuple[str, Source | Schedule]]:
-    """The parts, each with what is to be said before it."""
+    """The parts, each with the label in front of it."""
     if isinstance(source, stages):
         total = sum(share for share, _ in source.parts)
         return [(f"{share / total:.3g} of the run  ", part) for share, part in source.parts]
@@ -69,7 +69,7 @@ def _label(source: Source | Schedule, counts: Mapping[str, int], before: str = "
 
 
 def _settings(source: Source | Schedule) -> str:
-    """The arguments that are neither sources nor said elsewhere in the tree."""
+    """The arguments that are neither sources nor shown elsewhere in the tree."""
     if not isinstance(source, Source) or isinstance(source, Mix) or not dataclasses.is_dataclass(source):
         return ""
     values = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
@@ -87,13 +87,13 @@ def _short(value: Any) -> str:
 
 
 def fingerprint(source: Source | Schedule, data_fingerprint: str) -> str:
-    """16 hexadecimal digits of the source and the data it draws from; equal for equal ones on every machine."""
+    """A hash (16 hex digits) of the source and the data it draws from, the same on every machine."""
     text = json.dumps([_canonical(source), data_fingerprint])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _canonical(value: Any) -> Any:
-    """As JSON takes it, alike for values that are equal: 1 is 1.0."""
+    """A JSON value that is the same for equal values: 1 is 1.0."""
     if dataclasses.is_dataclass(value):
         fields = {field.name: _canonical(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {type(value).__name__: fields}

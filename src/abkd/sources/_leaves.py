@@ -1,4 +1,4 @@
-"""The two sources that need nothing beside the run: the data itself, and what the student writes."""
+"""The two sources that need only the run itself: the data, and the student's samples."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _TEACHER_SIDE = ("teacher_input_ids", "teacher_trained")
 
 @dataclass(frozen=True)
 class Dataset(Source):
-    """The completions of the data: what a run learns from where no source is named."""
+    """The completions of the data: the default source."""
 
     def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
-        return _Reading(privileged)
+        return _DatasetStream(privileged)
 
 
-class _Reading(Stream):
+class _DatasetStream(Stream):
     def __init__(self, privileged: bool) -> None:
         self._left_out = () if privileged else _TEACHER_SIDE
 
@@ -39,15 +39,15 @@ class _Reading(Stream):
 
 @dataclass(frozen=True)
 class StudentSamples(Source):
-    """What the student writes to the prompts of the data, with the weights of the moment: on-policy.
+    """On-policy samples: completions that the student generates for the prompts of the data, with its current weights.
 
     Args:
-        temperature: of the sampling; 0 takes the likeliest token.
-        top_p: sample from the likeliest tokens that together have this probability; 1 is all of them.
-        top_k: sample from so many likeliest tokens; 0 is all of them.
+        temperature: sampling temperature; 0 is greedy decoding.
+        top_p: sample from the most probable tokens that together have this probability; 1 is all of them.
+        top_k: sample from this many most probable tokens; 0 is all of them.
 
     Raises:
-        ConfigError: a setting out of its range.
+        ConfigError: a setting outside its range.
     """
 
     temperature: float = 1.0
@@ -59,33 +59,33 @@ class StudentSamples(Source):
 
     @property
     def sampling(self) -> Sampling:
-        """The settings as generation takes them."""
+        """The settings for generation."""
         from abkd.generation import Sampling
 
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
 
     def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
-        return _Writing(self.sampling, writers, privileged, path)
+        return _StudentStream(self.sampling, writers, privileged, path)
 
 
-class _Writing(Stream):
+class _StudentStream(Stream):
     def __init__(self, sampling: Sampling, writers: Generators, privileged: bool, path: str) -> None:
         self.sampling, self.writers, self.privileged, self.path = sampling, writers, privileged, path
         self._written = self._clipped = self._empty = 0
 
     def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
-        """``num_generations`` sequences for each row, all written at once.
+        """``num_generations`` sequences for each row, all generated in one call.
 
-        Asked also without any row: where processes write together, this one has to take part.
+        Also called without rows: if processes generate together, every one of them has to take part.
         """
         each = self.writers.num_generations
-        asked = [ids for row in prompts for ids in [prompt_of(row)] * each]
-        seed = int(coin(at, self.path) * 2**31)  # each prompt has random numbers of its own, in whatever process
-        written = iter(self.writers.student(asked, self.sampling, seed=seed))
+        repeated = [ids for row in prompts for ids in [prompt_of(row)] * each]
+        seed = int(coin(at, self.path) * 2**31)  # each prompt has its own random numbers, the same in every process
+        written = iter(self.writers.student(repeated, self.sampling, seed=seed))
         return [[made for _ in range(each) for made in self._sequences(row, next(written))] for row in prompts]
 
     def _sequences(self, row: Example, written: Completion) -> list[Example]:
-        """One, or none where nothing was written; EOS alone is something."""
+        """One sequence, or none if the completion has no token; EOS alone is a completion."""
         if not written.ids:
             self._empty += 1
             return []
@@ -94,7 +94,7 @@ class _Writing(Stream):
         return [with_completion(row, written.ids, ORIGINS.index("student"), privileged=self.privileged)]
 
     def logs(self) -> dict[str, float]:
-        """``clipped_fraction`` (no EOS) of what was written, and how many ``empty_completions`` were skipped."""
+        """``clipped_fraction``: completions without EOS; ``empty_completions``: how many were skipped."""
         written, clipped, empty = self._written, self._clipped, self._empty
         self._written = self._clipped = self._empty = 0
         found = {"empty_completions": float(empty)}

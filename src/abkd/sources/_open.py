@@ -1,4 +1,4 @@
-"""What a run asks of its source: to open it, and what it will need."""
+"""Opening the source of a run, and finding out what it needs (generation, teacher text, completions)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from abkd.term import ORIGINS
 
 
 def open_source(source: Source | Schedule, writers: Generators) -> Stream:
-    """The stream of a source, or of one after another (all are opened; each keeps its state while others draw).
+    """Open the stream of a source, or of its stages (all are opened; each keeps its state while others draw).
 
-    A row's plain text comes once, with the first of its sequences, whoever wrote them. The logs tell, of the sequences
-    drawn since they were asked for last: ``on_policy_fraction``, the share that the student wrote, and
-    ``completion_length``, the mean tokens of those that a model wrote.
+    A row's plain text is returned once, with the first of its sequences, whatever their origin. For the sequences drawn
+    since the last call, the logs report ``on_policy_fraction``, the share that the student generated, and
+    ``completion_length``, the mean number of tokens of those that a model generated.
 
     Raises:
         ConfigError: something in it is not a source, or the teacher would have several contexts.
     """
     contexts(stage_sources(source))
-    return _Root(source, writers)
+    return _RootStream(source, writers)
 
 
-class _Root(Combined):
+class _RootStream(Combined):
     def __init__(self, source: Source | Schedule, writers: Generators) -> None:
         self.source, self._stages = source, stage_sources(source)
         alone = len(self._stages) == 1
@@ -70,7 +70,7 @@ def _now(source: Source | Schedule, progress: float) -> Source:
 
 
 def _drawable(source: Source | Schedule) -> Iterator[Source]:
-    """As :func:`walk`, without the parts of a Mix whose turn never comes."""
+    """As :func:`walk`, without the parts of a Mix that are never drawn."""
     for found in stage_sources(source):
         yield found
         share = found.share if isinstance(found, Mix) else None
@@ -80,12 +80,12 @@ def _drawable(source: Source | Schedule) -> Iterator[Source]:
 
 
 def known_sequences(source: Source | Schedule, rows: Iterable[Example], teacher_text: Any = None) -> Iterator[Example]:
-    """Every sequence that is there before a run begins: the rows as ``Dataset()`` gives them, the teacher's text.
+    """Every sequence that is known before a run starts: the rows as ``Dataset()`` gives them, and the teacher's text.
 
-    What a cache of the teacher must hold. (What a student writes is not there yet.)
+    A cache of the teacher must contain these. (The student's samples do not exist yet.)
     """
     at_start = Step(0, 0.0, 0, 0)
-    writers = Generators(student=_nobody, teacher_text=teacher_text)
+    writers = Generators(student=_no_student, teacher_text=teacher_text)
     streams = [leaf.open(writers, privileged=privileged) for leaf, privileged in dict.fromkeys(_leaves(source))]
     for row in rows:
         for stream in streams:
@@ -93,7 +93,7 @@ def known_sequences(source: Source | Schedule, rows: Iterable[Example], teacher_
 
 
 def _leaves(source: Source | Schedule, *, privileged: bool = False) -> Iterator[tuple[Source, bool]]:
-    """The sources that need no student, each with whether it stands inside a ``Privileged``."""
+    """The sources that need no student, each with whether it is inside a ``Privileged``."""
     for found in stage_sources(source):
         if not found.parts and not isinstance(found, StudentSamples):
             yield found, privileged
@@ -101,22 +101,22 @@ def _leaves(source: Source | Schedule, *, privileged: bool = False) -> Iterator[
             yield from _leaves(part, privileged=privileged or isinstance(found, Privileged))
 
 
-def _nobody(prompts: Sequence[Sequence[int]], sampling: Any, *, seed: int) -> list[Completion]:
-    raise ConfigError("no student writes before a run begins")
+def _no_student(prompts: Sequence[Sequence[int]], sampling: Any, *, seed: int) -> list[Completion]:
+    raise ConfigError("the student cannot generate before a run starts")
 
 
 def needs_generation(source: Source | Schedule) -> bool:
-    """Whether the student may have to write."""
+    """Whether the student may have to generate."""
     return any(isinstance(part, StudentSamples) for part in _drawable(source))
 
 
 def needs_teacher_text(source: Source | Schedule) -> bool:
-    """Whether the teacher has to have written beforehand."""
+    """Whether the run needs text that the teacher generated beforehand."""
     return any(isinstance(part, TeacherSamples) for part in walk(source))
 
 
 def needs_completions(source: Source | Schedule) -> bool:
-    """Whether the completions of the data may be learnt from; else prompts are enough."""
+    """Whether the run may train on the completions of the data; otherwise prompts are enough."""
     return any(isinstance(part, Dataset) for part in _drawable(source))
 
 
@@ -126,5 +126,5 @@ def is_privileged(source: Source | Schedule) -> bool:
 
 
 def privileged_context(source: Source | Schedule) -> str | None:
-    """The text that the teacher reads before every prompt; None where there is none, or where each row has its own."""
+    """The text that the teacher reads before every prompt; None if there is none, or if each row has its own."""
     return next(iter(contexts(stage_sources(source))), None)

@@ -1,4 +1,4 @@
-"""What was written, used again."""
+"""Replay of generated sequences."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from abkd.sources._types import Generators, Source, Step, Stream, walk
 
 @dataclass(frozen=True)
 class Replay(Source):
-    """What ``source`` wrote, used again: writing costs far more than learning.
+    """A replay buffer for the sequences of ``source``: generating them costs far more than training on them.
 
-    Each process keeps the last ``capacity`` sequences. Until it has so many, and later with probability ``fresh`` at
-    each step, ``source`` writes anew; else as many sequences as there are prompts are drawn from what is kept, whatever
-    their prompts (DistiLLM, arXiv 2402.03898, with a ``fresh`` that falls: ``anneal(1.0, 0.0)``).
+    Each process keeps the last ``capacity`` sequences. Until the buffer is full, and afterwards with probability
+    ``fresh`` at each step, ``source`` generates new ones; otherwise as many sequences as there are prompts are drawn
+    from the buffer, regardless of their prompts (DistiLLM, arXiv 2402.03898, with a decreasing ``fresh``:
+    ``anneal(1.0, 0.0)``).
 
     Raises:
-        ConfigError: a capacity below 1, ``fresh`` outside [0, 1], or a source of which nothing is written.
+        ConfigError: a capacity below 1, ``fresh`` outside [0, 1], or a source with ``Dataset()`` in it.
     """
 
     source: Source
@@ -34,12 +35,12 @@ class Replay(Source):
 
     def __post_init__(self) -> None:
         if not isinstance(self.capacity, int) or isinstance(self.capacity, bool) or self.capacity < 1:
-            raise ConfigError(f"Replay: capacity must be a whole number of at least 1, but it is {self.capacity!r}")
+            raise ConfigError(f"Replay: capacity must be an integer >= 1, got {self.capacity!r}")
         check_probability("Replay", "fresh", self.fresh)
         check_parts("Replay", self.parts)
         if any(isinstance(part, Dataset) for part in walk(self.source)):
             raise ConfigError(
-                "Replay keeps what a model wrote, and Dataset() is there anyway: put it beside, "
+                "Replay is for generated sequences, and Dataset() needs none: put it next to Replay, "
                 "as Mix(0.5, Replay(StudentSamples()), Dataset())"
             )
 
@@ -48,10 +49,10 @@ class Replay(Source):
         return (self.source,)
 
     def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
-        return _Replaying(self, open_parts(self, writers, privileged, path), writers, path)
+        return _ReplayStream(self, open_parts(self, writers, privileged, path), writers, path)
 
 
-class _Replaying(Combined):
+class _ReplayStream(Combined):
     def __init__(self, source: Replay, parts: Sequence[Stream], writers: Generators, path: str) -> None:
         super().__init__(parts)
         self.fresh, self.writers, self.path = source.fresh, writers, path
@@ -59,16 +60,16 @@ class _Replaying(Combined):
         self._given = self._again = 0
 
     def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
-        # processes that write together must decide together, and one may have kept fewer sequences than another
+        # processes that generate together must decide together, and one may have fewer sequences than another
         filling = self.writers.in_any_process(len(self.kept) < cast(int, self.kept.maxlen))
-        drawn = self._anew(prompts, at) if filling or self._wants_fresh(at) else self._replayed(prompts, at)
+        drawn = self._generated(prompts, at) if filling or self._wants_fresh(at) else self._replayed(prompts, at)
         self._given += sum(map(len, drawn))
         return drawn
 
     def _wants_fresh(self, step: Step) -> bool:
         return coin(step, self.path) < at(self.fresh, step.progress)
 
-    def _anew(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
+    def _generated(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
         drawn = self.draw_from(0, prompts, at)
         self.kept.extend(without_text(one) for group in drawn for one in group)
         return drawn
@@ -88,7 +89,7 @@ class _Replaying(Combined):
         self.kept = deque(entry(state, "kept"), maxlen=self.kept.maxlen)
 
     def logs(self) -> dict[str, float]:
-        """``replay_size``, the sequences kept, and ``replayed_fraction`` of the sequences given."""
+        """``replay_size``, the sequences kept, and ``replayed_fraction`` of the sequences drawn."""
         found = {**super().logs(), "replay_size": float(len(self.kept))}
         if self._given:
             found["replayed_fraction"] = self._again / self._given

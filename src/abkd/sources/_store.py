@@ -1,11 +1,11 @@
-"""Teacher text on the disk: a JSONL that is put together when all of it is there, and parts that grow by the row.
+"""Teacher text on disk: a JSONL that is assembled once all rows exist, and parts that grow row by row.
 
     text.jsonl          {"prompt", "completion", "completion_ids", "finished", "key"} in the order of the data
-    text.json           what it was written with, and the rows that are blank, which no training file may have
-    text.jsonl.part-R   what process R has written since; its last line may be torn
+    text.json           the settings it was written with, and the blank rows, which a training file may not have
+    text.jsonl.part-R   rows that process R has written since; its last line may be incomplete
 
-A row moves from a part into the JSONL and is never in neither, so whoever reads the parts first sees every row. The
-tokens are what TeacherSamples learns from; who reads the texts instead puts an EOS behind every completion, also behind
+A row moves from a part into the JSONL and is always in at least one of them, so a reader that starts with the parts
+finds every row. TeacherSamples trains on the token ids; a reader of the text adds an EOS to every completion, even to
 one that was clipped ("finished": false).
 """
 
@@ -31,7 +31,7 @@ logger = logging.getLogger("abkd")
 
 
 class Row(NamedTuple):
-    """One line: a prompt and what was written to it."""
+    """One line: a prompt and its completion."""
 
     key: str
     prompt: str
@@ -39,18 +39,18 @@ class Row(NamedTuple):
     written: Completion
 
     def values(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The row as a JSON object."""
         ids, finished = self.written
         texts = {"prompt": self.prompt, "completion": self.completion}
         return {**texts, "completion_ids": ids, "finished": finished, "key": self.key}
 
     def line(self) -> bytes:
-        """As it stands in the file."""
+        """The row as a line of the file."""
         return json.dumps(self.values(), ensure_ascii=False).encode() + b"\n"
 
 
 class Answers:
-    """Completions by the key of their prompt, at four bytes a token."""
+    """Completions by the key of their prompt, at four bytes per token."""
 
     def __init__(self) -> None:
         self._ids: dict[str, array[int]] = {}
@@ -63,7 +63,7 @@ class Answers:
         return Completion(self._ids[key].tolist(), key not in self._clipped)
 
     def add(self, key: str, written: Completion) -> None:
-        """Keep a completion; the first of a key stays."""
+        """Add a completion; the first one of a key is kept."""
         if key not in self._ids:
             self._ids[key] = array("i", written.ids)
             if not written.finished:
@@ -71,13 +71,13 @@ class Answers:
 
 
 class Part(NamedTuple):
-    """What a process appends to."""
+    """The file that a process appends to."""
 
     handle: io.FileIO
     store: Store
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Write these rows now; raises StorageError where the disk refuses."""
+        """Write these rows immediately; raises StorageError if that fails."""
         left = memoryview(b"".join(row.line() for row in rows))
         with self.store.disk_errors():
             while left:
@@ -90,38 +90,38 @@ def key_of(prompt: Sequence[int]) -> str:
 
 
 class Store:
-    """The teacher text at ``path``, written with ``about``; several processes and runs may work on it at a time."""
+    """The teacher text at ``path``, written with the settings ``about``; processes and runs may share it."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path, self.record = path, path.with_suffix(".json")
-        self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back: a tuple is a list
+        self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back: a tuple becomes a list
 
     def check(self) -> None:
-        """Is what lies there ours to go on with?
+        """Check that existing text can be continued.
 
         Raises:
-            OutputDirError: it was written with something else, or by someone else.
+            OutputDirError: it was written with other settings, or by another program.
         """
         check_place_of(self.path, "text")
-        there = self.path.exists() or bool(self.parts())  # asked first: the record is there before they are
+        exists = self.path.exists() or bool(self.parts())  # checked first: the record is written before them
         if not self.record.is_file():
-            if there:
+            if exists:
                 raise OutputDirError(
-                    f"{self.path} is in use, and there is no {self.record.name} that says who wrote it: "
-                    "name another file"
+                    f"{self.path} is in use, without a {self.record.name} that records how it was written: "
+                    "set another file"
                 )
             return
         known = self._recorded("about")
         for name in sorted({*known, *self.about}):
             if known.get(name) != self.about.get(name):
                 raise OutputDirError(
-                    f"{self.path} was written with {name} {_short(known.get(name))}, and this run has "
-                    f"{_short(self.about.get(name))}: name another file, or remove {self.record.name} and "
-                    f"{self.path.name} to have it written anew"
+                    f"{self.path} was written with other settings ({name}: expected {_short(self.about.get(name))}, "
+                    f"got {_short(known.get(name))}): set another file, or remove {self.record.name} and "
+                    f"{self.path.name} to generate the text again"
                 )
 
     def begin(self) -> None:
-        """Say what is going to be written here."""
+        """Write the record of the settings, before the text."""
         with self.disk_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.check()
@@ -129,10 +129,10 @@ class Store:
                 self._write_record({}, {})
 
     def read(self) -> Answers:
-        """Everything that is there.
+        """All completions.
 
         Raises:
-            DataError: a line is damaged.
+            DataError: a line is corrupt.
         """
         found = Answers()
         for row, _ in self._lines():
@@ -141,9 +141,9 @@ class Store:
 
     @contextlib.contextmanager
     def part(self, process: int) -> Iterator[Part]:
-        """The part of a process, to append to: for it alone, and without a last line that is torn.
+        """The part of a process, to append to: locked, and without an incomplete last line.
 
-        Another run that writes as the same process is waited for.
+        Waits for another run that writes as the same process.
         """
         path = self.path.with_name(f"{self.path.name}.part-{process}")
         with _locked(path) as handle:
@@ -151,9 +151,9 @@ class Store:
             yield Part(handle, self)
 
     def merge(self, order: Iterable[str]) -> bool:
-        """Put everything together, keys in this order and all others behind them, if none of the order is missing.
+        """Assemble the JSONL, with keys in this order and all others after them, if none of the order is missing.
 
-        Returns whether none was.
+        Returns whether it is complete.
         """
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.disk_errors())
@@ -172,23 +172,24 @@ class Store:
         return True
 
     def disk_errors(self) -> contextlib.AbstractContextManager[None]:
-        """Turns a disk's refusal into a StorageError."""
-        return disk_errors(f"the teacher's text {self.path}", "What is there stays; make room and start the same again")
+        """Turns a failed write into a StorageError."""
+        way_out = "What was written is kept; free disk space and run the same command again"
+        return disk_errors(f"the teacher's text {self.path}", way_out)
 
     def stamp(self) -> tuple[int, int] | None:
-        """Changes when the text was put together."""
+        """A value that changes when the text is assembled."""
         with contextlib.suppress(FileNotFoundError):
             found = self.record.stat()
             return found.st_mtime_ns, found.st_ino
         return None
 
     def parts(self) -> list[Path]:
-        """What is not yet in the JSONL."""
+        """The parts that are not yet in the JSONL."""
         return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.part-*"))
 
     def _lines(self) -> Iterator[tuple[Row, bytes]]:
         for path in [*self.parts(), self.path]:
-            with contextlib.suppress(FileNotFoundError):  # just put together: the JSONL, which comes last, has it
+            with contextlib.suppress(FileNotFoundError):  # just assembled: the JSONL, read last, has it
                 yield from _read(path)
         if self.record.is_file():
             for values in self._recorded("blank"):
@@ -196,7 +197,7 @@ class Store:
                 yield row, row.line()
 
     def _sorted(self) -> tuple[dict[str, bytes], dict[str, Any], dict[str, int]]:
-        """Lines with text, rows without, by key; and how many of what there are."""
+        """Lines with text and rows without, by key, and the counts."""
         texts: dict[str, bytes] = {}
         blank: dict[str, Any] = {}
         counts = {"prompts": 0, "blank": 0, "clipped": 0, "tokens": 0}
@@ -214,7 +215,7 @@ class Store:
         return texts, blank, counts
 
     def counts(self) -> dict[str, int]:
-        """How many prompts, blank completions, clipped ones and tokens the text has."""
+        """The numbers of prompts, blank completions, clipped completions and tokens."""
         return self._recorded("counts")
 
     def _recorded(self, name: str) -> Any:
@@ -222,8 +223,8 @@ class Store:
             return read_json(self.record)[name]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self.record} is no record of what a teacher wrote, or is damaged ({error}): name another file; if "
-                f"it was one, remove it and {self.path.name} to have the text written anew"
+                f"{self.record} is not a record of teacher text, or is corrupt ({error}): set another file; if it was "
+                f"such a record, remove it and {self.path.name} to generate the text again"
             ) from error
 
     def _write_record(self, blank: Mapping[str, Any], counts: Mapping[str, int]) -> None:
@@ -242,7 +243,7 @@ def _row(values: Any) -> Row:
 
 
 def _read(path: Path) -> Iterator[tuple[Row, bytes]]:
-    """The rows of a file with their lines; a last line that is torn is none."""
+    """The rows of a file with their lines; an incomplete last line is skipped."""
     with path.open("rb") as handle:
         for number, line in enumerate(handle, 1):
             try:
@@ -251,28 +252,28 @@ def _read(path: Path) -> Iterator[tuple[Row, bytes]]:
                 if not line.endswith(b"\n"):
                     return
                 raise DataError(
-                    f"{path}, line {number} is damaged: remove the line, and the prompt is answered anew"
+                    f"{path}, line {number} is corrupt: remove the line to have its prompt answered again"
                 ) from error
 
 
 def _whole(path: Path) -> int:
-    """Where the last whole line of a file ends."""
+    """The offset at which the last complete line of a file ends."""
     with path.open("rb") as handle:
         return sum(len(line) for line in handle if line.endswith(b"\n"))
 
 
 @contextlib.contextmanager
 def _locked(path: Path, *, keep: bool = True) -> Iterator[io.FileIO]:
-    """A file that is open for appending, for one process at a time; ``keep``: it stays."""
+    """A file that is open for appending, locked for this process; without ``keep`` it is removed afterwards."""
     while True:
         handle = path.open("ab", buffering=0)
         if not lock_file(handle):
-            logger.info("abkd: another run writes %s; waiting for it", path)
+            logger.info("abkd: another run is writing %s; waiting for it", path)
             lock_file(handle, wait=True)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(handle.fileno())):
                 break
-        handle.close()  # removed while it was waited for
+        handle.close()  # removed while waiting for it
     with handle:
         yield handle
         if not keep:

@@ -1,4 +1,4 @@
-"""What the streams share: their random numbers, and one stream made of others."""
+"""Common parts of the streams: random numbers, and a stream that combines others."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from abkd.data import Example
 from abkd.errors import ConfigError
 from abkd.sources._types import Step, Stream
 
-_ADDED_UP = ("empty_completions", "replay_size")  # of several parts the sum; of all other numbers the mean
-_STANDING = ("mix_share",)  # says nothing about what was drawn, so it is not weighted by it
+_SUMMED = ("empty_completions", "replay_size")  # over the parts; all other metrics are averaged
+_UNWEIGHTED = ("mix_share",)  # does not depend on what was drawn, so it is not weighted by it
 
 
 def coin(at: Step, path: str) -> float:
-    """A number in [0, 1) that is the same in all processes: what is decided with it they decide together."""
+    """A random number in [0, 1) that is the same in all processes, for decisions that they make together."""
     return random.Random(f"{at.seed}/{at.step}/{path}").random()
 
 
 def own_chance(at: Step, path: str) -> random.Random:
-    """Random numbers of this step, place in the tree and process."""
+    """A random generator for this step, place in the tree and process."""
     return random.Random(f"{at.seed}/{at.step}/{path}/{at.process}")
 
 
 class Combined(Stream):
-    """A stream made of others: it passes on what these must know, and holds their state under "0", "1", …"""
+    """A stream that combines others: it passes metrics on to them, and holds their state under "0", "1", …"""
 
     def __init__(self, parts: Iterable[Stream]) -> None:
         self.parts = tuple(parts)
         self._drawn = [0] * len(self.parts)
 
     def draw_from(self, part: int, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
-        """What this part draws."""
+        """Draw from one of the parts."""
         drawn = self.parts[part].draw(prompts, at)
         self._drawn[part] += sum(map(len, drawn))
         return drawn
@@ -49,30 +49,30 @@ class Combined(Stream):
             part.load(entry(state, str(place)))
 
     def logs(self) -> dict[str, float]:
-        """The parts' numbers: sums, or means weighted by how many sequences each part gave."""
+        """The parts' metrics: sums, or means weighted by the number of sequences drawn from each part."""
         weights, self._drawn = self._drawn, [0] * len(self.parts)
         sums: dict[str, float] = {}
         totals: dict[str, float] = {}
         for part, weight in zip(self.parts, weights, strict=True):
             for name, value in part.logs().items():
-                share = 1 if name in (*_ADDED_UP, *_STANDING) else weight
+                share = 1 if name in (*_SUMMED, *_UNWEIGHTED) else weight
                 sums[name] = sums.get(name, 0.0) + share * value
                 totals[name] = totals.get(name, 0.0) + share
-        return {name: sums[name] / (1 if name in _ADDED_UP else totals[name]) for name in sums if totals[name]}
+        return {name: sums[name] / (1 if name in _SUMMED else totals[name]) for name in sums if totals[name]}
 
 
 def entry(state: Mapping[str, Any], name: str) -> Any:
     """``state[name]``.
 
     Raises:
-        ConfigError: the state is not of this source.
+        ConfigError: the state is from another source.
     """
     if name not in state:
-        raise ConfigError("the checkpoint is of another source: resume with the source that the run was started with")
+        raise ConfigError("the checkpoint is from another source: resume with the source the run was started with")
     return state[name]
 
 
 def without_text(example: Example) -> Example:
-    """The sequence without the plain text that came with its row."""
+    """The sequence without the plain text of its row."""
     kept: Any = {name: value for name, value in example.items() if name != "pretrain_ids"}
     return cast(Example, kept)

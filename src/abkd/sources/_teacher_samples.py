@@ -1,4 +1,4 @@
-"""The source of what the teacher wrote: once, before training, and kept."""
+"""The source of text that the teacher generates once, before training."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TeacherSamples(Source):
-    """What the teacher wrote to the prompts of the data before training: SeqKD, and f-DISTILL's samples of p.
+    """Completions that the teacher generates for the prompts of the data before training (SeqKD, f-DISTILL).
 
-    One completion for each prompt, kept and used again: ``abkd generate`` writes what is missing, and so does
-    ``abkd distill`` before it trains. As it stands, ancestral sampling; ``TeacherSamples(temperature=0)`` is greedy,
-    ``TeacherSamples(temperature=0, num_beams=5)`` the beam search of SeqKD (Kim and Rush, arXiv 1606.07947).
+    One completion per prompt, stored and reused: ``abkd generate`` generates what is missing, and so does
+    ``abkd distill`` before it trains. The default is ancestral sampling; ``TeacherSamples(temperature=0)`` is greedy
+    decoding, ``TeacherSamples(temperature=0, num_beams=5)`` the beam search of SeqKD (Kim and Rush, arXiv 1606.07947).
 
     Args:
-        temperature: of the sampling; 0 takes the likeliest token.
-        top_p: sample from the likeliest tokens that together have this probability; 1 is all of them.
-        top_k: sample from so many likeliest tokens; 0 is all of them.
-        num_beams: above 1, beam search; with a temperature above 0 its continuations are sampled.
-        file: where the text is kept, a ``.jsonl``; None keeps it in the cache directory.
+        temperature: sampling temperature; 0 is greedy decoding.
+        top_p: sample from the most probable tokens that together have this probability; 1 is all of them.
+        top_k: sample from this many most probable tokens; 0 is all of them.
+        num_beams: above 1, beam search; with a temperature above 0, beam sampling.
+        file: the ``.jsonl`` in which the text is stored; None: a file in the cache directory.
 
     Raises:
-        ConfigError: a setting out of its range.
+        ConfigError: a setting outside its range.
     """
 
     temperature: float = 1.0
@@ -43,23 +43,23 @@ class TeacherSamples(Source):
     def __post_init__(self) -> None:
         _ = self.sampling
         if not (self.file is None or (isinstance(self.file, str) and self.file.endswith(".jsonl"))):
-            raise ConfigError(f"TeacherSamples: file must end in .jsonl, but it is {self.file!r}")
+            raise ConfigError(f"TeacherSamples: file must end in .jsonl, got {self.file!r}")
 
     @property
     def sampling(self) -> Sampling:
-        """The settings as generation takes them."""
+        """The settings for generation."""
         from abkd.generation import Sampling
 
         return Sampling(self.temperature, self.top_p, self.top_k, self.num_beams)
 
     def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
         if writers.teacher_text is None:
-            raise ConfigError(f"{self!r} needs what the teacher has written: see abkd.sources.ensure_teacher_text")
-        return _Looking(self, writers.teacher_text, privileged)
+            raise ConfigError(f"{self!r} needs the teacher's text: see abkd.sources.ensure_teacher_text")
+        return _TeacherStream(self, writers.teacher_text, privileged)
 
 
-class _Looking(Stream):
-    """Finds the completion of each prompt; of the teacher's own prompt where it reads more than the student."""
+class _TeacherStream(Stream):
+    """Looks up the completion of each prompt (of the teacher's own prompt, if that differs from the student's)."""
 
     def __init__(self, source: TeacherSamples, text: Any, privileged: bool) -> None:
         self.source, self.text, self.privileged = source, text, privileged
@@ -79,7 +79,7 @@ class _Looking(Stream):
         return [with_completion(row, written.ids, ORIGINS.index("teacher"), privileged=self.privileged)]
 
     def logs(self) -> dict[str, float]:
-        """``clipped_fraction`` (no EOS) of what was given, and how many ``empty_completions`` were skipped."""
+        """``clipped_fraction``: completions without EOS; ``empty_completions``: how many were skipped."""
         given, clipped, empty = self._given, self._clipped, self._empty
         self._given = self._clipped = self._empty = 0
         found = {"empty_completions": float(empty)}

@@ -1,4 +1,4 @@
-"""What the teacher writes beforehand: what is missing is written, what is there is found by its prompt."""
+"""The teacher's text: completions generated before training, looked up by their prompt."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from abkd.sources._types import Source, stage_sources
 logger = logging.getLogger("abkd")
 
 _REAL = ("temperature", "top_p")  # 0 and 0.0 are the same file
-_PAUSE = 0.2  # seconds between two looks at what other processes have written
+_PAUSE = 0.2  # seconds between checks for the text of other processes
 
 Progress = Callable[[int, int, int], object]
-"""Called with (prompts answered by this process, prompts it has to answer, tokens written)."""
+"""Called with (prompts answered by this process, prompts it has to answer, tokens generated)."""
 
 
 class BatchGenerateFn(Protocol):
-    """Completes prompts, each within its limit of tokens; gives them as they come, by the index of the prompt."""
+    """Completes prompts, each within its token limit; yields them as they finish, by the index of the prompt."""
 
     def __call__(
         self,
@@ -47,16 +47,16 @@ class BatchGenerateFn(Protocol):
 
 @dataclass(frozen=True)
 class TeacherWriter:
-    """The teacher as one who writes: everything that its text depends on beside the prompt and the source.
+    """The teacher as a text generator: everything that its text depends on besides the prompt and the source.
 
     Args:
-        identity: which teacher and tokenizer, as ``abkd.teachers.identity`` tells.
-        tokenizer: of the token ids of the prompts.
-        max_length: tokens of prompt and completion together.
-        max_completion_length: tokens of a completion.
-        write: :func:`write_with` a model, or a ``Server``; None where what is there must be enough.
-        generation_kwargs: settings for ``GenerationConfig`` that win over those of the source.
-        server: whether ``write`` asks one.
+        identity: teacher and tokenizer, from ``abkd.teachers.identity``.
+        tokenizer: the tokenizer of the prompts.
+        max_length: maximum tokens of prompt and completion together.
+        max_completion_length: maximum tokens of a completion.
+        write: :func:`write_with` a model, or a ``Server``; None if existing text must suffice.
+        generation_kwargs: settings for ``GenerationConfig`` that override those of the source.
+        server: whether ``write`` is a server.
     """
 
     identity: Mapping[str, Any]
@@ -69,9 +69,9 @@ class TeacherWriter:
 
 
 class TeacherText:
-    """What the teacher has written for the ``TeacherSamples`` of a source; ``Writers.teacher_text`` holds one.
+    """The teacher's completions for the ``TeacherSamples`` of a source, as in ``Generators.teacher_text``.
 
-    ``stores``: where the text of each lies. ``complete``: whether every prompt was answered when it was read.
+    ``stores``: the files of each. ``complete``: whether every prompt had been answered when they were read.
     """
 
     def __init__(
@@ -81,21 +81,21 @@ class TeacherText:
         self._answers = answers
 
     def completion(self, source: TeacherSamples, prompt: Sequence[int]) -> Completion:
-        """What the teacher wrote to a prompt.
+        """The teacher's completion of a prompt.
 
         Raises:
-            DataError: nothing; the data is not what the text was written for.
+            DataError: there is none, because the text was generated for other data.
         """
         answers, key = self._answers[source], key_of(prompt)
         if key not in answers:
             raise DataError(
                 f"{self.stores[source].path} has no answer to a prompt of {len(prompt)} tokens: "
-                "abkd generate, with the recipe of this run, writes what is missing"
+                "run abkd generate with this recipe, which adds what is missing"
             )
         return answers[key]
 
 
-class _Asked(NamedTuple):
+class _Request(NamedTuple):
     prompt: array[int]
     limit: int
 
@@ -103,10 +103,10 @@ class _Asked(NamedTuple):
 def write_with(
     load: Callable[[], Any], tokenizer: Any, *, batch_size: int, classes: int | None = None
 ) -> BatchGenerateFn:
-    """Writing with a model that runs here; ``load`` is asked for it when there is something to write.
+    """Generation with a local model; ``load`` is called when there is something to generate.
 
-    A drawn completion is a function of the prompt (see :func:`abkd.generation.write_completions`), not of the run's
-    seed: the text is written once and used by all runs.
+    A sampled completion is a function of the prompt (see :func:`abkd.generation.write_completions`), not of the run's
+    seed: the text is generated once and used by all runs.
     """
 
     def write(
@@ -139,34 +139,36 @@ def ensure_teacher_text(
     wait: bool = True,
     progress: Progress | None = None,
 ) -> TeacherText:
-    """The teacher's text for every ``TeacherSamples`` in ``source``: found, or written where it is missing.
+    """Load the teacher's text for every ``TeacherSamples`` in ``source``, and generate what is missing.
 
-    Every batch is on the disk when the next one begins, so a run that is killed loses one at most. Several processes
-    write a fixed share each, and the one that comes last puts the file together; they must see the same directory.
-    Greedy and drawn text is the same, up to the rounding of the model, for every batch size and number of processes,
-    and whether or not the writing was interrupted; sampled beams depend on what shares their batch.
+    Every batch is on disk before the next one starts, so a killed run loses at most one batch. Each process writes a
+    fixed share, and the last one assembles the file; all must see the same directory. Greedy and sampled text is the
+    same, up to the rounding of the model, for every batch size and number of processes, and whether or not generation
+    was interrupted; sampled beams depend on the other prompts in their batch.
 
     Args:
-        examples: tokenised rows; a source inside ``Privileged`` is asked with the teacher's own prompts.
-        process, processes: this process, of how many.
-        wait: return when all of them are done; otherwise when this one is.
-        progress: told after every batch.
+        examples: tokenised rows; a source inside ``Privileged`` uses the teacher's own prompts.
+        process, processes: rank and world size.
+        wait: return when all processes are done; otherwise when this one is.
+        progress: called after every batch.
 
     Raises:
-        ConfigError: settings that cannot be meant, or prompts without text and nobody to write it.
-        OutputDirError: the file at hand was written with other settings, or by someone else.
-        ServerError, StorageError: what was written until then is kept; the same call goes on from there.
+        ConfigError: invalid settings, or prompts without text and no teacher to generate it.
+        OutputDirError: an existing file was written with other settings, or by another program.
+        ServerError, StorageError: text generated so far is kept; the same call continues.
     """
-    asked = _asked(source, examples, author)
-    jobs = {each: _Job(_store(each, author, wanted), each, wanted, author, progress) for each, wanted in asked.items()}
+    requests = _requests(source, examples, author)
+    jobs = {
+        each: _Job(_store(each, author, wanted), each, wanted, author, progress) for each, wanted in requests.items()
+    }
     if len({job.store.path for job in jobs.values()}) < len(jobs):
-        raise ConfigError(f"each TeacherSamples needs a file of its own, but several of {source!r} name the same")
+        raise ConfigError(f"each TeacherSamples needs its own file, but several in {source!r} have the same")
     for job in jobs.values():
         job.store.check()
     for job in jobs.values():
         job.write(process, processes)
     for job in jobs.values():
-        job.put_together(wait=wait)
+        job.assemble(wait=wait)
     return TeacherText(
         {each: job.store for each, job in jobs.items()},
         {each: job.answers for each, job in jobs.items()},
@@ -174,36 +176,36 @@ def ensure_teacher_text(
     )
 
 
-def _asked(
+def _requests(
     source: Source | Schedule, examples: Iterable[Example], author: TeacherWriter
-) -> dict[TeacherSamples, dict[str, _Asked]]:
-    """Which prompts each ``TeacherSamples`` is asked, by key, in the order of the data."""
+) -> dict[TeacherSamples, dict[str, _Request]]:
+    """The prompts of each ``TeacherSamples``, by key, in the order of the data."""
     wanted = dict.fromkeys(use for stage in stage_sources(source) for use in uses(stage))
-    asked: dict[TeacherSamples, dict[str, _Asked]] = {each: {} for each, _ in wanted}
+    requests: dict[TeacherSamples, dict[str, _Request]] = {each: {} for each, _ in wanted}
     for example in examples:
         mine = prompt_of(example)
         limit = min(author.max_completion_length, author.max_length - len(mine))
         for each, privileged in wanted:
             prompt = teacher_prompt_of(example) if privileged else mine
-            asked[each].setdefault(key_of(prompt), _Asked(array("i", prompt), limit))
-    return asked
+            requests[each].setdefault(key_of(prompt), _Request(array("i", prompt), limit))
+    return requests
 
 
 def uses(source: Source, *, privileged: bool = False) -> Iterator[tuple[TeacherSamples, bool]]:
-    """Each ``TeacherSamples`` in a tree, and whether it stands inside a ``Privileged``."""
+    """Each ``TeacherSamples`` in a tree, and whether it is inside a ``Privileged``."""
     if isinstance(source, TeacherSamples):
         yield source, privileged
     for part in source.parts:
         yield from uses(part, privileged=privileged or isinstance(source, Privileged))
 
 
-def _store(source: TeacherSamples, author: TeacherWriter, asked: Mapping[str, _Asked]) -> Store:
+def _store(source: TeacherSamples, author: TeacherWriter, requests: Mapping[str, _Request]) -> Store:
     sampling, rest = settle(source.sampling, author.generation_kwargs)
     if author.server and (sampling.num_beams > 1 or rest):
         named = ", ".join(rest) or f"num_beams={sampling.num_beams}"
         raise ConfigError(
-            f"a server samples with temperature, top_p and top_k alone, and {named} is asked for: leave it out, or let "
-            "the teacher write here (without teacher_model_server_url)"
+            f"a server supports only temperature, top_p and top_k, got {named}: remove it, or generate with a local "
+            "teacher (without teacher_model_server_url)"
         )
     about = {
         **{name: author.identity[name] for name in ("teacher", "tokenizer")},
@@ -215,33 +217,33 @@ def _store(source: TeacherSamples, author: TeacherWriter, asked: Mapping[str, _A
     }
     if source.file is not None:
         return Store(Path(source.file).expanduser(), about)
-    digest = hashlib.blake2b(json.dumps([about, sorted(asked)], sort_keys=True).encode(), digest_size=8)
+    digest = hashlib.blake2b(json.dumps([about, sorted(requests)], sort_keys=True).encode(), digest_size=8)
     return Store(cache_directory() / "teacher-text" / f"{digest.hexdigest()}.jsonl", about)
 
 
 @dataclass
 class _Job:
-    """The writing of one file. ``complete``: every prompt is answered, and the file is put together."""
+    """The generation of one file. ``complete``: every prompt is answered and the file is assembled."""
 
     store: Store
     source: TeacherSamples
-    asked: Mapping[str, _Asked]
+    requests: Mapping[str, _Request]
     author: TeacherWriter
     progress: Progress | None
     answers: Answers = field(default_factory=Answers)
     complete: bool = False
 
     def write(self, process: int, processes: int) -> None:
-        """Write this process's share of what is missing."""
-        missing = self._missing(self.asked)
+        """Generate this process's share of what is missing."""
+        missing = self._missing(self.requests)
         self.complete = not missing and not self.store.parts()
         if missing and self.author.write is None:
             raise ConfigError(
-                f"the teacher has answered {len(self.asked) - len(missing)} of {len(self.asked)} prompts in "
-                f"{self.store.path}, and is not loaded in this run: let abkd generate write the others first"
+                f"the teacher has answered {len(self.requests) - len(missing)} of {len(self.requests)} prompts in "
+                f"{self.store.path}, and this run does not load it: run abkd generate for the others first"
             )
-        # a share is a part of all prompts, not of the missing ones, which another process may see otherwise
-        by_length = sorted(self.asked, key=lambda key: (-len(self.asked[key].prompt), key))
+        # a share of all prompts, not of the missing ones, of which another process may see others
+        by_length = sorted(self.requests, key=lambda key: (-len(self.requests[key].prompt), key))
         share = by_length[process::processes]
         if set(share).isdisjoint(missing):
             return
@@ -249,11 +251,11 @@ class _Job:
         with self.store.part(process) as part:
             self._write(self._missing(share), part)
 
-    def put_together(self, *, wait: bool) -> None:
-        """Make one file of all parts, if nothing is missing, or with ``wait`` as soon as nothing is."""
+    def assemble(self, *, wait: bool) -> None:
+        """Assemble the file from all parts if nothing is missing, or with ``wait`` once nothing is."""
         while not self.complete:
             seen = self.store.stamp()
-            self.complete = self.store.merge(self.asked)
+            self.complete = self.store.merge(self.requests)
             if self.complete:
                 self.answers = self.store.read()
             elif not wait:
@@ -266,11 +268,11 @@ class _Job:
         return [key for key in keys if key not in self.answers]
 
     def _write(self, keys: Sequence[str], part: Part) -> None:
-        logger.info("abkd: the teacher answers %d prompts; its text goes to %s", len(keys), self.store.path)
+        logger.info("abkd: the teacher generates answers to %d prompts: %s", len(keys), self.store.path)
         assert self.author.write is not None
-        asked = [self.asked[key] for key in keys]
+        requests = [self.requests[key] for key in keys]
         done = tokens = 0
-        prompts, limits = [each.prompt for each in asked], [each.limit for each in asked]
+        prompts, limits = [each.prompt for each in requests], [each.limit for each in requests]
         sampling, rest = settle(self.source.sampling, self.author.generation_kwargs)
         for batch in self.author.write(prompts, sampling, limits, rest):
             part.add(self._row(keys[i], prompts[i], written) for i, written in batch.items())

@@ -1,4 +1,4 @@
-"""What a source is: a value that says who writes the sequences, and the stream that it opens for a run."""
+"""Source interfaces: a ``Source`` value specifies where sequences come from and opens a ``Stream`` for a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abkd.schedules import Schedule, values_of
 
 
 class Step(NamedTuple):
-    """Where a run is when sequences are wanted; what is drawn is a function of it, so a resumed run draws the same."""
+    """The position of a run. What is drawn is a function of it, so a resumed run draws the same."""
 
     step: int
     """Optimizer steps done."""
@@ -21,58 +21,58 @@ class Step(NamedTuple):
     """In [0, 1]."""
     seed: int
     process: int
-    """0, 1, …: coins are tossed alike in all processes; from what it keeps, each draws for itself."""
+    """0, 1, …: the choice between sources is the same in all processes, draws from a buffer are not."""
 
 
 class GenerateFn(Protocol):
-    """Completions of prompts, one each: ``prompts`` of token ids, in their order."""
+    """Completions of ``prompts`` (token ids), one each, in their order."""
 
     def __call__(self, prompts: Sequence[Sequence[int]], sampling: Any, *, seed: int) -> list[Completion]: ...
 
 
 @dataclass(frozen=True)
 class Generators:
-    """Who can write in this run.
+    """The generators of a run.
 
-    ``student`` writes with the weights of the moment; ``teacher_text`` finds what the teacher has written beforehand
-    for a ``TeacherSamples`` (raises DataError for a prompt that it did not answer).
+    ``student`` generates with the current weights; ``teacher_text`` looks up what the teacher generated beforehand for
+    a ``TeacherSamples`` (raises DataError for a prompt without an answer).
     """
 
     student: GenerateFn
     teacher_text: Any = None
     num_generations: int = 1
-    """How many completions the student writes to a prompt."""
+    """How many completions the student generates per prompt."""
     in_any_process: Callable[[bool], bool] = bool
-    """Whether this is so in at least one process; all of them ask at the same time."""
+    """Whether a condition holds in at least one process; all of them must call it."""
 
 
 class Stream:
-    """A source at work in one run. What it does is a function of its state and the ``Step``."""
+    """A source opened for one run. Its output is a function of its state and the ``Step``."""
 
     def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
-        """For each row of the data the sequences to learn from, each with its ``origin``; none where nothing came."""
+        """For each row of the data, the sequences to train on, each with its ``origin``; possibly none."""
         raise NotImplementedError
 
     def observe(self, metrics: Mapping[str, float]) -> None:
-        """Told after each evaluation (``eval_loss`` among the metrics)."""
+        """Called after each evaluation (``eval_loss`` is among the metrics)."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold, as JSON takes it."""
+        """The state to save in a checkpoint, as JSON values."""
         return {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+        """Restore :meth:`state`."""
 
     def logs(self) -> dict[str, float]:
-        """Numbers about what was drawn since they were asked for last."""
+        """Metrics of what was drawn since the last call."""
         return {}
 
 
 class Source:
-    """Who writes the sequences that a run learns from: a frozen value, written as its constructor call."""
+    """Where the sequences that a run trains on come from: a frozen value, written as its constructor call."""
 
     def open(self, writers: Generators, *, privileged: bool = False, path: str = "source") -> Stream:
-        """The stream of this source.
+        """Open the stream of this source.
 
         Args:
             privileged: sequences keep the teacher's own prompt.
@@ -82,12 +82,12 @@ class Source:
 
     @property
     def parts(self) -> tuple[Source, ...]:
-        """The sources it is made of."""
+        """The sources that it combines."""
         return ()
 
 
 def stage_sources(source: Source | Schedule) -> tuple[Source, ...]:
-    """The source itself, or the different ones among the stages.
+    """The source itself, or the distinct sources of the stages.
 
     Raises:
         ConfigError: something in it is not a source.
@@ -96,8 +96,8 @@ def stage_sources(source: Source | Schedule) -> tuple[Source, ...]:
     for each in found:
         if not isinstance(each, Source):
             raise ConfigError(
-                "source must be one, such as StudentSamples(), or stages((0.3, Dataset()), (0.7, StudentSamples())), "
-                f"but it is {each!r}"
+                "source must be a source such as StudentSamples(), or stages((0.3, Dataset()), "
+                f"(0.7, StudentSamples())), got {each!r}"
             )
     return found
 

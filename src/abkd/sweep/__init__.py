@@ -1,4 +1,4 @@
-"""Several runs of one recipe: some seeds, some settings, one after the other. What ``abkd distill --seeds`` does."""
+"""Several runs of one recipe, one after the other, over seeds and settings (``abkd distill --seeds --grid``)."""
 
 from abkd.sweep._plan import Run, plan, read_seeds, settings_of
 from abkd.sweep._run import SWEEP_FILE, sweep, sweep_settings

@@ -1,4 +1,4 @@
-"""Which runs a sweep has: every one is checked as a recipe of its own before the first begins."""
+"""The runs of a sweep: each is checked as a separate recipe before the first one starts."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from abkd.recipe import Recipe, written
 
 Settings = Mapping[str, Mapping[str, Any]]
 
-_MOST_SEEDS = 2**32  # what numpy takes
+_SEED_LIMIT = 2**32  # numpy's
 _LONGEST_NAME = 120  # of a directory; file systems take 255 bytes
 _OURS = {
-    "seed": "seeds are given by --seeds 1,2,3",
-    "output_dir": "each run has a directory of its own in output_dir",
-    "overwrite_output_dir": "it is about the whole sweep",
-    "resume_from_checkpoint": "--resume goes on in every run",
+    "seed": "use --seeds 1,2,3",
+    "output_dir": "each run gets its own directory in output_dir",
+    "overwrite_output_dir": "it applies to the whole sweep",
+    "resume_from_checkpoint": "--resume resumes every run",
 }
 
 
 class Place(NamedTuple):
-    """A folder in the directory of a sweep, and what the setting whose runs lie there changes, as JSON has it."""
+    """The folder of a setting's runs in the sweep's directory, and the fields that the setting changes, as JSON."""
 
     directory: str
     changes: dict[str, Any]
@@ -38,9 +38,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One of the runs: its setting (no text where there is one only), its seed, and the recipe of it alone.
+    """One run: its setting (empty if there is only one), its seed, and its own recipe.
 
-    ``place``: where in the directory of the sweep the runs of its setting lie.
+    ``place``: the folder of its setting's runs in the directory of the sweep.
     """
 
     setting: str
@@ -49,24 +49,24 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of everything random in it."""
+        """The seed of the run."""
         return self.recipe.config["seed"]
 
     @property
     def directory(self) -> Path:
-        """Where it leaves what a single run leaves."""
+        """The output directory of the run."""
         return Path(self.recipe.output_dir)
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """``"1,2,3"`` as numbers.
+    """Parse ``"1,2,3"``.
 
     Raises:
-        ConfigError: not whole numbers with commas between them.
+        ConfigError: not integers separated by commas.
     """
     words = [word.strip() for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
     if not all(re.fullmatch(r"[0-9]+", word) for word in words):
-        raise ConfigError(f"--seeds takes whole numbers separated by commas (1,2,3); got {shown(text)}")
+        raise ConfigError(f"--seeds expects integers separated by commas (1,2,3), got {shown(text)}")
     return tuple(map(int, words))
 
 
@@ -74,20 +74,20 @@ def settings_of(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, 
     """Every combination of the values in a grid, by its name, ``"kd_weight=100, divergence=ForwardKL()"``.
 
     Raises:
-        ConfigError: a name without values, a name that is no recipe's, a value that does not fit, a setting twice.
+        ConfigError: a field without values, an unknown field, an invalid value, a duplicate setting.
     """
     for name, values in grid.items():
         if name in _OURS:
             raise ConfigError(f"grid: {name} cannot be varied; {_OURS[name]}")
         if not isinstance(values, list | tuple) or not values:
-            raise ConfigError(f"grid: {name} needs a list of values, as {{{name}: [...]}}, but has {values!r}")
+            raise ConfigError(f"grid: {name} needs a list of values, as {{{name}: [...]}}, got {values!r}")
     found: dict[str, dict[str, Any]] = {}
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         set_now = _values(changed(recipe, values))
         name = ", ".join(f"{key}={written(set_now.get(key, values[key]))}" for key in grid)
         if name in found:
-            raise ConfigError(f"grid: the setting {name} is there twice; keep one")
+            raise ConfigError(f"grid: the setting {name} appears twice; keep one")
         found[name] = values
     return found
 
@@ -95,16 +95,16 @@ def settings_of(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, 
 def plan(
     recipe: Recipe, settings: Settings, seeds: Sequence[int] | None = None, known: Sequence[Place] = ()
 ) -> list[Run]:
-    """The runs in their order: every setting from the first seed, then from the next.
+    """The runs in order: every setting with the first seed, then with the next.
 
     Args:
-        known: where runs of settings lie already; the same setting has the same place, whatever others are asked for.
+        known: folders of settings that already have runs; a setting keeps its folder, whatever the other settings are.
 
     Raises:
-        ConfigError: seeds or settings that cannot be meant.
+        ConfigError: invalid seeds or settings.
     """
     if "resume_from_checkpoint" in recipe.config:
-        raise ConfigError("resume_from_checkpoint is about one run; to go on with several: --resume")
+        raise ConfigError("resume_from_checkpoint applies to a single run; to resume several, use --resume")
     chosen = _checked_seeds([recipe.distill_config().seed] if seeds is None else seeds)
     variants = [changed(recipe, values) for values in settings.values()]
     for variant in variants:
@@ -121,21 +121,21 @@ def plan(
 
 def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     strange = [
-        seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _MOST_SEEDS
+        seed for seed in seeds if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEED_LIMIT
     ]
     if strange or not seeds:
-        raise ConfigError(f"seeds are whole numbers from 0 to {_MOST_SEEDS - 1}, got {[*strange] or 'none'}")
+        raise ConfigError(f"seeds must be integers from 0 to {_SEED_LIMIT - 1}, got {[*strange] or 'none'}")
     twice = [seed for seed, times in Counter(seeds).items() if times > 1]
     if twice:
-        raise ConfigError(f"seeds: {twice[0]} is there twice, and would give the same run; keep one")
+        raise ConfigError(f"seeds: {twice[0]} appears twice and would give the same run; keep one")
     return list(seeds)
 
 
 def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values, for one run of its own.
+    """The recipe with these values, for a separate run.
 
     Raises:
-        ConfigError: they do not fit.
+        ConfigError: invalid values.
     """
     named = ", ".join(f"{key}={written(value)}" for key, value in values.items() if key not in _OURS)
     now = {name: value for name, value in _values(recipe).items() if name != "overwrite_output_dir"}
@@ -151,13 +151,13 @@ def _output(recipe: Recipe, place: Place, seed: int) -> str:
 
 
 def _changes(variant: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a setting changes, in the one form that a recipe writes it in."""
+    """The fields that a setting changes, in the canonical form of a recipe."""
     set_now = _values(variant)
     return json.loads(json.dumps({name: set_now.get(name, value) for name, value in values.items()}, default=str))
 
 
 def _places(names: Sequence[str], changes: Sequence[dict[str, Any]], known: Sequence[Place]) -> list[Place]:
-    """Where the runs of each setting lie: where they lay before, else in a folder that is no other setting's."""
+    """The folder of each setting: the one that it had before, else one that no other setting has."""
     left, taken = list(known), {place.directory for place in known}
     found: list[Place] = []
     for name, short, change in zip(names, _directories(names), changes, strict=True):
@@ -169,7 +169,7 @@ def _places(names: Sequence[str], changes: Sequence[dict[str, Any]], known: Sequ
 
 
 def _directories(names: Sequence[str]) -> list[str]:
-    """A name in the file system for each setting: its own, as far as that goes; none where there is only one."""
+    """A directory name for each setting: its own name, where possible; empty if there is only one setting."""
     if list(names) == [""]:
         return [""]
     plain = [re.sub(r"[^\w.+=-]+", "_", name).strip("_.") for name in names]

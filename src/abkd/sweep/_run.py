@@ -1,4 +1,4 @@
-"""The runs one after the other, each as ``abkd distill`` does one; what is done is never done again."""
+"""Executes the runs of a sweep one after the other, as ``abkd distill`` does; finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def sweep(
     """Run ``recipe`` for each seed and each combination of the values in ``grid``.
 
     ``output_dir`` gets a run directory ``<setting>/seed-<n>`` for each (``seed-<n>`` without a grid), ``sweep.json``
-    and ``report.html`` with means and standard deviations. A run whose loss is not finite is noted, and others go on.
+    and ``report.html`` with means and standard deviations. A run whose loss is not finite is recorded, and the sweep
+    continues with the others.
 
     Args:
-        seeds: whole numbers, each once; the recipe's own if not given.
-        grid: fields of a recipe, each with the values it takes; None unsets a field.
-        resume: pass over finished runs, go on in the unfinished one, begin the others. Seeds and values may have
-            been added.
+        seeds: distinct integers; by default the recipe's own seed.
+        grid: fields of a recipe, each with its values; None unsets a field.
+        resume: skip finished runs, resume the unfinished one, start the others. Seeds and values may have been added.
 
     Returns:
-        What ``sweep.json`` holds.
+        The contents of ``sweep.json``.
 
     Raises:
-        AbkdError: before the first model is loaded, whatever is wrong with any of the runs; then as a single run.
+        AbkdError: any of the runs is invalid (before the first model is loaded); then as for a single run.
     """
     return sweep_settings(recipe, settings_of(recipe, grid or {}), seeds, resume=resume, grid=grid or {})
 
@@ -67,20 +67,20 @@ def sweep_settings(
     grid: Mapping[str, Sequence[Any]] | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
-    """As :func:`sweep`, for settings that are no grid: the fields that each changes, by the name of the setting.
+    """As :func:`sweep`, for settings that are not a grid: the fields that each changes, by the name of the setting.
 
-    ``progress`` is called with (runs done, runs in all).
+    ``progress`` is called with (finished runs, all runs).
     """
     known = _known_places(Path(recipe.output_dir)) if resume else []
     runs = plan(recipe, settings, seeds, known)
     _check_output(recipe, runs, resume=resume)
     with claimed(Path(recipe.output_dir)) if _first_process() else nullcontext():
-        _check_output(recipe, runs, resume=resume)  # another sweep may have come first
+        _check_output(recipe, runs, resume=resume)  # another sweep may have claimed it first
         return _Sweep(recipe, runs, known, grid, resume).run(progress)
 
 
 class _Sweep:
-    """The runs of a sweep, and what is known of them."""
+    """The runs of a sweep and their results."""
 
     def __init__(
         self,
@@ -100,14 +100,14 @@ class _Sweep:
         self.found: dict[str, Any] = {}
 
     def run(self, progress: Callable[[int, int], object] | None) -> dict[str, Any]:
-        """Carry out what is not done; returns what ``sweep.json`` holds."""
-        _wait()  # nobody writes before all have looked
+        """Execute the runs that are not finished; returns the contents of ``sweep.json``."""
+        _wait()  # no process writes before all have checked the directory
         if self.begun:
             self.claim()
         for number, run in enumerate(self.runs, start=1):
             what = ", ".join(part for part in (run.setting, f"seed {run.seed}") if part)
             done = run.directory in self.results
-            logger.info("abkd: run %d of %d: %s%s", number, len(self.runs), what, ": finished before" * done)
+            logger.info("abkd: run %d of %d: %s%s", number, len(self.runs), what, ": already finished" * done)
             if not done:
                 self.results[run.directory] = self.go(run)
                 self.save()
@@ -116,7 +116,7 @@ class _Sweep:
         return self.found
 
     def claim(self) -> None:
-        """Replace what an earlier sweep left; from now on the directory is known as that of this one."""
+        """Replace what an earlier sweep left; from then on the directory belongs to this one."""
         if _first_process():
             if not self.begun:
                 remove_runs(self.directory)
@@ -127,9 +127,9 @@ class _Sweep:
         self.save()
 
     def go(self, run: Run) -> dict[str, Any]:
-        """Carry out a run, or what is left of it; returns what came out.
+        """Execute a run, or the rest of it; returns its result.
 
-        What an earlier sweep left is replaced when everything of the first run is loaded.
+        What an earlier sweep left is replaced once everything for the first run is loaded.
         """
         left = contents(run.directory).used
         _wait()
@@ -138,45 +138,45 @@ class _Sweep:
         try:
             distill(one, resume=bool(left) and self.begun, prepare=None if self.begun else self.claim)
         except NonFiniteError as error:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the other processes need not have seen it
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the other processes may not have seen it
                 raise
             if not self.begun:
                 self.claim()
             logger.warning("abkd: %s", error)
             note(run.directory, RESULT_FILE)
             write_checksummed(run.directory / RESULT_FILE, {"failed": str(error)})
-        gc.collect()  # a trainer is a knot: its models would stay until they are in the way of the next ones
+        gc.collect()  # a trainer has reference cycles: without this, its models stay in memory
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return read_checksummed(run.directory / RESULT_FILE) or {}
 
     def save(self) -> None:
-        """Write what is known by now, as JSON and as a page."""
+        """Write the results so far, as JSON and as an HTML report."""
         self.found = _save(self.recipe, self.runs, self.results, self.grid, self.places)
 
 
 def _check_output(recipe: Recipe, runs: Sequence[Run], *, resume: bool) -> None:
-    """Refuse a directory in use, a resume from nothing, and one under which other runs lie than are asked for."""
+    """Refuse a directory in use, a resume without an earlier sweep, and one whose runs have other recipes."""
     if not resume:
         recipe.check_ready(output=_first_process())
         return
     directory = Path(recipe.output_dir)
     if recipe.config.get("overwrite_output_dir"):
-        raise OutputDirError("--resume goes on in output_dir, --overwrite_output_dir begins anew; choose one")
+        raise OutputDirError("--resume continues in output_dir, --overwrite_output_dir starts over; choose one")
     if not (directory / SWEEP_FILE).is_file():
         raise OutputDirError(
-            f"--resume with --seeds or --grid wants the {SWEEP_FILE} of such a command in {str(directory)!r}, which "
-            "has none; begin without --resume"
+            f"--resume with --seeds or --grid needs the {SWEEP_FILE} of an earlier sweep in {str(directory)!r}, which "
+            "has none; start without --resume"
         )
     for run in runs:
         check_same_run(run.recipe, run.directory, read_record(run.directory).get("working_directory"))
 
 
 def _known_places(directory: Path) -> list[Place]:
-    """Where an earlier sweep says that the runs of its settings lie, also of those that it was not asked for again."""
+    """The folders that an earlier sweep recorded for its settings, including those not requested again."""
     try:
         found = read_json(directory / SWEEP_FILE)
-    except (OSError, ValueError):  # that it is not there is said where the directory is looked at
+    except (OSError, ValueError):  # _check_output raises if it does not exist
         return []
     listed = found.get("places") if isinstance(found, dict) else None
     places = []
@@ -194,7 +194,7 @@ def _save(
     grid: Mapping[str, Any] | None,
     places: Sequence[Place],
 ) -> dict[str, Any]:
-    """Write what is known by now, as JSON and as a page."""
+    """Write the results so far, as JSON and as an HTML report."""
     directory, resolved = Path(recipe.output_dir), [run.recipe.resolved() for run in runs]
     found = {
         "version": __version__,
@@ -208,7 +208,7 @@ def _save(
     }
     text = strict_json(found)
     if _first_process():
-        with disk_errors(f"the record of the sweep in {directory}", "Make room and go on with --resume"):
+        with disk_errors(f"the record of the sweep in {directory}", "Free disk space and continue with --resume"):
             atomic_write(directory / SWEEP_FILE, text.encode())
             write_report(directory)
     return json.loads(text)
@@ -230,6 +230,6 @@ def _first_process() -> bool:
 
 
 def _wait() -> None:
-    """For the other processes, if there are any."""
+    """Wait for the other processes, if there are any."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()

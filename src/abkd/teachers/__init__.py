@@ -1,11 +1,11 @@
-"""Where the teacher's rows come from."""
+"""Teachers: where p comes from (a live model, a cache, an ensemble, or the student itself)."""
 
 from abkd.teachers._ensemble import Ensemble
 from abkd.teachers._live import Live, LiveReader
 from abkd.teachers._student import EMA, AdapterOff, Snapshot
 from abkd.teachers._types import Teacher, TeacherReader
 from abkd.teachers._types import (
-    TeacherContext as TeacherContext,  # nothing that a recipe writes: not among the components below
+    TeacherContext as TeacherContext,  # not in __all__: not for recipes
 )
 from abkd.teachers.caches import HiddenCache, TopKCache, identity
 

@@ -1,4 +1,4 @@
-"""Several teachers as one."""
+"""An ensemble of teachers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Average = Literal["probabilities", "logits"]
 
 
 class EnsembleReader(TeacherReader):
-    """Models that are run one after the other; their classes are those that all of them have."""
+    """Runs several models one after the other and uses only the classes that all of them have."""
 
     def __init__(self, models: Sequence[Any], average: Average) -> None:
         self.average: Average = average
@@ -25,7 +25,7 @@ class EnsembleReader(TeacherReader):
         self.head_rows = min(member.head_rows for member in self.members)
 
     def __call__(self, view: View) -> Averaged:
-        """The rows of all models, to be averaged where they are used."""
+        """The rows of all models; they are averaged where they are used."""
         classes = self.head_rows if self.classes is None else self.classes
         return Averaged(tuple(member(view).first(classes) for member in self.members), self.average)
 
@@ -36,14 +36,14 @@ class EnsembleReader(TeacherReader):
 
 @dataclass(frozen=True)
 class Ensemble(Teacher):
-    """All models that ``teacher_model_name_or_path`` names, as one teacher.
+    """All models in ``teacher_model_name_or_path``, combined into one teacher.
 
     Args:
-        average: of what p is the mean: "probabilities", the mixture of the teachers; or "logits", their normalised
-            geometric mean, which is small wherever one of them is.
+        average: what is averaged to get p: "probabilities", which gives the mixture of the teachers; or "logits", which
+            gives their normalised geometric mean, small wherever any of them is small.
 
     Raises:
-        ConfigError: another word.
+        ConfigError: an unknown ``average``.
     """
 
     average: Average = "probabilities"
@@ -51,7 +51,7 @@ class Ensemble(Teacher):
 
     def __post_init__(self) -> None:
         if self.average not in get_args(Average):
-            raise ConfigError(f"average must be {' or '.join(get_args(Average))}, but it is {self.average!r}")
+            raise ConfigError(f"average must be {' or '.join(get_args(Average))}, got {self.average!r}")
 
     def open(self, context: TeacherContext) -> EnsembleReader:
         return EnsembleReader(context.models, self.average)

@@ -15,7 +15,7 @@ from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 
 
 class LiveReader(TeacherReader):
-    """A model that is run: frozen, in eval mode, never part of what is trained, saved or wrapped.
+    """A frozen model in eval mode, run at every step; it is never trained, saved or wrapped.
 
     ``model``: a causal language model, or any model as :class:`ModelRows`.
     """
@@ -23,14 +23,14 @@ class LiveReader(TeacherReader):
     def __init__(self, model: Any) -> None:
         self.rows = model if isinstance(model, ModelRows) else CausalRows(model)
         self.model = self.rows.model.eval()
-        for parameter in self.model.parameters():  # one by one, for TorchScript has no requires_grad_ for all
+        for parameter in self.model.parameters():  # one by one: a TorchScript module has no requires_grad_
             parameter.requires_grad_(False)
         self.models = (self.model,)
         self.head_rows = self.rows.head_rows
 
     @torch.no_grad()
     def __call__(self, view: View) -> Rows:
-        """The model's rows for what it reads."""
+        """The model's rows for ``view``."""
         rows = self.rows(view)
         return rows if self.classes is None else rows.first(self.classes)
 
@@ -40,7 +40,7 @@ class LiveReader(TeacherReader):
 
 @dataclass(frozen=True)
 class Live(Teacher):
-    """The model that ``teacher_model_name_or_path`` names, run at every step."""
+    """The model in ``teacher_model_name_or_path``, run at every step."""
 
     def open(self, context: TeacherContext) -> LiveReader:
         (model,) = context.models

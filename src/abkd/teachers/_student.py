@@ -1,4 +1,4 @@
-"""Teachers made of the student itself: its running mean, what it was some steps ago, the model under its adapters."""
+"""Teachers derived from the student: its moving average, a snapshot, or the base model under its adapters."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 class CopyReader(LiveReader):
     """A copy of the student that follows it, equal to it at the start.
 
-    Only what is trained is copied: weights that stay as they are belong to both. What moves is known by its name, since
-    others may put new tensors in the student's place.
+    Only trained weights are copied; frozen weights are shared. Tensors are looked up by name, since other code may
+    replace the student's tensors.
     """
 
     def __init__(self, spec: Teacher, student: ModelRows) -> None:
@@ -37,7 +37,7 @@ class CopyReader(LiveReader):
         self.buffers = [name for name, _ in self.student.named_buffers() if name in saved]
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that move, each once, however many names it has."""
+        """The tensors that change, each once, even if it has several names."""
         return {
             name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in self.held().items()
@@ -45,22 +45,22 @@ class CopyReader(LiveReader):
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from :meth:`state`. Raises OutputDirError where that is of another student."""
+        """Restore :meth:`state`. Raises OutputDirError if it is from another student."""
         held = self.held()
         if {name: tensor.shape for name, tensor in held.items()} != {name: state[name].shape for name in state}:
             raise OutputDirError(
-                f"what the checkpoint holds of {self.spec!r} is not of this student: resume with the recipe that the "
-                "run began with, or begin anew in another output_dir"
+                f"the checkpoint's state of {self.spec!r} does not match this student: resume with the recipe that the "
+                "run was started with, or start over in another output_dir"
             )
         for name, tensor in held.items():
             tensor.copy_(state[name])
 
     def held(self) -> dict[str, Tensor]:
-        """What moves, by name: what is trained, and the buffers that a checkpoint of the student holds."""
+        """The tensors that change, by name: trained parameters, and the buffers in a checkpoint of the student."""
         return _named(self.model, [*self.trained, *self.buffers])
 
     def followed(self) -> dict[str, Tensor]:
-        """The student's tensors of the same names, as they are now."""
+        """The student's current tensors of the same names."""
         _check_whole(self.spec, self.student)
         return _named(self.student, [*self.trained, *self.buffers])
 
@@ -81,9 +81,9 @@ class SnapshotReader(CopyReader):
 
 
 class EMAReader(CopyReader):
-    """The running mean of the student's weights.
+    """The exponential moving average of the student's weights.
 
-    A student in 16 bits has its mean kept in float32 beside: a share of 1 - decay would be lost in their rounding.
+    For a student in 16 bits, the average is also kept in float32: a step of 1 - decay would be lost to rounding.
     """
 
     def __init__(self, spec: EMA, student: ModelRows) -> None:
@@ -117,7 +117,7 @@ class EMAReader(CopyReader):
 
 
 class AdapterOffReader(TeacherReader):
-    """The student's own base model: its adapters are passed over, in eval mode, while the teacher is asked."""
+    """The student's base model: while the teacher runs, the adapters are disabled and the model is in eval mode."""
 
     def __init__(self, spec: Teacher, student: ModelRows) -> None:
         self.spec, self.student = spec, student.model
@@ -127,7 +127,7 @@ class AdapterOffReader(TeacherReader):
 
     @torch.no_grad()
     def __call__(self, view: View) -> Rows:
-        """The base model's rows for what it reads."""
+        """The base model's rows for ``view``."""
         _check_whole(self.spec, self.student)
         with _without_adapters(self.student):
             rows = self.rows(view)
@@ -141,30 +141,30 @@ class AdapterOffReader(TeacherReader):
         _check_whole(self.spec, self.student)
 
     def _check_frozen(self) -> None:
-        """What is trained with adapters and without them are weights of the base model."""
+        """Raise ConfigError if base weights are trained: those that need gradients with and without the adapters."""
         trained = [(name, parameter) for name, parameter in self.student.named_parameters() if parameter.requires_grad]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # PEFT warns of trained biases, which are refused here
+            warnings.simplefilter("ignore", UserWarning)  # PEFT warns about trained biases, which raise below
             with _without_adapters(self.student):
                 names = [name for name, parameter in trained if parameter.requires_grad]
         if names:
             raise ConfigError(
-                f"{self.spec!r} wants a base model that stays as it is, but {names[0]} is trained beside its "
-                'adapters (with bias="none" only they are): freeze it, or take teacher: Snapshot()'
+                f"{self.spec!r} needs a frozen base model, but {names[0]} is trained in addition to the adapters: "
+                'freeze it (bias="none" trains only the adapters), or use teacher: Snapshot()'
             )
 
 
 @dataclass(frozen=True)
 class EMA(Teacher):
-    """The running mean of the student: after each optimizer step θ ← decay·θ + (1 - decay)·student, in float32.
+    """The student's moving average: after each optimizer step θ ← decay·θ + (1 - decay)·student, in float32.
 
-    It begins as the student itself. What is not trained (under adapters: the base model) takes no memory twice.
+    It starts as the student itself. Weights that are not trained (with adapters: the base model) are shared.
 
     Args:
-        decay: from 0 (the student after its last step) to 1 (the student as it was at the start).
+        decay: from 0 (the student after its last step) to 1 (the initial student).
 
     Raises:
-        ConfigError: a decay that is none; at ``open``, a student in shards.
+        ConfigError: an invalid decay; at ``open``, a sharded student.
     """
 
     decay: float = 0.999
@@ -172,7 +172,7 @@ class EMA(Teacher):
 
     def __post_init__(self) -> None:
         if not (is_number(self.decay) and 0 <= self.decay <= 1):
-            raise ConfigError(f"decay must be a number from 0 to 1, such as 0.999, but it is {self.decay!r}")
+            raise ConfigError(f"decay must be a number from 0 to 1, such as 0.999, got {self.decay!r}")
 
     def open(self, context: TeacherContext) -> EMAReader:
         return EMAReader(self, context.student)
@@ -180,10 +180,10 @@ class EMA(Teacher):
 
 @dataclass(frozen=True)
 class Snapshot(Teacher):
-    """The student as it was after the last multiple of ``every`` optimizer steps; before, as it was at the start.
+    """The student as it was after the last multiple of ``every`` optimizer steps; before that, the initial student.
 
     Raises:
-        ConfigError: not a number of steps; at ``open``, a student in shards.
+        ConfigError: an invalid number of steps; at ``open``, a sharded student.
     """
 
     every: int = 100
@@ -191,7 +191,7 @@ class Snapshot(Teacher):
 
     def __post_init__(self) -> None:
         if type(self.every) is not int or self.every < 1:
-            raise ConfigError(f"every must be a number of steps, 1 or more, but it is {self.every!r}")
+            raise ConfigError(f"every must be a number of steps, an integer >= 1, got {self.every!r}")
 
     def open(self, context: TeacherContext) -> SnapshotReader:
         return SnapshotReader(self, context.student)
@@ -199,10 +199,10 @@ class Snapshot(Teacher):
 
 @dataclass(frozen=True)
 class AdapterOff(Teacher):
-    """The base model under the student's adapters: a teacher that takes no memory of its own.
+    """The base model under the student's adapters: a teacher that takes no additional memory.
 
     Raises:
-        ConfigError: at ``open``, a student without adapters, with other weights trained beside them, or in shards.
+        ConfigError: at ``open``, a student without adapters, one that trains other weights too, or a sharded one.
     """
 
     needs: ClassVar[tuple[int, int | None]] = (0, 0)
@@ -211,7 +211,7 @@ class AdapterOff(Teacher):
         model = context.student.model
         if not hasattr(model, "disable_adapter"):
             raise ConfigError(
-                f"{self!r} is the student without its adapters, but this student has none: set use_peft: true, or take "
+                f"{self!r} is the student without its adapters, but this student has none: set use_peft: true, or use "
                 "teacher: Snapshot() or EMA()"
             )
         _check_whole(self, model)
@@ -219,9 +219,9 @@ class AdapterOff(Teacher):
 
 
 def _copied(student: ModelRows) -> Any:
-    """The student's model once more, but for the weights that are not trained.
+    """A copy of the student's model that shares the weights that are not trained.
 
-    Its forward is the one from before anything wrapped it: what was wrapped around may hold on to the first model.
+    Its forward is the unwrapped one: a wrapper may keep a reference to the original model.
     """
     memo: dict[int, Any] = {
         id(parameter): parameter for parameter in student.model.parameters() if not parameter.requires_grad
@@ -237,19 +237,19 @@ def _named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
 
 
 def _check_whole(spec: Teacher, student: nn.Module) -> None:
-    """Raise ConfigError where this process holds a part of each weight only."""
+    """Raise ConfigError if this process holds only a shard of each weight."""
     if any(hasattr(weight, "full_tensor") or hasattr(weight, "ds_id") for weight in student.parameters()):
         raise ConfigError(
-            f"{spec!r} is made of the student's weights, of which each process holds a part only (FSDP, ZeRO-3): train "
-            "with DDP or ZeRO-2, or name a model in teacher_model_name_or_path and take teacher: Live()"
+            f"{spec!r} needs the student's full weights, but each process holds only a shard of them (FSDP, ZeRO-3): "
+            "train with DDP or ZeRO-2, or set teacher_model_name_or_path and use teacher: Live()"
         )
 
 
 @contextmanager
 def _without_adapters(model: Any) -> Iterator[None]:
-    """The base model in eval mode; afterwards every module and weight is in the mode that it was in.
+    """The base model in eval mode; on exit every module and parameter is restored to its previous mode.
 
-    PEFT freezes the adapters for the time, and then thaws also those that were frozen before.
+    PEFT freezes the adapters meanwhile, and on exit unfreezes even those that were frozen before.
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -1,4 +1,4 @@
-"""What a teacher is: a value that says where p comes from, and the reader that it opens for a run."""
+"""Teacher interfaces: a ``Teacher`` value specifies where p comes from and opens a ``TeacherReader`` for a run."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from abkd.ops import TeacherRows
 
 @dataclass(frozen=True)
 class TeacherContext:
-    """What a teacher may need to know of its run."""
+    """The parts of a run that a teacher may need."""
 
     student: ModelRows
     models: Sequence[nn.Module | ModelRows] = ()
-    """The models that teacher_model_name_or_path names, loaded; none for a cache or a teacher made of the student.
+    """The loaded models of teacher_model_name_or_path; empty for a cache or a teacher derived from the student.
     A bare module is a causal language model."""
     identity: Mapping[str, Any] | None = None
-    """Which teacher, tokenizer and template a cache must be of: ``abkd.teachers.identity``."""
+    """The teacher, tokenizer and chat template that a cache must match: ``abkd.teachers.identity``."""
     temperature: float = 1.0
     device: torch.device | str = "cpu"
 
 
 class TeacherReader:
-    """A teacher at work in one run: the rows of what it reads, always without gradient.
+    """A teacher opened for one run: returns the rows of a view, always without gradients.
 
     ``head_rows``: classes of its own head. ``classes``: how many of them are used (set once both models are known).
-    ``models``: what is to be put on the device; none of it is trained, saved with the student or wrapped.
+    ``models``: modules to move to the device; none of them is trained, saved with the student or wrapped.
     """
 
     head_rows: int
     classes: int | None = None
     models: Sequence[nn.Module] = ()
     exact: bool = True
-    """Whether p is complete; a cache of the likeliest classes is not."""
+    """Whether p is complete; a cache of the top-k classes is not."""
 
     def __call__(self, view: View) -> TeacherRows:
-        """The teacher's rows for what it reads."""
+        """The teacher's rows for ``view``."""
         raise NotImplementedError
 
     def check(self) -> None:
-        """Prove that its rows are what the model itself says, where that can be proved."""
+        """Check, where possible, that its rows match the model's own output."""
 
     def check_covers(self, examples: Iterable[Example], name: str) -> None:
-        """Raises DataError where rows of these examples are not to be had (a cache of other data)."""
+        """Raise DataError if rows of these examples are not available (a cache of other data)."""
 
     def after_step(self, step: int) -> None:
-        """Told after each optimizer step (a teacher made of the student follows it)."""
+        """Called after each optimizer step (a teacher derived from the student follows it)."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
+        """The state to save in a checkpoint."""
         return {}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from :meth:`state`."""
+        """Restore :meth:`state`."""
 
     def logs(self) -> dict[str, float]:
-        """Numbers about what was read since they were asked for last."""
+        """Metrics of the rows read since the last call."""
         return {}
 
 
@@ -70,11 +70,11 @@ class Teacher:
     """Where p comes from: a frozen value, written as its constructor call."""
 
     needs: ClassVar[tuple[int, int | None]] = (1, 1)
-    """How many models teacher_model_name_or_path must name, at least and at most (None: any number)."""
+    """How many models teacher_model_name_or_path must name: minimum and maximum (None: no limit)."""
 
     cached: ClassVar[bool] = False
-    """Whether p was worked out beforehand: no model is loaded, and only known text can be asked about."""
+    """Whether p was computed beforehand: no model is loaded, and only rows in the cache are available."""
 
     def open(self, context: TeacherContext) -> TeacherReader:
-        """The reader of this teacher."""
+        """Open the reader of this teacher for a run."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The settings that are transformers' own: which work here, which would be ignored, what follows from which."""
+"""Settings inherited from transformers: which ones work here, which would be ignored, and their derived defaults."""
 
 from abkd.training_arguments._epochs import epochs, steps_per_epoch
 from abkd.training_arguments._intervals import intervals, settle_metric, word

@@ -7,14 +7,14 @@ from typing import Any
 
 
 def epochs(args: Any, rows: int) -> int:
-    """How many epochs of so many rows a run begins."""
+    """How many epochs of ``rows`` rows a run starts."""
     if args.max_steps > 0:
         return math.ceil(args.max_steps / steps_per_epoch(args, rows, args.train_batch_size))
     return math.ceil(args.num_train_epochs)
 
 
 def steps_per_epoch(args: Any, rows: int, batch_size: int) -> int:
-    """Optimizer steps in an epoch of so many rows, in batches of ``batch_size`` per process."""
+    """Optimizer steps in an epoch of ``rows`` rows, in batches of ``batch_size`` per process."""
     size = batch_size * args.world_size
     batches = rows // size if args.dataloader_drop_last else math.ceil(rows / size)
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))

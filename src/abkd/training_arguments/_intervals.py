@@ -11,16 +11,16 @@ from abkd.metrics import higher_is_better, measured
 
 
 def word(value: Any) -> Any:
-    """The text of an enum's member; everything else as it is."""
+    """The value of an enum member; anything else unchanged."""
     return getattr(value, "value", value)
 
 
 def intervals(values: Mapping[str, Any]) -> dict[str, Any]:
-    """When a run saves and evaluates, where only part of it was said.
+    """When a run saves and evaluates, if only some of these settings are given.
 
     ``save_steps: 50`` alone means ``save_strategy: steps``, and ``eval_steps`` likewise. ``load_best_model_at_end``
-    evaluates whenever a checkpoint is saved. Without a word a checkpoint is saved after every epoch, and nothing is
-    evaluated (the command then evaluates after every epoch too).
+    evaluates whenever a checkpoint is saved. By default a checkpoint is saved after every epoch, and nothing is
+    evaluated (the command line then evaluates after every epoch too).
     """
     save, evaluate = (word(values.get(f"{kind}_strategy")) for kind in ("save", "eval"))
     save_steps, eval_steps = values.get("save_steps"), values.get("eval_steps")
@@ -38,50 +38,50 @@ def intervals(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def interval_problems(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each number of steps whose strategy is another."""
+    """One message for each number of steps that does not fit its strategy."""
     found = []
     for kind in ("save", "eval"):
         strategy, steps = word(values.get(f"{kind}_strategy")), values.get(f"{kind}_steps")
         if steps is not None and strategy not in (None, "steps"):
             found.append(
-                f"{kind}_steps belongs to {kind}_strategy: steps, but {kind}_strategy is {strategy!r}; leave one out"
+                f"{kind}_steps needs {kind}_strategy: steps, got {kind}_strategy: {strategy!r}; remove one of them"
             )
     strategy = word(values.get("logging_strategy"))
     if strategy not in (None, "steps") and values.get("logging_steps", 10) != 10:
-        found.append(f"logging_steps belongs to logging_strategy: steps, but that is {strategy!r}; leave one out")
+        found.append(f"logging_steps needs logging_strategy: steps, got {strategy!r}; remove one of them")
     return [*found, *_never_evaluated(values)]
 
 
 def _never_evaluated(values: Mapping[str, Any]) -> list[str]:
-    """One sentence where ``eval_delay`` is longer than the run, as far as that can be told without its rows."""
+    """One message if ``eval_delay`` is longer than the run, as far as that is known without its rows."""
     strategy, delay = intervals(values)["eval_strategy"], values.get("eval_delay")
     steps, epochs = values.get("max_steps", -1), values.get("num_train_epochs", 3.0)
     end = {"steps": steps if steps > 0 else None, "epoch": epochs if steps <= 0 else None}.get(strategy)
     if not isinstance(delay, int | float) or end is None or delay <= end:
         return []
     unit = "steps" if strategy == "steps" else "epochs"
-    return [f"eval_delay is {delay:g} {unit}, and the run ends after {end:g}: nothing would be evaluated"]
+    return [f"eval_delay is {delay:g} {unit}, but the run ends after {end:g}: nothing would be evaluated"]
 
 
 def best_model_problems(values: Mapping[str, Any]) -> list[str]:
-    """Which checkpoint is the best, and whether it is there when it is wanted."""
+    """One message for each problem with how the best checkpoint is chosen, saved and evaluated."""
     found = []
     name = values.get("metric_for_best_model")
     known = measured(values.get("task", "text-generation"))
     if name is not None and name.removeprefix("eval_") not in known:
-        found.append(f"metric_for_best_model must be one of {', '.join(known)}, but is {name!r}")
+        found.append(f"metric_for_best_model must be one of {', '.join(known)}, got {name!r}")
     if name is not None and name.endswith(("r_llh", "r_cvg")) and not values.get("eval_samples"):
-        found.append(f"metric_for_best_model: {name} is measured with eval_samples above 0, which is not set")
+        found.append(f"metric_for_best_model: {name} needs eval_samples above 0, which is not set")
     if values.get("load_best_model_at_end"):
         found += _alignment(intervals(values))
     elif intervals(values)["save_strategy"] == "best" and intervals(values)["eval_strategy"] == "no":
-        found.append("save_strategy: best saves after an evaluation, and eval_strategy is 'no': set eval_strategy")
+        found.append("save_strategy: best saves after an evaluation, but eval_strategy is 'no': set eval_strategy")
     return found
 
 
 def _alignment(when: Mapping[str, Any]) -> list[str]:
     save, evaluate = when["save_strategy"], when["eval_strategy"]
-    way_out = "leave out one of save_strategy and eval_strategy, and it follows the other"
+    way_out = "remove save_strategy or eval_strategy, and it follows the other"
     if save == "no" or evaluate == "no":
         both = f"save_strategy is {save!r} and eval_strategy {evaluate!r}"
         return [f"load_best_model_at_end needs checkpoints and evaluations, but {both}: {way_out}"]
@@ -102,23 +102,23 @@ def _multiple(number: float, of: float) -> bool:
 
 
 def settle_metric(values: Mapping[str, Any], *, one_loss: bool) -> dict[str, Any]:
-    """By what the best checkpoint is told, and which way is better.
+    """The metric that selects the best checkpoint, and whether higher is better.
 
     Args:
         values: the settings.
-        one_loss: whether the loss is the same function during the whole run, so that two of its values compare.
+        one_loss: whether the loss is the same function throughout the run, so that its values are comparable.
 
     Raises:
-        ConfigError: the best is asked for by a loss that changes.
+        ConfigError: the best checkpoint would be selected by a loss that changes.
     """
-    asked = bool(values.get("load_best_model_at_end")) or word(values.get("save_strategy")) == "best"
+    best = bool(values.get("load_best_model_at_end")) or word(values.get("save_strategy")) == "best"
     plateau = word(values.get("lr_scheduler_type")) in ("reduce_lr_on_plateau", "greedy")
     name, higher = values.get("metric_for_best_model"), values.get("greater_is_better")
     if (name or "loss").removeprefix("eval_") == "loss" and not one_loss:
-        if asked or plateau or name is not None:
+        if best or plateau or name is not None:
             others = ", ".join(measured(values.get("task", "text-generation"))[1:])
             raise ConfigError(
-                "the loss changes over this run (a schedule or stages), so two values of it do not compare: set "
+                "the loss changes over this run (a schedule or stages), so its values are not comparable: set "
                 f"metric_for_best_model to one of {others}"
             )
         return {}

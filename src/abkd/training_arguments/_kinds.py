@@ -1,4 +1,4 @@
-"""Whether settings have the kind of value that they are declared with: in Python nobody else checks."""
+"""Type checks of settings against their annotations, which Python does not enforce."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _NUMBERS = frozenset((bool, int, float, types.NoneType))
 
 
 def settle_kinds(config: Any, hints: Mapping[str, Any], own: Collection[str]) -> None:
-    """Make ``2.0`` a 2 where a whole number is wanted, and scalars of numpy plain ones; refuse any other kind.
+    """Convert ``2.0`` to 2 where an integer is expected, and NumPy scalars to Python ones; refuse any other type.
 
     Args:
         config: a dataclass.
         hints: the type of each field, by name.
-        own: the fields whose type holds to the letter. Of the others, which transformers declares, only numbers and
-            booleans are checked: more is accepted there than is annotated.
+        own: the fields whose types are checked strictly. Of the others, which transformers declares, only numbers and
+            booleans are checked, because more types are accepted there than annotated.
 
     Raises:
-        ConfigError: a value of another kind, or none of those that there are.
+        ConfigError: a value of another type, or not one of the choices.
     """
     for field in dataclasses.fields(config):
         name, arms, value = field.name, _arms(hints.get(field.name, Any)), getattr(config, field.name)
@@ -36,7 +36,7 @@ def settle_kinds(config: Any, hints: Mapping[str, Any], own: Collection[str]) ->
         value = value.item() if isinstance(value, np.generic) else value
         if not any(_fits(arm, value) for arm in arms):
             hint = ": write 1e-3 in Python, 1.0e-3 in YAML" if isinstance(value, str) and float in arms else ""
-            raise ConfigError(f"{name} must be {_wanted(arms)}, but is {shown(value)}{hint}")
+            raise ConfigError(f"{name} must be {_wanted(arms)}, got {shown(value)}{hint}")
         setattr(config, name, _plain(arms, value))
 
 
@@ -46,7 +46,7 @@ def _arms(hint: Any) -> frozenset[Any]:
 
 
 def _fits(arm: Any, value: Any) -> bool:
-    """Whether it is of this kind; of components, whoever uses them says."""
+    """Whether a value has this type; components are checked where they are used."""
     if typing.get_origin(arm) is typing.Literal:
         return isinstance(value, str) and value in typing.get_args(arm)
     kind = typing.get_origin(arm) or arm

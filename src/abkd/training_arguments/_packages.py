@@ -1,4 +1,4 @@
-"""Packages that do not come with abkd: what needs one is told, with the pip command, before a model is loaded."""
+"""Optional packages: a missing one is reported, with its pip command, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from abkd.training_arguments._rules import trackers
 
 
 class Package(NamedTuple):
-    """The module that is imported, and what ``pip install`` calls it."""
+    """A module to import, and its name for ``pip install``."""
 
     module: str
     pip: str
 
     @property
     def installed(self) -> bool:
-        """Whether the module is there; it is not imported."""
+        """Whether the module can be found; it is not imported."""
         try:
             return importlib.util.find_spec(self.module) is not None
         except (ImportError, ValueError):  # a parent of it is missing
             return False
 
     def sentence(self, what: str) -> str:
-        """The sentence that ``what`` needs it, and how it is installed."""
+        """The message that ``what`` needs the package, and how to install it."""
         return f"{what} needs the package {self.module.partition('.')[0]}: pip install {self.pip}"
 
 
@@ -51,9 +51,9 @@ TRACKERS: Mapping[str, Package | None] = {
     "trackio": Package("trackio", "trackio"),
     "wandb": Package("wandb", "wandb"),
 }
-"""By their name in ``report_to``; None where there is nothing to install."""
+"""By their name in ``report_to``; None if there is nothing to install."""
 
-_INSTEAD = {"tensorboard": Package("tensorboardX", "tensorboardX")}  # as good
+_INSTEAD = {"tensorboard": Package("tensorboardX", "tensorboardX")}  # works as well
 
 OPTIMIZERS: tuple[tuple[str, Package], ...] = (
     (r"adamw_torch_[48]bit", Package("torchao", "torchao")),
@@ -68,7 +68,7 @@ OPTIMIZERS: tuple[tuple[str, Package], ...] = (
     (r"schedule_free_.*", Package("schedulefree", "schedulefree")),
     (r".*8bit|paged_.*|lion_.*|ademamix.*|rmsprop_bnb.*", _BITSANDBYTES),
 )
-"""By a pattern of their name in ``optim``; the first that fits counts."""
+"""By a pattern of their name in ``optim``; the first match is used."""
 
 QUANTIZERS: Mapping[str, Package] = {
     "aqlm": Package("aqlm", "'aqlm[gpu]'"),
@@ -99,12 +99,12 @@ _MODEL_OPTIONS = ("model_init_kwargs", "teacher_model_init_kwargs")
 
 
 def needed_by_settings(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each missing package that a setting of ``DistillConfig`` asks for, or unknown tracker."""
+    """One message for each missing package that a setting of ``DistillConfig`` needs, or unknown tracker."""
     return [*_trackers(values), *_optimizer(values), *_deepspeed(values), *_model_options(values)]
 
 
 def needed_by_models(names: Iterable[tuple[str, str]]) -> list[str]:
-    """The same of models: pairs of the setting and the name that stands there."""
+    """The same for models, given as pairs of the setting and its model name."""
     found = []
     for setting, name in names:
         zoo = _ZOOS.get(name.partition(":")[0])
@@ -115,21 +115,21 @@ def needed_by_models(names: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _of_folder(folder: Path) -> list[tuple[str, Package]]:
-    """Packages that a folder's own files ask for: quantised weights, adapters."""
+    """Missing packages that a model folder needs: for quantised weights, or an adapter."""
     found = []
     quantised = _json(folder / "config.json").get("quantization_config")
     method = str(quantised.get("quant_method")) if isinstance(quantised, dict) else ""
     if method in QUANTIZERS and not QUANTIZERS[method].installed:
         found.append((f"its weights are quantised by {method}", QUANTIZERS[method]))
     if (folder / "adapter_config.json").is_file() and not PEFT.installed:
-        found.append(("it holds an adapter", PEFT))
+        found.append(("it contains an adapter", PEFT))
     return found
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
-    except (OSError, ValueError):  # whoever loads the model says what is wrong with it
+    except (OSError, ValueError):  # loading the model will raise
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -139,7 +139,7 @@ def _trackers(values: Mapping[str, Any]) -> list[str]:
     for name in sorted(trackers(values) - {"all"}):
         package = TRACKERS.get(name)
         if name not in TRACKERS:
-            found.append(f"report_to must be none, all or some of {', '.join(TRACKERS)}, but is {name!r}")
+            found.append(f"report_to must be none, all or some of {', '.join(TRACKERS)}, got {name!r}")
         elif package is not None and not any(each.installed for each in (package, _INSTEAD.get(name, package))):
             found.append(package.sentence(f"report_to: {name}"))
     return found
@@ -161,8 +161,8 @@ def _model_options(values: Mapping[str, Any]) -> list[str]:
     for setting in _MODEL_OPTIONS:
         options = values.get(setting)
         if isinstance(options, Mapping):
-            asked = [*_quantizer(options), *_attention(options)]
-            found += [package.sentence(f"{setting}: {what}") for what, package in asked if not package.installed]
+            needed = [*_quantizer(options), *_attention(options)]
+            found += [package.sentence(f"{setting}: {what}") for what, package in needed if not package.installed]
     return found
 
 

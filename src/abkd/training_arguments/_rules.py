@@ -1,4 +1,4 @@
-"""Which settings of transformers would be ignored, are out of their range, or contradict each other."""
+"""Which settings of transformers would be ignored, are out of range, or contradict each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AT_LEAST_ONE: tuple[Callable[[float], bool], str] = (lambda x: x >= 1, "1 or mo
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < math.inf, "0 or more")
 _INTERVAL: tuple[Callable[[float], bool], str] = (
     lambda x: 0 < x < math.inf and (x < 1 or x == int(x)),
-    "a whole number of steps from 1, or a share of the run between 0 and 1",
+    "an integer >= 1 (steps), or a fraction of the run between 0 and 1",
 )
 _MOMENT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < 1, "from 0 to below 1")
 _SEED: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < 2**32, "from 0 to 4294967295")
@@ -32,7 +32,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
     "adam_beta2": _MOMENT,
     "adam_epsilon": _NOT_NEGATIVE,
     "max_grad_norm": (lambda x: 0 <= x < math.inf, "0 (no clipping) or more"),
-    "warmup_steps": (lambda x: 0 <= x < math.inf, "0 or more; a number below 1 is a share of all steps"),
+    "warmup_steps": (lambda x: 0 <= x < math.inf, "0 or more; a number below 1 is a fraction of all steps"),
     "neftune_noise_alpha": (lambda x: 0 <= x <= 1e6, "from 0 to 1000000"),
     "torch_empty_cache_steps": _AT_LEAST_ONE,
     "logging_steps": _INTERVAL,
@@ -56,9 +56,9 @@ _OF_WORKERS = ("dataloader_prefetch_factor", "dataloader_multiprocessing_context
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each setting that would be ignored, is out of its range, or contradicts another.
+    """One message for each setting that would be ignored, is out of range, or contradicts another.
 
-    ``values``: settings by name; what is missing has its default.
+    ``values``: settings by name; a missing one has its default.
     """
     return [
         *_refused(values),
@@ -79,7 +79,7 @@ def trackers(values: Mapping[str, Any]) -> set[str]:
 
 @cache
 def defaults() -> Mapping[str, Any]:
-    """Defaults of every field of the installed transformers, and of ours."""
+    """Defaults of every field of the installed ``TrainingArguments``, with those that abkd changes."""
     from transformers import TrainingArguments
 
     theirs = {field.name: default(field) for field in dataclasses.fields(TrainingArguments)}
@@ -94,7 +94,7 @@ def default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _changed(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a setting says something else than its default; ``False``, nothing and 0 may stand for each other."""
+    """Whether a setting differs from its default; ``False``, None and 0 count as equal."""
     if name not in values or name not in defaults():
         return False
     value, unset = word(values[name]), word(defaults()[name])
@@ -102,7 +102,7 @@ def _changed(name: str, values: Mapping[str, Any]) -> bool:
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value says nothing: ``False``, 0 and nothing, or a mapping to them (old versions fill one in)."""
+    """Whether a value is empty: ``False``, 0, None, or a mapping to such values (old versions fill one in)."""
     return value in _EMPTY or (isinstance(value, dict) and all(each in _EMPTY for each in value.values()))
 
 
@@ -110,7 +110,7 @@ def _refused(values: Mapping[str, Any]) -> list[str]:
     found = [f"{name} has no effect here: {way_out}" for name, way_out in REFUSED.items() if _changed(name, values)]
     known = WORKS | HARMLESS.keys() | REFUSED.keys() | BELONGS.keys()
     found += [
-        f"{name} is new in this version of transformers and not known here, so it might have no effect: leave it out"
+        f"{name} is new in this version of transformers and unknown to abkd, so it might have no effect: remove it"
         for name in defaults().keys() - known
         if _changed(name, values)
     ]
@@ -119,14 +119,14 @@ def _refused(values: Mapping[str, Any]) -> list[str]:
 
 def _without_owner(values: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} belongs to {owner}, which is not set"
+        f"{name} needs {owner}, which is not set"
         for name, owner in BELONGS.items()
-        if _changed(name, values) and not _is_made(owner, values)
+        if _changed(name, values) and not _is_set(owner, values)
     ]
 
 
-def _is_made(setting: str, values: Mapping[str, Any]) -> bool:
-    """Whether a setting such as ``push_to_hub: true`` is made."""
+def _is_set(setting: str, values: Mapping[str, Any]) -> bool:
+    """Whether a setting such as ``push_to_hub: true`` is active."""
     name, _, _ = setting.partition(":")
     if name == "report_to":
         return bool({"trackio", "all"} & trackers(values))
@@ -136,7 +136,7 @@ def _is_made(setting: str, values: Mapping[str, Any]) -> bool:
 
 def _out_of_range(values: Mapping[str, Any]) -> list[str]:
     return [
-        f"{name} must be {words}, but is {shown(values[name])}"
+        f"{name} must be {words}, got {shown(values[name])}"
         for name, (fits, words) in RANGES.items()
         if isinstance(values.get(name), int | float) and not fits(values[name])
     ]
@@ -145,63 +145,67 @@ def _out_of_range(values: Mapping[str, Any]) -> list[str]:
 def _others(values: Mapping[str, Any]) -> list[str]:
     found = []
     if not values.get("dataloader_num_workers"):
-        found += [f"{name} is for dataloader_num_workers above 0" for name in _OF_WORKERS if _changed(name, values)]
+        found += [f"{name} needs dataloader_num_workers above 0" for name in _OF_WORKERS if _changed(name, values)]
     found += [
-        f"{name} must be one of {', '.join(known)}, but is {shown(values[name])}"
+        f"{name} must be one of {', '.join(known)}, got {shown(values[name])}"
         for name, known in _CHOICES.items()
         if values.get(name) is not None and values[name] not in known
     ]
     if values.get("bf16") and values.get("fp16"):
-        found.append("bf16 and fp16 are two precisions of the same run: set one of them")
+        found.append("bf16 and fp16 cannot be used together: set only one of them")
     if values.get("neftune_noise_alpha") and values.get("task", "text-generation") != "text-generation":
-        found.append("neftune_noise_alpha adds noise to token embeddings, and images have none: leave it out")
+        found.append("neftune_noise_alpha adds noise to token embeddings, which images do not have: remove it")
     if values.get("lr_milestones") and word(values.get("lr_scheduler_type", "cosine")) != "cosine":
-        found.append("lr_milestones are a learning-rate schedule of their own: keep them, or lr_scheduler_type")
+        found.append("lr_milestones and lr_scheduler_type both set the learning-rate schedule: keep one of them")
     if values.get("lr_milestones") and values.get("lr_scheduler_kwargs"):
-        found.append("lr_scheduler_kwargs belong to lr_scheduler_type, which lr_milestones replace: leave them out")
+        found.append("lr_scheduler_kwargs apply to lr_scheduler_type, which lr_milestones replace: remove them")
     if values.get("warmup_ratio") and values.get("warmup_steps"):
-        found.append("warmup_ratio is here warmup_steps below 1 (a share of all steps): keep warmup_steps")
+        found.append("warmup_ratio is the same as warmup_steps below 1 (a fraction of all steps): keep warmup_steps")
     return [*found, *_loader(values), *_optim_args(values), *_of_others(values)]
 
 
 def _of_others(values: Mapping[str, Any]) -> list[str]:
-    """Numbers that belong to another schedule or optimizer than the one that is taken."""
+    """One message for each option of a schedule or optimizer that is not the selected one."""
     schedule, optimizer = (word(values.get(*each)) for each in (("lr_scheduler_type", "cosine"), ("optim", "")))
     found = []
     if schedule in _NO_WARMUP and values.get("warmup_steps") not in (None, 0, _WARMUP):
         found.append(
-            f"warmup_steps has no effect with lr_scheduler_type: {schedule}; constant_with_warmup has a warm-up"
+            f"warmup_steps has no effect with lr_scheduler_type: {schedule}; use constant_with_warmup for a warm-up"
         )
     if schedule.startswith("constant") and values.get("lr_scheduler_kwargs"):
-        found.append(f"lr_scheduler_kwargs have no effect with lr_scheduler_type: {schedule}: leave them out")
+        found.append(f"lr_scheduler_kwargs have no effect with lr_scheduler_type: {schedule}: remove them")
     if optimizer in (*OPTIM_ARGS, "adafactor"):
         adam = [name for name in ("adam_beta1", "adam_beta2", "adam_epsilon") if _changed(name, values)]
-        way_out = f"set optim_args ({OPTIM_ARGS[optimizer]})" if optimizer in OPTIM_ARGS else "leave it out"
+        way_out = f"set optim_args ({OPTIM_ARGS[optimizer]})" if optimizer in OPTIM_ARGS else "remove it"
         found += [f"{name} has no effect with optim: {optimizer}: {way_out}" for name in adam]
     if values.get("lr_decay", _LR_DECAY) != _LR_DECAY and not values.get("lr_milestones"):
-        found.append("lr_decay is the factor at lr_milestones, which are not set")
+        found.append("lr_decay applies only to lr_milestones, which are not set")
     return found
 
 
 def _loader(values: Mapping[str, Any]) -> list[str]:
-    """Settings of accelerate about batches, which are ours to make: splitting them, sending them to other processes."""
+    """One message for each setting of accelerate about batching, which abkd does itself (splitting, dispatching)."""
     given = values.get("accelerator_config")
-    asked = (
+    config = (
         given if isinstance(given, Mapping) else vars(given) if given is not None and not isinstance(given, str) else {}
     )
-    accumulation = asked.get("gradient_accumulation_kwargs") or {}
+    accumulation = config.get("gradient_accumulation_kwargs") or {}
     return [
-        *(["accelerator_config: num_steps is gradient_accumulation_steps here"] if "num_steps" in accumulation else []),
         *(
-            f"accelerator_config: gradient_accumulation_kwargs has no {name!r}; it has {', '.join(_ACCUMULATION)}"
+            ["accelerator_config: set gradient_accumulation_steps, not num_steps"]
+            if "num_steps" in accumulation
+            else []
+        ),
+        *(
+            f"accelerator_config: gradient_accumulation_kwargs takes {', '.join(_ACCUMULATION)}, got {name!r}"
             for name in accumulation
             if name not in (*_ACCUMULATION, "num_steps")
         ),
         *(
-            f"accelerator_config: {name}: {asked[name]!r} has no effect here, for batches are shared out by the order "
-            "of the rows: leave it out"
+            f"accelerator_config: {name}: {config[name]!r} has no effect here, because batches are distributed by the "
+            "order of the rows: remove it"
             for name, unset in _OF_LOADER.items()
-            if name in asked and asked[name] not in unset
+            if name in config and config[name] not in unset
         ),
     ]
 
@@ -211,7 +215,7 @@ def _optim_args(values: Mapping[str, Any]) -> list[str]:
     if not given or (name not in OPTIM_ARGS and not name.startswith(_OF_TORCH)):
         return []
     if name not in OPTIM_ARGS:
-        return [f"optim_args has no effect with optim: {name}; it is for {', '.join(OPTIM_ARGS)}"]
+        return [f"optim_args has no effect with optim: {name}; it applies to {', '.join(OPTIM_ARGS)}"]
     try:
         read_optim_args(name, given)
     except ConfigError as error:
@@ -220,26 +224,26 @@ def _optim_args(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_optim_args(name: str, text: str) -> dict[str, float | bool]:
-    """``momentum=0.9, nesterov=true`` as what an optimizer of torch takes.
+    """Parse ``momentum=0.9, nesterov=true`` into the arguments of a torch optimizer.
 
     Raises:
-        ConfigError: not that form, or nothing that this optimizer takes.
+        ConfigError: another form, or an argument that this optimizer does not take.
     """
     found: dict[str, float | bool] = {}
     for part in str(text).replace(" ", "").split(","):
         key, _, value = part.partition("=")
         if key == "weight_decay":
-            raise ConfigError("optim_args: weight_decay is a setting of its own, which would win: set weight_decay")
+            raise ConfigError("optim_args: the setting weight_decay would override it: set weight_decay instead")
         if key not in OPTIM_ARGS[name].split():
             taken = ", ".join(OPTIM_ARGS[name].split())
-            raise ConfigError(f"optim_args of {name} are {taken}, as {taken.split(',')[0]}=0.9; got {part!r}")
-        found[key] = _truth(key, value) if key in ("nesterov", "centered") else _number(key, value)
+            raise ConfigError(f"optim_args of {name} are {taken}, as {taken.split(',')[0]}=0.9, got {part!r}")
+        found[key] = _boolean(key, value) if key in ("nesterov", "centered") else _number(key, value)
     return found
 
 
-def _truth(key: str, text: str) -> bool:
+def _boolean(key: str, text: str) -> bool:
     if text.lower() not in ("true", "yes", "false", "no"):
-        raise ConfigError(f"optim_args: {key} must be true or false; got {text!r}")
+        raise ConfigError(f"optim_args: {key} must be true or false, got {text!r}")
     return text.lower() in ("true", "yes")
 
 
@@ -249,7 +253,7 @@ def _number(key: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ConfigError(f"optim_args: {key} must be a number; got {text!r}")
+        raise ConfigError(f"optim_args: {key} must be a number, got {text!r}")
     return value
 
 

@@ -1,7 +1,7 @@
 """Table of every field of ``transformers.TrainingArguments``: it works, changes nothing, or is refused.
 
 Our trainer replaces the loss, the evaluation and the order of the rows, so some of these fields would be accepted and
-then do nothing. ``tests/test_training_arguments.py`` holds each field of the installed version against this table.
+then ignored. ``tests/test_training_arguments.py`` checks each field of the installed version against this table.
 """
 
 from __future__ import annotations
@@ -28,71 +28,71 @@ WORKS = frozenset(
 HARMLESS: Mapping[str, str] = {
     "do_train": "the command trains",
     "do_eval": "held-out rows are evaluated",
-    "prediction_loss_only": "an evaluation keeps no prediction",
-    "eval_accumulation_steps": "an evaluation keeps no prediction",
-    "eval_do_concat_batches": "an evaluation keeps no prediction",
-    "eval_use_gather_object": "an evaluation gathers sums alone",
-    "log_on_each_node": "the first process alone writes",
+    "prediction_loss_only": "evaluation stores no predictions",
+    "eval_accumulation_steps": "evaluation stores no predictions",
+    "eval_do_concat_batches": "evaluation stores no predictions",
+    "eval_use_gather_object": "evaluation gathers only sums",
+    "log_on_each_node": "only the first process writes logs",
     "logging_nan_inf_filter": "a loss that is not finite ends the run",
     "run_name": "a label for trackers",
-    "logging_dir": "where tensorboard's files go",
-    "use_mps_device": "transformers takes such a device by itself",
-    "ray_scope": "a search by Ray's, which does not start from here",
-    "tpu_metrics_debug": "it prints, on TPUs",
+    "logging_dir": "the directory of tensorboard's files",
+    "use_mps_device": "transformers selects this device by itself",
+    "ray_scope": "for Ray Tune searches, which are not started from here",
+    "tpu_metrics_debug": "it prints metrics on TPUs",
     "local_rank": "launchers set it",
     "_n_gpu": "transformers sets it",
 }
 
-_OF_COMPUTE_METRICS = "it is about compute_metrics, and the held-out numbers are computed without a stored prediction"
+_OF_COMPUTE_METRICS = "it applies to compute_metrics, and the evaluation metrics are computed without it"
 REFUSED: Mapping[str, str] = {
     "label_smoothing_factor": "it smooths the labels of a loss that is not computed here: the teacher's distribution "
     "softens the targets (kd_weight, kd_temperature)",
-    "bf16_full_eval": "an evaluation has the precision of the training: set bf16",
-    "fp16_full_eval": "an evaluation has the precision of the training: set fp16",
-    "torch_compile": "the loss is compiled where that pays, and the rest of a step would be compiled anew in each",
-    "torch_compile_backend": "the loss is compiled where that pays, and the rest is not",
-    "torch_compile_mode": "the loss is compiled where that pays, and the rest is not",
-    "torchdynamo": "the loss is compiled where that pays, and the rest is not",
-    "ddp_static_graph": "a step's graph depends on its rows",
-    "save_on_each_node": "the first process alone saves: give all nodes an output_dir on storage that they share",
+    "bf16_full_eval": "evaluation uses the precision of training: set bf16",
+    "fp16_full_eval": "evaluation uses the precision of training: set fp16",
+    "torch_compile": "the loss is compiled where that is faster, and the rest would be recompiled at every step",
+    "torch_compile_backend": "the loss is compiled where that is faster, and the rest is not",
+    "torch_compile_mode": "the loss is compiled where that is faster, and the rest is not",
+    "torchdynamo": "the loss is compiled where that is faster, and the rest is not",
+    "ddp_static_graph": "the graph of a step depends on its rows",
+    "save_on_each_node": "only the first process saves: use an output_dir on storage that all nodes share",
     "jit_mode_eval": "the evaluation is not traced",
     "use_liger_kernel": "it replaces the model's forward, in which the loss is computed; the logits of a whole batch "
-    "are never built here either (memory_budget_mb)",
-    "liger_kernel_config": "it belongs to use_liger_kernel, which has no place here",
-    "use_cache": "training needs no key-value cache, and the student's own use_cache is saved as it came",
-    "include_num_input_tokens_seen": "the tokens of a batch are not counted in this way; run.json has train_tokens",
-    "include_tokens_per_second": "the tokens of a batch are not counted in this way; run.json has train_tokens",
-    "average_tokens_across_devices": "the loss is always divided by the rows of all devices together",
+    "are never materialised here either (memory_budget_mb)",
+    "liger_kernel_config": "it belongs to use_liger_kernel, which has no effect here",
+    "use_cache": "training needs no key-value cache, and the student's own use_cache is saved unchanged",
+    "include_num_input_tokens_seen": "tokens are counted in another way; see train_tokens in run.json",
+    "include_tokens_per_second": "tokens are counted in another way; see train_tokens in run.json",
+    "average_tokens_across_devices": "the loss is always averaged over the rows of all devices",
     "include_for_metrics": _OF_COMPUTE_METRICS,
     "include_inputs_for_metrics": _OF_COMPUTE_METRICS,
     "batch_eval_metrics": _OF_COMPUTE_METRICS,
-    "label_names": "what the labels are follows from the rows",
-    "past_index": "no output of an earlier batch is carried over",
-    "use_legacy_prediction_loop": "the held-out numbers are computed by another loop",
+    "label_names": "the labels follow from the rows",
+    "past_index": "no output of an earlier batch is reused",
+    "use_legacy_prediction_loop": "the evaluation metrics are computed by another loop",
     "do_predict": "there is no prediction pass; abkd distill --num_train_epochs 0 evaluates a model",
-    "remove_unused_columns": "rows are read as a whole: it would remove all of them",
-    "train_sampling_strategy": "the rows are shuffled by the seed; for batches of similar length: "
+    "remove_unused_columns": "rows are read as a whole: it would remove all columns",
+    "train_sampling_strategy": "the rows are shuffled by the seed; for batches of similar length, set "
     "group_by_length: true",
-    "length_column_name": "lengths are counted when rows are tokenised; for batches of similar length: "
+    "length_column_name": "lengths are computed when rows are tokenised; for batches of similar length, set "
     "group_by_length: true",
-    "dataloader_in_order": "a run could not be repeated if its batches came in any order",
-    "dataloader_persistent_workers": "a resumed run would draw other random numbers than one that was never stopped",
-    "ignore_data_skip": "--resume goes on exactly where the run stopped",
-    "enable_jit_checkpoint": "a checkpoint is saved at Ctrl-C and SIGTERM anyway",
-    "parallelism_config": "tensor and context parallelism are not supported; for several GPUs: accelerate "
+    "dataloader_in_order": "batches in any order would make a run irreproducible",
+    "dataloader_persistent_workers": "a resumed run would draw other random numbers than an uninterrupted one",
+    "ignore_data_skip": "--resume continues exactly where the run stopped",
+    "enable_jit_checkpoint": "a checkpoint is always saved on Ctrl-C and SIGTERM",
+    "parallelism_config": "tensor and context parallelism are not supported; for several GPUs, use accelerate "
     "launch, with fsdp",
-    "save_safetensors": "weights are saved as safetensors",
-    "half_precision_backend": "mixed precision is torch's own: set bf16",
-    "fp16_backend": "mixed precision is torch's own: set bf16",
-    "fp16_opt_level": "mixed precision is torch's own: set bf16",
-    "adafactor": "it is optim: adafactor",
-    "per_gpu_train_batch_size": "it is per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "it is per_device_eval_batch_size",
-    "fsdp_min_num_params": "it is part of fsdp_config",
-    "fsdp_transformer_layer_cls_to_wrap": "it is part of fsdp_config",
-    "push_to_hub_model_id": "it is hub_model_id",
-    "push_to_hub_organization": "it is part of hub_model_id",
-    "push_to_hub_token": "it is hub_token",
+    "save_safetensors": "weights are always saved as safetensors",
+    "half_precision_backend": "mixed precision always uses PyTorch's own: set bf16",
+    "fp16_backend": "mixed precision always uses PyTorch's own: set bf16",
+    "fp16_opt_level": "mixed precision always uses PyTorch's own: set bf16",
+    "adafactor": "use optim: adafactor",
+    "per_gpu_train_batch_size": "use per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "use per_device_eval_batch_size",
+    "fsdp_min_num_params": "set it in fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "set it in fsdp_config",
+    "push_to_hub_model_id": "use hub_model_id",
+    "push_to_hub_organization": "put it into hub_model_id",
+    "push_to_hub_token": "use hub_token",
     "tpu_num_cores": "TPUs are not supported",
     "mp_parameters": "SageMaker's model parallelism is not supported",
 }
@@ -106,11 +106,11 @@ BELONGS: Mapping[str, str] = {
     "activation_checkpointing_kwargs": "activation_checkpointing: true",
     "gradient_checkpointing_kwargs": "gradient_checkpointing: true",
 }
-"""Fields that work where another setting is made, and mean nothing without it: which."""
+"""Fields that have an effect only with another setting, and that setting."""
 
 OPTIM_ARGS: Mapping[str, str] = {
     "sgd": "momentum dampening nesterov",
     "adagrad": "lr_decay eps",
     "rmsprop": "momentum alpha eps centered",
 }
-"""Options of torch's optimizers that ``optim_args`` may set; those of other packages have their own."""
+"""Options of torch's optimizers that ``optim_args`` may set; optimizers of other packages have their own."""

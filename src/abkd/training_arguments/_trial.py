@@ -1,4 +1,4 @@
-"""Checks of the settings of transformers that need this machine and torch, and no model."""
+"""Checks of the settings of transformers that need this machine and torch, but no model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _IN_BACKWARD = ("lomo", "adalomo")
 _PROJECTED = ("galore", "apollo")
 _CLASSES = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}
 _STEPS = 100
-_SLOW = 1.5  # below it, the time to measure is worth more than the difference
+_SLOW = 1.5  # a smaller slowdown is not worth a warning
 
 
 def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that change where there is no accelerator or one process, and one that is renamed in some versions."""
+    """Settings to change without an accelerator or with a single process, and one that some versions rename."""
     found: dict[str, Any] = {}
     if not torch.accelerator.is_available():
         if values["bf16"]:
@@ -34,7 +34,7 @@ def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
             found["fp16"] = False
             logger.warning("abkd: fp16 needs a GPU, so this run computes in float32; bf16 works on a CPU too")
     if values["ddp_backend"] and "LOCAL_RANK" not in os.environ:
-        found["ddp_backend"] = None  # one process talks to none, and transformers would look for the others
+        found["ddp_backend"] = None  # a single process needs none, and transformers would look for others
     if "activation_checkpointing" in values and values["activation_checkpointing"] is None:
         found["activation_checkpointing"], found["gradient_checkpointing"] = values["gradient_checkpointing"], None
     return found
@@ -45,28 +45,28 @@ def _warn_of_slow_bf16() -> None:
     if slowdown > _SLOW:
         logger.warning(
             "abkd: bf16 is slow on this processor: a matrix product takes %.1f times as long as in float32; without "
-            "bf16 the run is faster",
+            "bf16 the run would be faster",
             slowdown,
         )
 
 
 def step_problems(args: Any) -> list[str]:
-    """One sentence if the optimizer or the learning-rate schedule cannot be made of these training arguments.
+    """One message if the optimizer or the learning-rate schedule cannot be created from these training arguments.
 
-    transformers makes them when the models are loaded already; here they are made once, of a single number.
+    transformers creates them after the models are loaded; here they are created once, for a single parameter.
     """
     name = word(args.optim)
     if name in _IN_BACKWARD or name.endswith("layerwise"):
-        return [f"optim: {name} changes weights during the backward pass, before the gradient is checked: take another"]
+        return [f"optim: {name} updates weights during the backward pass, before gradients are checked: use another"]
     if name.startswith(_PROJECTED) != bool(args.optim_target_modules):
-        return ["optim_target_modules names the layers of optim: galore_… and apollo_…: set both, or neither"]
+        return ["optim_target_modules applies to optim: galore_… and apollo_…: set both, or neither"]
     try:
         _try_optimizer(args, name)
     except (ValueError, TypeError) as error:
         return [f"optim_args do not fit optim: {name}: {error}"]
     try:
         _try_schedule(args)
-    except Exception as error:  # noqa: BLE001  # of a schedule made of anything
+    except Exception as error:  # noqa: BLE001  # a schedule may raise anything
         return [f"lr_scheduler_kwargs do not fit lr_scheduler_type: {word(args.lr_scheduler_type)}: {error}"]
     return []
 

@@ -1,4 +1,4 @@
-"""Teachers whose rows are worked out once and stored: top-k probabilities, or hidden states with the head."""
+"""Teachers whose rows are computed once and stored: top-k probabilities, or hidden states with the head."""
 
 from abkd.teachers.caches._build import Built, build_cache
 from abkd.teachers.caches._identity import identity, image_identity, weights_fingerprint

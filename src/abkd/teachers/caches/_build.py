@@ -1,4 +1,4 @@
-"""Building a cache: what is missing of it, worked out once, whoever stops or joins in between."""
+"""Building a cache: missing rows are computed once, and processes may stop or join at any time."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from abkd.teachers.caches._lock import this_job, writing
 from abkd.teachers.caches._specs import CachedTeacher
 from abkd.teachers.caches._store import Store, check_ours, discard_broken, discard_unfinished, open_store, write_shard
 
-SHARD_BYTES, SHARD_SECONDS = 64 << 20, 60.0  # what a kill may cost
+SHARD_BYTES, SHARD_SECONDS = 64 << 20, 60.0  # the most work that a kill can lose
 Progress = Callable[[int, int], None]
-"""Told rows done and rows to do."""
+"""Called with (rows done, rows in total)."""
 
 
 class Built(NamedTuple):
-    """A finished cache: how much it holds, what of that this process made, and bytes a row without the head."""
+    """A finished cache: its size, and the number of rows that this process added (``made``)."""
 
     folder: Path
     sequences: int
@@ -40,7 +40,7 @@ class Built(NamedTuple):
 
     @property
     def bytes_per_row(self) -> float:
-        """With the index, without the head."""
+        """Bytes per row, with the index and without the head."""
         return self.bytes / max(self.rows, 1)
 
 
@@ -58,34 +58,34 @@ def build_cache(
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> Built:
-    """Put the rows of ``examples`` that are not there yet into the folder of ``teacher``.
+    """Add the missing rows of ``examples`` to the cache folder of ``teacher``.
 
-    May be killed at any moment and called again: complete shards stay and their rows are not made twice. Shards that
-    are not whole are named (a warning), removed and made again.
+    May be killed at any moment and called again: complete shards are kept, and their rows are not computed again.
+    Corrupt shards are reported (a warning), removed and rebuilt.
 
     Args:
-        examples: tokenised rows, packed or not, of any number of data sets; or data sets of images as a run reads them.
-        load: the live teacher, on its device; called only if something is missing.
-        identity: :func:`abkd.teachers.identity` of it, or ``image_identity``.
-        tokens: how many tokens its tokenizer has; None for images.
+        examples: tokenised rows, packed or not, of any number of data sets; or image data sets as a run reads them.
+        load: loads the live teacher on its device; called only if something is missing.
+        identity: :func:`abkd.teachers.identity` of the teacher, or ``image_identity``.
+        tokens: vocabulary size of its tokenizer; None for images.
         temperature: kd_temperature.
-        about: what else the manifest shall say (max_length, the data's fingerprints).
-        batch_size: sequences in one forward; those of like length go together, the longest first. Images say it
-            themselves.
-        workers: processes that read images.
-        share: (index, number) of this process: what is missing is divided by key, so that none waits for another.
+        about: further entries for the manifest (max_length, fingerprints of the data).
+        batch_size: sequences per forward; sequences of similar length are batched together, the longest first. Image
+            data sets specify their own.
+        workers: worker processes that read images.
+        share: (rank, world size): missing rows are divided by key, so that no process waits for another.
 
     Raises:
-        ConfigError: the folder holds a cache of something else, or this teacher cannot be cached so.
-        OutputDirError: another job is writing into it.
-        NonFiniteError: the teacher says something that is no distribution.
-        StorageError: the disk refused; what was complete stays.
+        ConfigError: the folder holds another cache, or this teacher cannot be cached in this way.
+        OutputDirError: another job is writing to the folder.
+        NonFiniteError: the teacher's output is not finite.
+        StorageError: a write failed; complete shards are kept.
     """
     facts = teacher.facts(identity, temperature)
     folder = teacher.folder(facts)
     work = _CacheBuild(folder, facts, {"name": identity["name"], "revision": identity["revision"], **(about or {})})
     work.check()
-    with disk_errors(f"the cache {folder}", "Give another path"):
+    with disk_errors(f"the cache {folder}", "Set another path"):
         folder.mkdir(parents=True, exist_ok=True)
     with writing(folder, this_job(share[1]), first=work.mend, last=work.count):
         store = open_store(folder, work.owner, check=False)
@@ -110,7 +110,7 @@ def build_cache(
 
 @dataclass
 class _CacheBuild:
-    """A folder that is being built."""
+    """A cache folder that is being built."""
 
     folder: Path
     facts: dict[str, Any]
@@ -122,14 +122,14 @@ class _CacheBuild:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """What the folder says it is; None where that must be written (again)."""
+        """The folder's manifest; None if it must be written (again)."""
         known = _manifest.read_manifest(self.folder)
         if known is not None and "head" in known and read_head(self.folder, known) is None:
             return None
         return known
 
     def check(self) -> None:
-        """Raise ConfigError if it is something else."""
+        """Raise ConfigError if the folder holds something else."""
         known = _manifest.read_manifest(self.folder)
         if known is not None:
             _manifest.check(self.folder, known, self.facts)
@@ -137,12 +137,12 @@ class _CacheBuild:
             check_ours(self.folder)
 
     def mend(self) -> None:
-        """Remove what is not whole."""
+        """Remove unfinished and corrupt shards."""
         discard_unfinished(self.folder)
         discard_broken(open_store(self.folder, self.owner))
 
     def begin(self, encoder: Encoder) -> None:
-        """Write the manifest and what goes with it, or compare it with how the rows will be made now."""
+        """Write the manifest (and the head), or check that an existing one matches this encoder."""
         known = self.manifest
         if known is None:
             own = {**self.facts, **encoder.details, **self.about, **encoder.prepare(self.folder)}
@@ -151,12 +151,12 @@ class _CacheBuild:
         for name, value in encoder.details.items():
             if known[name] != value:
                 raise ConfigError(
-                    f"the cache {self.folder} was begun with a teacher whose {name} is {known[name]}, and here it is "
-                    f"{value}: go on as it was begun (teacher_model_init_kwargs), or give another path"
+                    f"the cache {self.folder} was started with a teacher whose {name} is {known[name]}, got {value}: "
+                    "load the teacher as before (teacher_model_init_kwargs), or set another path"
                 )
 
     def count(self) -> None:
-        """Complete the manifest by what is there now."""
+        """Update the counts in the manifest."""
         store, known = open_store(self.folder, self.owner, check=False), _manifest.read_manifest(self.folder)
         if known is not None:
             counts = {"sequences": len(store.places), "rows": store.rows, "bytes": store.bytes}
@@ -165,7 +165,7 @@ class _CacheBuild:
 
 
 def _missing(store: Store, wanted: Mapping[bytes, CachedSequence], share: tuple[int, int]) -> list[CachedSequence]:
-    """What is not stored, as far as it is this process' share; the longest first."""
+    """The sequences of this process's ``share`` that are not stored, the longest first."""
     index, number = share
     mine = (sequence for key, sequence in wanted.items() if int.from_bytes(key[:8], "big") % number == index)
     missing: list[CachedSequence] = []
@@ -178,7 +178,7 @@ def _missing(store: Store, wanted: Mapping[bytes, CachedSequence], share: tuple[
 
 @dataclass
 class _PendingRows:
-    """What is not stored yet, in portions; ``total`` counts as their ``done`` does."""
+    """Batches of rows that are not stored yet; ``total`` has the same unit as their ``done``."""
 
     portions: Iterator[EncodeBatch]
     total: int
@@ -202,15 +202,15 @@ def _encode_batches(missing: Sequence[CachedSequence], batch_size: int) -> Itera
 
 
 @torch.no_grad()
-def _encode_all(encoder: Encoder, todo: _PendingRows, shelf: _ShardWriter, progress: Progress | None) -> int:
-    """How many rows were stored."""
+def _encode_all(encoder: Encoder, todo: _PendingRows, writer: _ShardWriter, progress: Progress | None) -> int:
+    """Encode and store all batches; returns the number of rows."""
     made = 0
     for sequences, view, targets, done in todo.portions:
-        shelf.put(sequences, encoder(view.to(encoder.device), targets.to(encoder.device)))
+        writer.put(sequences, encoder(view.to(encoder.device), targets.to(encoder.device)))
         made += len(view.rows)
         if progress is not None:
             progress(done, todo.total)
-    shelf.flush()
+    writer.flush()
     return made
 
 
@@ -223,7 +223,7 @@ def _example(sequence: CachedSequence) -> Example:
 
 @dataclass
 class _ShardWriter:
-    """Rows on their way to a shard."""
+    """Collects rows and writes them as shards."""
 
     folder: Path
     owner: str

@@ -1,4 +1,4 @@
-"""From a live teacher's rows to what is stored of them."""
+"""Encoders: from a live teacher's rows to the columns that a cache stores."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from abkd.ops import Head, Projected
 from abkd.storage import atomic_write, disk_errors
 from abkd.teachers.caches._likeliest import encode
 
-_CHUNK_BYTES = 128 << 20  # of logits and what is made of them
+_CHUNK_BYTES = 128 << 20  # of logits and intermediate results
 _BYTES = 24  # per class and row: six float32 at once
 _HEAD = "head.safetensors"
-_NOT_FINITE = "the teacher's logits are not finite; load it in another dtype, or see to its weights"
+_NOT_FINITE = "the teacher's logits are not finite; load it in another dtype, or check its weights"
 
 
 class Encoder:
-    """A live teacher, and what is stored of its rows.
+    """Turns the rows of a live teacher into stored columns.
 
-    ``details``: what a reader must know of the teacher. ``device``: where it is.
+    ``details``: properties of the teacher that a reader needs. ``device``: the teacher's device.
     """
 
     details: dict[str, Any]
@@ -46,26 +46,26 @@ class Encoder:
         self.details = {"computed_in": str(dtype).removeprefix("torch."), "head_rows": teacher.head_rows, **own}
 
     def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
-        """Columns of the rows of ``view``, on the CPU; a target below 0 is one that nobody knows.
+        """Columns of the rows of ``view``, on the CPU; a target below 0 is unknown.
 
         Raises:
-            NonFiniteError: the teacher says something that is no distribution.
+            NonFiniteError: the teacher's output is not finite.
         """
         raise NotImplementedError
 
     def prepare(self, folder: Path) -> dict[str, Any]:
-        """Store what all rows need; what the manifest must hold of it."""
+        """Store what all rows share; returns the entries for the manifest."""
         return {}
 
 
 def _first_weight(model: nn.Module) -> Tensor:
-    """Which tells device and dtype; of a model whose weights are all quantised, what it computes with otherwise."""
+    """The tensor that determines device and dtype; a buffer if all weights are quantised."""
     weights = itertools.chain(model.parameters(), model.buffers())
     return next((each for each in weights if each.is_floating_point()), torch.zeros(()))
 
 
-class LikeliestEncoder(Encoder):
-    """The k likeliest of the first ``classes`` classes."""
+class TopKEncoder(Encoder):
+    """The top k of the first ``classes`` classes."""
 
     def __init__(self, teacher: ModelRows, classes: int, k: int, temperature: float) -> None:
         super().__init__(teacher)
@@ -75,9 +75,9 @@ class LikeliestEncoder(Encoder):
 
     def __call__(self, view: View, targets: Tensor) -> dict[str, Tensor]:
         rows, unknown = self.teacher(view), (targets < 0).cpu()
-        size, some = max(1, _CHUNK_BYTES // (_BYTES * self.classes)), targets.clamp(min=0)
+        size, valid = max(1, _CHUNK_BYTES // (_BYTES * self.classes)), targets.clamp(min=0)
         parts = [
-            encode(rows.logits(slice(start, start + size)), some[start : start + size], self.k, self.temperature)
+            encode(rows.logits(slice(start, start + size)), valid[start : start + size], self.k, self.temperature)
             for start in range(0, len(rows), size)
         ]
         columns = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
@@ -91,13 +91,13 @@ class HiddenEncoder(Encoder):
     """The last hidden states, and the head.
 
     Raises:
-        ConfigError: the head is no plain matrix.
+        ConfigError: the head is not a plain matrix.
     """
 
     def __init__(self, teacher: CausalRows, dtype: str | None) -> None:
         if teacher.dense_because is not None:
             raise ConfigError(
-                f"HiddenCache needs a teacher whose head is a plain matrix, but {teacher.dense_because}. Take "
+                f"HiddenCache needs a teacher whose head is a plain matrix, but {teacher.dense_because}. Use "
                 "teacher: TopKCache(k=64), or Live()"
             )
         super().__init__(teacher)
@@ -109,21 +109,21 @@ class HiddenEncoder(Encoder):
         assert isinstance(rows, Projected)
         hidden = rows.hidden.to(self.dtype).cpu()
         if not hidden.isfinite().all():
-            raise NonFiniteError(f"the teacher's hidden states are not finite in {self.dtype}; store another dtype")
+            raise NonFiniteError(f"the teacher's hidden states are not finite in {self.dtype}; set another dtype")
         return {"hidden": hidden}
 
     def prepare(self, folder: Path) -> dict[str, Any]:
         head = self.head
         tensors = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        with disk_errors(f"{folder / _HEAD}", "Make room and run abkd cache again"):
+        with disk_errors(f"{folder / _HEAD}", "Free disk space and run abkd cache again"):
             atomic_write(folder / _HEAD, data)
         digest = hashlib.sha256(data).hexdigest()
         return {"head": {"sha256": digest, "scale": float(head.scale), "softcap": head.softcap}}
 
 
 class LogitsEncoder(Encoder):
-    """All logits of a classifier, which are few."""
+    """All logits of a classifier."""
 
     def __init__(self, teacher: ModelRows, dtype: str | None) -> None:
         super().__init__(teacher)
@@ -143,7 +143,7 @@ def _class_names(teacher: Any) -> list[str] | None:
 
 
 def read_head(folder: Path, manifest: Mapping[str, Any]) -> Head | None:
-    """The head that :class:`HiddenEncoder` stored; None where it is not what it was."""
+    """The head that :class:`HiddenEncoder` stored; None if it is missing or was changed."""
     known, file = manifest["head"], folder / _HEAD
     data = file.read_bytes() if file.is_file() else b""
     if hashlib.sha256(data).hexdigest() != known["sha256"]:

@@ -1,4 +1,4 @@
-"""What tells one teacher from another, without loading it."""
+"""The identity of a teacher, computed without loading it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model*", "*.gguf")
 _CONFIGS = ("config.json", "adapter_config.json")
-_OF_IMAGES = (*_CONFIGS, "abkd.json", "preprocessor_config.json")  # these say how pixels are prepared
+_OF_IMAGES = (*_CONFIGS, "abkd.json", "preprocessor_config.json")  # these specify how pixels are preprocessed
 _HOW_TO_LOAD = {"revision", "dtype", "token", "cache_dir", "local_files_only", "trust_remote_code"}
-_SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weight file: all of it would take as long as loading it
+_SAMPLES, _SAMPLE_BYTES = 64, 4096  # per weight file: reading all of it would take as long as loading it
 
 
 def identity(teacher: str | nn.Module, revision: str | None, tokenizer: Any) -> dict[str, Any]:
-    """Which teacher, tokenizer and chat template: what a cache must be of.
+    """The teacher, tokenizer and chat template that a cache must match.
 
-    ``teacher`` is, for a directory, a fingerprint of its configuration and of samples of its weights, wherever it lies;
-    for a name on the hub, the name and the commit (the revision, where no commit is known); for a model itself, a
-    fingerprint of samples of its weights.
+    The entry ``teacher`` is, for a directory, a fingerprint of its configuration and of samples of its weights,
+    independent of its path; for a hub name, the name and the commit (the revision, if no commit is known); for a model,
+    a fingerprint of samples of its weights.
     """
     name_or_path = teacher if isinstance(teacher, str) else getattr(teacher, "name_or_path", "")
     return {
@@ -42,11 +42,11 @@ def identity(teacher: str | nn.Module, revision: str | None, tokenizer: Any) -> 
 
 
 def image_identity(teacher: str | Classifier, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Which image classifier, with how it prepares its pixels: what a cache of images must be of.
+    """The image classifier, with its preprocessing, that a cache of images must match.
 
-    ``options`` (teacher_model_init_kwargs) belong to the model: of a file that they name it is the content. A name
-    stands for its own preparation; of a classifier itself, it is hashed with samples of the weights. A name
-    ``python:…`` says nothing of what the function reads: give the classifier that it builds.
+    ``options`` (teacher_model_init_kwargs) are part of the identity; a file that they name counts by its content. A
+    name implies its preprocessing; for a classifier object, the preprocessing is hashed with samples of the weights. A
+    ``python:…`` name does not identify the files that its function reads: pass the classifier that it builds.
     """
     given = dict(options or {})
     revision = given.get("revision")
@@ -61,7 +61,7 @@ def image_identity(teacher: str | Classifier, options: Mapping[str, Any] | None 
 
 
 def weights_fingerprint(models: Iterable[nn.Module]) -> str:
-    """16 hexadecimal digits of the names, shapes and samples of weights; the same for float32 and bfloat16 of them."""
+    """A hash (16 hex digits) of names, shapes and samples of the weights, the same in float32 and bfloat16."""
     return _hash(part for model in models for part in _rounded(model))
 
 
@@ -74,7 +74,7 @@ def _rounded(model: nn.Module) -> Iterator[bytes]:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The state, also where a part of it holds several tensors, or things that are none, as quantised layers do."""
+    """The tensors of the state dict; entries of quantised layers may hold several tensors, or other values."""
     for name, value in model.state_dict().items():
         for place, part in tree_flatten_with_path(value)[0]:
             if isinstance(part, Tensor):
@@ -82,14 +82,14 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _some(tensor: Tensor) -> Tensor:
-    """Up to twice as many numbers as samples, on the CPU."""
+    """A sample of the tensor's numbers (fewer than 2 · _SAMPLES), on the CPU."""
     plain = tensor.detach().dequantize() if tensor.is_quantized else tensor.detach()
     flat = plain.flatten()
     return flat[:: max(1, flat.numel() // _SAMPLES)].cpu()
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of plain values."""
+    """A hash (16 hex digits) of plain values."""
     return _hash([json.dumps(values, sort_keys=True).encode()])
 
 
@@ -104,11 +104,11 @@ def _image_teacher(name: str, revision: str | None) -> str:
     directory = Path(name).expanduser()
     if directory.is_dir():
         return _hash(_contents(directory, _OF_IMAGES))
-    return name if ":" in name else _teacher(name, revision)  # cifar:NAME and the like are on no hub
+    return name if ":" in name else _teacher(name, revision)  # names such as cifar:NAME are not on the hub
 
 
 def _content(value: Any) -> str:
-    """Of an option: what is in the file that it names, or itself."""
+    """The content of the file that an option names, or the option itself."""
     file = Path(value).expanduser() if isinstance(value, str) and value else None
     return _hash(_samples(file)) if file is not None and file.is_file() else repr(value)
 
@@ -141,15 +141,15 @@ def _commit(name: str, revision: str | None) -> str | None:
 
     try:
         file = cached_file(name, "config.json", revision=revision)
-    except OSError:  # it cannot be reached; loading it would say so
+    except OSError:  # not reachable; loading it will raise
         return None
     return extract_commit_hash(file, None)
 
 
 def _vocabulary(tokenizer: Any) -> Iterator[bytes]:
-    """All tokens, and what the tokenizer makes of texts on which tokenizers come apart.
+    """All tokens, and the ids of probe texts on which tokenizers differ.
 
-    (How it writes itself down changes with its library.)
+    (A tokenizer's own serialisation changes with the version of its library.)
     """
     yield json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     for probe in PROBES:

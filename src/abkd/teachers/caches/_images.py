@@ -1,4 +1,4 @@
-"""What of a run's images is asked about, and what of that is not stored yet."""
+"""The images of a run that a cache must contain, and those that are not stored yet."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Key = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class EpochImages:
-    """The images of a data set as each epoch of a run has them; one epoch where nothing is augmented.
+    """The images of a data set as each epoch of a run sees them; a single epoch if nothing is augmented.
 
-    ``batch_size``: how many the teacher reads at a time. ``order``: epoch -> what is asked for, in this order; a cache
-    that is built in the order and the batches of training holds what the live teacher would say in it, to the bit.
+    ``batch_size``: images per forward of the teacher. ``order``: epoch -> keys in order; a cache that is built in the
+    order and batches of training is bit-identical to the live teacher.
     """
 
     dataset: ImageDataset
@@ -41,18 +41,18 @@ class EpochImages:
         return map(self._example, range(len(self)))
 
     def some(self, most: int) -> Iterator[ImageExample]:
-        """At most so many, from all epochs; the same ones each time."""
+        """At most ``most`` images from all epochs, the same ones each time."""
         chosen = range(len(self))
         return map(self._example, chosen if len(self) <= most else sorted(random.Random(0).sample(chosen, most)))
 
     def batches(self, share: tuple[int, int]) -> Iterator[list[Key]]:
-        """What to ask for, as far as it is this process' ``share``: all that becomes of an image stays in one."""
+        """Batches of this process's ``share`` of the keys; all augmentations of an image are in the same process."""
         for epoch in range(len(self) // len(self.dataset)):
             keys = self.order(epoch) if self.order is not None else self._plain(epoch)
             mine = [key for key in keys if (key if isinstance(key, int) else key[1]) % share[1] == share[0]]
             yield from (mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size))
         if self.dataset.indexed_by_epoch and share[0] == 0:
-            yield [0]  # without augmentation it stands in where a process has no images left
+            yield [0]  # without augmentation: the padding of a process that has no images left
 
     def _plain(self, epoch: int) -> Iterator[Key]:
         return ((epoch, index) if self.dataset.indexed_by_epoch else index for index in range(len(self.dataset)))
@@ -63,25 +63,25 @@ class EpochImages:
 
 
 def images_in(passes: Sequence[EpochImages], share: tuple[int, int]) -> int:
-    """How many images there are to look at in this process."""
+    """How many images this process checks."""
     index, number = share
-    looked_at = 0
+    checked = 0
     for each in passes:
         epochs, padding_example = len(each) // len(each.dataset), each.dataset.indexed_by_epoch and index == 0
-        looked_at += epochs * len(range(index, len(each.dataset), number)) + padding_example
-    return looked_at
+        checked += epochs * len(range(index, len(each.dataset), number)) + padding_example
+    return checked
 
 
 def missing_images(
     store: Store, passes: Iterable[EpochImages], share: tuple[int, int], workers: int = 0, *, labelled: bool
 ) -> Iterator[EncodeBatch]:
-    """Batches of what is not stored, once each; ``done`` counts what was looked at.
+    """Batches of images that are not stored, each once; ``done`` counts the images checked.
 
     Args:
-        workers: processes that read the images.
-        labelled: whether an image with another label is another row.
+        workers: worker processes that read the images.
+        labelled: whether the same image with another label is another row.
     """
-    found, looked_at = set(store.places), 0
+    found, checked = set(store.places), 0
     for each in passes:
         loader: Any = torch.utils.data.DataLoader(
             each.dataset,
@@ -90,7 +90,7 @@ def missing_images(
             num_workers=workers,
         )
         for examples in loader:
-            looked_at += len(examples)
+            checked += len(examples)
             new: dict[bytes, ImageExample] = {}
             for example in examples:
                 key = example_key(example, labelled=labelled)
@@ -98,14 +98,12 @@ def missing_images(
                     new[key] = example
             found.update(new)
             if new:
-                yield _encode_batch(new, looked_at)
+                yield _encode_batch(new, checked)
 
 
-def _encode_batch(new: dict[bytes, ImageExample], looked_at: int) -> EncodeBatch:
+def _encode_batch(new: dict[bytes, ImageExample], done: int) -> EncodeBatch:
     from abkd.data.images import ImageCollator
 
     inputs = ImageCollator()(list(new.values()))["batch"].teacher.inputs
     targets = torch.tensor([label_of(example) for example in new.values()])
-    return EncodeBatch(
-        list(map(image_sequence, new)), View(inputs=inputs, rows=torch.arange(len(new))), targets, looked_at
-    )
+    return EncodeBatch(list(map(image_sequence, new)), View(inputs=inputs, rows=torch.arange(len(new))), targets, done)

@@ -1,9 +1,9 @@
-"""Which sequence a stored row belongs to: a fingerprint of the tokens that the teacher read, and a position in them.
+"""Keys of stored rows: a fingerprint of the tokens that the teacher reads, and a position in them.
 
-Nothing else goes into it, no index and no step: shuffling, accumulation, another batch size, padding and packing find
-the same rows, and a row whose context differs by one token is another row. An image is one row, found by a fingerprint
-of the pixels that the teacher is given, before it prepares them, and, where the probability of its class is stored, of
-this class.
+Nothing else is part of a key, neither index nor step: with shuffling, accumulation, another batch size, padding and
+packing the same rows are found, and a row whose context differs by one token is another row. An image is one row; its
+key is a fingerprint of the pixels that the teacher gets, before its preprocessing, and of the label, if the label's
+probability is stored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from abkd.data.images import label_of
 
 KEY_BYTES = 16
 Run = tuple[int, int]
-"""First position and number of rows that follow each other."""
+"""First position and number of consecutive rows."""
 
 _IMAGE: tuple[Run, ...] = ((0, 1),)
 
@@ -31,7 +31,7 @@ _IMAGE: tuple[Run, ...] = ((0, 1),)
 class CachedSequence(NamedTuple):
     """One sequence as the teacher reads it, and the positions in it whose output predicts a trained token.
 
-    Of an image there is the key alone.
+    For an image, ``ids`` is empty.
     """
 
     key: bytes
@@ -40,15 +40,15 @@ class CachedSequence(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows it has."""
+        """Number of rows."""
         return sum(count for _, count in self.runs)
 
 
 class EncodeBatch(NamedTuple):
-    """What a teacher is asked at once, to be stored.
+    """A batch that the teacher encodes for the cache.
 
-    readings: whose rows they are, in order. view, targets: as in a batch; a target below 0 is one that nobody knows.
-    done: how much of the work is done with it.
+    sequences: the sequences of its rows, in order. view, targets: as in a batch; a target below 0 is unknown.
+    done: how much of the work is done after this batch.
     """
 
     sequences: list[CachedSequence]
@@ -63,9 +63,9 @@ def key_of(ids: bytes) -> bytes:
 
 
 def sequences_of(example: Any, *, labelled: bool = False) -> Iterator[CachedSequence]:
-    """The teacher's side of an example, each packed segment by itself; those without rows are left out.
+    """The teacher's side of an example, one sequence per packed segment; segments without rows are left out.
 
-    ``labelled``: whether the key of an image contains the class that it is of.
+    ``labelled``: whether the key of an image includes its label.
     """
     if "pixels" in example:
         yield image_sequence(example_key(example, labelled=labelled))
@@ -83,7 +83,7 @@ def sequences_of(example: Any, *, labelled: bool = False) -> Iterator[CachedSequ
 
 
 def distinct(examples: Iterable[Example]) -> dict[bytes, CachedSequence]:
-    """The sequences of all examples by key; one that is trained on in several ways has the rows of all of them."""
+    """The sequences of all examples by key; sequences with the same key are merged, with the rows of all of them."""
     found: dict[bytes, CachedSequence] = {}
     for sequence in itertools.chain.from_iterable(map(sequences_of, examples)):
         other = found.get(sequence.key)
@@ -93,7 +93,7 @@ def distinct(examples: Iterable[Example]) -> dict[bytes, CachedSequence]:
 
 
 def union(one: Iterable[Run], other: Iterable[Run]) -> tuple[Run, ...]:
-    """The runs of the positions that are in either."""
+    """The runs of the positions that are in either of the two."""
     merged: list[Run] = []
     for first, count in sorted([*one, *other]):
         if merged and first <= sum(merged[-1]):
@@ -107,7 +107,7 @@ def union(one: Iterable[Run], other: Iterable[Run]) -> tuple[Run, ...]:
 def sequence_keys(view: View) -> Iterator[tuple[bytes, Tensor]]:
     """For each sequence of ``view``, in the order of its rows: its key, and the positions [n] of its rows in it.
 
-    A sequence is where ``position_ids`` count up from 0; so padding and packing need no more than that.
+    A sequence is where ``position_ids`` count up from 0, so padding and packing need no special handling.
     """
     if view.rows.numel() == 0:
         return
@@ -130,10 +130,10 @@ def image_sequence(key: bytes) -> CachedSequence:
 def image_keys(pixels: Tensor, labels: Tensor | None = None) -> list[bytes]:
     """The key of each image of ``[B, 3, H, W]``, uint8, or float32 from 0 to 255.
 
-    An image of whole numbers has the same key as either: in a batch with mixed images it comes as float32.
+    An image of integers has the same key in both dtypes: in a batch with mixed images it is float32.
 
     Args:
-        labels: [B], where something that is stored depends on the class that an image is of (if it is known: >= 0).
+        labels: [B], if what is stored depends on an image's label (below 0: unknown).
     """
     plain = pixels.cpu().contiguous()
     size = f"{tuple(plain.shape[1:])} ".encode()
@@ -149,12 +149,12 @@ def image_keys(pixels: Tensor, labels: Tensor | None = None) -> list[bytes]:
 
 
 def example_key(example: Any, *, labelled: bool) -> bytes:
-    """The key of an image, which is an example of its own."""
+    """The key of an image example."""
     return image_keys(example["pixels"][None], torch.tensor([label_of(example)]) if labelled else None)[0]
 
 
 def _lengths(example: Example) -> list[int]:
-    """Tokens of each segment of the teacher's side; packed rows are read alike by both."""
+    """Number of tokens of each segment on the teacher's side; packed rows are the same on both sides."""
     if "segments" in example:
         return [sum(1 for _ in group) for _, group in itertools.groupby(example["segments"])]
     return [len(example.get("teacher_input_ids", example["input_ids"]))]

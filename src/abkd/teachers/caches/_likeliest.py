@@ -1,6 +1,6 @@
-"""The k likeliest classes of a row in few bytes.
+"""Compact storage of the top-k classes of a row.
 
-Ids take 16 bits (and a few more where they need them), log-probabilities 16; the mass of all other classes is exact.
+Ids take 16 bits (and a few more for large vocabularies), log-probabilities 16; the mass of all other classes is exact.
 
 With 49 152 classes and k = 64 a row takes 268 bytes, with up to 2¹⁸ classes 284.
 """
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from abkd.ops import TopK
 
-_STEPS = 65534  # from a row's first log-probability to its last; one more code stands for probability 0
+_STEPS = 65534  # from a row's first log-probability to its last; the next code means probability 0
 _IMPOSSIBLE = 65535
 _HALF = math.log(0.5)
 
 
 def encode(logits: Tensor, targets: Tensor, k: int, temperature: float) -> dict[str, Tensor]:
-    """What is stored of some rows.
+    """The stored columns of some rows.
 
-    A row's log-probabilities are stored as their distances to its largest, in 65534 even steps up to the farthest, so
-    none is out of range and a step is 1e-4 nats where they span 6.6 nats. On 1536 rows of a 135 M model (k = 64) the
-    mean error is 2e-5 nats and the largest 1.2e-4; in half precision they would be 1e-3 and 7e-3.
+    A row's log-probabilities are stored as distances from the largest one, in 65534 even steps up to the farthest, so
+    none is out of range; if they span 6.6 nats, a step is 1e-4 nats. On 1536 rows of a 135 M model (k = 64) the mean
+    error is 2e-5 nats and the largest 1.2e-4; in half precision they would be 1e-3 and 7e-3.
 
     Args:
         logits: ``[n, V]``.
-        targets: ``[n]``, the tokens that follow.
+        targets: ``[n]``, the next tokens.
         k: how many classes, at most V.
-        temperature: of the probabilities; that of the target is at temperature 1, as cross-entropies are.
+        temperature: of the probabilities; the target's is stored at temperature 1, as in a cross-entropy.
     """
     wide = logits.float()
     log_p = torch.log_softmax(wide / temperature, -1)
@@ -55,20 +55,20 @@ def decode(stored: Mapping[str, Tensor], classes: int) -> TopK:
     codes = _unsigned(stored["log_p"])
     log_p = codes * -stored["step"][:, None]
     log_p = log_p.masked_fill(codes == _IMPOSSIBLE, -torch.inf)
-    log_top = (-torch.expm1(stored["log_tail"])).log()  # not 1 - exp: exact also where nearly all mass is in the tail
+    log_top = (-torch.expm1(stored["log_tail"])).log()  # not 1 - exp: exact even if nearly all mass is in the tail
     log_p = log_p + (log_top - log_p.logsumexp(-1))[:, None]
     return TopK(_unpack(stored, classes), log_p, stored["log_tail"], classes, stored["log_target"])
 
 
 def _log_tail(log_p: Tensor, top: Tensor, ids: Tensor) -> Tensor:
-    """Of all other classes: their sum where it is small, what the top leaves where that is small."""
+    """Log mass of all other classes: their sum if it is small, else 1 minus the mass of the top k."""
     log_top = top.logsumexp(-1)
     rest = log_p.scatter(-1, ids, -torch.inf).logsumexp(-1)
     return torch.where(log_top < _HALF, torch.log1p(-log_top.exp()), rest)
 
 
 def _pack(ids: Tensor, classes: int) -> dict[str, Tensor]:
-    """The low 16 bits of each id, and the bits above them, several ids to a byte."""
+    """The low 16 bits of each id, and the bits above them, several ids per byte."""
     packed = {"ids": (ids & 0xFFFF).to(torch.int32).to(torch.uint16)}
     bits = _high_bits(classes)
     if bits:
@@ -97,5 +97,5 @@ def _shifts(bits: int, like: Tensor) -> Tensor:
 
 
 def _unsigned(values: Tensor) -> Tensor:
-    """16 stored bits as a number from 0 to 65535, int32; what is memory-mapped comes as int16."""
+    """16 stored bits as an int32 from 0 to 65535; memory-mapped columns are int16."""
     return values.view(torch.int16).to(torch.int32) & 0xFFFF

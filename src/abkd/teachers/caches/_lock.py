@@ -1,4 +1,4 @@
-"""One job at a time writes into a folder; a job may be several processes."""
+"""A lock that lets only one job write to a folder; a job may have several processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from abkd.errors import OutputDirError
 from abkd.storage import lock_file
 
 _FILE = ".lock"
-_PATIENCE, _PAUSE = 600.0, 0.05  # seconds: another process of the job may be looking through many shards
+_PATIENCE, _PAUSE = 600.0, 0.05  # seconds: another process of the job may be checking many shards
 
 
 def this_job(processes: int) -> str:
-    """A name that the processes of one job share and no other job has."""
+    """A name shared by the processes of one job and used by no other job."""
     if processes == 1:
         return f"process {os.getpid()} on {socket.gethostname()}"
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
@@ -28,15 +28,15 @@ def this_job(processes: int) -> str:
 
 @contextmanager
 def writing(folder: Path, job: str, *, first: Callable[[], None], last: Callable[[], None]) -> Iterator[None]:
-    """While ``job`` writes into ``folder``. A lock ends with its process, however that ends.
+    """Lock ``folder`` while ``job`` writes to it. The lock ends with its process, even if that is killed.
 
     Args:
         job: see :func:`this_job`.
-        first: called before, if no other process is at work there.
-        last: called after, if this process is the last to go and nothing went wrong.
+        first: called on entry, if no other process is writing there.
+        last: called on exit, if this process is the last one and nothing failed.
 
     Raises:
-        OutputDirError: another job is at work there.
+        OutputDirError: another job is writing there.
     """
     with (folder / _FILE).open("a+") as file:
         if lock_file(file):
@@ -50,16 +50,18 @@ def writing(folder: Path, job: str, *, first: Callable[[], None], last: Callable
 
 
 def _join(file: IO[str], job: str, folder: Path) -> None:
-    """Hold the lock together with the other processes of the job (whoever holds it alone looks through the folder)."""
+    """Share the lock with the other processes of the job (one that holds it exclusively is checking the folder)."""
     deadline = time.monotonic() + _PATIENCE
     while not lock_file(file, shared=True):
         if time.monotonic() > deadline:
-            raise OutputDirError(f"{folder} has been locked by another process for {_PATIENCE:.0f} s; see who that is")
+            raise OutputDirError(
+                f"{folder} has been locked by another process for {_PATIENCE:.0f} s; find that process"
+            )
         time.sleep(_PAUSE)
     file.seek(0)
     owner = file.read()
     if owner != job:
-        raise OutputDirError(f"the cache {folder} is being written by {owner}; wait for it, or give another path")
+        raise OutputDirError(f"the cache {folder} is being written by {owner}; wait for it, or set another path")
 
 
 def _write(file: IO[str], job: str) -> None:

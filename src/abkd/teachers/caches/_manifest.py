@@ -1,4 +1,4 @@
-"""``manifest.json``: whose rows a folder holds, in which form, and how much of them."""
+"""``manifest.json``: whose rows a folder holds, in which format, and how many."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Values = Mapping[str, Any]
 
 
 def facts(kind: str, identity: Values | None, **own: Any) -> dict[str, Any]:
-    """What must be the same for rows to be of use, as far as it is known without a model.
+    """Facts that must match for stored rows to be usable, as far as they are known without loading a model.
 
-    ``identity`` is what :func:`abkd.teachers.identity` or ``image_identity`` says, or None where nobody knows.
+    ``identity`` is the result of :func:`abkd.teachers.identity` or ``image_identity``, or None if unknown.
     """
     known = identity or {}
     if known.get("images"):
@@ -33,23 +33,23 @@ def facts(kind: str, identity: Values | None, **own: Any) -> dict[str, Any]:
 
 
 def of_images(values: Values) -> bool:
-    """Whether these facts are of rows that are images."""
+    """Whether these facts describe a cache of images."""
     return str(values["kind"]).endswith(_OF_IMAGES)
 
 
 def owner(values: Values) -> str:
-    """16 hexadecimal digits of the facts, which the manifest contains too."""
+    """A hash (16 hex digits) of the facts; the manifest contains them too."""
     return fingerprint({name: values[name] for name in (*_OF_IDENTITY, *_OWN) if name in values})
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; None where there is none, or it was changed or cut short, or says no sense."""
+    """The manifest of a folder; None if it is missing, changed, truncated or invalid."""
     values = read_checksummed(folder / FILE)
     return values if values is not None and _is_sound(values) else None
 
 
 def _is_sound(values: Values) -> bool:
-    """Whether everything is there that is read later, in its type: a seal tells of accidents, not of intent."""
+    """Whether all entries that are read later exist in their type: a checksum detects accidents, not intent."""
     kind, of_kind = values.get("kind"), {}
     if isinstance(kind, str) and kind.startswith("TopKCache"):
         of_kind = {"classes": int, "k": int, "temperature": float}
@@ -60,21 +60,21 @@ def _is_sound(values: Values) -> bool:
 
 
 def write(folder: Path, values: Values) -> None:
-    """Put the manifest there. Raises StorageError where the disk refuses."""
-    with disk_errors(f"{folder / FILE}", "Make room and run abkd cache again"):
+    """Write the manifest. Raises StorageError if that fails."""
+    with disk_errors(f"{folder / FILE}", "Free disk space and run abkd cache again"):
         write_checksummed(folder / FILE, values)
 
 
 def check(folder: Path, manifest: Values, wanted: Values) -> None:
-    """Raise ConfigError, with all differences, unless the cache is of these facts (as far as they are known)."""
+    """Raise ConfigError, with all differences, unless the cache matches these facts (as far as they are known)."""
     identity = {name: word for name, word in _OF_IDENTITY.items() if wanted[name] is not None}
     different = [
-        f"another {word} ({manifest.get(name)} there, {wanted.get(name)} here)"
+        f"different {word} (expected {wanted.get(name)}, got {manifest.get(name)})"
         for name, word in (identity | _OWN).items()
         if manifest.get(name) != wanted.get(name)
     ]
     if different:
         raise ConfigError(
-            f"the cache {folder}, made of {manifest.get('name')}, cannot be used here: {', '.join(different)}. Give "
+            f"the cache {folder}, built from {manifest.get('name')}, cannot be used here: {', '.join(different)}. Set "
             "another path, or none, and build it with abkd cache"
         )

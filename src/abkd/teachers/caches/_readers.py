@@ -1,4 +1,4 @@
-"""Rows out of a cache, for what a view reads."""
+"""Reads the rows of a view from a cache."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from abkd.teachers.caches._likeliest import decode
 from abkd.teachers.caches._store import Store, open_store
 
 _WAY_OUT = (
-    "Other data, another prompt, chat template or max_length makes other sequences: run abkd cache with this recipe, "
+    "Other data, another prompt, chat template or max_length gives other sequences: run abkd cache with this recipe, "
     "which adds what is missing"
 )
 _WAY_OUT_OF_IMAGES = (
-    "Other data, another augmentation, seed or image_size, more epochs, or for TopKCache other labels make other "
+    "Other data, another augmentation, seed or image_size, more epochs, or for TopKCache other labels give other "
     "images: run abkd cache with this recipe, which adds what is missing"
 )
-_LOOKED_AT = 4096  # images of a long training: to work out all of them would take as long as sequence all its data
+_CHECKED = 4096  # images of a long run: checking all of them would take as long as reading all its data
 
 
 class CacheReader(TeacherReader):
-    """A cache at work: the stored columns of the rows that a view asks for.
+    """Reads the stored columns of the rows of a view.
 
     Raises:
-        ConfigError: there is no cache in the folder, or it is of something else than the wanted facts.
+        ConfigError: the folder has no cache, or one that does not match the wanted facts.
     """
 
-    labelled: ClassVar[bool] = False  # as the specification says
+    labelled: ClassVar[bool] = False  # as in CachedTeacher
 
     def __init__(self, folder: Path, wanted: Mapping[str, Any]) -> None:
         manifest = _manifest.read_manifest(folder)
         if manifest is None:
-            state = "is broken (manifest.json was changed)" if (folder / _manifest.FILE).exists() else "is not there"
-            raise ConfigError(f"the cache {folder} {state}: run abkd cache with this recipe, which builds or mends it")
+            state = "is corrupt (manifest.json was changed)" if (folder / _manifest.FILE).exists() else "does not exist"
+            raise ConfigError(f"the cache {folder} {state}: run abkd cache with this recipe to build or repair it")
         _manifest.check(folder, manifest, wanted)
         self.manifest, self.head_rows = manifest, manifest["head_rows"]
         self.of_images = _manifest.of_images(manifest)
@@ -55,7 +55,7 @@ class CacheReader(TeacherReader):
         self.store: Store = open_store(folder, _manifest.owner(manifest))
 
     def columns(self, view: View) -> dict[str, Tensor]:
-        """What is stored of the rows of ``view``, in their order, on their device.
+        """The stored columns of the rows of ``view``, in row order, on the device of the view.
 
         Raises:
             DataError: a row is not in the cache.
@@ -66,18 +66,17 @@ class CacheReader(TeacherReader):
     def check(self) -> None:
         if self.of_images and self.classes not in (None, self.head_rows):
             raise VocabularyError(
-                f"the teacher of the cache {self.store.folder} tells {self.head_rows} classes apart, and the student "
+                f"the teacher of the cache {self.store.folder} has {self.head_rows} classes, but the student has "
                 f"{self.classes}: give the student a head for the teacher's classes"
             )
 
     def check_covers(self, examples: Iterable[Any], name: str) -> None:
-        """Raises DataError, with their number, where sequences or images of these examples are not stored.
+        """Raise DataError, with their number, if sequences or images of these examples are not stored.
 
-        Of the images of a long training some thousand are looked at, from all its epochs, if the last build was
-        finished.
+        For a long run on images, a sample from all its epochs is checked if the last build was finished.
         """
         if isinstance(examples, EpochImages) and self.manifest.get("sequences") == len(self.store.places):
-            examples = examples.some(_LOOKED_AT)
+            examples = examples.some(_CHECKED)
         of_each = map(partial(sequences_of, labelled=self.labelled), examples)
         wanted = list(map(self.store.covers, itertools.chain.from_iterable(of_each)))
         missing = wanted.count(False)
@@ -88,7 +87,7 @@ class CacheReader(TeacherReader):
             )
 
     def _tokens(self, view: View) -> tuple[Tensor, Tensor]:
-        """The shard and the row in it of each row."""
+        """For each row, its shard and its index in the shard."""
         shards, rows = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.int64)]
         for key, positions in sequence_keys(view):
             place = self.store.places.get(key)
@@ -121,9 +120,9 @@ class CacheReader(TeacherReader):
 
 
 class TopKReader(CacheReader):
-    """Rows of a :class:`TopKCache`: the k likeliest classes, the tail, and the target's log-probability.
+    """Rows of a :class:`TopKCache`: the top-k classes, the tail, and the target's log-probability.
 
-    Of images of which all classes are stored: logits.
+    For images of which all classes are stored: logits.
     """
 
     labelled = True
@@ -138,18 +137,18 @@ class TopKReader(CacheReader):
         super().check()
         if self.classes not in (None, self.head_rows):
             raise VocabularyError(
-                f"the cache {self.store.folder} holds probabilities over {self.head_rows} classes, and the student "
-                f"has {self.classes} of them: use the tokenizer and the student that it was built for, or HiddenCache()"
+                f"the cache {self.store.folder} holds probabilities over {self.head_rows} classes, but the student "
+                f"uses {self.classes} of them: use the tokenizer and student it was built for, or HiddenCache()"
             )
 
     def __call__(self, view: View) -> TopK | Dense:
         rows = decode(self.columns(view), self.head_rows)
         if len(rows) and int(rows.ids.amax()) >= self.head_rows:
             raise DataError(
-                f"the cache {self.store.folder} names classes beyond its {self.head_rows}: abkd did not write it so. "
-                "Remove it and build it with abkd cache"
+                f"the cache {self.store.folder} has class ids beyond its {self.head_rows} classes, so it was not "
+                "written by abkd: remove it and build it with abkd cache"
             )
-        if self.of_images and self.exact:  # logits have no temperature yet, so they serve at any
+        if self.of_images and self.exact:  # logits can be used at any temperature
             logits = rows.log_p * self.manifest["temperature"]
             return Dense(torch.empty_like(logits).scatter_(-1, rows.ids, logits))
         covered = -torch.expm1(rows.log_tail.double())
@@ -159,7 +158,7 @@ class TopKReader(CacheReader):
         return rows
 
     def logs(self) -> dict[str, float]:
-        """``covered_mass``: the teacher's mean probability of the classes that are stored."""
+        """``covered_mass``: the teacher's mean probability of the stored classes."""
         if not self._rows:
             return {}
         mean = self._covered.item() / self._rows
@@ -168,13 +167,13 @@ class TopKReader(CacheReader):
 
 
 class HiddenReader(CacheReader):
-    """Rows of a :class:`HiddenCache`: ``Projected``, as the live teacher gives them."""
+    """Rows of a :class:`HiddenCache`: ``Projected``, as from the live teacher."""
 
     def __init__(self, folder: Path, wanted: Mapping[str, Any], device: torch.device | str) -> None:
         super().__init__(folder, wanted)
         head = read_head(folder, self.manifest)
         if head is None:
-            raise DataError(f"the teacher's head in {folder} is missing or was changed: run abkd cache, which mends it")
+            raise DataError(f"the teacher's head in {folder} is missing or was changed: run abkd cache to repair it")
         bias = None if head.bias is None else head.bias.to(device)
         self.head = head._replace(weight=head.weight.to(device), bias=bias)
 
@@ -185,7 +184,7 @@ class HiddenReader(CacheReader):
 
 
 class LogitsReader(CacheReader):
-    """Rows of a :class:`HiddenCache` of images: ``Dense``, as the live teacher gives them."""
+    """Rows of a :class:`HiddenCache` of images: ``Dense``, as from the live teacher."""
 
     def __call__(self, view: View) -> Dense:
         logits = self.columns(view)["logits"].to(getattr(torch, self.manifest["computed_in"]))
