@@ -360,5 +360,5 @@ def test_what_is_no_row_of_logits_is_refused_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match=r"pass Classifier\(model, Preparation\(size=…\)\)"):
         _ = ImageRows(Classifier(odd)).head_rows
     assert ImageRows(Classifier(odd), side=(5, 7)).head_rows == 4
-    with pytest.raises(ConfigError, match=r"\[2, 5, 30, 30\] for 2 images"):
+    with pytest.raises(ConfigError, match=r"for 2 images, got shape \[2, 5, 30, 30\]"):
         _ = ImageRows(Classifier(nn.Conv2d(3, 5, 3))).head_rows

@@ -37,7 +37,7 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
     Args:
         what: "model_name_or_path" or "teacher_model_name_or_path", for messages.
         student: missing and unused weights give a warning instead of an error, and an adapter is trainable.
-        kwargs: for ``from_pretrained``. Code in a model directory is only run with ``trust_remote_code=True``.
+        kwargs: for ``from_pretrained``. Code in a model directory is not run unless ``trust_remote_code`` is set.
 
     Raises:
         ConfigError: nothing can be loaded, weights are missing or not finite, or it is not a causal language model.
