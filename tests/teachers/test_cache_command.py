@@ -147,7 +147,9 @@ def test_a_run_from_hidden_states_is_the_run_with_the_teacher(
 
 def test_only_a_recipe_with_a_cache_can_be_cached(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cache(**values(shelf)) == ConfigError.exit_code
-    assert "its teacher is Live(): set teacher: TopKCache(k=64)" in " ".join(capsys.readouterr().err.split())
+    assert "whose teacher is a cache, got Live(); set teacher: TopKCache(k=64)" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_the_teachers_own_text_is_cached_too(shelf, monkeypatch):
