@@ -176,11 +176,11 @@ def test_a_row_weight_and_a_short_stage_want_whole_distributions(shelf):
     recipe = values(shelf, teacher="TopKCache(k=16)", row_weight="TeacherConfidence()", kd_temperature="2.0")
     given = {name: value for name, value in recipe.items() if name != "output_dir"}
     assert CliRunner().invoke(app, words(**given)).exit_code == 0
-    with pytest.raises(ConfigError, match="knows the likeliest classes only"):
+    with pytest.raises(ConfigError, match="has only the top-k classes"):
         distill(Recipe.from_dict({**recipe, "output_dir": str(shelf / "weighed")}))
     short = "stages((0.1, ForwardKL()), (0.2, Standardized()), (0.7, ForwardKL()))"
     later = {**recipe, "row_weight": None, "divergence": short, "output_dir": str(shelf / "later")}
-    with pytest.raises(ConfigError, match=r"Standardized.* knows the likeliest classes only"):
+    with pytest.raises(ConfigError, match=r"Standardized.* has only the top-k classes"):
         distill(Recipe.from_dict(later))  # now, and not from 10 % of the run on
     without = {**recipe, "row_weight": None, "output_dir": str(shelf / "tempered"), "max_steps": 1}
     found = distill(Recipe.from_dict(without)).evaluate()
