@@ -167,7 +167,7 @@ def test_distill_resumes(abkd: Abkd, flags: list[str], runs: list[Any]) -> None:
         (["nowhere.yaml"], "there is no recipe file 'nowhere.yaml'"),
         (["--divergance", "x"], "unknown option --divergance; did you mean --divergence?"),
         (["--alpha", "1"], "AlphaBeta(alpha=0.2, beta=0.7)"),
-        (["quickstart", "other.yaml"], "'other.yaml' belongs to no flag"),
+        (["quickstart", "other.yaml"], "unexpected argument 'other.yaml'"),
         (["quickstart"], "train_file: there is no file 'data.jsonl'"),
         (["quickstart", "--resume", "perhaps"], "--resume must be true or false"),
     ],
