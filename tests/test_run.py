@@ -443,7 +443,7 @@ def test_adapters_plain_text_and_no_held_out_rows(shelf, tmp_path):
 def test_plain_text_that_is_none_is_named_with_its_line(row, said, shelf, tmp_path):
     (tmp_path / "text.jsonl").write_text('{"text": "good"}\n' + json.dumps(row) + "\n")
     plain = {"pretrain_file": str(tmp_path / "text.jsonl"), "lm_coef": 0.5}
-    with pytest.raises(DataError, match=rf"text\.jsonl, line 2: expected a text, {said}"):
+    with pytest.raises(DataError, match=rf"text\.jsonl, line 2: expected a string, {said}"):
         distill(Recipe.from_dict(values(shelf, tmp_path / "run", **plain)))
 
 

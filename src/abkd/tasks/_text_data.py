@@ -92,7 +92,7 @@ def _texts(rows: Rows) -> Iterator[str]:
         text = row.get("text")
         if not isinstance(text, str):
             found = "none" if text is None else f"a {type(text).__name__}"
-            raise DataError(f"pretrain_file, {rows.place(int(number))}: expected a string, got {found}")
+            raise DataError(f"pretrain_file {rows.name}, {rows.place(int(number))}: expected a string, got {found}")
         yield text
 
 
