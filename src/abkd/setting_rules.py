@@ -60,9 +60,9 @@ def teacher_problem(settings: Settings, number: int) -> str | None:
     if number == 0 and least:
         if least == 1:
             return "teacher_model_name_or_path is missing: set it to the teacher, a directory or a hub name"
-        return f"teacher_model_name_or_path is missing: {teacher!r} needs >= {least} models; set it to [one, two]"
+        return f"teacher_model_name_or_path is missing: {teacher!r} needs at least {least} models; set it to [one, two]"
     if number < least:
-        return f"teacher: {teacher!r} needs >= {least} models, got {number}; set teacher_model_name_or_path"
+        return f"teacher: {teacher!r} needs at least {least} models, got {number}; set teacher_model_name_or_path"
     if most is not None and number > most:
         way_out = (
             "for the mean of several, set teacher: Ensemble()" if most == 1 else "remove teacher_model_name_or_path"
