@@ -40,7 +40,7 @@ def run(*words) -> tuple[int, str]:
 def test_first_it_only_says_what_there_is(caches):
     code, said = run()
     assert (code, there(caches[0])) == (0, caches[0])
-    assert "4 kB  copies of large data sets" in said
+    assert "4 kB  copies of large datasets" in said
     assert "Nothing was deleted" in said
 
 
@@ -59,11 +59,11 @@ def test_what_is_being_written_stays(caches):
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, said = run("data")
     assert code == 0
-    assert "is being written, so it stays" in said
+    assert "is being written and was kept" in said
     assert there(caches[0])[:1] == [f"data/{NAMES[0]}/data.arrow"]
 
 
 def test_an_unknown_kind_is_named(caches):
     code, said = run("everything")
     assert (code, there(caches[0])) == (2, caches[0])
-    assert "'everything' is no kind of cache: there are data, teacher" in said
+    assert "the kind of cache must be one of data, teacher, teacher-text, native, got 'everything'" in said

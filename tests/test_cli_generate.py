@@ -159,8 +159,11 @@ def test_the_first_teacher_of_the_recipe_says_how(abkd: Shell) -> None:
         (["--output_file", "data.jsonl/text.jsonl"], "data.jsonl"),
         (["--output_file", "a" * 300 + ".jsonl"], "aaa"),
         (["--output_file", "data.jsonl"], "data.jsonl is in use, without a data.json"),
-        (["--teacher_model_name_or_path", "[./teacher, ./student]", "--teacher", "Ensemble()"], "names 2"),
-        (["--generation_kwargs", "{temprature: 1}"], "'temprature' is not supported, use one of"),
+        (
+            ["--teacher_model_name_or_path", "[./teacher, ./student]", "--teacher", "Ensemble()"],
+            "needs one teacher, got 2",
+        ),
+        (["--generation_kwargs", "{temprature: 1}"], "'temprature' is not supported"),
         (["--teacher_model_name_or_path", "./nowhere"], "there is no model directory './nowhere'"),
     ],
     ids=lambda value: str(value)[:40],

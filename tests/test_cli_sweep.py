@@ -108,9 +108,9 @@ def test_a_run_that_fails_is_in_the_exit_code_after_the_table(words, tmp_path, c
     [
         (["--seeds", "1,1"], "seeds: 1 appears twice"),
         (["--seeds", "one"], "--seeds expects integers separated by commas (1,2,3), got 'one'"),
-        (["--grid", "kd_weight"], "--grid takes a YAML mapping to lists"),
-        (["--grid", "{kd_weight: 3}"], "--grid takes a YAML mapping to lists"),
-        (["--grid", "{lr: [1]}"], "it is learning_rate"),
+        (["--grid", "kd_weight"], "--grid must be a YAML mapping to lists"),
+        (["--grid", "{kd_weight: 3}"], "--grid must be a YAML mapping to lists"),
+        (["--grid", "{lr: [1]}"], "use learning_rate"),
         (["--seeds", "1", "--resume"], "needs the sweep.json"),
     ],
 )

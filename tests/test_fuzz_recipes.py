@@ -114,7 +114,7 @@ def test_no_text_is_too_much(text: str) -> None:
 def test_aliases_are_counted_as_what_they_stand_for() -> None:
     lines = ["z0: &z0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"z{i}: &z{i} [{', '.join([f'*z{i - 1}'] * 10)}]" for i in range(1, 8)]
-    with pytest.raises(ConfigError, match="stand for more than 20,000 values"):
+    with pytest.raises(ConfigError, match="expand to more than 20,000 values"):
         read_mapping("\n".join([*lines, "generation_kwargs: *z7"]), "recipe.yaml")
     assert read_mapping("a: &a {top_k: 3}\nb: *a", "recipe.yaml")["b"] == {"top_k": 3}
 

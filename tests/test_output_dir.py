@@ -99,13 +99,13 @@ def test_a_record_whose_writing_was_killed_makes_the_other_ours(tmp_path):
 def test_a_record_that_is_no_file_is_refused_and_not_waited_for(tmp_path, name, make):
     make(tmp_path / name)
     for resume in (True, False):
-        with pytest.raises(OutputDirError, match=rf"{name}' is no file"):
+        with pytest.raises(OutputDirError, match=rf"{name}' is not a regular file"):
             check_output(tmp_path, overwrite=False, resume=resume)
 
 
 def test_a_recipe_of_somebody_is_refused_before_anything_is_loaded(tmp_path):
     fill(tmp_path, "recipe.yaml")
-    with pytest.raises(OutputDirError, match=r"is in use \(it holds recipe\.yaml\)"):
+    with pytest.raises(OutputDirError, match=r"is in use \(it contains recipe\.yaml\)"):
         check_output(tmp_path, overwrite=False, resume=False)
 
 

@@ -129,8 +129,8 @@ def test_a_component_without_notation_is_refused_when_dumped() -> None:
     ("text", "says"),
     [
         ("a: [1", "line 1"),
-        ("- a\n- b\n", "lines of 'name: value'"),
-        ("train_file: a\ntrain_file: b\n", "line 2: the key 'train_file' is there twice"),
+        ("- a\n- b\n", "lines of the form 'name: value'"),
+        ("train_file: a\ntrain_file: b\n", "line 2: the key 'train_file' is given twice"),
         ("", "model_name_or_path is missing"),
         ("x: !!python/object:os.system {}", "not YAML"),
     ],
@@ -191,11 +191,11 @@ def test_a_divergence_with_negative_numbers_is_a_value() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["stray"], "'stray' belongs to no flag"),
-        (["--bf16", "true", "stray"], "'stray' belongs to no flag"),
-        (["-x"], "'-x' belongs to no flag"),
-        (["--", "x"], "'--' belongs to no flag"),
-        (["--seed", "1", "--seed=2"], "--seed is there twice"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--bf16", "true", "stray"], "unexpected argument 'stray'"),
+        (["-x"], "unexpected argument '-x'"),
+        (["--", "x"], "unexpected argument '--'"),
+        (["--seed", "1", "--seed=2"], "--seed is given twice"),
     ],
 )
 def test_words_that_are_no_flags(words: list[str], says: str) -> None:
@@ -231,7 +231,7 @@ def test_an_empty_flag_unsets_a_text_and_null_everything_else() -> None:
 
 def test_a_dash_in_a_flag_is_an_underscore() -> None:
     assert from_flags("--learning-rate", "1e-3").config == {"learning_rate": 1e-3}
-    with pytest.raises(ConfigError, match="--learning_rate is there twice"):
+    with pytest.raises(ConfigError, match="--learning_rate is given twice"):
         parse_flags(["--learning-rate", "1", "--learning_rate", "2"])
 
 
@@ -239,7 +239,7 @@ def test_a_dash_in_a_flag_is_an_underscore() -> None:
     ("words", "says"),
     [
         (["--learning_rte", "1"], "unknown option --learning_rte; did you mean --learning_rate?"),
-        (["--alpha", "1"], "--alpha is not a name here; it is part of the divergence"),
+        (["--alpha", "1"], "--alpha is not an option of abkd; use part of the divergence"),
         (["--learning_rate", "fast"], "--learning_rate must be a number, got 'fast' (a string)"),
     ],
 )
@@ -253,19 +253,21 @@ def test_a_flag_is_blamed_and_not_the_file(words: list[str], says: str, tmp_path
 @pytest.mark.parametrize("text", ["[ForwardKL(), AlphaBeta(0.2, 0.7)]", "{a: Mixup(0.2, 3)}"])
 def test_a_component_that_yaml_cuts_at_its_comma_is_explained(text: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(f"divergence: {text}\n")
-    with pytest.raises(ConfigError, match=r"line 1: '\w+\(0.2' is cut at a comma; .*needs quotes, as 'AlphaBeta"):
+    with pytest.raises(
+        ConfigError, match=r"line 1: '\w+\(0.2' is split at a comma; .*needs quotes, such as 'AlphaBeta"
+    ):
         load(tmp_path / "recipe.yaml")
 
 
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        ("seed: 1".encode("utf-16"), "is not UTF-8 (byte 1 is none of it): save it as UTF-8"),
-        (b"output_dir: caf\xe9", "is not UTF-8 (byte 16 is none of it): save it as UTF-8"),
-        (b"? [a, b]\n: 1\n", "line 1: a name must stand before the colon"),
+        ("seed: 1".encode("utf-16"), "is not UTF-8 (invalid byte at 1): save it as UTF-8"),
+        (b"output_dir: caf\xe9", "is not UTF-8 (invalid byte at 16): save it as UTF-8"),
+        (b"? [a, b]\n: 1\n", "line 1: expected a name before the colon"),
         (b"seed: " + b"9" * 5000, "not YAML (Exceeds the limit"),
         (b"seed: " + b"9" * 4000, "seed must be from 0 to 4294967295, got 9999"),
-        (b"seed: " + b"[" * 1000, "nested too deep"),
+        (b"seed: " + b"[" * 1000, "nested too deeply"),
         (b"output_dir: !!binary aGk=", "could not determine a constructor"),
         (b"seed: !!int ''", "not YAML"),
         (b"a: 1\n---\na: 2\n", "line 2: not YAML (but found another document)"),
@@ -298,7 +300,7 @@ def test_a_name_that_no_file_can_have_is_no_recipe(name: str) -> None:
 def test_only_a_file_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
-        with pytest.raises(ConfigError, match=r"is no file \(a directory, a pipe or a device\)"):
+        with pytest.raises(ConfigError, match=r"which is a directory, a pipe or a device"):
             load(path)
 
 
@@ -315,15 +317,15 @@ def test_a_token_is_not_written_into_the_record_of_a_run() -> None:
     [
         ({"divergance": "ForwardKL()"}, "unknown key 'divergance'; did you mean divergence?"),
         ({"learning-rate": 1}, "did you mean learning_rate?"),
-        ({"qqqqqq": 1}, "unknown key 'qqqqqq'. 'abkd distill --help' names the main ones"),
-        ({"max_seq_length": 1}, "it is max_length"),
-        ({"teacher_model": "x"}, "it is teacher_model_name_or_path"),
-        ({"student": "x"}, "it is model_name_or_path"),
+        ({"qqqqqq": 1}, "unknown key 'qqqqqq'; 'abkd distill --help' lists the main ones"),
+        ({"max_seq_length": 1}, "use max_length"),
+        ({"teacher_model": "x"}, "use teacher_model_name_or_path"),
+        ({"student": "x"}, "use model_name_or_path"),
         ({"alpha": 0.2}, "'divergence: AlphaBeta(alpha=0.2, beta=0.7)'"),
         ({"beta": 0.2}, "'divergence: AlphaBeta(alpha=0.2, beta=0.7)'"),
-        ({"temperature": 2}, "it is kd_temperature"),
+        ({"temperature": 2}, "use kd_temperature"),
         ({"kl": "forward"}, "'divergence: ForwardKL()' or 'divergence: ReverseKL()'"),
-        ({"lr": 1}, "it is learning_rate"),
+        ({"lr": 1}, "use learning_rate"),
     ],
 )
 def test_unknown_names(values: dict[str, Any], says: str) -> None:
@@ -345,7 +347,7 @@ def test_unknown_names(values: dict[str, Any], says: str) -> None:
         ({"divergence": 3}, "divergence must be a divergence or a schedule, got 3"),
         ({"divergence": "AlphaBta()"}, "divergence: there is no component 'AlphaBta'; did you mean AlphaBeta?"),
         ({"divergence": "AlphaBeta(inf, 1)"}, "alpha must be a finite number, got inf"),
-        ({"divergence": "anneal(1.0, 2.0)"}, "gives 1.0 on its way"),
+        ({"divergence": "anneal(1.0, 2.0)"}, "which has the value 1.0"),
     ],
 )
 def test_wrong_types(values: dict[str, Any], says: str) -> None:
@@ -357,26 +359,26 @@ def test_wrong_types(values: dict[str, Any], says: str) -> None:
     [
         ({"kd_ratio": 1.5}, "kd_ratio must be between 0 and 1"),
         ({"kd_ratio": -0.1}, "kd_ratio must be between 0 and 1"),
-        ({"kd_ratio": 0.5, "ce_weight": 1}, "keep it, or ce_weight, not both"),
-        ({"kd_ratio": 0.5, "ce_weight": 1, "kd_weight": 1}, "keep it, or ce_weight and kd_weight, not both"),
+        ({"kd_ratio": 0.5, "ce_weight": 1}, "keep either kd_ratio or ce_weight"),
+        ({"kd_ratio": 0.5, "ce_weight": 1, "kd_weight": 1}, "keep either kd_ratio or ce_weight and kd_weight"),
         ({"kd_weight": 0}, "nothing would be learned"),
-        ({"kd_temperature": 0}, "kd_temperature must be above 0"),
-        ({"kd_temperature": -1}, "kd_temperature must be above 0"),
-        ({"ce_weight": -1}, "ce_weight must be 0 or more"),
-        ({"max_length": 1}, "max_length must be 2 or more"),
-        ({"eval_fraction": 1.0}, "eval_fraction must be from 0 (hold nothing out) to below 1"),
+        ({"kd_temperature": 0}, "kd_temperature must be >= 0.0001"),
+        ({"kd_temperature": -1}, "kd_temperature must be >= 0.0001"),
+        ({"ce_weight": -1}, "ce_weight must be >= 0"),
+        ({"max_length": 1}, "max_length must be >= 2"),
+        ({"eval_fraction": 1.0}, "eval_fraction must be >= 0 (nothing is held out) and < 1"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 or more"),
         ({"train_file": None}, "no data: set train_file"),
         ({"dataset_name": "x"}, "are both set; keep one"),
-        ({"dataset_config": "x"}, "belongs to dataset_name, which is not set"),
-        ({"eval_file": "x", "eval_fraction": 0.1}, "both say which rows are held out"),
+        ({"dataset_config": "x"}, "needs dataset_name, which is not set"),
+        ({"eval_file": "x", "eval_fraction": 0.1}, "both define the held-out set"),
         ({"model_name_or_path": None}, "model_name_or_path is missing: the student"),
-        ({"teacher_model_name_or_path": ""}, "teacher_model_name_or_path is missing: the teacher"),
-        ({"lora_r": 4}, "lora_r is for LoRA; add use_peft: true"),
-        ({"lora_r": 4, "lora_alpha": 4}, "lora_alpha, lora_r are for LoRA"),
-        ({"use_peft": True, "lora_dropout": 1.0}, "lora_dropout must be from 0 to below 1"),
+        ({"teacher_model_name_or_path": ""}, "teacher_model_name_or_path is missing: set it to the teacher"),
+        ({"lora_r": 4}, "lora_r applies only to LoRA; set use_peft: true"),
+        ({"lora_r": 4, "lora_alpha": 4}, "lora_alpha, lora_r apply only to LoRA"),
+        ({"use_peft": True, "lora_dropout": 1.0}, "lora_dropout must be >= 0 and < 1"),
         ({"lm_coef": 1.0}, "set pretrain_file"),
-        ({"pretrain_file": "x"}, "set lm_coef above 0"),
+        ({"pretrain_file": "x"}, "set lm_coef > 0"),
     ],
 )
 def test_what_cannot_be_meant(values: dict[str, Any], says: str) -> None:
@@ -402,7 +404,7 @@ def test_the_objective_is_known_where_the_device_does_not_fit() -> None:
 
 def test_transformers_own_refusal_is_a_config_error() -> None:
     recipe = make(tf32=True)
-    with pytest.raises(ConfigError, match="do not fit together: --tf32 requires"):
+    with pytest.raises(ConfigError, match="invalid training arguments: --tf32 requires"):
         recipe.distill_config()
 
 
@@ -432,10 +434,10 @@ def test_files_and_model_directories_must_exist(ready: dict[str, str]) -> None:
     [
         ("cifar:nonexist", "There is no CIFAR network 'nonexist'"),
         ("cifar:wrn_17_2", "has a depth of 10, 16, 22, 28"),
-        ("timm:resnet19", "timm has no classifier called 'resnet19'"),
-        ("torchvision:deeplabv3_resnet50", "torchvision has no classifier called 'deeplabv3_resnet50'"),
-        ("keras:resnet50", "'keras:resnet50' begins with none of cifar:, python:"),
-        ("python:mynets", "python:mynets names no function"),
+        ("timm:resnet19", "timm has no classifier 'resnet19'"),
+        ("torchvision:deeplabv3_resnet50", "torchvision has no classifier 'deeplabv3_resnet50'"),
+        ("keras:resnet50", "must begin with one of cifar:, python:"),
+        ("python:mynets", "got python:mynets, which names no function"),
     ],
 )
 def test_networks_of_collections_must_exist(name: str, says: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -477,7 +479,7 @@ def test_one_data_file_several_or_a_pattern(ready: dict[str, str], tmp_path: Pat
 
 def test_an_output_directory_in_use_is_left_alone(ready: dict[str, str]) -> None:
     Path(ready["output_dir"], "notes.txt").write_text("mine")
-    with pytest.raises(OutputDirError, match=r"in use \(it holds notes.txt\).*--resume.*--overwrite_output_dir"):
+    with pytest.raises(OutputDirError, match=r"in use \(it contains notes.txt\).*--resume.*--overwrite_output_dir"):
         make(**ready).check_ready()
     with pytest.raises(OutputDirError, match=r"files that abkd did not write \(notes.txt\).*nothing was changed"):
         make(**ready, overwrite_output_dir=True).check_ready()
@@ -494,18 +496,18 @@ def test_a_run_that_died_before_its_first_checkpoint_may_be_resumed(ready: dict[
         Path(ready["output_dir"], name).write_text("{}")
     make(**ready).check_ready(resume=True)
     Path(ready["output_dir"], "notes.txt").write_text("mine")
-    with pytest.raises(OutputDirError, match=r"wants a checkpoint.*notes\.txt, which no run wrote; move that"):
+    with pytest.raises(OutputDirError, match=r"needs a checkpoint.*notes\.txt, which no run wrote; move that"):
         make(**ready).check_ready(resume=True)
 
 
 def test_resume_wants_a_checkpoint(ready: dict[str, str]) -> None:
-    with pytest.raises(OutputDirError, match="wants a checkpoint"):
+    with pytest.raises(OutputDirError, match="needs a checkpoint"):
         make(**ready).check_ready(resume=True)
-    with pytest.raises(OutputDirError, match="wants a checkpoint"):
+    with pytest.raises(OutputDirError, match="needs a checkpoint"):
         make(**ready, resume_from_checkpoint="x").check_ready()
     checkpoint = Path(ready["output_dir"], "checkpoint-12")
     checkpoint.mkdir()  # an empty folder cannot be resumed from
-    with pytest.raises(OutputDirError, match="wants a checkpoint"):
+    with pytest.raises(OutputDirError, match="needs a checkpoint"):
         make(**ready).check_ready(resume=True)
     (checkpoint / "trainer_state.json").write_text("{}")
     make(**ready).check_ready(resume=True)
@@ -542,8 +544,8 @@ def test_a_recipe_extends_another_file_and_a_shipped_one(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("extends: own.yaml\n", "own.yaml: extends own.yaml, which extends it again"),
-        ("extends: other.yaml\n", "other.yaml: extends own.yaml, which extends it again"),
+        ("extends: own.yaml\n", "own.yaml: extends own.yaml, which extends it in turn"),
+        ("extends: other.yaml\n", "other.yaml: extends own.yaml, which extends it in turn"),
         ("extends: nowhere\n", "extends: there is no recipe file 'nowhere'; the shipped recipes are"),
         ("extends: [quickstart, lora]\n", "extends must be the name of one recipe, got"),
     ],

@@ -255,7 +255,7 @@ def test_other_models_in_the_same_folders_are_noticed_on_resume(changed, shelf, 
     other = {"layers": {"layers": 2}, "width": {"width": 64}, "tied": {"tie_word_embeddings": True}}
     if changed == "teacher":
         save_models(tmp_path, teacher=llama(2))
-        says = "was begun with another teacher .the weights of .* have changed since"
+        says = "was started with another teacher .the weights of .* have changed since"
     else:
         save_models(tmp_path, student=llama(0, **other[changed]))
         says = "it is of another student "
@@ -270,7 +270,7 @@ def test_other_data_is_noticed_on_resume(shelf, tmp_path):
     distill(recipe)
     (tmp_path / "run" / "result.json").unlink()  # as if it had died before it was finished
     data.write_text(data.read_text().replace("capital", "list"))
-    with pytest.raises(OutputDirError, match="was begun with other training data"):
+    with pytest.raises(OutputDirError, match="was started with other training data"):
         distill(recipe, resume=True)
 
 
@@ -287,7 +287,7 @@ def test_a_finished_run_that_is_resumed_changes_nothing(again, shelf, caplog):
     before = {path: path.read_bytes() for path in again.rglob("*") if path.is_file()}
     with caplog.at_level(logging.INFO, "abkd"):
         assert distill(Recipe.from_dict(values(shelf, again, ce_weight=0.1, max_steps=4)), resume=True) is None
-    assert "is finished; nothing is left to do" in caplog.text
+    assert "is already finished; nothing to do" in caplog.text
     assert {path: path.read_bytes() for path in again.rglob("*") if path.is_file()} == before
 
 
@@ -300,7 +300,7 @@ def test_a_run_that_died_at_its_end_is_evaluated_once_and_finished(again, short,
         distill(Recipe.from_dict(asked), resume=True)
     assert records(again) == records(short[1])
     assert gap(load_file(again / "model.safetensors"), load_file(short[1] / "model.safetensors")) == 0.0
-    assert "none of which changes its weights: logging_steps was 1, now 2" in caplog.text
+    assert "none of which affects the weights: logging_steps was 1, now 2" in caplog.text
     told = json.loads((again / "run.json").read_text())
     assert told["resumed"] == [{"from": "checkpoint-4", "changed": {"logging_steps": [1.0, 2.0]}}]
     assert Recipe.from_yaml(again / "recipe.yaml").config["logging_steps"] == 2
@@ -340,7 +340,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(again, shelf, 
     (again / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
     with caplog.at_level(logging.INFO, "abkd"):
         distill(Recipe.from_dict(values(shelf, again, max_steps=1)), resume=True)
-    assert "ended before its first checkpoint; it begins again at step 0" in caplog.text
+    assert "ended before its first checkpoint; starting over at step 0" in caplog.text
     assert [record["step"] for record in records(again) if "eval_loss" in record] == [0, 1]
     assert not (again / "checkpoint-4").exists()
 
@@ -443,7 +443,7 @@ def test_adapters_plain_text_and_no_held_out_rows(shelf, tmp_path):
 def test_plain_text_that_is_none_is_named_with_its_line(row, said, shelf, tmp_path):
     (tmp_path / "text.jsonl").write_text('{"text": "good"}\n' + json.dumps(row) + "\n")
     plain = {"pretrain_file": str(tmp_path / "text.jsonl"), "lm_coef": 0.5}
-    with pytest.raises(DataError, match=rf"text\.jsonl, line 2: expected a text, {said}"):
+    with pytest.raises(DataError, match=rf"text\.jsonl, line 2: expected a string, {said}"):
         distill(Recipe.from_dict(values(shelf, tmp_path / "run", **plain)))
 
 

@@ -275,11 +275,11 @@ def read(output: Path) -> dict[str, Any]:
         (None, {"output_dir": ["a", "b"]}, "output_dir cannot be varied"),
         (None, {"kd_weight": []}, "kd_weight needs a list of values"),
         (None, {"kd_weight": 3}, "kd_weight needs a list of values"),
-        (None, {"kd_weight": [1, -2]}, r"kd_weight=-2: kd_weight must be 0 or more"),
+        (None, {"kd_weight": [1, -2]}, r"kd_weight=-2: kd_weight must be >= 0"),
         (None, {"divergence": ["ForwardKL()", "ForwardK()"]}, "did you mean ForwardKL"),
         (None, {"divergence": ["AlphaBeta(0.8, 0.3)", "AlphaBeta(alpha=0.8,beta=0.3)"]}, "appears twice"),
         (None, {"train_file": ["nowhere.jsonl"]}, "there is no file 'nowhere.jsonl'"),
-        (None, {"packing": [False, True], "source": ["StudentSamples()"]}, "packing joins rows"),
+        (None, {"packing": [False, True], "source": ["StudentSamples()"]}, "packing needs source: Dataset"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(shelf, tmp_path, begun, seeds, grid, says):
@@ -305,7 +305,7 @@ def test_a_used_directory_is_left_alone(copy, shelf, tmp_path, begun):
     before = sorted(output.rglob("*"))
     with pytest.raises(OutputDirError, match="is in use"):
         sweep(asked, [1, 2], GRID)
-    with pytest.raises(OutputDirError, match=r"was begun with another recipe \(kd_temperature was 1, now 2"):
+    with pytest.raises(OutputDirError, match=r"was started with another recipe \(kd_temperature was 1, now 2"):
         sweep(recipe(shelf, output, kd_temperature=2.0), [1, 2], GRID, resume=True)
     with pytest.raises(OutputDirError, match="choose one"):
         sweep(recipe(shelf, output, overwrite_output_dir=True), [1, 2], GRID, resume=True)

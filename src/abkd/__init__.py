@@ -1,6 +1,6 @@
 """abkd: knowledge distillation where every method is a configuration of one objective.
 
-A public name loads when it is first used: the mathematics needs torch and nothing else, ``abkd --help`` not even that.
+Public names are imported when first used: the mathematics needs only torch, ``abkd --help`` not even that.
 """
 
 from __future__ import annotations

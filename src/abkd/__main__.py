@@ -1,4 +1,4 @@
-"""``python -m abkd``: what ``accelerate launch -m abkd`` starts."""
+"""Entry point of ``python -m abkd``, also for ``accelerate launch -m abkd``."""
 
 from abkd.cli import main
 

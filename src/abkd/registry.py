@@ -1,6 +1,6 @@
-"""Names that a recipe uses, and the code that they stand for, loaded when it is named.
+"""Registry of the names that a recipe may use; the code behind a name is imported when it is needed.
 
-The only place where a lower room reaches a higher one: what a text may name is known by whoever brings it.
+This is the only place where a lower layer of the package refers to a higher one, by name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class TaskFacts(Protocol):
-    """What settings and metrics need to know of a task; see :class:`abkd.tasks.Task`."""
+    """Attributes of a task that settings and metrics use; see :class:`abkd.tasks.Task`."""
 
     name: str
     row_noun: str

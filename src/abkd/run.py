@@ -1,4 +1,4 @@
-"""One distillation from a recipe: check, load, train, evaluate, save, report. What ``abkd distill`` does."""
+"""Run a recipe, as ``abkd distill`` does: check, load, train, evaluate, save, report."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def distill(recipe: Recipe, resume: bool, *, prepare: Callable[[], object] | Non
 def distill(
     recipe: Recipe, resume: bool = False, *, prepare: Callable[[], object] | None = None
 ) -> DistillTrainer | None:
-    """Run ``recipe`` to the end: its ``output_dir`` then holds the student, the metrics and the report.
+    """Run ``recipe`` to the end; its ``output_dir`` then has the student, the metrics and the report.
 
     Args:
-        resume: go on from the newest whole checkpoint of ``output_dir``; from the first step where a run ended before
-            it had one. The recipe must be the one that the run began with, but for what leaves its weights as they are.
+        resume: continue from the newest complete checkpoint in ``output_dir``, or from the first step if the run ended
+            before it had one. Only settings that do not affect the weights may differ from the run's recipe.
         prepare: called when everything is loaded and checked, before the first file is written or removed.
 
     Returns:
-        The trainer; None where the run was finished before, and nothing was done.
+        The trainer, or None if the run was already finished.
 
     Raises:
-        AbkdError: as the trainer and the recipe do, each with its exit code.
+        AbkdError: see :class:`abkd.recipe.Recipe` and :class:`abkd.trainer.DistillTrainer`.
     """
     recipe.check_ready(resume=resume, output=_first_process())
     with claimed(Path(recipe.output_dir)) if _first_process() else nullcontext():
-        if _first_process():  # another run may have come first
+        if _first_process():  # another run may have claimed the directory first
             recipe.check_ready(resume=resume, models=False)
         return _distill(recipe, resume, prepare)
 
@@ -69,11 +69,11 @@ def _distill(recipe: Recipe, resume: bool, prepare: Callable[[], object] | None)
     start = _start_of(recipe, directory, resume)
     changed = _compare(recipe, directory) if start else {}
     if resume and is_finished(directory):
-        logger.info("abkd: the run in %s is finished; nothing is left to do", directory)
+        logger.info("abkd: the run in %s is already finished; nothing to do", directory)
         return None
     config = recipe.distill_config()
     check_hub(config)
-    config.overwrite_output_dir = not start  # the trainer empties the folder, and takes up nothing recorded there
+    config.overwrite_output_dir = not start  # the trainer empties the folder and ignores its records
     trainer = build_trainer(recipe, config, *load_data(recipe))
     if start:
         _check_data(trainer, directory)
@@ -86,72 +86,72 @@ def _distill(recipe: Recipe, resume: bool, prepare: Callable[[], object] | None)
 
 
 def _start_of(recipe: Recipe, directory: Path, resume: bool) -> bool | str | None:
-    """The checkpoint to go on from, True for the newest whole one, None for the first step."""
+    """The checkpoint to continue from, True for the newest complete one, None for the first step."""
     if not resume:
         return recipe.config.get("resume_from_checkpoint") or None
     if _has_checkpoint(directory) or is_finished(directory):
         return True
     check_overwrite(directory)
-    logger.info("abkd: the run in %s ended before its first checkpoint; it begins again at step 0", directory)
+    logger.info("abkd: the run in %s ended before its first checkpoint; starting over at step 0", directory)
     return None
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether the run in a folder has come to its end, and not because its loss was not finite."""
+    """Whether the run in a folder is finished, other than by a non-finite loss."""
     result = read_checksummed(directory / RESULT_FILE)
     return result is not None and "failed" not in result
 
 
 def _has_checkpoint(directory: Path) -> bool:
-    """Whether there is a whole checkpoint.
+    """Whether there is a complete checkpoint.
 
     Raises:
-        OutputDirError: there are only damaged ones.
+        OutputDirError: all checkpoints are damaged.
     """
     found = checkpoints(directory)
-    if not any((checkpoint / OF_CHECKPOINT).exists() for checkpoint in found):  # those that were never finished
+    if not any((checkpoint / OF_CHECKPOINT).exists() for checkpoint in found):  # none was written completely
         return False
     newest_whole(directory)
     return True
 
 
 def _compare(recipe: Recipe, directory: Path) -> dict[str, list[Any]]:
-    """Check that a run goes on as it began; say and return what is otherwise."""
+    """Check that a run is resumed with its recipe; log and return the settings that may change and have."""
     changed = check_same_run(recipe, directory, read_record(directory).get("working_directory"))
     if changed:
-        told = "; ".join(f"{name} was {written(then)}, now {written(now)}" for name, (then, now) in changed.items())
-        logger.info("abkd: the run goes on with other settings, none of which changes its weights: %s", told)
+        listed = "; ".join(f"{name} was {written(then)}, now {written(now)}" for name, (then, now) in changed.items())
+        logger.info("abkd: resuming with changed settings, none of which affects the weights: %s", listed)
     return changed
 
 
 def _check_data(trainer: DistillTrainer, directory: Path) -> None:
-    """Raise OutputDirError where a resumed run would read other rows than it began with, or have another teacher."""
+    """Raise OutputDirError if the data or the teacher of a resumed run has changed."""
     known, now = read_record(directory), describe(trainer.run)
     for key, what in (("data_fingerprint", "training"), ("held_out_fingerprint", "held-out")):
         if known.get(key) and now[key] and known[key] != now[key]:
             raise OutputDirError(
-                f"{directory} was begun with other {what} data (fingerprint {known[key]}, now {now[key]}): put the "
-                "data back, or start anew in another output_dir"
+                f"the run in {directory} was started with other {what} data (fingerprint {known[key]}, now "
+                f"{now[key]}): restore the data, or start a new run in another output_dir"
             )
     key = "teacher_fingerprint"
     if known.get(key) and now[key] and known[key] != now[key]:
         raise OutputDirError(
-            f"{directory} was begun with another teacher (the weights of {now['teacher']} have changed since): put "
-            "those back, or start anew in another output_dir"
+            f"the run in {directory} was started with another teacher (the weights of {now['teacher']} have changed "
+            "since): restore them, or start a new run in another output_dir"
         )
 
 
 def _to_record(recipe: Recipe) -> str:
-    """The recipe that repeats the run, without settings about this start alone."""
+    """The recipe that reproduces the run, without settings that concern only this start."""
     about_start = ("overwrite_output_dir", "resume_from_checkpoint")
     kept = {name: value for name, value in recipe.config.items() if name not in about_start}
     return replace(recipe, config=kept).to_yaml(resolved=True)
 
 
 def load_data(recipe: Recipe) -> tuple[Any, Any]:
-    """The training rows and the held-out rows of a recipe (or None); held out from the former if none are named.
+    """The training rows and the held-out rows (or None) of a recipe; the latter are split off if none are named.
 
-    Which are held out depends on ``data_seed``, not on ``seed``: runs of several seeds are measured on the same rows.
+    The split depends on ``data_seed``, not on ``seed``: runs with several seeds are evaluated on the same rows.
 
     Raises:
         DataError: a file that cannot be used.
@@ -163,15 +163,14 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
     """The trainer of a recipe, with its models loaded.
 
     Raises:
-        ConfigError, DataError, VocabularyError: what does not fit.
+        ConfigError, DataError, VocabularyError: models, data and settings do not fit each other.
     """
     if held_out is not None and "eval_strategy" not in recipe.config and word(config.eval_strategy) == "no":
         config.eval_strategy = IntervalStrategy("steps" if recipe.streaming else "epoch")
         config.eval_steps = config.save_steps if recipe.streaming else config.eval_steps
     elif held_out is None and word(config.eval_strategy) != "no":
         raise ConfigError(
-            "eval_strategy and load_best_model_at_end need held-out rows, and there are none: set eval_file or "
-            "eval_fraction"
+            "eval_strategy and load_best_model_at_end need held-out rows, got none; set eval_file or eval_fraction"
         )
     config.model_init_kwargs = with_revision(config.model_init_kwargs, recipe.model_revision)
     config.teacher_model_init_kwargs = with_revision(config.teacher_model_init_kwargs, recipe.teacher_model_revision)
@@ -187,12 +186,12 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
 
 
 def with_revision(options: dict[str, Any] | None, revision: str | None) -> dict[str, Any] | None:
-    """Options for loading a model, with its revision on the hub if one is named."""
+    """Options for loading a model, with its revision on the hub if given."""
     return {**(options or {}), "revision": revision} if revision else options
 
 
 def finish(trainer: DistillTrainer) -> None:
-    """Save the student in the form it came in, write the report, and last of all what came out of the run."""
+    """Save the student in its original form, write the report, and finally the results of the run."""
     trainer.save_model()
     trainer.accelerator.wait_for_everyone()
 

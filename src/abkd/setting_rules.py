@@ -1,4 +1,4 @@
-"""The rule book: ranges, settings of other tasks, and combinations that are invalid; for recipes and for Python."""
+"""Validation of settings, for recipes and for Python: ranges, settings of other tasks, and invalid combinations."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 _OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 
-_ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "above 0")
-_NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, "0 or more")
-_WEIGHT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x <= 1e30, "0 or more, and at most 1e30")
-_AT_LEAST_ONE: tuple[Callable[[float], bool], str] = (lambda x: x >= 1, "1 or more")
+_ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "> 0")
+_NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, ">= 0")
+_WEIGHT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x <= 1e30, ">= 0 and <= 1e30")
+_AT_LEAST_ONE: tuple[Callable[[float], bool], str] = (lambda x: x >= 1, ">= 1")
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "kd_ratio": (lambda x: 0 <= x <= 1, "between 0 and 1 (the loss is (1 - kd_ratio)·CE + kd_ratio·D)"),
-    "kd_temperature": (lambda x: 1e-4 <= x <= 1e6, "above 0, from 0.0001 to 1000000"),
+    "kd_temperature": (lambda x: 1e-4 <= x <= 1e6, ">= 0.0001 and <= 1000000"),
     "ce_weight": _WEIGHT,
     "kd_weight": _WEIGHT,
     "lm_coef": _WEIGHT,
-    "max_length": (lambda x: x >= 2, "2 or more (a row predicts a token from the ones before it)"),
+    "max_length": (lambda x: x >= 2, ">= 2 (a token is predicted from the ones before it)"),
     "memory_budget_mb": _ABOVE_ZERO,
     "image_size": _AT_LEAST_ONE,
-    "lr_decay": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "lr_decay": (lambda x: 0 < x <= 1, "> 0 and <= 1"),
     "visual_prompt_length": _NOT_NEGATIVE,
     "visual_prompt_depth": _NOT_NEGATIVE,
-    "lmbda": (lambda x: 0 <= x <= 1, "between 0 (no batch is the student's) and 1 (every batch is)"),
+    "lmbda": (lambda x: 0 <= x <= 1, "between 0 (the student generates no batch) and 1 (it generates every batch)"),
     "max_completion_length": _AT_LEAST_ONE,
     "num_generations": _AT_LEAST_ONE,
     "eval_samples": _NOT_NEGATIVE,
@@ -41,7 +41,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def problems(settings: Settings, given: set[str]) -> list[str]:
-    """See :meth:`Settings.problems`; combinations are looked at where every value by itself is fine."""
+    """See :meth:`Settings.problems`; combinations are checked only if every single value is valid."""
     known = registry.tasks()
     if settings.task not in known:
         return [f"task must be one of {', '.join(known)}, got {shown(settings.task)}"]
@@ -50,33 +50,35 @@ def problems(settings: Settings, given: set[str]) -> list[str]:
 
 
 def teacher_problem(settings: Settings, number: int) -> str | None:
-    """Why the teacher cannot be made of so many models in teacher_model_name_or_path; None where it can.
+    """Why the teacher cannot be made of ``number`` models in teacher_model_name_or_path; None if it can.
 
-    Where only labels are compared, no teacher is needed; one may write through a server all the same.
+    An objective with labels only needs no teacher, though one may still generate text through a server.
     """
     teacher, (least, most) = settings.teacher, settings.teacher.needs
     if number == 0 and least and not settings.objective().ever_needs_teacher():
         return None
     if number == 0 and least:
         if least == 1:
-            return "teacher_model_name_or_path is missing: the teacher, a directory or a hub name"
-        return f"teacher_model_name_or_path is missing: {teacher!r} needs at least {least} models, as [one, two]"
+            return "teacher_model_name_or_path is missing: set it to the teacher, a directory or a hub name"
+        return f"teacher_model_name_or_path is missing: {teacher!r} needs at least {least} models; set it to [one, two]"
     if number < least:
         return f"teacher: {teacher!r} needs at least {least} models, got {number}; set teacher_model_name_or_path"
     if most is not None and number > most:
-        way_out = "for the mean of several, teacher: Ensemble()" if most == 1 else "remove teacher_model_name_or_path"
+        way_out = (
+            "for the mean of several, set teacher: Ensemble()" if most == 1 else "remove teacher_model_name_or_path"
+        )
         return f"teacher: {teacher!r} takes {most} model{'s' * (most != 1)}, got {number}; {way_out}"
     return None
 
 
 def raise_first(found: Iterable[str]) -> None:
-    """Raise ConfigError with the first sentence, if there is one."""
+    """Raise ConfigError with the first problem, if there is one."""
     for problem in found:
         raise ConfigError(problem)
 
 
 def _out_of_range(settings: Settings) -> list[str]:
-    """One sentence for each value out of its range, also where a schedule reaches it."""
+    """One sentence for each value out of its range, including the values of schedules."""
     return [
         f"{name} must be {words}, got {shown(getattr(settings, name))}"
         for name, (fits, words) in _RANGES.items()
@@ -85,30 +87,30 @@ def _out_of_range(settings: Settings) -> list[str]:
 
 
 def _doubled(settings: Settings, given: set[str]) -> list[str]:
-    """Settings that say the same thing twice."""
+    """One sentence for each pair of settings that exclude each other."""
     found = []
     weights = [name for name in ("ce_weight", "kd_weight") if name in given]
     if settings.kd_ratio is not None and weights:
         ratio, kept = settings.kd_ratio, " and ".join(weights)
         if (settings.ce_weight, settings.kd_weight) != (1 - ratio, ratio):
-            found.append(f"kd_ratio is the short form of ce_weight and kd_weight; keep it, or {kept}, not both")
+            found.append(f"kd_ratio is the short form of ce_weight and kd_weight: keep either kd_ratio or {kept}")
     if settings.terms is not None and _OF_TERM & given:
         others = ", ".join(sorted(_OF_TERM & given))
-        found.append(f"each of the terms has its own divergence and weights; keep terms, or {others}, not both")
+        found.append(f"each of the terms has its own divergence and weights: keep either terms or {others}")
     short = settings.lmbda is not None or settings.seq_kd
     if short and "source" in given and settings.source != short_form(settings.lmbda, settings.seq_kd):
-        found.append("lmbda and seq_kd are short forms of source; keep them, or source, not both")
+        found.append("lmbda and seq_kd are short forms of source: keep either them or source")
     return found
 
 
 def fields_of_others(task: str) -> set[str]:
-    """The settings and recipe keys that only some tasks take, and this one does not."""
+    """The settings and recipe keys that apply only to other tasks."""
     known = registry.tasks()
     return {name for each in known.values() for name in each.fields} - known[task].fields
 
 
 def _of_other_tasks(settings: Settings, given: set[str]) -> list[str]:
-    """One sentence for each setting that was set and does not apply to the task."""
+    """One sentence for each given setting that does not apply to the task."""
     names = sorted(fields_of_others(settings.task) & given)
     names = [name for name in names if getattr(settings, name, True) not in (False, 0)]
     return [f"{name} does not apply to the task {settings.task}; remove it, or set another task" for name in names]
@@ -122,7 +124,7 @@ def _augmentation(settings: Settings) -> list[str]:
 
 
 def _combinations(settings: Settings) -> list[str]:
-    """The first thing that is wrong with the objective, the source and the milestones."""
+    """The first problem with the objective, the source or the milestones."""
     short = settings.lmbda is not None or settings.seq_kd
     source = short_form(settings.lmbda, settings.seq_kd) if short else settings.source
     try:
@@ -134,5 +136,5 @@ def _combinations(settings: Settings) -> list[str]:
         return [str(error)]
     after = settings.lr_milestones or []
     if not all(is_number(epoch) and epoch > 0 for epoch in after) or list(after) != sorted(set(after)):
-        return [f"lr_milestones must be epochs in rising order, such as [150, 180, 210], got {after!r}"]
+        return [f"lr_milestones must be increasing epochs > 0, such as [150, 180, 210], got {after!r}"]
     return []

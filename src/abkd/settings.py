@@ -1,6 +1,6 @@
-"""``Settings``: what abkd adds to transformers' training arguments, and the way into the rule book about it.
+"""``Settings``: the settings that abkd adds to transformers' training arguments.
 
-Importing this loads no torch: a default that is a component stays notation until it is used.
+Importing this module does not import torch: defaults that are components stay in notation until they are used.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _setting(default: Any, help: str) -> Any:  # noqa: A002  # as transformers calls it
+def _setting(default: Any, help: str) -> Any:  # noqa: A002  # the name in transformers
     return field(default=default, metadata={"help": help})
 
 
 def _component(default: Any, help: str) -> Any:  # noqa: A002
-    """A field whose values are components; a default that is one is written in the notation."""
+    """A field whose values are components; a default may be given in the notation."""
     return field(default=default, metadata={"help": help, "component": True})
 
 
@@ -51,16 +51,16 @@ def _mapping(help: str) -> Any:  # noqa: A002
 
 @dataclass(kw_only=True)
 class Settings:
-    """The settings of a run that are abkd's own, without models and data.
+    """abkd's own settings of a run, without models and data.
 
-    A component may be given as its notation and a mapping as JSON, both strings; the field then holds the value.
-    Constructing checks nothing but the notation: :meth:`problems` lists what does not fit.
+    Components may be given in their notation and mappings as JSON, both as strings; the fields then hold the values.
+    The constructor checks only the notation; :meth:`problems` lists invalid values and combinations.
 
     Raises:
         ConfigError: a string that is not the notation of a component, or not a JSON mapping.
     """
 
-    # Fields of transformers.TrainingArguments that have another default here; DistillConfig says why.
+    # Fields of transformers.TrainingArguments with another default here; for the reasons see DistillConfig.
     learning_rate: float = 1e-4
     num_train_epochs: float = 3.0
     lr_scheduler_type: str = "cosine"
@@ -77,7 +77,7 @@ class Settings:
     dataloader_pin_memory: bool = field(default_factory=_has_gpu)
     restore_callback_states_from_checkpoint: bool = True
 
-    task: str = _setting("text-generation", "what is distilled, in Hugging Face's names")
+    task: str = _setting("text-generation", "the task, by its name in Hugging Face")
 
     divergence: Divergence | Schedule = _component(
         "AlphaBeta(alpha=0.2, beta=0.7)", "a divergence or a schedule of divergences"
@@ -87,70 +87,70 @@ class Settings:
     ce_weight: float | Schedule = _component(0.0, "weight of the hard-label cross-entropy")
     kd_weight: float | Schedule = _component(1.0, "weight of the divergence")
     scale_by_temperature_squared: bool = _setting(False, "multiply the divergence by T²")
-    row_weight: RowWeights | None = _component(None, "which rows count, as TeacherConfidence()")
+    row_weight: RowWeights | None = _component(None, "weights of the rows, such as TeacherConfidence()")
     terms: list[Term] | Schedule | None = _component(
-        None, "several terms, as [Term(ForwardKL(), origin='teacher'), ...], instead of divergence"
+        None, "several terms, such as [Term(ForwardKL(), origin='teacher'), ...], instead of divergence"
     )
     lm_coef: float = _setting(0.0, "weight of the language-model loss on plain text")
     memory_budget_mb: float = _setting(256.0, "memory for the logits of one chunk of rows")
 
-    teacher: Teacher = _component("Live()", "how its predictions are obtained: Live(), TopKCache(k=64), EMA()")
+    teacher: Teacher = _component("Live()", "source of the teacher's predictions: Live(), TopKCache(k=64), EMA()")
     teacher_model_init_kwargs: dict[str, Any] | None = _mapping(
         "passed to the teacher's from_pretrained, such as {dtype: bfloat16}"
     )
     model_init_kwargs: dict[str, Any] | None = _mapping(
-        "passed to the student's loading, such as {pretrained: true} for timm"
+        "passed to the function that loads the student, such as {pretrained: true} for timm"
     )
-    allow_code: list[str] | None = _setting(None, "modules that may run because a saved model's directory names them")
+    allow_code: list[str] | None = _setting(None, "modules that saved models are allowed to import")
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = _setting(
-        None, "dtype of the saved student; by default that of the model it started from"
+        None, "dtype of the saved student; by default that of its initial checkpoint"
     )
     merge_adapter: bool = _setting(False, "save adapters merged into the student's weights")
-    overwrite_output_dir: bool = _setting(False, "empty a used output_dir first")
+    overwrite_output_dir: bool = _setting(False, "replace the previous run in output_dir")
 
     source: Source | Schedule = _component(
-        "Dataset()", "who writes the sequences, as Mix(0.5, StudentSamples(), Dataset())"
+        "Dataset()", "source of the sequences, such as Mix(0.5, StudentSamples(), Dataset())"
     )
-    lmbda: float | None = _setting(None, "short form: the share of batches that the student writes")
-    seq_kd: bool = _setting(False, "short form: the other batches are written by the teacher")
-    max_completion_length: int = _setting(256, "maximum number of tokens that a model writes")
-    num_generations: int = _setting(1, "completions that the student writes per prompt")
+    lmbda: float | None = _setting(None, "short form: fraction of batches generated by the student")
+    seq_kd: bool = _setting(False, "short form: the other batches are generated by the teacher")
+    max_completion_length: int = _setting(256, "maximum number of generated tokens")
+    num_generations: int = _setting(1, "completions that the student generates per prompt")
     generation_kwargs: dict[str, Any] | None = _mapping("passed to generate, such as {repetition_penalty: 1.1}")
-    teacher_model_server_url: str | None = _setting(None, "an OpenAI-compatible server that writes the teacher's text")
-    eval_samples: int = _setting(0, "held-out prompts that both models answer at each evaluation: r_llh, r_cvg")
+    teacher_model_server_url: str | None = _setting(None, "OpenAI-compatible server that generates the teacher's text")
+    eval_samples: int = _setting(0, "held-out prompts that both models complete at each evaluation: r_llh, r_cvg")
 
-    max_length: int = _setting(1024, "tokens of a row; longer completions are truncated")
-    packing: bool = _setting(False, "put several rows into one sequence (exact)")
-    group_by_length: bool = _setting(False, "put rows of similar length into one batch")
+    max_length: int = _setting(1024, "maximum number of tokens per row; longer completions are truncated")
+    packing: bool = _setting(False, "pack several rows into one sequence (exact)")
+    group_by_length: bool = _setting(False, "batch rows of similar length")
     on_bad_row: Literal["error", "drop"] = _setting("error", "what to do with an unusable row")
     apply_chat_template: bool | None = _setting(
-        None, "plain prompt and completion as user and assistant turns; null: where both models have a template"
+        None, "plain prompt and completion as user and assistant turns; null: if both models have a template"
     )
 
     augmentation: list[Augmentation] | None = _component(
-        None, "applied to training images, as [RandomCrop(4), HorizontalFlip()]"
+        None, "applied to training images, such as [RandomCrop(4), HorizontalFlip()]"
     )
-    image_size: int | None = _setting(None, "side of the images after augmentation; by default the models' own")
+    image_size: int | None = _setting(None, "image size after augmentation; by default that of the models")
     lr_milestones: list[float] | None = _setting(None, "epochs after which the learning rate is multiplied by lr_decay")
     lr_decay: float = _setting(0.1, "factor of the learning rate at lr_milestones")
     decay_all_parameters: bool = _setting(
-        False, "weight_decay on biases and normalisation too, as in the CIFAR protocol"
+        False, "apply weight_decay to biases and normalisation too, as in the CIFAR protocol"
     )
-    prompt_template: str = _setting("a photo of a {}.", "CLIP: the sentence in which the teacher reads a class name")
+    prompt_template: str = _setting("a photo of a {}.", "CLIP: template of the teacher's prompt for a class name")
     visual_prompt_length: int = _setting(4, "CLIP: learnable tokens per layer of the student")
-    visual_prompt_depth: int = _setting(9, "CLIP: number of its layers that have them")
+    visual_prompt_depth: int = _setting(9, "CLIP: number of layers with learnable tokens")
     unlabelled_classes: Literal["all", "base"] = _setting(
-        "all", "CLIP: classes whose images are trained on; with all, the new classes are seen too"
+        "all", "CLIP: classes of the training images; all includes the new classes (transductive)"
     )
 
     def __post_init__(self) -> None:
         self.parse()
 
     def parse(self) -> None:
-        """Replace strings by what they write: components by their notation, mappings by JSON; one by a list of one.
+        """Parse strings (components in their notation, mappings as JSON), and wrap single values in lists.
 
         Raises:
-            ConfigError: a string that writes neither.
+            ConfigError: a string that cannot be parsed.
         """
         from abkd.models.loading import with_dtype
 
@@ -168,11 +168,11 @@ class Settings:
             self.augmentation = [self.augmentation]
 
     def problems(self, given: Collection[str] | None = None) -> list[str]:
-        """One sentence for each value out of range and each invalid combination; empty where all is well.
+        """One sentence for each value out of range and each invalid combination; empty if there are none.
 
         Args:
-            given: names of the settings that were set, for those that exclude each other; by default those that differ
-                from their default.
+            given: names of the settings that were set, to detect those that exclude each other; by default those that
+                differ from their default.
         """
         from abkd.setting_rules import problems
 
@@ -183,7 +183,7 @@ class Settings:
         return {each.name for each in fields(Settings) if getattr(self, each.name) != default_of(each)}
 
     def expand_short_forms(self) -> None:
-        """Write ``kd_ratio`` as the weights that it stands for, ``lmbda`` and ``seq_kd`` as their source."""
+        """Replace ``kd_ratio`` by the weights that it stands for, ``lmbda`` and ``seq_kd`` by their source."""
         from abkd.sequence_rules import short_form
 
         if self.kd_ratio is not None:
@@ -195,7 +195,7 @@ class Settings:
         """The objective that these fields describe.
 
         Raises:
-            ConfigError: they describe none.
+            ConfigError: they do not describe a valid objective.
         """
         from abkd.objective import Objective
 
@@ -220,7 +220,7 @@ class ModelSettings:
     model_name_or_path: str
     """The student: a directory or a hub name."""
     teacher_model_name_or_path: str | list[str] | None = None
-    """The teacher, or the members of an ensemble; none where the teacher is made of the student."""
+    """The teacher, or the members of an ensemble; None if the teacher is made of the student."""
     model_revision: str | None = None
     teacher_model_revision: str | None = None
 
@@ -230,23 +230,23 @@ class DataSettings:
     """The data of a run, by name. Paths are relative to the working directory; None means "not set"."""
 
     train_file: str | list[str] | None = None
-    """JSONL, JSON, CSV (also compressed) or parquet with prompt/completion, messages or text: a file, several, or a
-    pattern such as data/*.jsonl; for images one .npz with arrays."""
+    """JSONL, JSON, CSV (also compressed) or parquet with prompt/completion, messages or text: a file, a list of files,
+    or a pattern such as data/*.jsonl; for images one .npz with arrays."""
     eval_file: str | list[str] | None = None
     train_dir: str | None = None
-    """Images in one folder a class, or in one folder without classes."""
+    """Images in one folder per class, or in one folder without classes."""
     eval_dir: str | None = None
     split_file: str | None = None
-    """CLIP: the split of a data set into train, val and test, as CoOp writes it (JSON); images lie in train_dir."""
+    """CLIP: the split of a dataset into train, val and test in CoOp's format (JSON); the images are in train_dir."""
     dataset_name: str | None = None
     dataset_config: str | None = None
     dataset_train_split: str = "train"
     dataset_test_split: str | None = None
     streaming: bool = False
-    """Read training rows when their turn comes and keep no copy of them: for data that does not fit the disk."""
+    """Read training rows on the fly and keep no copy of them: for data that does not fit on the disk."""
     eval_fraction: float | None = None
-    """The share of the training rows that is held out when nothing to evaluate on is given; 0.05 where nobody says and,
-    of images, no split to evaluate on lies beside them."""
+    """The fraction of the training rows to hold out if no held-out set is given; by default 0.05, unless there is an
+    evaluation split next to training images."""
     pretrain_file: str | list[str] | None = None
     """Plain text for the language-modelling term (lm_coef)."""
 
@@ -258,7 +258,7 @@ class DataSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSettings:
-    """Adapters in place of all of the student's weights."""
+    """LoRA adapters, trained in place of the student's weights."""
 
     use_peft: bool = False
     lora_r: int = 16
@@ -268,7 +268,7 @@ class LoraSettings:
 
 
 def settings_of(values: Mapping[str, Any]) -> Settings:
-    """The settings among the values of a recipe; the others are left alone."""
+    """The settings among the values of a recipe; other values are ignored."""
     names = {each.name for each in fields(Settings)}
     return Settings(**{name: value for name, value in values.items() if name in names})
 
@@ -277,7 +277,7 @@ COMPONENTS = tuple(each.name for each in fields(Settings) if each.metadata.get("
 
 
 def default_of(each: dataclasses.Field[Any]) -> Any:
-    """The default of a field of :class:`Settings`, a component as its value."""
+    """The default of a field of :class:`Settings`, with components parsed."""
     if each.default_factory is not dataclasses.MISSING:
         return each.default_factory()
     written = each.metadata.get("component") and isinstance(each.default, str)
@@ -291,7 +291,7 @@ def _parsed(text: str) -> object:
 
 @cache
 def field_types(kind: type = Settings) -> Mapping[str, Any]:
-    """The type of each field of ``kind``, :class:`Settings` or a subclass, by name. Loads torch."""
+    """The type of each field of ``kind``, :class:`Settings` or a subclass, by name. Imports torch."""
     from abkd.data.images.augmentation import Augmentation
     from abkd.divergences import Divergence
     from abkd.row_weights import RowWeights

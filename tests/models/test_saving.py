@@ -238,7 +238,7 @@ def test_a_saved_adapter_says_what_it_belongs_to(base: str, tmp_path: Path, monk
 
 
 def test_without_adapters_there_is_nothing_to_merge(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="merge_adapter is about adapters of PEFT, and the student has none"):
+    with pytest.raises(ConfigError, match="merge_adapter applies only to PEFT adapters, and the student has none"):
         run(llama(0), tmp_path, merge_adapter=True)
 
 

@@ -147,7 +147,9 @@ def test_a_run_from_hidden_states_is_the_run_with_the_teacher(
 
 def test_only_a_recipe_with_a_cache_can_be_cached(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cache(**values(shelf)) == ConfigError.exit_code
-    assert "its teacher is Live(): set teacher: TopKCache(k=64)" in " ".join(capsys.readouterr().err.split())
+    assert "whose teacher is a cache, got Live(); set teacher: TopKCache(k=64)" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_the_teachers_own_text_is_cached_too(shelf, monkeypatch):
@@ -174,11 +176,11 @@ def test_a_row_weight_and_a_short_stage_want_whole_distributions(shelf):
     recipe = values(shelf, teacher="TopKCache(k=16)", row_weight="TeacherConfidence()", kd_temperature="2.0")
     given = {name: value for name, value in recipe.items() if name != "output_dir"}
     assert CliRunner().invoke(app, words(**given)).exit_code == 0
-    with pytest.raises(ConfigError, match="knows the likeliest classes only"):
+    with pytest.raises(ConfigError, match="has only the top-k classes"):
         distill(Recipe.from_dict({**recipe, "output_dir": str(shelf / "weighed")}))
     short = "stages((0.1, ForwardKL()), (0.2, Standardized()), (0.7, ForwardKL()))"
     later = {**recipe, "row_weight": None, "divergence": short, "output_dir": str(shelf / "later")}
-    with pytest.raises(ConfigError, match=r"Standardized.* knows the likeliest classes only"):
+    with pytest.raises(ConfigError, match=r"Standardized.* has only the top-k classes"):
         distill(Recipe.from_dict(later))  # now, and not from 10 % of the run on
     without = {**recipe, "row_weight": None, "output_dir": str(shelf / "tempered"), "max_steps": 1}
     found = distill(Recipe.from_dict(without)).evaluate()

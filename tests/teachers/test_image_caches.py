@@ -324,7 +324,7 @@ def test_the_command_and_the_run(shelf: Path, monkeypatch: pytest.MonkeyPatch) -
     done = cache(shelf)
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
-    assert re.search(r"HiddenCache\(path=.*\): \d+ images, \d+\.\d bytes per image, in .*made now: \d+ images", said)
+    assert re.search(r"HiddenCache\(path=.*\): \d+ images, \d+\.\d bytes per image, in .*added now: \d+ images", said)
     alive = distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "live"), teacher="Live()")))
     original = image_classification.load_classifier
 

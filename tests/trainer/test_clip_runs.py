@@ -88,7 +88,7 @@ def test_from_a_recipe_to_a_student_that_loads(tmp_path, small):
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path, small):
-    with pytest.raises(ConfigError, match="sees no labels: set ce_weight"):
+    with pytest.raises(ConfigError, match="uses no labels: set ce_weight"):
         clip_trainer(tmp_path, small, ce_weight=0.1)
     with pytest.raises(ConfigError, match="one \\{\\} for the class name"):
         clip_trainer(tmp_path, small, prompt_template="a photo")
@@ -99,7 +99,7 @@ def test_images_of_base_classes_only_need_to_be_known_as_such(tmp_path, small):
 
     images = load_images(small.train_file)
     arrays = {"images": np.stack([images.image(i) for i in range(8)]), "classes": list(images.class_names)}
-    with pytest.raises(ConfigError, match="takes labels to know them"):
+    with pytest.raises(ConfigError, match="needs labels to leave out"):
         DistillTrainer(
             str(small.student),
             str(small.teacher),

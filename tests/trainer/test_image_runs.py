@@ -148,9 +148,9 @@ def test_labels_are_not_needed(tmp_path):
     found = run.evaluate()
     assert "eval_accuracy" not in found
     assert found["eval_forward_kl"] > 0
-    with pytest.raises(ConfigError, match="no labels, so there is no cross-entropy"):
+    with pytest.raises(ConfigError, match="no labels, which the cross-entropy needs"):
         image_trainer(tmp_path / "b", data=unlabelled(), ce_weight=0.5)
-    with pytest.raises(ConfigError, match="looks at them"):
+    with pytest.raises(ConfigError, match="use another divergence"):
         image_trainer(tmp_path / "c", data=unlabelled(), ce_weight=0.0, divergence="DKD()")
     with pytest.raises(DataError, match="label"):
         image_trainer(tmp_path / "d", data=[*unlabelled(3), *pictures(3)])
@@ -196,14 +196,14 @@ def test_the_student_is_saved_as_it_came(tmp_path, family):
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(VocabularyError, match="classes"):
         image_trainer(tmp_path / "a", data=[{**row, "label": row["label"] % 3} for row in pictures()], teach=wide())
-    with pytest.raises(ConfigError, match="has a label 4, but the student knows 3 classes"):
+    with pytest.raises(ConfigError, match="the 3 classes of the student, got 4"):
         image_trainer(tmp_path / "b", narrow(), teach=narrow(1))
     model = plain(0)
     with pytest.raises(ConfigError, match="share weights"):
         image_trainer(tmp_path / "c", model, teach=model)
     with pytest.raises(ConfigError, match="group_by_length does not apply to the task"):
         image_trainer(tmp_path / "d", group_by_length=True)
-    with pytest.raises(ConfigError, match="lr_milestones must be epochs in rising order"):
+    with pytest.raises(ConfigError, match="lr_milestones must be increasing epochs"):
         image_trainer(tmp_path / "e", lr_milestones=[3, 2])
 
 
@@ -233,8 +233,7 @@ def test_a_teacher_that_says_nan_ends_the_run(tmp_path):
 def test_the_teacher_is_scored_before_the_first_step(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="abkd"):
         image_trainer(tmp_path, eval_dataset=pictures(10, seed=1), max_steps=1).train()
-    assert "the teacher is right on" in caplog.text
-    assert "of 10 held-out images" in caplog.text
+    assert "accuracy of the teacher on 10 held-out images" in caplog.text
 
 
 def test_rows_are_the_models_own_logits():
@@ -274,9 +273,9 @@ def test_held_out_images_have_the_classes_of_the_training(tmp_path):
     image_trainer(tmp_path / "c", data=named(pictures(), NAMES), eval_dataset=named(part, NAMES[1:])).evaluate()
     with pytest.raises(DataError, match="has a class 'fox' that the training images do not have"):
         image_trainer(tmp_path / "d", data=named(pictures(), NAMES), eval_dataset=named(part, ("fox", *NAMES[2:])))
-    with pytest.raises(ConfigError, match="has a label 9, but the student knows 5 classes"):
+    with pytest.raises(ConfigError, match="the 5 classes of the student, got 9"):
         image_trainer(tmp_path / "e", eval_dataset=[{**row, "label": 9} for row in held_out])
-    with pytest.raises(ConfigError, match="no labels, so there is no cross-entropy"):
+    with pytest.raises(ConfigError, match="no labels, which the cross-entropy needs"):
         image_trainer(tmp_path / "f", eval_dataset=unlabelled(4))
 
 
@@ -302,7 +301,7 @@ def test_numbered_folders_in_another_order_are_noticed():
 
 
 def test_a_batch_axis_sees_each_image_once(tmp_path):
-    with pytest.raises(ConfigError, match="stands in it twice"):
+    with pytest.raises(ConfigError, match="is in it twice"):
         image_trainer(tmp_path, divergence="DIST()", augmentation="[Mixup()]")
     image_trainer(tmp_path, divergence="DIST()", augmentation="[Mixup()]", data=unlabelled(), ce_weight=0.0).train()
 
@@ -440,7 +439,7 @@ def test_a_student_whose_logits_are_cut_off_its_weights_is_refused(tmp_path):
         def forward(self, x):
             return super().forward(x).detach()
 
-    with pytest.raises(ConfigError, match="the logits of the Detached depend on none of its trained parameters"):
+    with pytest.raises(ConfigError, match="the logits of the Detached depend on none of its trainable parameters"):
         image_trainer(tmp_path, Detached())
 
 

@@ -191,7 +191,7 @@ def test_the_same_rows_in_every_form(tmp_path, form):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="lm_coef is above 0 but there is no plain text"):
+    with pytest.raises(ConfigError, match="lm_coef > 0 needs plain text"):
         trainer(tmp_path, lm_coef=0.5, pretrain_chunks=None)
     with pytest.raises(DataError):
         trainer(tmp_path, data=[])

@@ -1,6 +1,6 @@
 """The command line: ``abkd distill | generate | cache | shrink | show | demo``.
 
-Everything heavy is imported inside the verbs, so that help and refusals come at once.
+Heavy modules are imported inside the commands, so that help and errors in the input appear at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from abkd.cli._app import app
 
 __all__ = ["app", "collect_rarely", "main"]
 
-_OBJECTS = 50_000  # that come before there is a collection; Python's own 700 make torch and transformers load slower
+_OBJECTS = 50_000  # allocations before a garbage collection; Python's default of 700 slows down importing torch
 
 
 def main() -> None:
@@ -21,5 +21,5 @@ def main() -> None:
 
 
 def collect_rarely() -> None:
-    """Fewer collections of garbage: each looks at all that is being imported, an eighth of the time of a start."""
+    """Collect garbage less often: scanning everything that is imported takes an eighth of the startup time."""
     gc.set_threshold(_OBJECTS)

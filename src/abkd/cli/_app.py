@@ -1,4 +1,4 @@
-"""The verbs: what they take, and which room does the work."""
+"""The commands and their options; the work is done in other modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 class _Verbs(TyperGroup):
-    """The verbs, with the exit codes of :mod:`abkd.errors`."""
+    """The commands, with the exit codes of :mod:`abkd.errors`."""
 
     def invoke(self, ctx: Any) -> Any:
         with exit_codes():
@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 2 bad input, 3 not finite, 4 storage, 5 server, 130 interrupted, 143 terminated, "
-    "1 our bug.",
+    "1 a bug in abkd.",
 )
 
 
@@ -77,7 +77,7 @@ def distill(ctx: typer.Context) -> None:
 
 @app.command("generate", cls=GenerateHelp, context_settings=_FREE_FLAGS)
 def generate(ctx: typer.Context) -> None:
-    """Let the teacher write to a recipe's prompts, once: for source: TeacherSamples(), or as training data."""
+    """Generate the teacher's completions of a recipe's prompts: for source: TeacherSamples(), or as training data."""
     from abkd.cli._recipe import read_request
 
     recipe, extra = read_request(ctx.args, {"output_file": str})
@@ -111,7 +111,7 @@ def clean(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Delete all of them.")] = False,
 ) -> None:
-    """Say what abkd keeps in its cache directory (copies of data among it), or delete it."""
+    """List what abkd keeps in its cache directory (including copies of data), or delete it."""
     from abkd.cli._clean import KINDS, clean_caches
 
     clean_caches([*KINDS] if everything else kinds or [], console())
@@ -119,14 +119,14 @@ def clean(
 
 @app.command("shrink")
 def shrink(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="The model to cut: a directory or a hub name.")],
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="The model to shrink: a directory or a hub name.")],
     layers: Annotated[int, typer.Option("--layers", min=1, help="How many layers to keep.")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where the student goes; must be empty or new.")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where to save the student; must be empty or new.")],
     text_file: Annotated[
-        str, typer.Option("--text_file", help="Rows like those of training: they decide which layers matter.")
+        str, typer.Option("--text_file", help="Rows like the training data, to measure the influence of each layer on.")
     ],
-    rows: Annotated[int, typer.Option("--rows", min=1, help="How many of them to look at.")] = 64,
-    max_length: Annotated[int, typer.Option("--max_length", min=2, help="Tokens per row.")] = 512,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="How many of them to use.")] = 64,
+    max_length: Annotated[int, typer.Option("--max_length", min=2, help="Maximum number of tokens per row.")] = 512,
 ) -> None:
     """Make a student from the teacher: drop the layers that change their input least."""
     from abkd.cli._shrink import shrink_model
@@ -136,7 +136,7 @@ def shrink(
 
 @app.command("show", cls=ShowHelp, context_settings=_FREE_FLAGS)
 def show(ctx: typer.Context) -> None:
-    """Print what a recipe means: every value it resolves to and the objective as a formula. Loads no model."""
+    """Print a recipe with all values resolved, and its objective as a formula. Loads no model."""
     from abkd.cli._recipe import read_request
     from abkd.cli._show import print_recipe, print_sample
 
@@ -148,24 +148,26 @@ def show(ctx: typer.Context) -> None:
 
 @app.command("demo")
 def demo(
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where student and report go.")] = Path("abkd-demo"),
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where to save student and report.")] = Path(
+        "abkd-demo"
+    ),
     compare: Annotated[
         bool, typer.Option("--compare", help="Forward KL, reverse KL and α-β side by side (longer).")
     ] = False,
     vision: Annotated[
-        bool, typer.Option("--vision", help="Instead: digits, a network of a hundredth the size, five objectives.")
+        bool, typer.Option("--vision", help="Image demo: digits, a student 100 times smaller, five objectives.")
     ] = False,
     clip: Annotated[
-        bool, typer.Option("--clip", help="Instead: a small CLIP, base to new, from unlabelled images.")
+        bool, typer.Option("--clip", help="CLIP demo: base-to-new classes, from unlabelled images.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="The same path in about a minute, on fewer rows.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The same steps in about a minute, on fewer rows.")] = False,
     overwrite_output_dir: Annotated[
         bool, typer.Option("--overwrite_output_dir", help="Replace what is in output_dir.")
     ] = False,
 ) -> None:
     """Distil a real pretrained model on this machine: no hub, no GPU, a table and a report at the end."""
     if vision + clip + compare > 1:
-        raise ConfigError("--vision, --clip and --compare are three demos: choose one")
+        raise ConfigError("--vision, --clip and --compare select different demos: choose one")
     configure_logging()
     if vision or clip:
         from abkd.cli._sweep import print_sweep

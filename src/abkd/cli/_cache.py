@@ -1,4 +1,4 @@
-"""``abkd cache``: what the teacher says about the data of a recipe, computed once."""
+"""``abkd cache``: precompute the teacher's predictions for the data of a recipe."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from abkd.teachers.caches import Built, CachedTeacher, build_cache, read_manifes
 
 
 def cache_recipe(recipe: Recipe, console: Console) -> Built:
-    """Build the cache that the recipe's ``teacher`` names, for its training and its held-out rows, and sum it up.
+    """Build the cache named by the recipe's ``teacher``, for the training and held-out rows, and print a summary.
 
     Raises:
         ConfigError: the recipe's teacher is not a cache.
-        AbkdError: as :func:`abkd.teachers.caches.build_cache`, and as the data.
+        AbkdError: see :func:`abkd.teachers.caches.build_cache` and :func:`abkd.run.load_data`.
     """
     config = recipe.distill_config()
     teacher, name = _teacher(recipe, config)
@@ -45,7 +45,7 @@ def cache_recipe(recipe: Recipe, console: Console) -> Built:
         )
     seconds = time.monotonic() - start
     if config.distributed_state is not None:
-        config.distributed_state.wait_for_everyone()  # the last to finish counts what all have made
+        config.distributed_state.wait_for_everyone()  # the counts include the work of every process
     console.print(_summary(teacher, built, seconds, task.unit), markup=False, highlight=False, soft_wrap=True)
     return built
 
@@ -54,16 +54,16 @@ def _teacher(recipe: Recipe, config: DistillConfig) -> tuple[CachedTeacher, str]
     given = names(recipe.teacher_model_name_or_path)
     if not isinstance(config.teacher, CachedTeacher):
         raise ConfigError(
-            f"abkd cache builds the cache that the recipe reads, but its teacher is {config.teacher!r}: set teacher: "
+            f"abkd cache needs a recipe whose teacher is a cache, got {config.teacher!r}; set teacher: "
             "TopKCache(k=64), or HiddenCache()"
         )
     if len(given) != 1:
-        raise ConfigError(f"a cache is of one teacher, but teacher_model_name_or_path names {len(given)}")
+        raise ConfigError(f"a cache holds one teacher, got {len(given)} in teacher_model_name_or_path; set one name")
     return config.teacher, given[0]
 
 
 class _Speed(ProgressColumn):
-    """Rows in a second: one for each token that is trained, or each image."""
+    """Rows per second: trained tokens or images."""
 
     def __init__(self, word: str) -> None:
         super().__init__()
@@ -75,8 +75,12 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def _progress(word: str) -> Iterator[Callable[[int, int], None]]:
-    """A line on standard error, in the first process, that is gone when all is done."""
-    columns = (TextColumn("asking the teacher"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"))
+    """Show a transient progress bar on standard error, in the main process."""
+    columns = (
+        TextColumn("querying the teacher"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+    )
     console = terminal.console()
     line = Progress(
         *columns,
@@ -97,9 +101,9 @@ def _progress(word: str) -> Iterator[Callable[[int, int], None]]:
 
 def _summary(teacher: CachedTeacher, built: Built, seconds: float, word: str) -> str:
     there = read_manifest(built.folder) or {}
-    speed = f", {built.made / seconds:,.0f} a second" if built.made else ""
+    speed = f", {built.made / seconds:,.0f} per second" if built.made else ""
     sequences = "" if word == "image" else f"{there['sequences']:,} sequences, "
     return (
         f"{teacher!r}: {sequences}{there['rows']:,} {word}s, {there['bytes_per_row']} bytes per {word}, in "
-        f"{built.folder}\nmade now: {built.made:,} {word}s{speed}"
+        f"{built.folder}\nadded now: {built.made:,} {word}s{speed}"
     )

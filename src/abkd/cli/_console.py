@@ -1,4 +1,4 @@
-"""What the command line prints, and the exit code of every ending."""
+"""Console output, logging and exit codes of the command line."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from abkd.errors import AbkdError, ConfigError, StorageError
 from abkd.storage import disk_refused
 
 _OUT_OF_MEMORY = (
-    "out of memory ({}). Smaller: per_device_train_batch_size (gradient_accumulation_steps makes up for it), "
-    "max_length, memory_budget_mb, gradient_checkpointing: true, or a smaller teacher; then begin "
-    "again, or go on with --resume"
+    "out of memory ({}). Reduce per_device_train_batch_size (and raise gradient_accumulation_steps), max_length or "
+    "memory_budget_mb, set gradient_checkpointing: true, or use a smaller teacher; then start again, or continue with "
+    "--resume"
 )
 
 
 def is_main_process() -> bool:
-    """True in the one process that prints (``accelerate launch`` numbers them in ``RANK``)."""
+    """True in the process that prints, the one with ``RANK`` 0 (set by ``accelerate launch``)."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def console() -> Console:
-    """Standard output; silent in all processes but the first."""
+    """Standard output; silent in all processes but the main one."""
     return Console(quiet=not is_main_process())
 
 
 class _LogHandler(logging.Handler):
-    """A remark is a line, a warning a yellow one."""
+    """Prints each log record as one line, warnings in yellow."""
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else ""
@@ -44,27 +44,27 @@ class _LogHandler(logging.Handler):
 
 
 def _printable(text: str) -> str:
-    """Names of files need not be UTF-8: what is not is escaped."""
+    """Escape what cannot be encoded: file names need not be UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def configure_logging() -> None:
-    """Show our own remarks on standard error (the first process alone); transformers only says what went wrong."""
+    """Log abkd's messages to standard error (main process only), and only errors of transformers."""
     from transformers.utils import logging as of_transformers
 
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
     logger = logging.getLogger("abkd")
     logger.handlers = [_LogHandler()]
-    logger.propagate = False  # or whoever sets up the root logger (absl does) makes us say everything twice
+    logger.propagate = False  # a library that configures the root logger (absl does) would print every line twice
     logger.setLevel(logging.INFO if is_main_process() else logging.ERROR)
 
 
 def end_processes() -> None:
-    """Part from the other processes of a run, if any: or a thread of gloo's may meet the end of the interpreter.
+    """Destroy the process group of a distributed run, so that no gloo thread outlives the interpreter.
 
-    Such a thread still wants the interpreter's lock for a moment after the last collective; ending the group in that
-    moment waits for the thread while holding the lock, and not ending it aborts the process.
+    Such a thread still needs the GIL for a moment after the last collective. Destroying the group within that moment
+    deadlocks, because it waits for the thread while holding the GIL; not destroying it aborts the process.
     """
     from torch import distributed
 
@@ -75,7 +75,7 @@ def end_processes() -> None:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Errors that we raise on purpose become one clean paragraph and their exit code; a bug keeps its traceback."""
+    """Print abkd's own errors as one paragraph and exit with their code; any other exception keeps its traceback."""
     try:
         yield
     except AbkdError as error:
@@ -85,7 +85,7 @@ def exit_codes() -> Iterator[None]:
     except Exception as error:
         if disk_refused(error):
             place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            message = f"no space left on the disk{place}: free some, then continue with --resume"
+            message = f"no space left on the disk{place}: free some disk space, then continue with --resume"
             raise _ended(message, StorageError.exit_code) from error
         if _out_of_memory(error):
             raise _ended(_OUT_OF_MEMORY.format(str(error).split("\n")[0]), ConfigError.exit_code) from error
@@ -101,7 +101,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _ended(message: str, exit_code: int) -> typer.Exit:
-    # One process per machine speaks: each may see other files, but all of one machine fail for the same reason.
+    # One process per machine prints: machines may see different files, but within one the reason is the same.
     if os.environ.get("LOCAL_RANK", "0") == "0":
         terminal.console().print(
             _printable(f"abkd: {message}"), style="red", markup=False, highlight=False, soft_wrap=True

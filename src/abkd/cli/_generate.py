@@ -1,4 +1,4 @@
-"""``abkd generate``: what the teacher writes to the training prompts of a recipe, once."""
+"""``abkd generate``: the teacher's completions of the training prompts of a recipe."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from abkd.tasks import prepare_text, teacher_writer
 
 
 def generate_text(recipe: Recipe, output_file: str | None) -> None:
-    """Let the teacher write what is missing, to ``output_file`` or to where ``abkd distill`` looks for it; sum it up.
+    """Generate the missing completions into ``output_file`` or the cache of ``abkd distill``, and print a summary.
 
     Several processes (``RANK`` and ``WORLD_SIZE``, as torchrun sets them) share the prompts and need no connection.
 
     Raises:
-        ConfigError: the recipe names no single teacher.
-        AbkdError: as :func:`abkd.sources.ensure_teacher_text`, and as the data.
+        ConfigError: the recipe does not name exactly one teacher.
+        AbkdError: see :func:`abkd.sources.ensure_teacher_text` and :func:`abkd.run.load_data`.
     """
     settings = _settings(recipe, output_file)
     tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
@@ -71,7 +71,7 @@ def generate_text(recipe: Recipe, output_file: str | None) -> None:
 
 
 def _settings(recipe: Recipe, output_file: str | None) -> Settings:
-    """The recipe's settings with the source that writes; ``DistillConfig`` itself would set up a process group."""
+    """The recipe's settings with the teacher as source; ``DistillConfig`` would set up a process group."""
     settings = recipe.settings()
     settings.lm_coef, settings.packing = 0.0, False  # neither changes a prompt
     settings.source = _source(settings.source, output_file)
@@ -79,7 +79,7 @@ def _settings(recipe: Recipe, output_file: str | None) -> Settings:
 
 
 def _source(source: Any, output_file: str | None) -> Any:
-    """The first ``TeacherSamples`` of the recipe, or as it stands where there is none."""
+    """The first ``TeacherSamples`` of the recipe, or the default one if there is none."""
     found = [use for stage in stage_sources(source) for use in uses(stage)]
     first, privileged = found[0] if found else (TeacherSamples(), False)
     chosen = first if output_file is None else dataclasses.replace(first, file=output_file)
@@ -87,14 +87,16 @@ def _source(source: Any, output_file: str | None) -> Any:
 
 
 def _writer(recipe: Recipe, settings: Settings, tokenizer: Any) -> TeacherWriter:
-    """The recipe's teacher as a writer: its server if one is named, else its model, loaded when it is needed.
+    """The recipe's teacher as a writer: its server if one is set, else its model, loaded when needed.
 
     Raises:
-        ConfigError: the recipe names none, or several.
+        ConfigError: the recipe names no teacher, or several.
     """
     url, given = settings.teacher_model_server_url, names(recipe.teacher_model_name_or_path)
     if len(given) > 1 or not (given or url):
-        raise ConfigError(f"one teacher writes, but teacher_model_name_or_path names {len(given) or 'none'}")
+        raise ConfigError(
+            f"abkd generate needs one teacher, got {len(given) or 'none'}; set teacher_model_name_or_path to one name"
+        )
     name, device = given[0] if given else "", _device(recipe)
     options = teacher_options(settings.teacher_model_init_kwargs, device, recipe.teacher_model_revision)
     revision = options.get("revision")
@@ -127,7 +129,7 @@ def _loading(name: str, options: dict[str, Any], device: torch.device) -> Callab
 def _prompts(recipe: Recipe, settings: Settings, tokenizer: Any) -> TokenizedDataset:
     """The rows that a run of this recipe would train on."""
     if recipe.streaming:
-        raise ConfigError("the teacher answers all prompts, and streamed rows have no end: set streaming: false")
+        raise ConfigError("abkd generate needs all prompts, and streamed rows have no known end; set streaming: false")
     train, _ = load_data(recipe)
     dataset = prepare_text(train, tokenizer, settings, "train", teachers=_teachers(recipe, settings))
     assert isinstance(dataset, TokenizedDataset)
@@ -135,7 +137,7 @@ def _prompts(recipe: Recipe, settings: Settings, tokenizer: Any) -> TokenizedDat
 
 
 def _teachers(recipe: Recipe, settings: Settings) -> dict[str, Any]:
-    """The tokenizers that a run of this recipe loads beside the student's."""
+    """The tokenizers that a run of this recipe loads in addition to the student's."""
     if settings.teacher_model_server_url and not recipe.objective().ever_needs_teacher():
         return {}
     options, found = settings.teacher_model_init_kwargs or {}, names(recipe.teacher_model_name_or_path)
@@ -147,15 +149,15 @@ def _sum_up(store: Store, tokens: int, seconds: float, *, complete: bool) -> Non
     console = Console(quiet=not (complete or is_main_process()))
     if not complete:
         console.print(
-            f"This process is done; the one that comes last puts {store.path} together.", soft_wrap=True, markup=False
+            f"This process is done; the last one to finish writes {store.path}.", soft_wrap=True, markup=False
         )
         return
     counts = store.counts()
     speed = f", {tokens / seconds:,.0f} tokens/s" if tokens else ""
     table = Table.grid(padding=(0, 2))
     table.add_row("prompts", f"{counts['prompts']:,}")
-    table.add_row("tokens", f"{counts['tokens']:,} ({tokens:,} written now by this process{speed})")
-    table.add_row("clipped", f"{counts['clipped']:,} that did not end within max_completion_length")
-    table.add_row("blank", f"{counts['blank']:,} of no text, which the file leaves out")
+    table.add_row("tokens", f"{counts['tokens']:,} ({tokens:,} generated now by this process{speed})")
+    table.add_row("clipped", f"{counts['clipped']:,} completions cut off at max_completion_length")
+    table.add_row("blank", f"{counts['blank']:,} empty completions, which are not in the file")
     console.print(f"The teacher's text is in {store.path}", soft_wrap=True, markup=False, highlight=False)
     console.print(table)

@@ -1,4 +1,4 @@
-"""``[RECIPE] [--name value] ...``: the words after a verb, as a recipe."""
+"""``[RECIPE] [--name value] ...``: the arguments of a command, as a recipe."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def refuse_if_busy(words: Sequence[str]) -> None:
-    """Refuse at once, before torch is loaded, where another process is at work in the output directory of the words.
+    """Fail early, before torch is imported, if another process is using the output directory.
 
-    Words that say none are left to :func:`read_request`, which explains what is wrong with them.
+    Arguments that cannot be parsed are left to :func:`read_request`, which reports what is wrong with them.
 
     Raises:
-        OutputDirError: somebody is at work there.
+        OutputDirError: the directory is in use by another process.
     """
     named = _is_named(words)
     try:
@@ -33,9 +33,9 @@ def refuse_if_busy(words: Sequence[str]) -> None:
 
 
 def read_request(words: Sequence[str], extra: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe that the words describe, and what the verb alone takes, by name and type.
+    """The recipe given by the arguments, and the values of the command's own options.
 
-    A switch is false and all else None unless given.
+    ``extra``: type of each such option by name; a bool is False and any other None unless given.
 
     Raises:
         ConfigError: see ``parse_flags`` and ``Recipe.from_dict``.
@@ -49,7 +49,7 @@ def read_request(words: Sequence[str], extra: Mapping[str, Any]) -> tuple[Recipe
     if named:
         return Recipe.from_yaml(words[0], flags), own
     if not flags:
-        raise ConfigError("nothing to do: name a recipe (the shipped quickstart is one) or give flags; see --help")
+        raise ConfigError("nothing to do: give a recipe (such as the shipped quickstart) or flags; see --help")
     return Recipe.from_dict(flags, where="flags", flags=flags.keys()), own
 
 
@@ -58,8 +58,8 @@ def _is_named(words: Sequence[str]) -> bool:
 
 
 _FORMS = {
-    "grid": "takes a YAML mapping to lists, e.g. \"{divergence: ['ForwardKL()', 'AlphaBeta(0.2, 0.7)']}\"",
-    "seeds": "takes whole numbers separated by commas, e.g. 1,2,3",
+    "grid": "must be a YAML mapping to lists, e.g. \"{divergence: ['ForwardKL()', 'AlphaBeta(0.2, 0.7)']}\"",
+    "seeds": "must be integers separated by commas, e.g. 1,2,3",
 }
 
 
@@ -71,4 +71,4 @@ def _own(name: str, kind: Any, value: Any) -> Any:
     except ConfigError as error:
         if "commas needs quotes" in str(error) or name not in _FORMS:
             raise ConfigError(f"--{str(error).removeprefix('--')}") from error
-        raise ConfigError(f"--{name} {_FORMS[name]}; got {shown(value)}") from error
+        raise ConfigError(f"--{name} {_FORMS[name]}, got {shown(value)}") from error

@@ -1,4 +1,4 @@
-"""``abkd show``: a recipe for the eye, and still a recipe when piped into a file."""
+"""``abkd show``: print a resolved recipe; the output is itself a recipe when piped into a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abkd.tasks import task_of
 
 
 def print_recipe(recipe: Recipe, console: Console) -> None:
-    """The resolved recipe as YAML; its objective, and who writes its sequences, as comments above."""
+    """Print the resolved recipe as YAML, with its objective and the source of its sequences as comments above."""
     rows = task_of(recipe.settings().task).row_noun
     text = f"# {recipe.objective().formula(rows)}\n{_sources(recipe)}{recipe.to_yaml(resolved=True)}"
     if console.is_terminal:
@@ -23,7 +23,7 @@ def print_recipe(recipe: Recipe, console: Console) -> None:
 
 
 def _sources(recipe: Recipe) -> str:
-    """The tree of sources with what is known of them, where the data alone is not all."""
+    """The tree of sources with their counts and fingerprint, as comments; "" if the source is the dataset alone."""
     from abkd import notation
     from abkd.data import fingerprint as fingerprint_of_rows
     from abkd.data import load_rows
@@ -44,10 +44,10 @@ def _sources(recipe: Recipe) -> str:
 
 
 def print_sample(recipe: Recipe, console: Console) -> None:
-    """The first training row as the student reads it, its trained tokens marked; of images what they are.
+    """Print the first training row as the student reads it, with its trained tokens marked; for images a summary.
 
     Raises:
-        ConfigError: the student's tokenizer is not where the recipe says.
+        ConfigError: the student's tokenizer cannot be loaded.
         DataError: the row cannot be used.
     """
     from abkd import notation
@@ -55,7 +55,7 @@ def print_sample(recipe: Recipe, console: Console) -> None:
     from abkd.models.loading import load_tokenizer
     from abkd.sources import is_privileged, needs_completions, privileged_context
 
-    recipe.check_ready(output=False, models=False)  # of the student its tokenizer is enough
+    recipe.check_ready(output=False, models=False)  # only the student's tokenizer is needed
     if not _is_text(recipe):
         _print_images(recipe, console)
         return
@@ -78,7 +78,7 @@ def print_sample(recipe: Recipe, console: Console) -> None:
 
 
 def _teachers(recipe: Recipe) -> dict[str, Any]:
-    """The tokenizers of the teachers that are named."""
+    """Tokenizers of the recipe's teachers, by name."""
     from abkd.models.loading import load_tokenizer
     from abkd.recipe import names
 

@@ -1,4 +1,4 @@
-"""``abkd shrink``: a student out of the teacher's most influential layers."""
+"""``abkd shrink``: make a student of the teacher's most influential layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *,
     Raises:
         OutputDirError: ``output_dir`` is in use.
         DataError: no usable rows.
-        ConfigError: no model there, or it has not that many layers to choose from.
+        ConfigError: there is no model, or it has no more than ``layers`` layers.
     """
     output_dir = Path(in_full(str(output_dir)))
     _check_free(output_dir)
@@ -55,7 +55,7 @@ def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *,
     console().print(influence_table(influence, kept))
     console().print(
         f"{output_dir}: {layers} of {there} layers, {student.num_parameters() / 1e6:.3g} M of "
-        f"{model.num_parameters() / 1e6:.3g} M parameters. Now: abkd distill --model_name_or_path {output_dir} "
+        f"{model.num_parameters() / 1e6:.3g} M parameters. Next: abkd distill --model_name_or_path {output_dir} "
         f"--teacher_model_name_or_path {teacher} --train_file ...",
         soft_wrap=True,
         highlight=False,
@@ -64,7 +64,7 @@ def shrink_model(teacher: str, layers: int, output_dir: Path, text_file: str, *,
 
 
 def influence_table(influence: Sequence[float], kept: Collection[int]) -> Table:
-    """One line per layer: its influence as a number and as a bar, and whether it stays."""
+    """One line per layer: its influence as a number and as a bar, and whether it is kept."""
     table = Table("layer", "influence", "", "kept", caption="influence: 1 - cosine of a layer's input and output")
     most = max(influence)
     for layer, value in enumerate(influence):
@@ -75,12 +75,12 @@ def influence_table(influence: Sequence[float], kept: Collection[int]) -> Table:
 
 
 def _check_layers(teacher: str, layers: int, there: int | None) -> None:
-    """Raise ConfigError where the teacher has no more layers than are to be kept; ``there`` is None while unknown."""
+    """Raise ConfigError if the teacher has no more than ``layers`` layers; ``there`` is None while unknown."""
     if there is not None and layers >= there:
-        raise ConfigError(f"--layers must be below {there}, the layers of {teacher!r}, but is {layers}")
+        raise ConfigError(f"--layers must be < {there}, the number of layers of {teacher!r}, got {layers}")
 
 
 def _check_free(output_dir: Path) -> None:
     check_place(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()):
-        raise OutputDirError(f"--output_dir {str(output_dir)!r} is in use; name an empty or new directory")
+        raise OutputDirError(f"--output_dir must be empty or new, but {str(output_dir)!r} is in use; name another")

@@ -1,4 +1,4 @@
-"""``abkd distill --seeds``: several runs, then a table."""
+"""``abkd distill --seeds`` and ``--grid``: several runs, then a table."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from abkd.recipe import Recipe
 def run_sweep(
     recipe: Recipe, seeds: str | None, grid: Mapping[str, Sequence[Any]] | None, *, resume: bool, console: Console
 ) -> None:
-    """Run them all and print the table.
+    """Run the sweep and print its table.
 
     Raises:
-        AbkdError: as :func:`abkd.sweep.sweep`; NonFiniteError after the table, where a run did not stay finite.
+        AbkdError: see :func:`abkd.sweep.sweep`.
+        NonFiniteError: the loss of a run did not stay finite; raised after the table is printed.
     """
     from abkd.report.sweep import runs_of
     from abkd.sweep import read_seeds, sweep
@@ -33,7 +34,7 @@ def run_sweep(
 
 
 def print_sweep(sweep: Mapping[str, Any], console: Console) -> None:
-    """The table of a sweep: mean ± standard deviation, the best setting of a column in bold."""
+    """Print the table of a sweep: mean ± standard deviation, the best setting of each column in bold."""
     from abkd.report.sweep import notes_of, sweep_table
 
     found = sweep_table(dict(sweep))

@@ -1,6 +1,6 @@
-"""A run as one value: models, data and objective, the same as a flat YAML file and as command line flags.
+"""A run as one value: models, data and objective, from a flat YAML file, command line flags or a dict.
 
-``Recipe`` and what goes with it load when they are first used, because they need torch; the text of a recipe does not.
+``Recipe`` and its helpers are imported when first used, because they need torch; reading the text of a recipe does not.
 """
 
 from __future__ import annotations

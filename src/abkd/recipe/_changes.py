@@ -1,4 +1,4 @@
-"""Settings that a resumed run may change, and those that would make it another run."""
+"""Check that a resumed run has the recipe it started with: which settings may change and which may not."""
 
 from __future__ import annotations
 
@@ -37,42 +37,42 @@ _MODELS = ("model_name_or_path", "teacher_model_name_or_path", "pretrain_file")
 
 
 def check_same_run(recipe: Recipe, directory: Path, begun_in: str | None = None) -> Changes:
-    """Compare a recipe with the one that the run in ``directory`` began with; returns what may change and did.
+    """Compare a recipe with that of the run in ``directory``; return the changes, all of settings that may change.
 
     Args:
-        begun_in: the working directory of that time, which its paths are relative to.
+        begun_in: the working directory that the run was started in, which its paths are relative to.
 
     Raises:
-        OutputDirError: a setting was changed that the weights depend on.
+        OutputDirError: a setting that the weights depend on has changed.
     """
     file = directory / "recipe.yaml"
     then = recorded(file)
     if then is None:
         if os.path.lexists(file):
-            logger.warning("abkd: %s cannot be read, so the settings are not compared with it", file)
+            logger.warning("abkd: %s cannot be read, so changed settings cannot be detected", file)
         return {}
     changes = _changes(then, read_mapping(recipe.to_yaml(resolved=True), "recipe"), begun_in)
     follows = _follows_evaluations(then)
     other = {name: values for name, values in changes.items() if not _may_change(name) or (follows and _judges(name))}
     if other:
-        told = "; ".join(f"{name} was {written(then)}, now {written(now)}" for name, (then, now) in other.items())
+        listed = "; ".join(f"{name} was {written(then)}, now {written(now)}" for name, (then, now) in other.items())
         raise OutputDirError(
-            f"{directory} was begun with another recipe ({told}): ask for the same again, or begin in another "
-            "--output_dir"
+            f"the run in {directory} was started with another recipe ({listed}): use the same settings, or start a new "
+            "run in another --output_dir"
         )
     return changes
 
 
 def recorded(file: Path) -> dict[str, Any] | None:
-    """The settings in the recipe of a run; None where it is not there or cannot be read."""
+    """The settings in the recorded recipe of a run; None if it is missing or cannot be read."""
     try:
-        return read_mapping(read_file(file), str(file)) if file.is_file() else None  # a pipe would be waited for
+        return read_mapping(read_file(file), str(file)) if file.is_file() else None  # reading a pipe would block
     except ConfigError:
         return None
 
 
 def written(value: Any) -> str:
-    """A value as it stands in the name of a setting."""
+    """A value as messages and the names of runs show it."""
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -94,7 +94,7 @@ def _may_change(name: str) -> bool:
 
 
 def _follows_evaluations(recipe: Mapping[str, Any]) -> bool:
-    """Whether the learning rate or the source is moved by what evaluations find."""
+    """Whether the learning rate or the source depends on the results of evaluations."""
     plateau = recipe.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
     return plateau or "Adaptive" in str(recipe.get("source"))
 
@@ -104,7 +104,7 @@ def _judges(name: str) -> bool:
 
 
 def _places(value: Any, begun_in: str | None) -> Any:
-    """Names of models, those of folders as absolute paths."""
+    """Names of models, with folders as absolute paths."""
     texts = value if isinstance(value, list) else [value]
     folders = [os.path.realpath(os.path.join(begun_in or os.getcwd(), str(text))) for text in texts]
     return [folder if os.path.exists(folder) else text for folder, text in zip(folders, texts, strict=True)]

@@ -1,4 +1,4 @@
-"""What cannot be meant although every single value could: ranges, combinations, files, the output directory."""
+"""Checks of a recipe whose values all have the right type: ranges, combinations, missing files and models."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _STREAM_SAVES = 500
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "eval_fraction": (lambda x: 0 <= x < 1, "from 0 (hold nothing out) to below 1"),
-    "lora_r": (lambda x: x >= 1, "1 or more"),
-    "lora_alpha": (lambda x: x >= 1, "1 or more"),
-    "lora_dropout": (lambda x: 0 <= x < 1, "from 0 to below 1"),
+    "eval_fraction": (lambda x: 0 <= x < 1, ">= 0 (nothing is held out) and < 1"),
+    "lora_r": (lambda x: x >= 1, ">= 1"),
+    "lora_alpha": (lambda x: x >= 1, ">= 1"),
+    "lora_dropout": (lambda x: 0 <= x < 1, ">= 0 and < 1"),
 }
 
 
@@ -56,7 +56,7 @@ def _ranges(values: Mapping[str, Any]) -> list[str]:
 
 
 def expand_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What short forms stand for."""
+    """The values that short forms stand for."""
     when = training_arguments.intervals({**values, **saves_of_stream(values)})
     if when["eval_strategy"] == "no" and values.get("eval_strategy") is None:
         del when["eval_strategy"]  # with held-out rows the command evaluates after every epoch
@@ -64,7 +64,7 @@ def expand_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def saves_of_stream(values: Mapping[str, Any]) -> dict[str, int]:
-    """When checkpoints are saved, where rows are streamed and nobody said: a stream is one epoch, however long."""
+    """Default interval of checkpoints for streamed rows, which are one epoch of any length."""
     unsaid = values.get("save_strategy") is None and values.get("save_steps") is None
     return {"save_steps": _STREAM_SAVES} if values.get("streaming") and unsaid else {}
 
@@ -76,7 +76,7 @@ def _source(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def may_find_held_out(values: Mapping[str, Any]) -> bool:
-    """Whether the rows to evaluate on are known only when the data is read."""
+    """Whether the held-out set is known only when the data is read."""
     return task_of(values.get("task", "text-generation")).finds_held_out and not values.get("dataset_name")
 
 
@@ -91,7 +91,7 @@ def unused_fields(values: Mapping[str, Any]) -> set[str]:
 
 
 def missing_data(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each data file or directory that is not there."""
+    """One sentence for each data file or directory that does not exist."""
     problems = []
     for name in FILES:
         found = [no_file(path) for path in names(values.get(name))]
@@ -104,7 +104,7 @@ def missing_data(values: Mapping[str, Any]) -> list[str]:
 
 
 def missing_models(values: Mapping[str, Any]) -> list[str]:
-    """One sentence for each model that its name or its folder shows to be unusable, and each package that it needs."""
+    """One sentence for each model whose name or folder shows that it is unusable, and for each missing package."""
     task, allowed = task_of(values.get("task", "text-generation")), names(values.get("allow_code"))
     given = [(name, path) for name in MODELS for path in names(values.get(name))]
     found = [task.model_problem(path, name, allowed) for name, path in given]
@@ -116,7 +116,7 @@ def missing_models(values: Mapping[str, Any]) -> list[str]:
 
 
 def no_file(path: str) -> str:
-    """Why there is nothing to read under this path or pattern; "" where there is."""
+    """Why this path or pattern cannot be read; "" if it can."""
     if os.path.isfile(path) or (glob.has_magic(path) and glob.glob(path, recursive=True)):
         return ""
     if os.path.isdir(path):
@@ -142,7 +142,7 @@ def _of_task(values: Mapping[str, Any]) -> list[str]:
 
 
 def _streaming(values: Mapping[str, Any], settings: Settings) -> list[str]:
-    """Why rows cannot be streamed in this run."""
+    """The reason why rows cannot be streamed in this run, if any."""
     if not values.get("streaming"):
         return []
     settings.expand_short_forms()
@@ -164,32 +164,30 @@ def _data(values: Mapping[str, Any], task: str) -> list[str]:
     problems = []
     if len(given) > 1:
         named = " and ".join(f"{name} ({values[name]!r})" for name in given)
-        problems.append(f"{named} are both set; keep one (null unsets in a recipe, an empty flag does)")
+        problems.append(f"{named} are both set; keep one (unset the other with null in a recipe, or an empty flag)")
     if not given:
         problems.append(registry.tasks()[task].data_hint)
     if "dataset_name" not in given:
-        problems += [f"{name} belongs to dataset_name, which is not set" for name in sorted(DATASET & values.keys())]
+        problems += [f"{name} needs dataset_name, which is not set" for name in sorted(DATASET & values.keys())]
     if values.get("streaming") and (values.get("eval_fraction") or values.get("dataset_test_split")):
-        problems.append("nothing can be held out of rows that are streamed: set eval_file")
+        problems.append("no rows can be held out of streamed data: set eval_file")
     held_out = [name for name in (*HELD_OUT, "eval_fraction") if name in values]
     if len(held_out) > 1:
-        problems.append(f"{' and '.join(held_out)} both say which rows are held out; keep one")
+        problems.append(f"{' and '.join(held_out)} both define the held-out set; keep one")
     lm_coef = values.get("lm_coef", 0)
     if lm_coef and "pretrain_file" not in values:
-        problems.append(f"lm_coef is {lm_coef!r}, but there is no plain text for it; set pretrain_file")
+        problems.append(f"lm_coef is {lm_coef!r}, which needs plain text; set pretrain_file")
     if "pretrain_file" in values and not lm_coef:
-        problems.append(
-            "pretrain_file is read only for the language-modelling term; set lm_coef above 0 (the paper: 1.0)"
-        )
+        problems.append("pretrain_file is used only by the language-modelling term; set lm_coef > 0 (the paper: 1.0)")
     return problems
 
 
 def _lora(values: Mapping[str, Any]) -> list[str]:
     given = sorted(LORA & values.keys())
     if given and not values.get("use_peft"):
-        return [f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for LoRA; add use_peft: true"]
+        return [f"{', '.join(given)} {'applies' if len(given) == 1 else 'apply'} only to LoRA; set use_peft: true"]
     return []
 
 
 def _seen_from(path: str) -> str:
-    return "" if os.path.isabs(path) else f" (looking from {os.getcwd()})"
+    return "" if os.path.isabs(path) else f" (in the working directory {os.getcwd()})"

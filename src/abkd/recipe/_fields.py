@@ -1,4 +1,4 @@
-"""The names and types that a recipe may use, and one clear sentence for a name or a value that does not fit."""
+"""The keys of a recipe and their types, and error messages for unknown keys and values of the wrong type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from abkd.settings import Settings, default_of, field_types
 
 _WORDS = {**KINDS, types.NoneType: "null"}
 
-# What people type who come from elsewhere, and how it is said here.
+# Names from other libraries, and their equivalents here.
 SPELLINGS = {
     **dict.fromkeys(
         ("alpha", "ab_alpha", "beta", "ab_beta"),
@@ -69,7 +69,7 @@ SPELLINGS = {
     **dict.fromkeys(("max_new_tokens", "max_tokens", "max_generated_length"), "max_completion_length"),
     **dict.fromkeys(
         ("top_p", "top_k", "num_beams", "sampling_temperature"),
-        "part of who samples, 'source: StudentSamples(temperature=0.9, top_p=1.0)', or of generation_kwargs",
+        "part of the source, 'source: StudentSamples(temperature=0.9, top_p=1.0)', or of generation_kwargs",
     ),
     **dict.fromkeys(("lambda", "on_policy", "student_data_fraction"), "lmbda, or source"),
     **dict.fromkeys(("loss_top_k", "logprob_compressor"), "part of the teacher, 'teacher: TopKCache(k=64)'"),
@@ -80,19 +80,19 @@ SPELLINGS = {
     **dict.fromkeys(
         ("dtype", "torch_dtype"), "bf16 for training; the teacher's is 'teacher_model_init_kwargs: {dtype: bfloat16}'"
     ),
-    "resume": "the flag --resume, which is no part of a recipe",
+    "resume": "the flag --resume, which is not a key of a recipe",
 }
 
 
 @cache
 def config_fields() -> Mapping[str, Any]:
-    """Type of every field of ``DistillConfig`` (those of ``TrainingArguments`` among them), by name."""
+    """Type of every field of ``DistillConfig`` (including those of ``TrainingArguments``), by name."""
     from transformers import TrainingArguments  # takes seconds to import
 
     from abkd.config import DistillConfig
 
     # Where Settings only changes a default, the type of transformers is the more exact one (an enum, not a str);
-    # except that warmup_steps is an integer there before transformers 5, and a share of the run for us.
+    # except that warmup_steps is an integer there before transformers 5, and may be a fraction of the run here.
     hints = {**field_types(DistillConfig), **typing.get_type_hints(TrainingArguments), "warmup_steps": float}
     return types.MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(DistillConfig) if f.init})
 
@@ -104,15 +104,15 @@ def config_defaults() -> Mapping[str, Any]:
 
 
 def unknown(name: str, known: Mapping[str, Any], *, flag: bool = False) -> str:
-    """The sentence for a name that no field has, in a recipe or as a flag."""
+    """The message for an unknown key of a recipe, or an unknown flag."""
     if name in SPELLINGS:
-        return f"{_called(name, flag)} is not a name here; it is {SPELLINGS[name]}"
+        return f"{_called(name, flag)} is not an option of abkd; use {SPELLINGS[name]}"
     what = f"unknown option --{_short(name)}" if flag else f"unknown key {_short(name)!r}"
     if name.replace("-", "_") in known:
         return f"{what}; did you mean {_called(name.replace('-', '_'), flag)}?"
     hint = notation.nearest(name[:80], known)
     if hint == ".":
-        return f"{what}. 'abkd distill --help' names the main ones"
+        return f"{what}; 'abkd distill --help' lists the main ones"
     return what + (hint.replace("mean ", "mean --") if flag else hint)
 
 
@@ -125,10 +125,10 @@ def _short(text: str) -> str:
 
 
 def coerce(name: str, hint: Any, value: Any) -> Any:
-    """``value`` as the field ``name`` wants it: texts that write a number or a component become one.
+    """Convert ``value`` to the type of the field ``name``: strings may be parsed as numbers or components.
 
     Raises:
-        ConfigError: key, what was wanted, what came.
+        ConfigError: the value does not fit; the message has the key, the expected type and the value.
     """
     if isinstance(value, FlagText):
         return _coerce_flag(name, hint, value)
@@ -140,17 +140,17 @@ def coerce(name: str, hint: Any, value: Any) -> Any:
             raise ConfigError
         found = _adapter(hint).validate_python(value)
     except (ValidationError, ConfigError) as error:
-        raise ConfigError(f"{name} must be {_wanted(hint)}, got {_came(value)}") from error
+        raise ConfigError(f"{name} must be {_expected(hint)}, got {_got(value)}") from error
     if isinstance(found, Schedule):
         _check_schedule(name, hint, found)
     return found.value if isinstance(found, enum.Enum) else found
 
 
 def _check_schedule(name: str, hint: Any, schedule: Schedule) -> None:
-    """What a schedule gives must itself fit the field: a divergence is no temperature."""
+    """Raise ConfigError if a value of the schedule has the wrong type for the field."""
     for value in schedule.values():
         if not _adapter_accepts(hint, value):
-            raise ConfigError(f"{name} must be {_wanted(hint)}, but {schedule!r} gives {value!r} on its way")
+            raise ConfigError(f"{name} must be {_expected(hint)}, got {schedule!r}, which has the value {value!r}")
 
 
 def _adapter_accepts(hint: Any, value: Any) -> bool:
@@ -176,13 +176,13 @@ def _coerce_flag(name: str, hint: Any, text: FlagText) -> Any:
 
 
 def is_text(hint: Any) -> bool:
-    """Whether a field takes texts as they are: a path, a name; ``list`` and ``dict`` may be alternatives to it."""
+    """Whether a field takes strings as they are, such as paths; ``list`` and ``dict`` may be alternatives."""
     plain = {typing.get_origin(arm) or arm for arm in _arms(hint)}
     return str in plain and plain <= {str, list, dict, types.NoneType}
 
 
 def _components(name: str, value: Any) -> Any:
-    """A text, or the texts of a list, as the components that they write."""
+    """Parse a string, or each string of a list, as a component."""
     if isinstance(value, list):
         return [_components(name, part) for part in value]
     if not isinstance(value, str):
@@ -195,9 +195,9 @@ def _components(name: str, value: Any) -> Any:
 
 @cache
 def _arms(hint: Any) -> frozenset[Any]:
-    """The alternatives of a union (or the one type itself), without the ``str`` beside an enum or a component:
+    """The alternatives of a union (or the one type itself), without the ``str`` next to an enum or a component.
 
-    such a text is not any text, it writes a member or a component.
+    Such a string is not arbitrary: it is the notation of a member or a component.
     """
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     arms = frozenset(typing.get_args(hint) if union else (hint,))
@@ -213,7 +213,7 @@ def _names_components(hint: Any) -> bool:
     return any(_is_ours(part) for arm in _arms(hint) for part in (arm, *typing.get_args(arm)))
 
 
-def _wanted(hint: Any) -> str:
+def _expected(hint: Any) -> str:
     arms = sorted((arm for arm in _arms(hint) if arm is not types.NoneType), key=str)
     return " or ".join(dict.fromkeys(_words(arm) for arm in arms)) or "null"
 
@@ -224,19 +224,19 @@ def _words(arm: Any) -> str:
     if _is(arm, enum.Enum):
         return f"one of {', '.join(repr(member.value) for member in arm)}"
     if _is_ours(arm):
-        return _spoken(arm.__name__)
+        return _with_article(arm.__name__)
     plain = typing.get_origin(arm) or arm
     return _WORDS.get(plain, getattr(plain, "__name__", str(plain)))
 
 
-def _came(value: Any) -> str:
+def _got(value: Any) -> str:
     kinds: dict[type, Callable[[Any], str]] = {bool: lambda v: str(v).lower(), types.NoneType: lambda _: "null"}
     text = kinds.get(type(value), shown)(value)
     return f"{text} ({_WORDS.get(type(value), type(value).__name__)})" if isinstance(value, str | list | dict) else text
 
 
-def _spoken(class_name: str) -> str:
-    """``Divergence`` is "a divergence", ``RowWeights`` are "row weights"."""
+def _with_article(class_name: str) -> str:
+    """``Divergence`` becomes "a divergence", ``RowWeights`` "row weights"."""
     words = re.sub(r"(?<!^)(?=[A-Z])", " ", class_name).lower()
     return words if words.endswith("s") else f"a {words}"
 

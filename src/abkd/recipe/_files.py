@@ -1,4 +1,4 @@
-"""Recipe files: those of the user, those that come with abkd, and ``extends``. Needs no torch."""
+"""Recipe files of the user and those shipped with abkd, and ``extends``. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from abkd import notation
 from abkd.errors import ConfigError
 from abkd.recipe._text import read_file, read_mapping
 
-_BASE = "protocol"  # what the recipes of a folder extend, and no recipe in itself
+_BASE = "protocol"  # the base that the recipes of a folder extend, not a recipe by itself
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with abkd: file by name, which ``abkd show NAME`` and ``abkd distill NAME`` understand.
+    """The recipes shipped with abkd: file by name, as in ``abkd show NAME`` and ``abkd distill NAME``.
 
-    Those in a folder have its name before theirs, such as ``cifar100/teacher``.
+    Names include the folder, such as ``cifar100/teacher``.
     """
     return {name: file for name, file in _all_shipped().items() if file.stem != _BASE}
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The values of a recipe file, or of the shipped one of that name, on top of those of the recipe that it extends.
+    """The values of a recipe file, or of the shipped recipe of that name, on top of those of the recipe it extends.
 
-    ``extends: NAME`` names another recipe, a file relative to this one's folder or a shipped one; ``null`` unsets one
-    of its values.
+    ``extends: NAME`` names another recipe, a file relative to this one's folder or a shipped one; ``null`` unsets an
+    inherited value.
 
     Raises:
         ConfigError: no such file, not YAML, or recipes that extend each other.
@@ -47,7 +47,7 @@ def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{name}: extends: {error}") from error
     if other.resolve() in chain:
-        raise ConfigError(f"{name}: extends {base}, which extends it again: remove one of the two")
+        raise ConfigError(f"{name}: extends {base}, which extends it in turn: remove one of the two")
     return {**_extended(other, str(base), chain), **values}
 
 
@@ -62,9 +62,9 @@ def _found(path: str | Path) -> Path:
     if _is(file.is_file):
         return file
     if _is(file.exists) and name not in known:
-        raise ConfigError(f"{name!r} is not a file (a directory, a pipe or a device): name a recipe file")
+        raise ConfigError(f"expected a recipe file, got {name!r}, which is a directory, a pipe or a device")
     name = name[:200]
-    if "/" in name:  # as it is called in the source tree too: recipes/cifar100/teacher.yaml
+    if "/" in name:  # accept paths of the source tree too: recipes/cifar100/teacher.yaml
         name = name.removeprefix("recipes/").removesuffix(".yaml")
     if name in known:
         return known[name]
@@ -74,7 +74,7 @@ def _found(path: str | Path) -> Path:
 
 
 def _list_shipped() -> str:
-    """The shipped recipes in a line: by name, and of those in folders how many there are."""
+    """The shipped recipes in one line; for a folder, their number and one name."""
     plain = [name for name in shipped() if "/" not in name]
     folders = sorted({name.partition("/")[0] for name in shipped() if "/" in name})
     inside = [[name for name in shipped() if name.startswith(f"{folder}/")] for folder in folders]
@@ -82,7 +82,7 @@ def _list_shipped() -> str:
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """A test of a path; a name that no file can have passes none."""
+    """The result of a test of a path; False for a name that no file can have."""
     try:
         return test()
     except OSError:

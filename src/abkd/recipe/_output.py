@@ -1,4 +1,4 @@
-"""Whether a recipe's output directory is free for its run, or can be gone on in."""
+"""Checks that a recipe's output directory is free for its run, or can be resumed from."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from abkd.output_dir import check_inputs, check_overwrite, check_place, contents
 from abkd.recipe._checks import DIRECTORIES, FILES, MODELS, names
 
 _RECORDS = ("recipe.yaml", "run.json", "metrics.jsonl", "result.json", "report.html")
-_ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that was refused before its first step: nothing to lose
+_ONLY_BEGUN = {"recipe.yaml", "run.json"}  # of a run that failed before its first step: nothing to lose
 
 
 def check_output(path: Path, *, overwrite: bool, resume: bool, inputs: Mapping[str, list[str]] | None = None) -> None:
-    """Refuse what can be no output directory, one in use, one that is an input, and a resume from nothing.
+    """Check the output directory of a run.
 
     Raises:
-        OutputDirError: with the ways out.
+        OutputDirError: the path cannot be an output directory, is in use, is an input of the run, or has no checkpoint
+            to resume from.
     """
     check_place(path, resume=resume)
     check_inputs(path, inputs or {})
     _check_records(path)
     if resume and overwrite:
-        raise OutputDirError("--resume goes on in output_dir, --overwrite_output_dir begins anew; choose one")
+        raise OutputDirError("--resume continues the run in output_dir, --overwrite_output_dir replaces it; choose one")
     found = contents(path)
     if overwrite:
         check_overwrite(path)
     elif resume:
         checkpoint = any(re.fullmatch(r"checkpoint-\d+/?", name) for name in found.used)
         if not (checkpoint or found.begun):
-            strange = f" and holds {found.foreign[0]}, which no run wrote; move that" if found.foreign else ""
+            foreign = f" and contains {found.foreign[0]}, which no run wrote; move that" if found.foreign else ""
             raise OutputDirError(
-                f"--resume wants a checkpoint in {str(path)!r}, which has none{strange}; begin without --resume"
+                f"--resume needs a checkpoint in {str(path)!r}, which has none{foreign}; start without --resume"
             )
     elif found.foreign or set(found.ours) - _ONLY_BEGUN:
         first = sorted({name.partition("/")[0] for name in found.used})
         raise OutputDirError(
-            f"output_dir: {str(path)!r} is in use (it holds {first[0]}{', …' * (len(first) > 1)}); name another "
-            "--output_dir, or continue with --resume, or replace it with --overwrite_output_dir"
+            f"output_dir: {str(path)!r} is in use (it contains {first[0]}{', …' * (len(first) > 1)}); set another "
+            "--output_dir, continue with --resume, or replace it with --overwrite_output_dir"
         )
 
 
@@ -49,13 +50,13 @@ def _check_records(path: Path) -> None:
     for name in _RECORDS:
         if os.path.lexists(path / name) and not (path / name).is_file():
             raise OutputDirError(
-                f"output_dir: {str(path / name)!r} is no file, and a run writes one there: move it, or name another "
-                "--output_dir"
+                f"output_dir: {str(path / name)!r} is not a regular file, and a run writes one there: move it, or set "
+                "another --output_dir"
             )
 
 
 def inputs_of(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The files and folders that a recipe reads, by the name of their setting."""
+    """The files and folders that a recipe reads, by setting."""
     from abkd.models.adapters import base_folder
 
     given = {name: names(values.get(name)) for name in (*FILES, *DIRECTORIES, *MODELS)}

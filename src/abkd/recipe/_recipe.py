@@ -28,11 +28,11 @@ _PLAIN = (bool, int, float, str, list, tuple, dict)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(LoraSettings, DataSettings, ModelSettings):
-    """One run. Own fields say which models and which data; ``config`` holds what was set of ``DistillConfig``.
+    """One run: models and data as fields, and ``config`` with the fields of ``DistillConfig`` that were set.
 
-    Make one with :meth:`from_yaml` or :meth:`from_dict`: they know the names, the types and which settings exclude each
-    other, and say so in one sentence (``ConfigError``) before anything is loaded. Paths are relative to the working
-    directory; ``None`` always means "not set".
+    Create one with :meth:`from_yaml` or :meth:`from_dict`, which check names, types and combinations and raise
+    ``ConfigError`` before anything is loaded. Paths are relative to the working directory; ``None`` always means "not
+    set".
     """
 
     output_dir: str = DEFAULT
@@ -43,12 +43,12 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
     def from_dict(
         cls, values: Mapping[str, Any], *, where: str = "recipe", flags: Collection[str] = frozenset()
     ) -> Recipe:
-        """The recipe with these values, names on one level; ``where`` is what an error calls it.
+        """The recipe with these values, all on one level; ``where`` names it in errors.
 
-        ``flags``: which of the names stand on the command line, so that an error does not blame the file.
+        ``flags``: the names that were given on the command line, for which errors show the flag, not the file.
 
         Raises:
-            ConfigError: all unknown names and wrong types, or all combinations that cannot be meant.
+            ConfigError: lists all unknown names and wrong types, or else all invalid values and combinations.
         """
         types = {**_fields.config_fields(), **own_fields()}
         values = {name: value for name, value in values.items() if not _is_unset(types.get(name), value)}
@@ -76,7 +76,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         return cls.from_dict({**read_recipe(path), **flags}, where=str(path), flags=flags.keys())
 
     def to_yaml(self, *, resolved: bool = False) -> str:
-        """Flat YAML of what was set (:meth:`from_yaml` gives an equal recipe), or of everything :meth:`resolved`."""
+        """Flat YAML of the values that were set (:meth:`from_yaml` gives an equal recipe), or of :meth:`resolved`."""
         if resolved:
             return _text.write_mapping(self.resolved())
         defaults = {f.name: f.default for f in dataclasses.fields(self) if f.name in own_fields()}
@@ -85,10 +85,9 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         return _text.write_mapping({name: _plain(name, value) for name, value in {**changed, **self.config}.items()})
 
     def resolved(self) -> dict[str, Any]:
-        """Every name of ours with the value it has in this run, and the inherited ones that were set.
+        """All settings of abkd with their values in this run, and the inherited ones that were set.
 
-        Plain values (components as their notation), a recipe in itself: ``Recipe.from_dict(r.resolved())`` means the
-        same run.
+        The values are plain (components in their notation), so that ``Recipe.from_dict(r.resolved())`` is the same run.
         """
         values = {**{name: getattr(self, name) for name in own_fields()}, **_fields.config_defaults(), **self.config}
         values |= _checks.expand_short_forms(values)
@@ -109,7 +108,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         """The training arguments of this recipe.
 
         Raises:
-            ConfigError: what only this machine tells (a package that is missing, tf32 without a GPU).
+            ConfigError: something is missing on this machine (a package, or a GPU for tf32).
         """
         from abkd.config import DistillConfig
 
@@ -117,7 +116,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         return DistillConfig(output_dir=self.output_dir, **{**self.config, **saves})
 
     def settings(self) -> Settings:
-        """abkd's own settings in this recipe, short forms expanded; unlike ``distill_config`` on any machine."""
+        """abkd's own settings, short forms expanded; unlike ``distill_config`` independent of the machine."""
         settings = settings_of(self.config)
         settings.expand_short_forms()
         return settings
@@ -127,21 +126,21 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         return self.settings().objective()
 
     def values(self) -> dict[str, Any]:
-        """What was set, by name, on one level."""
+        """The values that were set, by name, on one level."""
         own = {name: getattr(self, name) for name in own_fields()}
         return {**{name: value for name, value in own.items() if value is not None}, **self.config}
 
     def check_ready(self, *, resume: bool = False, output: bool = True, models: bool = True) -> None:
-        """Look at the disk: are the files there, is the output directory free (or, to resume, has it a checkpoint)?
+        """Check that all files exist, and that the output directory is free (or has a checkpoint to resume from).
 
         Args:
-            resume: the run is to go on from the last checkpoint in ``output_dir``.
-            output: look at the output directory too (in several processes only the first one should).
-            models: look at the models' directories too.
+            resume: the run continues from the last checkpoint in ``output_dir``.
+            output: check the output directory too (in a distributed run only on the main process).
+            models: check the models' directories too.
 
         Raises:
-            ConfigError: a file or model directory that is not there.
-            OutputDirError: a directory in use, or nothing to resume.
+            ConfigError: a file or model directory does not exist.
+            OutputDirError: the directory is in use, or has nothing to resume.
         """
         values = self.values()
         problems = [*_checks.missing_data(values), *(_checks.missing_models(values) if models else [])]
@@ -156,19 +155,19 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
 
 
 def _in_full(name: str, value: Any) -> Any:
-    """The value of a setting; of a path, or several, with ``~/`` as the home directory."""
+    """The value of a setting, with ``~/`` expanded to the home directory if it is a path or a list of paths."""
     if not value or name not in (*_checks.FILES, *_checks.DIRECTORIES, *_checks.MODELS, "output_dir"):
         return value
     return [*map(in_full, value)] if isinstance(value, list) else in_full(value)
 
 
 def load(path: str | Path) -> Recipe:
-    """Same as :meth:`Recipe.from_yaml`."""
+    """Read a recipe; same as :meth:`Recipe.from_yaml`."""
     return Recipe.from_yaml(path)
 
 
 def dump(recipe: Recipe, path: str | Path | None = None) -> str:
-    """The recipe as YAML, written to ``path`` too if one is given; ``load`` of it gives an equal recipe."""
+    """Return the recipe as YAML, and write it to ``path`` if given; :func:`load` returns an equal recipe."""
     text = recipe.to_yaml()
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
@@ -177,7 +176,7 @@ def dump(recipe: Recipe, path: str | Path | None = None) -> str:
 
 @cache
 def own_fields() -> Mapping[str, Any]:
-    """Type of every field that is the recipe's own, by name."""
+    """Type of every field of a recipe except ``config``, by name."""
     hints = typing.get_type_hints(Recipe)
     return MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(Recipe) if f.name != "config"})
 
@@ -192,14 +191,14 @@ def _value(name: str, types: Mapping[str, Any], value: Any, *, flag: bool) -> An
 
 
 def _is_unset(hint: Any, value: Any) -> bool:
-    """``null`` unsets; a flag that takes a text is unset by an empty one, for any other may be a name."""
+    """Whether a value unsets its field: ``null``, or for a string given as a flag "" (``null`` may be a name)."""
     if isinstance(value, _text.FlagText):
         return value == "" if hint is not None and _fields.is_text(hint) else value.is_null
     return value is None
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value as YAML writes it; a component as its notation, which must read back as the same component."""
+    """A value for YAML; a component as its notation, which must parse to the same component."""
     if isinstance(value, _PLAIN):
         if not isinstance(value, list | tuple):
             return value
@@ -208,7 +207,7 @@ def _plain(name: str, value: Any) -> Any:
         return notation.render(list(value))
     text = notation.render(value)
     if notation.parse(text) != value:
-        raise ConfigError(f"{name}: {text} has no notation, so a recipe cannot hold it; pass it in Python")
+        raise ConfigError(f"{name}: {text} has no notation, so it cannot be part of a recipe; pass it in Python")
     return text
 
 

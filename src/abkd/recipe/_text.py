@@ -1,4 +1,4 @@
-"""How a recipe is written: flat YAML in a file, ``--name value`` on the command line."""
+"""Parsing recipes: flat YAML in a file, ``--name value`` on the command line."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from abkd.errors import ConfigError
 
 _NULLS = ("~", "null", "Null", "NULL", "")
 _MOST_CHARACTERS = 200_000  # the longest shipped recipe has 2 500
-_MOST_VALUES = 20_000  # where every alias counts as what it stands for
-_DEEPEST = 30  # lists in lists
-_LINES = "a recipe is lines of 'name: value'"
+_MOST_VALUES = 20_000  # with aliases expanded
+_DEEPEST = 30  # nested lists
+_LINES = "a recipe consists of lines of the form 'name: value'"
 
 
 class FlagText(str):
-    """A value as it was typed in a shell: a text where its field is one, else read as YAML where that fits."""
+    """A value as typed in a shell: a string if its field takes one, else parsed as YAML if possible."""
 
     @property
     def is_null(self) -> bool:
-        """It unsets the field, as ``null`` does in a file."""
+        """Whether it unsets the field, as ``null`` does in a file."""
         return self in _NULLS
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values: ``no`` is a text (``eval_strategy: no``) and ``1e-4`` a number; no key comes twice.
+    """Plain values as in YAML 1.2: ``no`` is a string (``eval_strategy: no``), ``1e-4`` a number; keys are unique.
 
-    Tags (``!!binary``) other than those of plain values are not known, nor are merge keys.
+    Merge keys, and tags other than those of plain values (such as ``!!binary``), are not supported.
     """
 
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As in yaml, down to a depth that a recipe has at most."""
+        """As in yaml, with a maximum depth."""
         self.depth += 1
         if self.depth > _DEEPEST:
             raise RecursionError
@@ -48,9 +48,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"line {_line(key)}: a name must stand before the colon, got a list or a mapping")
+                raise ConfigError(f"line {_line(key)}: expected a name before the colon, got a list or a mapping")
             if key.value in seen:
-                raise ConfigError(f"line {_line(key)}: the key {_shortened(key.value)!r} is there twice; keep one")
+                raise ConfigError(f"line {_line(key)}: the key {_shortened(key.value)!r} is given twice; keep one")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -78,7 +78,7 @@ def read_file(path: Path) -> str:
     """The text of a recipe file.
 
     Raises:
-        ConfigError: too large for one, not readable, or not UTF-8.
+        ConfigError: the file is too large, not readable, or not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -86,15 +86,15 @@ def read_file(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"the recipe {path} cannot be read: {error.strerror}") from error
     if len(raw) > _MOST_CHARACTERS:
-        raise ConfigError(f"{path} is no recipe: it has more than {_MOST_CHARACTERS:,} bytes; {_LINES}")
+        raise ConfigError(f"{path} is not a recipe: it has more than {_MOST_CHARACTERS:,} bytes; {_LINES}")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 (byte {error.start + 1} is none of it): save it as UTF-8") from error
+        raise ConfigError(f"{path} is not UTF-8 (invalid byte at {error.start + 1}): save it as UTF-8") from error
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The value that a YAML text writes; a ConfigError that names ``where`` and the line if it writes none."""
+    """Parse YAML; a ConfigError names ``where`` and the line."""
     if len(text) > _MOST_CHARACTERS:
         raise ConfigError(f"{where}: expected at most {_MOST_CHARACTERS:,} characters, got {len(text):,}")
     loader: Any = None
@@ -104,7 +104,7 @@ def read_yaml(text: str, where: str) -> Any:
         if node is None:
             return None
         if _values_in(node, {}) > _MOST_VALUES:
-            raise ConfigError(f"its aliases (*name) stand for more than {_MOST_VALUES:,} values; write them out")
+            raise ConfigError(f"its aliases (*name) expand to more than {_MOST_VALUES:,} values; use fewer")
         return loader.construct_document(node)
     except ConfigError as error:
         raise ConfigError(f"{where}, {error}") from error
@@ -112,7 +112,7 @@ def read_yaml(text: str, where: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{where}{line}: not YAML ({_shortened(error.problem)}); {_LINES}") from error
     except RecursionError as error:
-        raise ConfigError(f"{where}: nested too deep; {_LINES}") from error
+        raise ConfigError(f"{where}: nested too deeply; {_LINES}") from error
     except (
         yaml.YAMLError,
         ValueError,
@@ -127,7 +127,7 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def _values_in(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
-    """How many values a node stands for; infinitely many where it contains itself."""
+    """The number of values in a node with its aliases expanded; infinite if it contains itself."""
     if node not in known:
         known[node] = float("inf")
         parts = _parts(node)
@@ -144,13 +144,13 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _check_uncut(outside: yaml.Node, part: yaml.Node) -> None:
-    """Refuse half a constructor call: in ``[AlphaBeta(0.2, 0.7)]`` YAML ends the value at the comma."""
+    """Raise ConfigError for a constructor call cut in two: in ``[AlphaBeta(0.2, 0.7)]`` YAML splits at the comma."""
     if not (isinstance(outside, yaml.CollectionNode) and outside.flow_style):
         return
     if isinstance(part, yaml.ScalarNode) and part.style is None and part.value.count("(") > part.value.count(")"):
         raise ConfigError(
-            f"line {_line(part)}: {_shortened(part.value)!r} is cut at a comma; within [...] and {{...}} a component "
-            "with commas needs quotes, as 'AlphaBeta(0.2, 0.7)'"
+            f"line {_line(part)}: {_shortened(part.value)!r} is split at a comma; inside [...] and {{...}} a component "
+            "with commas needs quotes, such as 'AlphaBeta(0.2, 0.7)'"
         )
 
 
@@ -169,17 +169,17 @@ def read_mapping(text: str, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: {_LINES}, but this is a {type(values).__name__}")
+        raise ConfigError(f"{where}: {_LINES}, got a {type(values).__name__}")
     return {str(name): value for name, value in values.items()}
 
 
 def write_mapping(values: Mapping[str, Any]) -> str:
-    """Flat YAML in the given order, plain values only."""
+    """Write plain values as flat YAML, in the given order."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts that YAML 1.1 or our reader would take for something else, such as ``1e3``, are in quotes."""
+    """Quotes strings that YAML 1.1 or our reader would not parse as strings, such as ``1e3``."""
 
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -191,10 +191,10 @@ _Dumper.add_representer(str, _write_text)
 
 
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:
-    """``--name value``, ``--name=value`` and a bare ``--name`` (true) as values by name; ``--a-name`` is ``--a_name``.
+    """Parse ``--name value``, ``--name=value`` and a bare ``--name`` (true); ``--a-name`` is ``--a_name``.
 
     Raises:
-        ConfigError: a value without a name, or a name that comes twice.
+        ConfigError: a value without a name, or a repeated name.
 
     >>> parse_flags(["--learning-rate", "1e-4", "--bf16"])
     {'learning_rate': '1e-4', 'bf16': True}
@@ -202,7 +202,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     for name, value in _pairs(words):
         if name in flags:
-            raise ConfigError(f"--{name} is there twice; keep one")
+            raise ConfigError(f"--{name} is given twice; keep one")
         flags[name] = value
     return flags
 
@@ -212,9 +212,7 @@ def _pairs(words: Sequence[str]) -> Iterable[tuple[str, Any]]:
     while left:
         word = left.pop(0)
         if not word.startswith("--") or word == "--":
-            raise ConfigError(
-                f"{word!r} belongs to no flag: write --name value, and a list as one value: --name '[one, two]'"
-            )
+            raise ConfigError(f"unexpected argument {word!r}: use --name value, and --name '[one, two]' for a list")
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if equals:

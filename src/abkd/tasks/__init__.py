@@ -1,4 +1,4 @@
-"""What can be distilled: one file a task. Its name is what a recipe calls it."""
+"""The tasks that can be distilled, one file each; recipes refer to a task by its name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def task_of(name: str) -> Task:
     """The task of this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such task.
     """
     if name not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {shown(name)}")

@@ -1,4 +1,4 @@
-"""Checks that the tasks share: how many teachers there are, what a cache knows, and whose weights are whose."""
+"""Checks shared by the tasks: the number of teachers, the limits of a cache, and shared weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abkd.teachers import TeacherReader
 
 
 def given_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
-    """The teachers that were given, as many as this kind of teacher takes; none where only the labels teach.
+    """The given teachers as a list, as many as this kind of teacher takes; empty if only labels are used.
 
     Raises:
         ConfigError: too few or too many.
@@ -21,7 +21,7 @@ def given_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
     given = [] if teacher is None else list(teacher) if type(teacher) in (list, tuple) else [teacher]
     labels_alone = not args.objective().ever_needs_teacher()
     if labels_alone and args.teacher_model_server_url:
-        return [each for each in given if isinstance(each, str)]  # at most its name at the server
+        return [each for each in given if isinstance(each, str)]  # at most the model's name on the server
     problem = teacher_problem(args, len(given))
     if problem is not None:
         raise ConfigError(problem)
@@ -29,25 +29,25 @@ def given_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
 
 
 def check_full_distribution(reader: TeacherReader | None, args: DistillConfig) -> None:
-    """Raise ConfigError where whole distributions are looked at, and a cache has a part of them only."""
+    """Raise ConfigError if the objective needs full distributions, and the teacher is a top-k cache."""
     if reader is None or reader.exact:
         return
     terms = args.objective().all_terms()
     divergences: list[Any] = [term.divergence for term in terms]
-    looking = [term.row_weight for term in terms if term.row_weight is not None]
-    looking += [divergence for divergence in divergences if divergence.needs_full_distribution]
-    if looking:
+    needing = [term.row_weight for term in terms if term.row_weight is not None]
+    needing += [divergence for divergence in divergences if divergence.needs_full_distribution]
+    if needing:
         raise ConfigError(
-            f"{looking[0]!r} looks at whole distributions, and {args.teacher!r} knows the likeliest classes only: take "
-            "teacher: HiddenCache(), which knows all, or Live()"
+            f"{needing[0]!r} needs full distributions, and {args.teacher!r} has only the top-k classes: set teacher: "
+            "HiddenCache(), which has all classes, or Live()"
         )
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
-    """Raise ConfigError where both are made of the same weights."""
+    """Raise ConfigError if both models share parameters."""
     mine = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in mine for parameter in teacher.parameters()):
         raise ConfigError(
-            "student and teacher share weights, so training the one would change the other: load the model twice, or "
-            "give copy.deepcopy(teacher) as the student"
+            "student and teacher share weights, so training one would change the other: load the model twice, or pass "
+            "copy.deepcopy(teacher) as the student"
         )

@@ -1,4 +1,4 @@
-"""Teachers of images whose rows are stored: what of the images is asked about, and by which name it is found."""
+"""Cached teachers of images: the images that a cache covers, and the identity by which it is found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def training_passes(train: ImageDataset, args: DistillConfig) -> EpochImages:
-    """All images of a training as it reads them: with the chance of each epoch, in its order and its batches."""
+    """All images of a training run as it reads them: augmented for each epoch, in its order and batches."""
     seed = args.seed if args.data_seed is None else args.data_seed
     order = train_order(train, batch_size=args.train_batch_size, by_length=False, seed=seed)
 
@@ -33,14 +33,14 @@ def training_passes(train: ImageDataset, args: DistillConfig) -> EpochImages:
 
 
 def classes_known(data: Images | None) -> dict[str, Any]:
-    """What ``load_classifier`` is told of the classes of the data; nothing where they are not known."""
+    """Arguments of ``load_classifier`` for the classes of the data; empty if they are unknown."""
     if data is None or data.num_classes is None:
         return {}
     return {"num_classes": data.num_classes, "class_names": data.class_names}
 
 
 def load_teacher(name: str, options: Mapping[str, Any], allow_code: Sequence[str], data: Images | None) -> Classifier:
-    """A teacher by its name; a student begins with the same weights whoever teaches it."""
+    """Load a teacher by name, without changing the random state that the student is initialized from."""
     with torch.random.fork_rng([]):
         return load_classifier(
             name, what="teacher_model_name_or_path", allow_code=allow_code, **classes_known(data), **options
@@ -50,9 +50,9 @@ def load_teacher(name: str, options: Mapping[str, Any], allow_code: Sequence[str
 def identifying(
     teacher: str | nn.Module | Classifier, options: Mapping[str, Any], allow_code: Sequence[str], data: Images | None
 ) -> str | Classifier:
-    """What tells a teacher from others: its name, or itself where it has none, or a function of the user's builds it.
+    """The identity of a teacher: its name, or the model if it has no name or is built by a user's function.
 
-    Such a function may read anything, so that the same name may be another teacher tomorrow.
+    Such a function may read anything, so the same name may later be another teacher.
     """
     if not isinstance(teacher, str):
         return as_classifier(teacher)
@@ -62,21 +62,21 @@ def identifying(
 
 
 def open_cache(teacher: Any, args: DistillConfig, data: Images | None) -> CacheReader:
-    """What a teacher, by its name or as it is, was found to say; only one of the user's own code is loaded.
+    """Open the cached predictions of a teacher; a teacher given by name is loaded only if user code builds it.
 
     Raises:
-        ConfigError: there is no cache, or it is of something else.
+        ConfigError: there is no cache, or it does not match.
     """
     spec, options, allowed = (
         cast(Any, each) for each in (args.teacher, args.teacher_model_init_kwargs or {}, args.allow_code or ())
     )
     known = image_identity(identifying(teacher, options, allowed, data), options)
-    nobody = cast(Any, None)  # who learns from a cache makes no difference to it
+    no_student = cast(Any, None)  # a cache does not depend on the student
     return spec.open(
-        TeacherContext(student=nobody, identity=known, temperature=args.kd_temperature, device=args.device)
+        TeacherContext(student=no_student, identity=known, temperature=args.kd_temperature, device=args.device)
     )
 
 
 def check_cached_classes(student: Classifier, cache: CacheReader, class_names: Sequence[str] | None) -> None:
-    """Raise VocabularyError where the classes of the cached teacher, as many as the student's, have other names."""
+    """Raise VocabularyError if the cached teacher and the student have different class names."""
     check_classes(student, student._replace(class_names=cache.class_names), class_names)

@@ -1,4 +1,4 @@
-"""Whether a student of images, its data and the settings fit each other, before anything is trained."""
+"""Checks before training that an image classifier, its data and the settings fit each other."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from abkd.models.vision import ImageRows
 
 
 def check_student(student: ImageRows) -> None:
-    """Raise ConfigError where the student gives no logits, or cannot be trained."""
+    """Raise ConfigError if the student returns no logits, or cannot be trained."""
     student.check()
     check_trainable(student.model, student.name)
     if not student.has_gradient():
         raise ConfigError(
-            f"the logits of {student.name} depend on none of its trained parameters (a detach() or no_grad() in its "
-            "forward?), so nothing would be learned"
+            f"the logits of {student.name} depend on none of its trainable parameters, so nothing would be learned; is "
+            "there a detach() or no_grad() in its forward?"
         )
 
 
 def check_batches_of_one(data: ImageDataset, student: ImageRows, args: DistillConfig) -> None:
-    """Raise ConfigError where an epoch has a batch of one image, and the student's batch normalisation takes none."""
+    """Raise ConfigError if an epoch has a batch of one image, and the student's batch normalisation needs more."""
     size, batch = args.train_batch_size, args.train_batch_size * args.world_size
-    left = len(data) % batch  # of the last batch, which the processes share out: full ones first
+    left = len(data) % batch  # images in the last batch, which fills the processes in order of rank
     alone = any(left - rank * size <= 1 for rank in range(args.world_size)) if left else False
     reached = args.max_steps <= 0 or args.max_steps * args.gradient_accumulation_steps >= math.ceil(len(data) / batch)
     if (size > 1 and (not alone or args.dataloader_drop_last or not reached)) or student.learns_from_one(data.size):
@@ -45,29 +45,27 @@ def check_batches_of_one(data: ImageDataset, student: ImageRows, args: DistillCo
 
 
 def check_mixed(data: ImageDataset, args: DistillConfig) -> None:
-    """Raise ConfigError where a batch axis would see a mixed image twice, once for each of its labels."""
+    """Raise ConfigError if a divergence over the batch axis would get a mixed image twice, once per label."""
     if not data.labelled or not any(isinstance(step, Mixup) for step in data.augmentation):
         return
     divergences = [cast(Any, term.divergence) for term in args.objective().all_terms()]
     if any(each.batch_axis for each in divergences):
         raise ConfigError(
-            f"{divergences[0]!r} compares the images of a batch, and a mixed image with two labels stands in it twice: "
-            "leave out Mixup or take images without labels"
+            f"{divergences[0]!r} compares the images of a batch, and with Mixup a labelled image is in it twice, once "
+            "per label: remove Mixup, or use images without labels"
         )
 
 
 def check_labels(data: Images, student: ImageRows, args: DistillConfig) -> None:
-    """Raise ConfigError where labels are asked for that are not there, or are not of the model's classes."""
+    """Raise ConfigError if the objective needs labels that are missing or are not classes of the model."""
     terms = args.objective().all_terms()
     if data.labels is None:
         if any(term.ce_weight for term in terms):
-            raise ConfigError(f"{data.name} has no labels, so there is no cross-entropy: set ce_weight: 0.0")
+            raise ConfigError(f"{data.name} has no labels, which the cross-entropy needs: set ce_weight: 0.0")
         if any(term.divergence.needs_targets for term in terms):  # type: ignore[union-attr]  # no schedule is left
-            raise ConfigError(
-                f"{data.name} has no labels, and {terms[0].divergence!r} looks at them: take another divergence"
-            )
+            raise ConfigError(f"{data.name} has no labels, which {terms[0].divergence!r} needs: use another divergence")
     elif int(data.labels.max()) >= student.head_rows:
         raise ConfigError(
-            f"{data.name} has a label {int(data.labels.max())}, but the student knows {student.head_rows} classes, 0 "
-            f"to {student.head_rows - 1}: give it a head for the classes of the data"
+            f"{data.name}: expected labels from 0 to {student.head_rows - 1}, the {student.head_rows} classes of the "
+            f"student, got {int(data.labels.max())}; use a student with a head for the classes of the data"
         )

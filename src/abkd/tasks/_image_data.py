@@ -1,4 +1,4 @@
-"""Which images a recipe trains on, and which it is evaluated on."""
+"""The training and held-out images of a recipe."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ logger = logging.getLogger("abkd")
 
 
 def read_images(data: DataSettings, *, seed: int) -> tuple[Images, Images | None]:
-    """The training images and the held-out ones (or None); a split of the source goes before a share of it.
+    """The training images and the held-out ones (or None); a split of the source is preferred to a fraction of it.
 
-    Classes that both know by name stand in the order of the training images.
+    If both have class names, the classes are in the order of the training images.
     """
     train, held_out = _image_parts(data, seed)
     if held_out is not None and train.class_names is not None and held_out.class_names is not None:
@@ -36,22 +36,22 @@ def _image_parts(data: DataSettings, seed: int) -> tuple[Images, Images | None]:
         return _coop_parts(data.split_file, data.train_dir)
     source = data.train_file or data.train_dir or data.dataset_name
     train = load_images(source, config=data.dataset_config, split=data.dataset_train_split)
-    named: Any = data.eval_file or data.eval_dir  # one: several files are refused for images
+    named: Any = data.eval_file or data.eval_dir  # a single name: lists are refused for images
     if named:
         return train, load_images(named, split=next(iter(held_out_splits(named)[::-1]), "test"))
     if data.dataset_test_split:
         return train, load_images(source, config=data.dataset_config, split=data.dataset_test_split)
     if data.eval_fraction == 0 or len(train) < 2:
         return train, None
-    asked = data.dataset_name or data.eval_fraction is not None
-    beside = None if asked else held_out_beside(str(source))
-    if beside is not None:
+    requested = data.dataset_name or data.eval_fraction is not None
+    evaluation = None if requested else held_out_beside(str(source))
+    if evaluation is not None:
         logger.info(
             "abkd: evaluating on %s (%d images); set eval_fraction to hold out training images instead",
-            beside.name,
-            len(beside.images),
+            evaluation.name,
+            len(evaluation.images),
         )
-        return train, beside.images
+        return train, evaluation.images
     rest, held_out = split_images(train, data.share_held_out, seed=seed)
     logger.info(
         "abkd: evaluating on %d of the %d images of %s, which are not trained on", len(held_out), len(train), train.name
@@ -62,11 +62,11 @@ def _image_parts(data: DataSettings, seed: int) -> tuple[Images, Images | None]:
 def _coop_parts(split_file: str, image_dir: str | None) -> tuple[Images, Images | None]:
     parts = read_coop_split(split_file, image_dir or Path(split_file).parent)
     if "train" not in parts:
-        raise DataError(f"{split_file} has no part 'train', only {', '.join(parts)}: it says what to learn from")
+        raise DataError(f"{split_file} must have a part 'train' with the training images, got {', '.join(parts)}")
     return parts["train"], parts.get("test", parts.get("val"))
 
 
 def several_files(data: DataSettings) -> list[str]:
-    """One sentence for each list of files where one archive of images is expected."""
+    """One sentence for each list of files where a single archive of images is expected."""
     several = [name for name in ("train_file", "eval_file") if isinstance(getattr(data, name), list)]
-    return [f"{name} of images must be one .npz file; name one, or set train_dir" for name in several]
+    return [f"{name} must be one .npz file of images, got a list; set one file, or train_dir" for name in several]

@@ -1,4 +1,4 @@
-"""Whether both models have positions for the longest row of a run, told before the first step."""
+"""Check before training that both models have enough positions for the longest row."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ logger = logging.getLogger("abkd")
 
 
 def check_lengths(dataset: TokenizedDataset | StreamedDataset, models: Models, args: DistillConfig) -> None:
-    """Compare the rows that are really there with the positions of the models that read them.
+    """Compare the actual lengths of the rows with the positions of the models.
 
-    Beyond the positions that a rotary model was trained for it may be worse, which is said in one line.
+    Rows longer than a rotary model saw in pre-training are only logged: its predictions there may be worse.
 
     Raises:
-        ConfigError: a row, or what may be written to its prompt, is longer than a model's table of positions.
+        ConfigError: a row, or a prompt with its longest completion, is longer than a model's table of positions.
     """
     beyond = []
     for who, model in _models(models):
@@ -43,8 +43,8 @@ def check_lengths(dataset: TokenizedDataset | StreamedDataset, models: Models, a
         beyond.append((longest, f"the {who} ({positions.count})"))
     if beyond and dataset.name != "eval":
         logger.info(
-            "abkd: the longest row has %d tokens, more than %s saw in pre-training (max_position_embeddings); what is "
-            "said beyond may be worse, and max_length cuts rows",
+            "abkd: the longest row has %d tokens, more than %s saw in pre-training (max_position_embeddings); "
+            "predictions beyond that may be worse; set max_length to truncate rows",
             max(longest for longest, _ in beyond),
             " and ".join(dict.fromkeys(each for _, each in beyond)),
         )
@@ -62,17 +62,20 @@ def _writes(args: DistillConfig) -> bool:
 
 
 def _upper_bound(dataset: TokenizedDataset | StreamedDataset, args: DistillConfig) -> float:
-    """Of the tokens of any row, without looking at each."""
+    """Upper bound of the tokens in any row, without reading each row."""
     if isinstance(dataset, StreamedDataset):
         return math.inf if dataset.steps.privileged else args.max_length
     if "teacher_input_ids" in dataset.columns:
-        return math.inf  # a context comes before the row
+        return math.inf  # a privileged context precedes the row
     longest = max(dataset.lengths)
     return max(longest, args.max_length) if _writes(args) or "pretrain_ids" in dataset.columns else longest
 
 
 def _longest(dataset: TokenizedDataset | StreamedDataset, args: DistillConfig, who: str, *, table: bool) -> int:
-    """The most tokens that ``who`` reads at once; of a stream what the first have, with a ``table`` may have."""
+    """Maximum number of tokens that ``who`` reads at once; for a stream that of its first rows.
+
+    With a ``table`` of positions the rows of a stream count with the length that they may have.
+    """
     writes = _writes(args)
     rows = dataset.head if isinstance(dataset, StreamedDataset) else dataset
     longest = max(max(_lengths(dict(row), args, who, writes)) for row in rows)

@@ -1,4 +1,4 @@
-"""Whether a model can be had by its name, as far as that is known without building it or reading its weights."""
+"""Checks of a model's name that neither build the model nor read its weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from abkd import imports
 from abkd.errors import ConfigError
 
-_ELSEWHERE = ("hf-hub", "hf_hub", "local-dir")  # of timm's names: what lies there is known when it is fetched
+_ELSEWHERE = ("hf-hub", "hf_hub", "local-dir")  # prefixes of timm names that can be checked only by loading
 
 
 def check_code(name: str, field: str, allowed: Sequence[str]) -> None:
-    """Raise ConfigError where the module that a name names is not there, or that a directory names without leave."""
+    """Raise ConfigError if the module in a name is missing, or that of a model directory is not in ``allowed``."""
     zoo, _, entry = name.partition(":")
     if zoo == "python" and ":" in entry:
         imports.locate(entry.rpartition(":")[0])
@@ -25,7 +25,7 @@ def check_code(name: str, field: str, allowed: Sequence[str]) -> None:
 
 
 def check_name(name: str, field: str, allowed: Sequence[str]) -> None:
-    """The same of an image classifier, of which collections know the names of their networks."""
+    """As :func:`check_code` for an image classifier; also check that the collection has a network of this name."""
     zoo, _, entry = name.partition(":")
     if not entry:
         return check_code(name, field, allowed)
@@ -33,23 +33,23 @@ def check_name(name: str, field: str, allowed: Sequence[str]) -> None:
     from abkd.models.vision import ZOOS
 
     if zoo not in ZOOS:
-        raise ConfigError(f"{field}: {name!r} begins with none of {', '.join(f'{each}:' for each in ZOOS)}")
+        raise ConfigError(f"{field} must begin with one of {', '.join(f'{each}:' for each in ZOOS)}, got {name!r}")
     if zoo == "cifar":
         cifar.find(entry)
     elif zoo == "python":
         if ":" not in entry:
-            raise ConfigError(f"{field}: {name} names no function: write python:package.module:function")
+            raise ConfigError(f"{field} must be python:package.module:function, got {name}, which names no function")
         check_code(name, field, allowed)
     elif not _is_there(zoo, entry):
-        raise ConfigError(f"{field}: {zoo} has no classifier called {entry!r}: check the name")
+        raise ConfigError(f"{field}: {zoo} has no classifier {entry!r}: check the name")
     return None
 
 
 def _is_there(zoo: str, entry: str) -> bool:
-    """Whether timm or torchvision knows the name; where they are not installed, that is what is wrong."""
+    """Whether timm or torchvision has the name; True if they are not installed, which is reported elsewhere."""
     try:
         found: Any = importlib.import_module({"timm": "timm", "torchvision": "torchvision.models"}[zoo])
-    except (ImportError, RuntimeError):  # torchvision that was built for another torch says the latter
+    except (ImportError, RuntimeError):  # RuntimeError: torchvision was built for another torch
         return True
     if zoo == "timm":
         return entry.partition(":")[0] in _ELSEWHERE or found.is_model(entry)
@@ -59,7 +59,7 @@ def _is_there(zoo: str, entry: str) -> bool:
 def unknown_model(
     check: Callable[[str, str, Sequence[str]], object], name: str, field: str, allow_code: Sequence[str]
 ) -> str | None:
-    """What ``check`` raises about a model's name, as a sentence; None where it is fine."""
+    """The message of the ConfigError that ``check`` raises for a model's name; None if it raises none."""
     try:
         check(name, field, allow_code)
     except ConfigError as error:

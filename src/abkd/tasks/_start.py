@@ -18,15 +18,15 @@ from abkd.teachers import TeacherReader
 
 logger = logging.getLogger("abkd")
 
-# Measured on halves and thirds of a 135 M model: 0.14 trained well under (0.2, 0.7); 0.01 and 0.05 belong to students
-# with a KL of 12 to 13 nats, where the gradient of (0.2, 0.7) has all but vanished.
+# Measured on a 135 M model shrunk to 1/2 and 1/3: 0.14 trained well under (0.2, 0.7); 0.01 and 0.05 belong to students
+# with a KL of 12 to 13 nats, where the gradient of (0.2, 0.7) has nearly vanished.
 ENOUGH_MASS = 0.1
 _MUCH_PADDING, _BATCHES = 0.15, 100
-_ROWS = 3  # some hundred tokens tell 0.1 from 0.01, and the user is waiting
+_ROWS = 3  # a few hundred tokens are enough to distinguish 0.1 from 0.01, and the user is waiting
 
 
 def check_padding(task: OpenTask) -> None:
-    """Recommend group_by_length where much of a batch would be padding."""
+    """Recommend group_by_length if much of a batch would be padding."""
     args, dataset = task.args, task.train
     size = args.per_device_train_batch_size
     if dataset is None or args.group_by_length or args.packing or size == 1:
@@ -40,7 +40,7 @@ def check_padding(task: OpenTask) -> None:
 
 
 def padding(lengths: Sequence[int], size: int) -> float:
-    """The share of padding in random batches of ``size`` rows."""
+    """The fraction of padding in random batches of ``size`` rows."""
     if len(lengths) <= size:
         return 0.0
     draw = random.Random(0)
@@ -49,24 +49,24 @@ def padding(lengths: Sequence[int], size: int) -> float:
 
 
 def check_mass(task: OpenTask) -> None:
-    """Warn if the student has almost no mass where the teacher has most, and the divergence would not mend that.
+    """Warn if the student has almost no mass where the teacher has most, and the divergence would not correct that.
 
-    The gradient of D_AB carries q^β (ABKD, arXiv 2505.04560, Prop. 4.2): where q vanishes it does too.
+    The gradient of D_AB has a factor q^β (ABKD, arXiv 2505.04560, Prop. 4.2), so it vanishes with q.
     """
     args, teacher, objective = task.args, task.models.teacher, task.args.objective()
     divergence = objective.at(0.0)[0].divergence
     if not isinstance(divergence, AlphaBeta) or divergence.beta <= 0 or task.train is None:
         return
-    compared = args.teacher.needs == (1, 1) and objective.needs_teacher(0.0)  # else it is a mean, or the student itself
-    trained = any(task.train[0]["trained"])  # prompts alone have no rows
+    compared = args.teacher.needs == (1, 1) and objective.needs_teacher(0.0)  # not a mean, nor made of the student
+    trained = any(task.train[0]["trained"])  # prompts without completions have no rows
     if teacher is None or not teacher.models or not compared or not trained:
         return
     mass = _first_mass(task, teacher)
     if mass < ENOUGH_MASS:
         logger.warning(
             "abkd: the student gives only %.1f %% of its probability to the teacher's top 10 tokens. The gradient of "
-            "%r carries q^%g and nearly vanishes there: training may collapse. Fine-tune the student first, or start "
-            "with forward KL: divergence: stages((0.5, ForwardKL()), (0.5, %r))",
+            "%r has a factor q^%g and nearly vanishes there: training may collapse. Fine-tune the student first, or "
+            "start with forward KL: divergence: stages((0.5, ForwardKL()), (0.5, %r))",
             100 * mass,
             divergence,
             divergence.beta,

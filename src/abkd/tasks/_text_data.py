@@ -1,4 +1,4 @@
-"""Rows of text as the trainer reads them: tokenised, packed, streamed, with plain text beside them."""
+"""Prepare text for the trainer: tokenised, packed or streamed rows, with plain text next to them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def prepare_data(
     *,
     teachers: Mapping[str, Any] = MappingProxyType({}),
 ) -> TokenizedDataset | StreamedDataset | None:
-    """Tokenised rows, packed if asked for, each with a chunk of plain text where ``lm_coef`` wants it.
+    """Tokenised rows, packed if ``packing`` is set, each with a chunk of plain text if ``lm_coef`` is.
 
-    ``teachers``: the tokenizers of the teachers whose names are known, by name.
+    ``teachers``: tokenizers of the teachers that have names, by name.
 
     Raises:
-        DataError, ConfigError: rows that cannot be used, or no plain text.
+        DataError, ConfigError: rows that cannot be used, or missing plain text.
     """
     if dataset is None:
         return None
@@ -68,13 +68,13 @@ def prepare_data(
         tokenized = pack(tokenized, args.max_length)
     if name == "train" and args.lm_coef:
         if not pretrain_chunks:
-            raise ConfigError("lm_coef is above 0 but there is no plain text: give pretrain_file, or set lm_coef: 0")
+            raise ConfigError("lm_coef > 0 needs plain text: set pretrain_file, or lm_coef: 0")
         tokenized = tokenized.with_pretraining(pretrain_chunks)
     return tokenized
 
 
 def plain_text(pretrain: Any, tokenizer: Any, max_length: int) -> Sequence[Sequence[int]] | None:
-    """Plain text for the language-modelling term: token lists as they are, rows with a column ``text`` tokenised.
+    """Plain text for the language-modelling term: token lists unchanged, rows with a column ``text`` tokenised.
 
     Raises:
         ConfigError, DataError: rows without that column, or a value in it that is not a string.
@@ -82,7 +82,7 @@ def plain_text(pretrain: Any, tokenizer: Any, max_length: int) -> Sequence[Seque
     if not isinstance(pretrain, Rows):
         return pretrain
     if "text" not in pretrain[0]:
-        raise ConfigError(f"{pretrain.name} needs a column 'text', but has {', '.join(pretrain[0])}")
+        raise ConfigError(f"{pretrain.name} must have a column 'text', got {', '.join(pretrain[0])}")
     texts = progress(_texts(pretrain), len(pretrain), "tokenising the plain text")
     return pretraining_chunks(texts, tokenizer, max_length)
 
@@ -92,13 +92,13 @@ def _texts(rows: Rows) -> Iterator[str]:
         text = row.get("text")
         if not isinstance(text, str):
             found = "none" if text is None else f"a {type(text).__name__}"
-            raise DataError(f"pretrain_file, {rows.place(int(number))}: expected a string, got {found}")
+            raise DataError(f"pretrain_file {rows.name}, {rows.place(int(number))}: expected a string, got {found}")
         yield text
 
 
 def _check_streamed(args: DistillConfig, name: str) -> None:
     if name != "train":
-        raise ConfigError("rows are streamed for training only: give those to evaluate on as a file")
+        raise ConfigError("only training rows can be streamed: pass the held-out set as a file")
     check_streaming(
         args.source,
         args.teacher,

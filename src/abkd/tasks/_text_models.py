@@ -1,4 +1,4 @@
-"""Loading two causal language models that are to match: adapters, tokenizers, heads, positions."""
+"""Load a student and its teachers, and check that adapters, tokenizers, heads and positions match."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("abkd")
 
 
 def load_models(given: Given, args: DistillConfig) -> Models:
-    """Load what is given by name, add adapters, cut both heads to the classes they share.
+    """Load models that are given by name, add adapters, and restrict both heads to the classes they share.
 
     Raises:
         ConfigError, VocabularyError: the models cannot be loaded, or do not fit each other.
@@ -56,13 +56,13 @@ def load_models(given: Given, args: DistillConfig) -> Models:
     check_full_distribution(reader, args)
     if args.eval_samples and (reader is None or len(reader.models) != 1):
         raise ConfigError(
-            f"eval_samples needs one teacher model that writes, which {args.teacher!r} is not: set it to 0"
+            f"eval_samples needs a single teacher model that generates text, got {args.teacher!r}; set eval_samples: 0"
         )
     return Models(student, reader, tokenizer, classes, names, _teacher_options(args).get("revision"), tokenizers)
 
 
 def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
-    """The student with what is to be trained: all of it, fresh adapters, or those that it has."""
+    """The student with its trainable parameters: all weights, new adapters, or the adapters that it has."""
     if isinstance(model, str):
         use_peft = peft_config is not None
         # master weights are float32; bf16: true trains under autocast
@@ -76,8 +76,8 @@ def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
         model = with_adapters(model, peft_config)
     if args.merge_adapter and not hasattr(model, "merge_and_unload"):
         raise ConfigError(
-            "merge_adapter is about adapters of PEFT, and the student has none: set use_peft: true (in Python, give "
-            "peft_config), or leave it out"
+            "merge_adapter applies only to PEFT adapters, and the student has none: set use_peft: true (in Python, "
+            "pass peft_config), or remove it"
         )
     return model
 
@@ -85,7 +85,7 @@ def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
 def _say_router_loss(student: CausalRows) -> None:
     if student.router_loss_weight:
         logger.info(
-            "abkd: the student's load-balancing loss is added, as its config asks (output_router_logits; "
+            "abkd: the student's load-balancing loss is added, as set in its config (output_router_logits; "
             "router_aux_loss_coef %g)",
             student.router_loss_weight,
         )
@@ -96,7 +96,7 @@ def _revision(args: DistillConfig) -> dict[str, str]:
 
 
 def own_tokenizer(model: Any, args: DistillConfig) -> Any:
-    """The tokenizer that lies with a student."""
+    """The tokenizer stored with a student."""
     name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
     if not name:
         raise ConfigError(
@@ -110,7 +110,7 @@ def own_tokenizer(model: Any, args: DistillConfig) -> Any:
 def _load_teachers(
     teacher: Any, args: DistillConfig, tokenizer: Any
 ) -> tuple[list[nn.Module], list[str], dict[str, Any]]:
-    """The teacher's models, loaded where the kind of teacher runs them; their names and tokenizers, if they have some.
+    """The teacher's models, loaded unless they are cached, and their names and tokenizers, if known.
 
     Raises:
         ConfigError, VocabularyError: the tokenizers do not fit the student's, or a model cannot be loaded.
@@ -138,7 +138,7 @@ def _open_teacher(
     known = None
     if spec.cached:
         if not names:
-            raise ConfigError(f"{spec!r} is the cache of a named teacher: set teacher_model_name_or_path")
+            raise ConfigError(f"{spec!r} needs the name of the cached teacher: set teacher_model_name_or_path")
         known = identity(names[0], _teacher_options(args).get("revision"), tokenizer)
     return spec.open(
         TeacherContext(
@@ -148,13 +148,13 @@ def _open_teacher(
 
 
 def _shared_classes(student: CausalRows, teacher: TeacherReader | None, tokenizer: Any) -> int:
-    """The classes both heads have: their rows, or the tokenizer's tokens where they are padded differently."""
+    """The number of classes that both heads have: their rows, or the tokenizer's tokens if the paddings differ."""
     theirs = student.head_rows if teacher is None else teacher.head_rows
     tokens = shared_vocabulary_size(tokenizer, student.head_rows, theirs)
     if student.head_rows == theirs:
         return student.head_rows
     logger.warning(
-        "abkd: the heads have %d (student) and %d (teacher) rows; both are cut to the tokenizer's %d tokens",
+        "abkd: the heads have %d (student) and %d (teacher) rows; both are restricted to the tokenizer's %d tokens",
         student.head_rows,
         theirs,
         tokens,

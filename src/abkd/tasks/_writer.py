@@ -1,4 +1,4 @@
-"""The teacher as a writer of text: a server, a model that is there already, or one that is loaded when it is needed."""
+"""Generating text with the teacher: through a server, or with a model that is loaded when needed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def teacher_writer(
     """The teacher of a run as a writer.
 
     Args:
-        name: the name of its model, or the model itself; of a server, what it calls the model ("" if nothing is known).
-        url: the server's, where one writes; else ``load`` gives the model, and without it nothing can be written.
-        classes: the tokens that may be written; the others are padding of the head.
+        name: the name of its model, or the model itself; for a server, the model's name there ("" if unknown).
+        url: of the server, if one generates the text; else ``load`` returns the model, and without either nothing can
+            be generated.
+        classes: number of tokens that may be generated; the others are padding of the head.
     """
     write: Any = None
     if url:

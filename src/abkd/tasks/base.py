@@ -1,4 +1,4 @@
-"""What a task is: a stateless ``Task``, which opens models and data that are proven to fit as an ``OpenTask``."""
+"""Interface of a task: a stateless ``Task`` opens models and data, checked against each other, as an ``OpenTask``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Collate = Callable[[Sequence[Any]], dict[str, Batch]]
 class Given:
     """The models and data of a run, by name or as objects, before anything is loaded.
 
-    ``teacher``: one, several, or None. ``pretrain``: plain text for ``lm_coef``, as token lists or as rows with a
-    column ``text``.
+    ``teacher``: a model, a list of models, or None. ``pretrain``: plain text for ``lm_coef``, as token lists or as rows
+    with a column ``text``.
     """
 
     student: Any
@@ -41,9 +41,9 @@ class Given:
 
 @dataclass(frozen=True)
 class Models:
-    """The student, and where p comes from, as rows over the same classes; and the tokenizer they share, if any.
+    """Student and teacher as rows over the same classes, and the tokenizer that they share, if any.
 
-    ``teacher`` is None where only the labels teach.
+    ``teacher`` is None if only labels are used.
     """
 
     student: ModelRows
@@ -56,13 +56,13 @@ class Models:
 
     @property
     def padding(self) -> int:
-        """The token id of padding, which is masked and never trained."""
+        """The token id used for padding, which is masked and never trained."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return int(next((token for token in known if token is not None), 0))
 
 
 class CacheJob(NamedTuple):
-    """Everything that building a teacher cache takes: the arguments of :func:`abkd.teachers.caches.build_cache`."""
+    """Arguments of :func:`abkd.teachers.caches.build_cache` for the teacher of a run."""
 
     examples: Iterable[Any]
     load: Callable[[], ModelRows]
@@ -75,10 +75,10 @@ class CacheJob(NamedTuple):
 
 @dataclass
 class OpenTask(ABC):
-    """The models and data of one run; subclasses say what is particular to a task.
+    """The models and data of one run; subclasses define what is specific to a task.
 
     Attributes:
-        train, held_out: checked examples; None where none were given.
+        train, held_out: checked examples, or None.
     """
 
     args: DistillConfig
@@ -88,7 +88,7 @@ class OpenTask(ABC):
 
     @abstractmethod
     def prepare(self, dataset: Any) -> ExampleDataset:
-        """The checked examples of rows to evaluate on.
+        """The checked examples of an evaluation set.
 
         Raises:
             DataError, ConfigError: rows that cannot be used.
@@ -97,7 +97,7 @@ class OpenTask(ABC):
     @property
     @abstractmethod
     def collate(self) -> Collate:
-        """The function that makes a batch of examples."""
+        """The function that collates examples into a batch."""
 
     @property
     @abstractmethod
@@ -105,58 +105,58 @@ class OpenTask(ABC):
         """Maximum number of rows in a training batch."""
 
     def teacher_queries(self) -> Iterable[Any]:
-        """The examples that a run sends to its teacher in training."""
+        """The examples that a run sends to its teacher during training."""
         train: Any = self.train
         return train
 
     def row_metrics(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
-        """``[N]`` each: what is measured at evaluation besides the distances."""
+        """``[N]`` each: evaluation metrics of the rows, in addition to the divergences."""
         return {}
 
     @abstractmethod
     def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """Metrics from sums over ``totals["rows"]`` held-out rows, besides the distances."""
+        """Metrics from sums over ``totals["rows"]`` held-out rows, in addition to the divergences."""
 
     @abstractmethod
     def check_teacher(self, metrics: Mapping[str, float]) -> None:
-        """Log what the first evaluation shows about the teacher."""
+        """Log how good the teacher is according to the first evaluation."""
 
     @abstractmethod
     def before_training(self, *, sharded: bool, writes: bool, evaluates_first: bool) -> None:
-        """Log advice that is worth knowing before hours are spent.
+        """Log advice and warnings before a long run.
 
         Args:
             sharded: the student's parameters are sharded, so that no forward pass is possible here.
-            writes: sequences are written during training.
-            evaluates_first: an evaluation comes before the first step.
+            writes: sequences are generated during training.
+            evaluates_first: there is an evaluation before the first step.
         """
 
     def describe(self) -> dict[str, Any]:
-        """Entries of a run's record besides those that every run has; there are rows to train on."""
+        """Task-specific entries of a run's record; called only if there are training rows."""
         return {}
 
     @abstractmethod
     def save_extras(self, directory: Path) -> None:
-        """Complete a saved student by the files that loading it takes."""
+        """Add the remaining files needed to load a saved student."""
 
     def with_student(self, student: ModelRows) -> OpenTask:
-        """The same with another module in the student's place, such as its final form."""
+        """A copy with another student, such as its final form."""
         return replace(self, models=replace(self.models, student=student))
 
 
 class Task(ABC):
-    """What is distilled. Stateless, one file each; adding one changes nothing but its file and the export line.
+    """A kind of distillation. Stateless, one file each; adding one takes only its file and an export.
 
     Attributes:
         name: Hugging Face's name of the task.
-        row_noun: how a formula names the rows, such as "response tokens".
-        unit: one row in a message, such as "token".
-        fields: the settings and recipe keys that only some tasks take, and this one does.
-        metrics: names of the held-out metrics that it adds to those of every task.
-        data_hint: the way out where a recipe names no data.
+        row_noun: the name of the rows in a formula, such as "response tokens".
+        unit: the name of one row in messages, such as "token".
+        fields: the task-specific settings and recipe keys that apply to this task.
+        metrics: names of its held-out metrics, in addition to those of every task.
+        data_hint: the error message if a recipe names no data.
         merges_adapters: whether a student is always saved with its adapters merged.
-        peft_task_type: what PEFT calls the task.
-        finds_held_out: whether :meth:`read` may find rows to evaluate on next to those that are named.
+        peft_task_type: the task type of PEFT.
+        finds_held_out: whether :meth:`read` may find a held-out set next to the training data.
     """
 
     name: ClassVar[str]
@@ -170,24 +170,24 @@ class Task(ABC):
     finds_held_out: ClassVar[bool] = False
 
     def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
-        """Why the model of this name cannot be loaded, as far as its name and its folder show; None if they do not.
+        """Why the model of this name cannot be loaded, judging by its name and folder; None if no problem is found.
 
         Args:
-            field: the recipe key that names it.
+            field: the recipe key of the model.
             allow_code: the modules that may be imported for it.
         """
         return f"{field}: {fault}" if (fault := missing_folder(name)) else None
 
     def data_problems(self, data: DataSettings) -> list[str]:
-        """One sentence for each way in which the data that is named does not suit the task."""
+        """One sentence for each reason why the data settings do not suit the task."""
         return []
 
     @abstractmethod
     def read(self, data: DataSettings, *, seed: int) -> tuple[Any, Any]:
-        """The rows to train on and those to evaluate on (or None) that a recipe names.
+        """The training rows and the held-out rows (or None) of a recipe.
 
         Args:
-            seed: of the rows that are held out where no others are named.
+            seed: for the choice of the held-out rows, if they are split off from the training rows.
 
         Raises:
             DataError: a file that cannot be used.
@@ -195,16 +195,16 @@ class Task(ABC):
 
     @abstractmethod
     def open(self, given: Given, args: DistillConfig) -> OpenTask:
-        """Load what is given by name, and prove that student, teacher and data fit each other.
+        """Load what is given by name, and check that student, teacher and data fit each other.
 
         Raises:
-            ConfigError, DataError, VocabularyError: they do not.
+            ConfigError, DataError, VocabularyError: they do not fit.
         """
 
     @abstractmethod
     def cache_job(self, given: Given, args: DistillConfig, teacher: str) -> CacheJob:
-        """What ``abkd cache`` stores of the teacher of this name for a run, without loading the student.
+        """The cache that ``abkd cache`` builds of the teacher of this name for a run, without loading the student.
 
         Raises:
-            ConfigError: no teacher of this task can be cached.
+            ConfigError: teachers of this task cannot be cached.
         """

@@ -38,7 +38,7 @@ from abkd.teachers.caches import CacheReader, EpochImages, image_identity
 
 logger = logging.getLogger("abkd")
 
-_SCORED_IMAGES = 1024  # by which a teacher is judged where nothing is held out
+_SCORED_IMAGES = 1024  # for the teacher's accuracy before training
 
 
 class ImageClassification(Task):
@@ -49,8 +49,8 @@ class ImageClassification(Task):
     unit = "image"
     fields = frozenset({"augmentation", "image_size", "allow_code", "train_dir", "eval_dir", "use_peft"})
     metrics = ("accuracy", "cross_entropy")
-    data_hint = "no images: set train_dir (a folder a class), train_file (.npz) or dataset_name (a hub name, or digits)"
-    merges_adapters = True  # an adapter has no place for the names of the classes, nor for how pixels are prepared
+    data_hint = "no images: set train_dir (one folder per class), train_file (.npz) or dataset_name (such as digits)"
+    merges_adapters = True  # an adapter cannot store the class names or the preprocessing
 
     finds_held_out = True
 
@@ -115,7 +115,7 @@ class OpenImages(OpenTask):
     """Two image classifiers, and images as both read them."""
 
     def with_data(self, given: Given, images: Images | None) -> Self:
-        """Itself, with the images of a run: those to train on, opened already, and those held out."""
+        """Set the images of a run (``images``: the training images, already opened), and return itself."""
         if given.train is not None:
             own = isinstance(given.train, Images | ImageDataset)
             self.train = self.checked(given.train if own else images, "train")
@@ -124,7 +124,7 @@ class OpenImages(OpenTask):
         return self
 
     def checked(self, dataset: Any, name: str) -> ImageDataset:
-        """The checked images of a dataset; held-out ones in the classes and the size of those trained on."""
+        """The checked images of a dataset; held-out ones with the classes and the size of the training images."""
         if isinstance(dataset, ImageDataset):
             prepared = dataset
         else:
@@ -176,36 +176,36 @@ class OpenImages(OpenTask):
         )
         if teacher <= student:
             logger.warning(
-                "abkd: the teacher (%.2f %%) is no better than the student (%.2f %%) on the held-out images: are its "
-                "weights, its normalisation and its classes the right ones?",
+                "abkd: the teacher (%.2f %%) is no better than the student (%.2f %%) on the held-out images; check its "
+                "weights, its normalisation and the order of its classes",
                 100 * teacher,
                 100 * student,
             )
 
     def before_training(self, *, sharded: bool, writes: bool, evaluates_first: bool) -> None:
         train: Any = self.train
-        if train is None:  # transformers says so
+        if train is None:  # transformers raises
             return
         if not train.augmentation:
             advice = "[RandomCrop(4), HorizontalFlip()]"
-            logger.info("abkd: images are not augmented; photographs gain from --augmentation '%s'", advice)
+            logger.info("abkd: images are not augmented; for photographs use --augmentation '%s'", advice)
         if not evaluates_first:
             self._score_teacher()
 
     @torch.no_grad()
     def _score_teacher(self) -> None:
-        """Log how good the teacher is, for no evaluation comes first."""
+        """Log the accuracy of the teacher, if there is no evaluation before the first step."""
         dataset: Any = self.held_out or self.train
         teacher = self.models.teacher
         if teacher is None or not dataset.labelled or isinstance(teacher, CacheReader):
-            return  # a cache need not know the images without augmentation
+            return  # a cache may not contain the images without augmentation
         count, right, size = min(len(dataset), _SCORED_IMAGES), 0.0, self.args.per_device_eval_batch_size
         for start in range(0, count, size):
             examples = [dataset[i] for i in range(start, min(start + size, count))]
             batch = self.collate(examples)["batch"].to(self.args.device)
             right += _right(logits_of(teacher(batch.teacher)), cast(Tensor, batch.targets)).sum().item()
         which = "held-out" if self.held_out is not None else "training"
-        logger.info("abkd: the teacher is right on %.2f %% of %d %s images", 100 * right / count, count, which)
+        logger.info("abkd: accuracy of the teacher on %d %s images: %.2f %%", count, which, 100 * right / count)
 
     def describe(self) -> dict[str, Any]:
         train: Any = self.train
@@ -220,7 +220,7 @@ class OpenImages(OpenTask):
 def _load_pair(
     model: Any, teachers: list[Any], args: DistillConfig, data: Images | None, cache: CacheReader | None
 ) -> tuple[Classifier, list[Classifier]]:
-    """What is given by name loaded, what is given as it is looked at."""
+    """Student and teachers as classifiers, loaded if they are given by name."""
     known = classes_known(data)
     given = args.teacher_model_init_kwargs or {}
     allowed: Any = args.allow_code or ()
@@ -239,16 +239,16 @@ def _load_pair(
 
 
 def open_reader(student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> TeacherReader | None:
-    """The teacher that runs, None where only the labels teach.
+    """Open a teacher that is not cached; None if only labels are used.
 
     Raises:
-        ConfigError: it is a cache, which this task does not have.
+        ConfigError: the teacher is a cache, which this task does not support.
     """
     spec = args.teacher
     if spec.cached:
         if teachers:
-            raise ConfigError(f"no teacher of the task {args.task} is cached: set teacher: Live()")
-        return None  # only the labels teach
+            raise ConfigError(f"teachers of the task {args.task} cannot be cached: set teacher: Live()")
+        return None  # only labels are used
     if not teachers and spec.needs[0]:
         return None
     return spec.open(
@@ -257,14 +257,14 @@ def open_reader(student: ModelRows, teachers: list[ImageRows], args: DistillConf
 
 
 def images_of(train: Any) -> Images | None:
-    """The images of what a trainer is given to train on."""
+    """The images of a training set, opened if necessary."""
     return None if train is None else train.images if isinstance(train, ImageDataset) else load_images(train)
 
 
 def prepare_data(images: Images, side: int | tuple[int, int] | None, args: DistillConfig, name: str) -> ImageDataset:
-    """The checked images of a run, those to train on with its chance.
+    """The checked images of a run; training images are augmented with its seed.
 
-    Raises DataError where some cannot be used.
+    Raises DataError for images that cannot be used.
     """
     return prepare_images(
         images,
@@ -277,7 +277,7 @@ def prepare_data(images: Images, side: int | tuple[int, int] | None, args: Disti
 
 
 def logits_of(teacher: TeacherRows) -> Tensor:
-    """``[N, C]`` what orders the teacher's classes; of a ``TopK`` those that are known, the others lowest."""
+    """``[N, C]`` the teacher's logits; for a ``TopK`` its log-probabilities, and -inf for all other classes."""
     if not isinstance(teacher, TopK):
         logits = teacher_logits(teacher, len(teacher), 1.0)(slice(None))
         assert isinstance(logits, Tensor)
@@ -287,12 +287,12 @@ def logits_of(teacher: TeacherRows) -> Tensor:
 
 
 def _right(logits: Tensor, targets: Tensor) -> Tensor:
-    """``[N]`` 1 where the likeliest class is the target."""
+    """``[N]`` 1 if the top-1 class is the target, else 0."""
     return (logits.argmax(-1) == targets).float()
 
 
 def _wanted_side(models: Models) -> int | None:
-    """The larger of the sides that the models want, where they want one."""
+    """The largest image size among the models' preprocessing, or None."""
     rows: list[Any] = [models.student, *getattr(models.teacher, "members", ()), models.teacher]
     rows = [getattr(each, "rows", each) for each in rows]
     sides = [each.classifier.preparation.size for each in rows if isinstance(each, ImageRows)]
@@ -300,9 +300,9 @@ def _wanted_side(models: Models) -> int | None:
 
 
 def _with_head(student: Classifier, peft_config: Any) -> Any:
-    """Adapters beside a head that is trained and saved whole: it may be new, and then nothing else would train it.
+    """The PEFT config with the head in ``modules_to_save``: it may be new, and adapters would not train it.
 
-    Raises ConfigError where no linear layer gives the classes.
+    Raises ConfigError if no linear layer outputs the classes.
     """
     if getattr(peft_config, "modules_to_save", None):
         return peft_config
@@ -311,8 +311,8 @@ def _with_head(student: Classifier, peft_config: Any) -> Any:
     heads = [name for name, module in linear if module.out_features == classes]
     if not heads:
         raise ConfigError(
-            f"use_peft trains adapters and the head, but no linear layer of the student gives its {classes} classes: "
-            "name the head in modules_to_save of a peft_config, in Python"
+            f"use_peft trains adapters and the head, but no linear layer of the student has {classes} outputs, its "
+            "number of classes: in Python, set modules_to_save of the peft_config to the head"
         )
     peft_config.modules_to_save = [heads[-1]]
     return peft_config

@@ -70,7 +70,7 @@ class TextGeneration(Task):
 
     def read(self, data: DataSettings, *, seed: int) -> tuple[Any, Any]:
         source = data.train_file or data.dataset_name
-        assert source is not None  # a recipe without either is refused when it is read
+        assert source is not None  # checked when the recipe is read
         read: Any = stream_rows if data.streaming else load_rows
         train = read(source, config=data.dataset_config, split=data.dataset_train_split)
         if data.eval_file:
@@ -95,7 +95,7 @@ class TextGeneration(Task):
         tokenizer, revision = own_tokenizer(given.student, args), options.get("revision")
         theirs = load_tokenizer(teacher, what="teacher_model_name_or_path", revision=revision)
         check_same_tokenizer(tokenizer, theirs)
-        args.lm_coef, args.packing = 0.0, False  # neither changes what the teacher reads
+        args.lm_coef, args.packing = 0.0, False  # neither affects the teacher
         both = (("train", given.train), ("eval", given.held_out))
         prepared = [prepare_data(rows, tokenizer, args, name, teachers={teacher: theirs}) for name, rows in both]
         datasets = [dataset for dataset in prepared if isinstance(dataset, TokenizedDataset)]
@@ -115,12 +115,12 @@ class TextGeneration(Task):
 
 
 class OpenTextGeneration(OpenTask):
-    """Two causal language models and tokenised rows."""
+    """Two causal language models, and tokenised rows."""
 
     def checked(
         self, dataset: Any, name: str, chunks: Sequence[Sequence[int]] | None = None
     ) -> TokenizedDataset | StreamedDataset | None:
-        """The rows of a dataset, tokenised, and short enough for both models."""
+        """The rows of a dataset, tokenised and checked for their length."""
         teachers = self.models.teacher_tokenizers
         prepared = prepare_data(dataset, self.models.tokenizer, self.args, name, chunks, teachers=teachers)
         if prepared is not None:
@@ -129,7 +129,7 @@ class OpenTextGeneration(OpenTask):
 
     def prepare(self, dataset: Any) -> TokenizedDataset:
         prepared = self.checked(dataset, "eval")
-        assert isinstance(prepared, TokenizedDataset)  # streams are refused for evaluation
+        assert isinstance(prepared, TokenizedDataset)  # streams raise for evaluation
         return prepared
 
     @property
@@ -169,12 +169,12 @@ class OpenTextGeneration(OpenTask):
         }
 
     def save_extras(self, directory: Path) -> None:
-        """transformers has saved configuration and tokenizer; an adapter gets a card that names its base model."""
+        """Write a model card for an adapter; transformers has saved the config and the tokenizer."""
         write_adapter_card(directory)
 
 
 def _with_completions(held_out: Any) -> Any:
-    """Held-out rows; None where they are prompts alone, of which nothing can be measured."""
+    """Held-out rows; None if they are prompts without completions, which cannot be evaluated."""
     if any(has_completions(row) for row in held_out[:1]):
         return held_out
     logger.info("abkd: the held-out rows have no completions, so nothing is evaluated on them")
@@ -184,19 +184,19 @@ def _with_completions(held_out: Any) -> Any:
 def _cached_sequences(
     args: DistillConfig, tokenizer: Any, datasets: list[TokenizedDataset], teacher: str, revision: str | None
 ) -> Iterator[Example]:
-    """The sequences that a run reads: what its source makes of the training rows, and the held-out rows themselves."""
+    """The sequences that a run reads: those that its source makes of the training rows, and the held-out rows."""
     text = None
     if needs_teacher_text(args.source):
         url = args.teacher_model_server_url
         writer = teacher_writer(args, tokenizer, name=teacher, revision=revision, url=url)
-        text = ensure_teacher_text(args.source, datasets[0], replace(writer, write=None))  # abkd generate writes it
+        text = ensure_teacher_text(args.source, datasets[0], replace(writer, write=None))  # from abkd generate
     yield from known_sequences(args.source, datasets[0], text)
     for held_out in datasets[1:]:
         yield from held_out
 
 
 def warn_of_weak_teacher(perplexity: float, teacher_perplexity: float) -> None:
-    """Say so when the student has nothing to learn from its teacher about this data."""
+    """Log a warning if the teacher is no better than the student on this data."""
     if teacher_perplexity >= perplexity:
         logger.warning(
             "abkd: on the held-out rows the teacher (perplexity %.4g) is no better than the student (%.4g): the "

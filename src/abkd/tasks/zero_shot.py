@@ -1,4 +1,4 @@
-"""CLIP, base to new: a teacher that knows classes by their names, a student that learns prompts from images alone."""
+"""Base-to-new distillation of CLIP: a teacher that knows class names, a student that learns prompts without labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OF_TEACHER = "teacher_"
 
 
 class ZeroShotImageClassification(Task):
-    """A row is an image against the names of all classes; trained without labels, measured on both halves of them."""
+    """A row is an image compared with all class names; trained without labels, evaluated on base and new classes."""
 
     name = "zero-shot-image-classification"
     row_noun = "images"
@@ -40,7 +40,7 @@ class ZeroShotImageClassification(Task):
     fields = ImageClassification.fields - {"use_peft"} | {"prompt_template", "visual_prompt_length"}
     fields |= {"visual_prompt_depth", "unlabelled_classes", "split_file"}
     metrics = (*ImageClassification.metrics, "base_accuracy", "new_accuracy", "harmonic_mean")
-    data_hint = "no images: set train_dir (with split_file, or a folder a class), train_file (.npz) or dataset_name"
+    data_hint = "no images: set train_dir (with split_file, or one folder per class), train_file (.npz) or dataset_name"
 
     finds_held_out = True
 
@@ -57,9 +57,9 @@ class ZeroShotImageClassification(Task):
         images = images_of(given.train)
         names = None if images is None else images.class_names
         if names is None:
-            raise ConfigError("CLIP knows a class by its name, and these images have none: name the folders after them")
+            raise ConfigError("CLIP needs class names, and these images have none: name the folders after the classes")
         if any(term.ce_weight for term in args.objective().all_terms()):
-            raise ConfigError("base-to-new distillation sees no labels: set ce_weight: 0.0")
+            raise ConfigError("base-to-new distillation uses no labels: set ce_weight: 0.0")
         student, teachers = _load_pair(given.student, given_teachers(given.teacher, args), args, names)
         rows = ImageRows(student)
         for each in teachers:
@@ -74,14 +74,16 @@ class ZeroShotImageClassification(Task):
         return OpenBaseToNew(args, models, base=base).with_data(given, images)
 
     def cache_job(self, given: Given, args: DistillConfig, teacher: str) -> CacheJob:
-        raise ConfigError(f"no teacher of the task {self.name} is cached: set teacher: Live(), and run abkd distill")
+        raise ConfigError(
+            f"teachers of the task {self.name} cannot be cached: set teacher: Live(), and run abkd distill"
+        )
 
 
 @dataclass
 class OpenBaseToNew(OpenImages):
-    """Two CLIPs, and images of all classes.
+    """Two CLIP models, and images of all classes.
 
-    ``base``: the classes that count as known, the first half (CoOp's rule).
+    ``base``: the base classes, the first half of all classes (as in CoOp).
     """
 
     base: tuple[int, ...] = ()
@@ -90,13 +92,13 @@ class OpenBaseToNew(OpenImages):
         if name != "train":
             return super().checked(dataset, name)
         if isinstance(dataset, ImageDataset):
-            raise ConfigError("which images are trained on is decided here: give the images, not a prepared dataset")
+            raise ConfigError("expected images, got a prepared dataset: this task chooses the training images itself")
         images = load_images(dataset)
         if self.args.unlabelled_classes == "base":
             if images.labels is None:
                 raise ConfigError(
-                    "unlabelled_classes: base leaves out the images of new classes, which takes labels to know them; "
-                    "these have none"
+                    "unlabelled_classes: base needs labels to leave out the images of new classes, got images without "
+                    "labels; set unlabelled_classes: all"
                 )
             images = images.take(i for i, label in enumerate(images.labels) if int(label) in self.base)
         return super().checked(images.without_labels(), name)
@@ -126,8 +128,8 @@ class OpenBaseToNew(OpenImages):
 
     def before_training(self, *, sharded: bool, writes: bool, evaluates_first: bool) -> None:
         logger.info(
-            "abkd: trained on unlabelled images of %s",
-            "all classes, the new ones included: results are transductive"
+            "abkd: training on unlabelled images of %s",
+            "all classes, including the new ones: results are transductive"
             if self.args.unlabelled_classes == "all"
             else "the base classes only",
         )
@@ -144,13 +146,11 @@ class OpenBaseToNew(OpenImages):
 def _load_pair(
     model: Any, given: list[Any], args: DistillConfig, names: Sequence[str]
 ) -> tuple[Classifier, list[Classifier]]:
-    """Both models, by name, or as ``load_clip_pair`` made them."""
+    """Both models, loaded by name or already loaded by ``load_clip_pair``."""
     if not isinstance(model, str):
         return as_classifier(model), [as_classifier(each) for each in given]
     if len(given) != 1 or not isinstance(given[0], str):
-        raise ConfigError(
-            "a CLIP student named by a path needs one teacher named by a path, whose class features it takes"
-        )
+        raise ConfigError("a CLIP student given by name needs one teacher given by name, whose class features it uses")
     of_teacher = args.teacher_model_init_kwargs
     of_student = args.model_init_kwargs
     teacher, student = load_clip_pair(
