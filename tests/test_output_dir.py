@@ -332,4 +332,4 @@ def test_the_base_of_an_adapter_is_an_input(written, tmp_path, monkeypatch):
         models = {"model_name_or_path": "s", "teacher_model_name_or_path": "t", name: "adapter"}
         recipe = Recipe.from_dict({**models, "train_file": "a.jsonl", "output_dir": "base"})
         with pytest.raises(OutputDirError, match=f"is the base model of {name}"):
-            check_output(Path("base"), overwrite=True, resume=False, inputs=inputs_of(recipe))
+            check_output(Path("base"), overwrite=True, resume=False, inputs=inputs_of(recipe.values()))

@@ -22,7 +22,7 @@ from abkd.models.vision import Classifier, ImageRows, Preparation, save_classifi
 from abkd.ops import TopK
 from abkd.recipe import Recipe
 from abkd.run import distill
-from abkd.tasks import _image_caches, image_classification
+from abkd.tasks import _image_caches, _image_models
 from abkd.tasks._image_caches import training_passes
 from abkd.teachers import HiddenCache, LiveReader, TeacherContext, TopKCache
 from abkd.teachers.caches import _build, image_identity
@@ -326,13 +326,13 @@ def test_the_command_and_the_run(shelf: Path, monkeypatch: pytest.MonkeyPatch) -
     said = " ".join(done.output.split())
     assert re.search(r"HiddenCache\(path=.*\): \d+ images, \d+\.\d bytes per image, in .*added now: \d+ images", said)
     alive = distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "live"), teacher="Live()")))
-    original = image_classification.load_classifier
+    original = _image_models.load_classifier
 
     def load(name: str, **kwargs: Any) -> Any:
         assert not name.endswith("teacher")
         return original(name, **kwargs)
 
-    for module in (image_classification, _image_caches):
+    for module in (_image_models, _image_caches):
         monkeypatch.setattr(module, "load_classifier", load)
     stored = distill(Recipe.from_dict(values(shelf, output_dir=str(shelf / "stored"))))
     assert gap(alive.model, stored.model) == 0.0

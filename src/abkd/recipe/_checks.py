@@ -11,9 +11,10 @@ from typing import Any
 
 from abkd import registry, training_arguments
 from abkd.errors import ConfigError
+from abkd.run_inputs import DataSettings
 from abkd.sequence_rules import check_streaming, short_form
 from abkd.setting_rules import fields_of_others, teacher_problem
-from abkd.settings import DataSettings, Settings, settings_of
+from abkd.settings import Settings, settings_of
 from abkd.sources import Dataset
 from abkd.tasks import task_of
 

@@ -16,7 +16,8 @@ from abkd.errors import ConfigError
 from abkd.output_dir import DEFAULT
 from abkd.recipe import _checks, _fields, _output, _text
 from abkd.recipe._files import read_recipe
-from abkd.settings import DataSettings, LoraSettings, ModelSettings, Settings, settings_of
+from abkd.run_inputs import DataSettings, LoraSettings, ModelSettings
+from abkd.settings import Settings, settings_of
 from abkd.storage import in_full
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from abkd.data.images import (
     split_images,
 )
 from abkd.errors import DataError
-from abkd.settings import DataSettings
+from abkd.run_inputs import DataSettings
 
 logger = logging.getLogger("abkd")
 

@@ -16,7 +16,7 @@ from abkd.data.prepared import ExampleDataset
 from abkd.models.folders import missing_folder
 from abkd.models.rows import ModelRows
 from abkd.ops import Rows, TeacherRows
-from abkd.settings import DataSettings
+from abkd.run_inputs import DataSettings
 from abkd.teachers import TeacherReader
 
 Collate = Callable[[Sequence[Any]], dict[str, Batch]]

@@ -13,17 +13,14 @@ from torch import Tensor
 from abkd.config import DistillConfig
 from abkd.data import Batch
 from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, prepare_images
-from abkd.errors import ConfigError
 from abkd.models.adapters import with_adapters
 from abkd.models.loading import placed
-from abkd.models.rows import ModelRows
-from abkd.models.vision import Classifier, ImageRows, as_classifier, check_classes, load_classifier, save_classifier
+from abkd.models.vision import ImageRows, check_classes, save_classifier
 from abkd.ops import Rows, TeacherRows, TopK, teacher_logits
-from abkd.settings import DataSettings
+from abkd.run_inputs import DataSettings
 from abkd.tasks._checks import check_full_distribution, check_separate, given_teachers
 from abkd.tasks._image_caches import (
     check_cached_classes,
-    classes_known,
     identifying,
     load_teacher,
     open_cache,
@@ -31,9 +28,9 @@ from abkd.tasks._image_caches import (
 )
 from abkd.tasks._image_checks import check_batches_of_one, check_labels, check_mixed, check_student
 from abkd.tasks._image_data import read_images, several_files
+from abkd.tasks._image_models import load_classifiers, open_reader, wanted_side, with_head
 from abkd.tasks._model_names import check_name, unknown_model
 from abkd.tasks.base import CacheJob, Given, Models, OpenTask, Task
-from abkd.teachers import TeacherContext, TeacherReader
 from abkd.teachers.caches import CacheReader, EpochImages, image_identity
 
 logger = logging.getLogger("abkd")
@@ -67,9 +64,9 @@ class ImageClassification(Task):
         images = images_of(given.train)
         teachers, spec = given_teachers(given.teacher, args), cast(Any, args.teacher)
         cache = open_cache(teachers[0], args, images) if spec.cached and teachers else None
-        student, loaded = _load_pair(given.student, [] if cache else teachers, args, images, cache)
+        student, loaded = load_classifiers(given.student, [] if cache else teachers, args, images, cache)
         if given.peft_config is not None:
-            student = student._replace(model=with_adapters(student.model, _with_head(student, given.peft_config)))
+            student = student._replace(model=with_adapters(student.model, with_head(student, given.peft_config)))
         side = args.image_size or (images.uniform_size() if images is not None else None)
         rows, of_teachers = ImageRows(student, side=side), [ImageRows(each, side=side) for each in loaded]
         for each in of_teachers:
@@ -131,7 +128,7 @@ class OpenImages(OpenTask):
             images, train = load_images(dataset), cast(Any, self.train)
             if train is not None and train.class_names is not None and images.class_names is not None:
                 images = images.with_classes(train.class_names)
-            side = self.args.image_size or (None if images.uniform_size() else _wanted_side(self.models))
+            side = self.args.image_size or (None if images.uniform_size() else wanted_side(self.models))
             prepared = prepare_data(images, side if train is None else train.size, self.args, name)
         student: Any = self.models.student
         check_labels(prepared.images, student, self.args)
@@ -217,45 +214,6 @@ class OpenImages(OpenTask):
         save_classifier(student.classifier._replace(class_names=names), directory)
 
 
-def _load_pair(
-    model: Any, teachers: list[Any], args: DistillConfig, data: Images | None, cache: CacheReader | None
-) -> tuple[Classifier, list[Classifier]]:
-    """Student and teachers as classifiers, loaded if they are given by name."""
-    known = classes_known(data)
-    given = args.teacher_model_init_kwargs or {}
-    allowed: Any = args.allow_code or ()
-    loaded = [
-        load_teacher(each, given, allowed, data) if isinstance(each, str) else as_classifier(each) for each in teachers
-    ]
-    if not isinstance(model, str):
-        return as_classifier(model), loaded
-    if not known and loaded:  # unlabelled images: the classes are the teacher's
-        known = {"num_classes": ImageRows(loaded[0]).head_rows, "class_names": loaded[0].class_names}
-    elif not known and cache is not None:
-        known = {"num_classes": cache.head_rows, "class_names": cache.class_names}
-    own = args.model_init_kwargs or {}
-    student = load_classifier(model, what="model_name_or_path", fresh_head=True, allow_code=allowed, **known, **own)
-    return student, loaded
-
-
-def open_reader(student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> TeacherReader | None:
-    """Open a teacher that is not cached; None if only labels are used.
-
-    Raises:
-        ConfigError: the teacher is a cache, which this task does not support.
-    """
-    spec = args.teacher
-    if spec.cached:
-        if teachers:
-            raise ConfigError(f"teachers of the task {args.task} cannot be cached: set teacher: Live()")
-        return None  # only labels are used
-    if not teachers and spec.needs[0]:
-        return None
-    return spec.open(
-        TeacherContext(student=student, models=teachers, temperature=args.kd_temperature, device=args.device)
-    )
-
-
 def images_of(train: Any) -> Images | None:
     """The images of a training set, opened if necessary."""
     return None if train is None else train.images if isinstance(train, ImageDataset) else load_images(train)
@@ -289,30 +247,3 @@ def logits_of(teacher: TeacherRows) -> Tensor:
 def _right(logits: Tensor, targets: Tensor) -> Tensor:
     """``[N]`` 1 if the top-1 class is the target, else 0."""
     return (logits.argmax(-1) == targets).float()
-
-
-def _wanted_side(models: Models) -> int | None:
-    """The largest image size among the models' preprocessing, or None."""
-    rows: list[Any] = [models.student, *getattr(models.teacher, "members", ()), models.teacher]
-    rows = [getattr(each, "rows", each) for each in rows]
-    sides = [each.classifier.preparation.size for each in rows if isinstance(each, ImageRows)]
-    return max((side for side in sides if side), default=None)
-
-
-def _with_head(student: Classifier, peft_config: Any) -> Any:
-    """The PEFT config with the head in ``modules_to_save``: it may be new, and adapters would not train it.
-
-    Raises ConfigError if no linear layer outputs the classes.
-    """
-    if getattr(peft_config, "modules_to_save", None):
-        return peft_config
-    classes = ImageRows(student).head_rows
-    linear = [(name, module) for name, module in student.model.named_modules() if isinstance(module, torch.nn.Linear)]
-    heads = [name for name, module in linear if module.out_features == classes]
-    if not heads:
-        raise ConfigError(
-            f"use_peft trains adapters and the head, but no linear layer of the student has {classes} outputs, its "
-            "number of classes: in Python, set modules_to_save of the peft_config to the head"
-        )
-    peft_config.modules_to_save = [heads[-1]]
-    return peft_config

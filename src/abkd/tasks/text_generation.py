@@ -27,7 +27,7 @@ from abkd.models.adapters import write_adapter_card
 from abkd.models.folders import broken_model
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
-from abkd.settings import DataSettings
+from abkd.run_inputs import DataSettings
 from abkd.sources import ensure_teacher_text, known_sequences, needs_teacher_text
 from abkd.tasks._lengths import check_lengths
 from abkd.tasks._start import check_mass, check_padding

@@ -18,13 +18,14 @@ from abkd.models import base_to_new
 from abkd.models.clip import load_clip_pair
 from abkd.models.vision import Classifier, ImageRows, as_classifier, check_classes
 from abkd.ops import Rows, TeacherRows
-from abkd.settings import DataSettings
+from abkd.run_inputs import DataSettings
 from abkd.tasks._checks import check_full_distribution, given_teachers
 from abkd.tasks._image_checks import check_student
 from abkd.tasks._image_data import read_images, several_files
+from abkd.tasks._image_models import open_reader
 from abkd.tasks._model_names import check_code, unknown_model
 from abkd.tasks.base import CacheJob, Given, Models, Task
-from abkd.tasks.image_classification import ImageClassification, OpenImages, images_of, logits_of, open_reader
+from abkd.tasks.image_classification import ImageClassification, OpenImages, images_of, logits_of
 
 logger = logging.getLogger("abkd")
 
