@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from abkd.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from abkd.config import DistillConfig
     from abkd.divergences import (
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from abkd.term import Term
     from abkd.trainer import DistillTrainer
 
-__version__ = "0.1.0"
 
 _EXPORTS = {
     "abkd.config": ("DistillConfig",),

@@ -16,8 +16,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 from abkd import DistillConfig, DistillTrainer
-from abkd.trainer._callbacks import AlreadyEvaluated, EpochOrder, MetricsFile, ProgressBar, StopSignals
+from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._finite import FiniteRun
+from abkd.trainer._record import AlreadyEvaluated
 from abkd.trainer._sources import ComponentCallback
 from training_parts import llama
 

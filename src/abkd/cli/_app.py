@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from abkd import __version__
 from abkd.cli._console import configure_logging, console, end_processes, exit_codes, is_main_process
 from abkd.cli._help import CacheHelp, DistillHelp, GenerateHelp, ShowHelp
 from abkd.errors import ConfigError
+from abkd.version import __version__
 
 _FREE_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 

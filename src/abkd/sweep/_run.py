@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import distributed
 
-from abkd import __version__
 from abkd.errors import NonFiniteError, OutputDirError
 from abkd.output_dir import claimed, contents, note, remove_runs
 from abkd.recipe import Recipe, check_same_run
@@ -25,6 +24,7 @@ from abkd.run import RECIPE_FILE, RESULT_FILE, distill
 from abkd.storage import atomic_write, disk_errors, read_checksummed, read_json, strict_json, write_checksummed
 from abkd.sweep._plan import Place, Run, Settings, changed, plan, settings_of
 from abkd.trainer import read_record
+from abkd.version import __version__
 
 logger = logging.getLogger("abkd")
 

@@ -16,7 +16,6 @@ import transformers
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-import abkd
 from abkd import output_dir
 from abkd.config import DistillConfig
 from abkd.data import TokenizedDataset
@@ -26,6 +25,7 @@ from abkd.trainer._callbacks import evaluated
 from abkd.trainer._checkpoints import checkpoints
 from abkd.trainer._context import RunContext
 from abkd.trainer._run_file import RUN_FILE, read_record
+from abkd.version import __version__
 
 logger = logging.getLogger("abkd")
 
@@ -208,7 +208,7 @@ def describe(run: RunContext) -> dict[str, Any]:
         "working_directory": os.getcwd(),
         "plan": asdict(run.loss.first_plan),
         "versions": {
-            "abkd": abkd.__version__,
+            "abkd": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
