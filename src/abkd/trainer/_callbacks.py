@@ -1,4 +1,4 @@
-"""What watches a run: the metrics file, the progress bar, signals, the order of the rows."""
+"""Callbacks of a run: the metrics file, the progress bar, stop signals, the epoch of the training order."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def _belongs(line: str, step: int) -> bool:
 
 
 class ProgressBar(TrainerCallback):
-    """One line: how far, how long still, the newest loss. Without a terminal, a line per log instead.
+    """One line: steps done, time left, the newest loss. Without a terminal, a line per log instead.
 
-    Where the logger ``abkd`` is set to be quiet, neither.
+    With the logger ``abkd`` above INFO, neither.
 
     Args:
         one_loss: whether the loss is the same function during the whole run. Else two of its held-out values do not
@@ -115,7 +115,7 @@ class ProgressBar(TrainerCallback):
 
 
 def _quiet() -> bool:
-    """Whether nothing is to be said that is no warning."""
+    """Whether only warnings are logged."""
     return logging.getLogger("abkd").level > logging.INFO
 
 
@@ -135,7 +135,7 @@ class StopSignals(TrainerCallback):
         for name in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[name] = signal.signal(name, self._note)
-            except ValueError:  # not the main thread: signals are somebody else's there
+            except ValueError:  # not the main thread: signals cannot be handled there
                 return
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -152,17 +152,17 @@ class StopSignals(TrainerCallback):
             control.should_evaluate = control.should_evaluate and _at_epoch_end(state)
 
     def error(self, step: int, output_dir: Any) -> Interrupted:
-        """What is raised after a run that was cut short."""
+        """The exception of a run that was stopped early."""
         assert self.received is not None
         error = Interrupted(
-            f"stopped by {self.received.name} after step {step}; a checkpoint was saved in {output_dir}: go on with "
+            f"stopped by {self.received.name} after step {step}; a checkpoint was saved in {output_dir}: continue with "
             "--resume"
         )
         error.exit_code = 128 + self.received
         return error
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the signal handlers that were there before."""
         for name, handler in self._before.items():
             signal.signal(name, handler)
         self._before.clear()
@@ -179,7 +179,7 @@ def _at_epoch_end(state: TrainerState) -> bool:
 
 
 def _of_any_process(received: signal.Signals | None, args: TrainingArguments) -> signal.Signals | None:
-    """All processes stop after the same step, or those that go on would wait for the others for ever."""
+    """All processes stop after the same step, or those that continue would wait for the others forever."""
     if args.world_size == 1:
         return received
     number = torch.tensor(received or 0, device=args.device)

@@ -34,7 +34,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def corruption(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None if it is whole."""
+    """Why a checkpoint cannot be used, or None if it is complete."""
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
         return "it was never finished"

@@ -1,4 +1,4 @@
-"""What happens inside the wrapped forward: both models' rows, the objective, the numbers to log."""
+"""The part of a step inside the wrapped forward pass: both models' rows, the objective, the metrics to log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DISTANCES = {"forward_kl": RowLossSpec(ForwardKL()), "reverse_kl": RowLossSpec(
 
 
 class Totals(NamedTuple):
-    """What the sums of a step are divided by: the weight of each term's rows [K], and its targets in plain text."""
+    """Divisors of a step's sums: the weight of each term's rows [K], and the number of targets in plain text."""
 
     rows: Tensor
     plain: Tensor

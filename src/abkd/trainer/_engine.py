@@ -1,4 +1,4 @@
-"""What the parts of a run see of transformers' Trainer."""
+"""The side of transformers' Trainer that the parts of a run see."""
 
 from __future__ import annotations
 

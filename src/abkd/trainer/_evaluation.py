@@ -44,7 +44,7 @@ def held_out_metrics(run: RunContext, dataloader: Any) -> dict[str, float]:
 
 
 def warn_not_finite(run: RunContext, finite: FiniteRun, values: Mapping[str, float], said: set[str]) -> None:
-    """Say which held-out numbers are not finite, once each (``said``); stop where the weights are the reason.
+    """Warn of held-out metrics that are not finite, once each (``said``); stop if the weights are the reason.
 
     Raises:
         NonFiniteError: weights are NaN or infinite.
@@ -72,7 +72,7 @@ def metrics(totals: Mapping[str, float]) -> dict[str, float]:
 
 
 def coverage(run: RunContext, model: nn.Module, dataset: Any) -> dict[str, float]:
-    """What each model thinks of what the other writes to the first ``eval_samples`` held-out prompts, in nats a token.
+    """Each model's negative log-likelihood of the other's completions of ``eval_samples`` prompts, in nats per token.
 
     ``r_llh``: mean −log p of the student's text (would the teacher say it?); ``r_cvg``: mean −log q of the teacher's
     (could the student have said it?). f-DISTILL, arXiv 2307.15190, section 4.

@@ -1,4 +1,4 @@
-"""What transformers lacks of the usual protocol of image classifiers: a stepped learning rate, decay on everything."""
+"""A stepped learning rate and weight decay on all parameters, as in the protocol of image classifiers."""
 
 from __future__ import annotations
 

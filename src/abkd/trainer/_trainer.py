@@ -103,7 +103,7 @@ class DistillTrainer(Engine):
             placed(each, self.args.device)
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
-        """What is ours of a run, around the models; returns the callbacks among it."""
+        """Build the parts of a run that are not transformers'; returns the callbacks among them."""
         self.distill_args, models = args, self.models
         check_recomputed(models.student.model, args)
         self.plan = load_chunk_plan(args, self.task.max_rows, models.classes)
