@@ -33,7 +33,7 @@ def test_heads_padded_to_different_sizes_agree(tmp_path):
     for divergence in (abkd.AlphaBeta(0.2, 0.7), abkd.ForwardKL(), abkd.JensenShannon()):
         made.loss.objective = Objective(divergence=divergence)
         batch = made.data_collator([made.train_dataset[i] for i in range(4)])["batch"]
-        out = losses(made.task, batch)
+        out = losses(made.loss, batch)
         assert abs(out["loss"].item()) < 1e-7
         assert gradient(student, out["loss"]).abs().max() < 1e-7
 
