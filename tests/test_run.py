@@ -258,7 +258,7 @@ def test_other_models_in_the_same_folders_are_noticed_on_resume(changed, shelf, 
         says = "was started with another teacher .the weights of .* have changed since"
     else:
         save_models(tmp_path, student=llama(0, **other[changed]))
-        says = "it is of another student "
+        says = "it belongs to another student "
     with pytest.raises(OutputDirError, match=says):
         distill(recipe, resume=True)
 

@@ -163,7 +163,7 @@ def test_everything_is_deterministic_where_that_is_asked_for(tmp_path):
 def test_a_checkpoint_of_the_model_alone_is_nothing_to_resume_from(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "save_only_model": True}
     trainer(tmp_path, **options).train()
-    with pytest.raises(OutputDirError, match="save_only_model: it has no optimizer to go on with"):
+    with pytest.raises(OutputDirError, match="it was saved with save_only_model and has no optimizer state"):
         trainer(tmp_path, **{**options, "max_steps": 2}).train(resume_from_checkpoint=True)
 
 
