@@ -277,7 +277,7 @@ def test_the_checkpoint_that_the_arguments_name_is_gone_on_from(tmp_path):
     made = trainer(tmp_path, max_steps=3, resume_from_checkpoint=str(tmp_path / "checkpoint-2"), **options)
     made.train()
     assert [each["step"] for each in made.state.log_history if "loss" in each] == [1, 2, 3]
-    with pytest.raises(OutputDirError, match="cannot resume from nowhere: there is no such directory"):
+    with pytest.raises(OutputDirError, match="cannot resume from nowhere: no such directory"):
         made.train("nowhere")
 
 
@@ -386,9 +386,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, *, offline: bool, token: str | None) ->
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ({"offline": True, "token": "x"}, "push_to_hub needs the hub, and HF_HUB_OFFLINE is set"),
+        ({"offline": True, "token": "x"}, "push_to_hub needs network access, but HF_HUB_OFFLINE is set"),
         ({"offline": False, "token": None}, "push_to_hub needs a token: run 'hf auth login'"),
-        ({"offline": False, "token": "x"}, r"the hub does not answer.*\(ConnectionError: no route\)"),
+        ({"offline": False, "token": "x"}, r"the hub does not respond.*\(ConnectionError: no route\)"),
     ],
     ids=str,
 )
