@@ -263,7 +263,7 @@ def test_a_used_folder_is_emptied_in_python_too(tmp_path, caplog):
     options = {"save_strategy": "steps", "save_steps": 1}
     trainer(tmp_path, max_steps=3, **options).train()
     trainer(tmp_path, max_steps=1, **options).train()
-    assert "holds checkpoint-3 of an earlier run, which a resume might go on from" in caplog.text
+    assert "contains checkpoint-3 of an earlier run, from which --resume might continue" in caplog.text
     trainer(tmp_path, max_steps=1, overwrite_output_dir=True, **options).train()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
     (tmp_path / "mine.txt").write_text("mine")

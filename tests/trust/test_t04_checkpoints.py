@@ -293,7 +293,7 @@ def test_without_checkpoints_a_full_disk_at_the_end_does_not_lose_the_student(tm
     assert not list((tmp_path / "run").glob(".student*"))
     kept = list(rescue.glob("abkd-student-*/model.safetensors"))
     if elsewhere:
-        assert f"It is kept in {kept[0].parent} instead" in str(refused.value)
+        assert f"It was saved in {kept[0].parent} instead" in str(refused.value)
         assert gap(load_file(kept[0]), made.model) == 0.0
     else:
         assert not kept

@@ -68,7 +68,8 @@ class FiniteRun(TrainerCallback):
         if norms and not bool(torch.isfinite(torch.stack([norm.detach().float() for norm in norms]).sum())):
             raise NonFiniteError(
                 f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower "
-                "the learning rate, or continue from the last checkpoint with --resume and another divergence or temperature"
+                "the learning rate, or continue from the last checkpoint with --resume and another divergence or "
+                "temperature"
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
