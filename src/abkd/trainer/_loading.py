@@ -131,8 +131,8 @@ def _check_picklable(dataset: Any, args: Any) -> None:
     except Exception as error:  # from pickle or from the user's code
         raise ConfigError(
             f"the rows cannot be pickled for the {args.dataloader_num_workers} workers of dataloader_num_workers, "
-            f"started by {method} ({error}): define the dataset's class at the top level of a module, without open files "
-            "and lambdas, or set dataloader_num_workers: 0"
+            f"started by {method} ({error}): define the dataset's class at the top level of a module, without open "
+            "files and lambdas, or set dataloader_num_workers: 0"
         ) from error
 
 
