@@ -204,7 +204,7 @@ def test_an_argument_of_transformers_that_would_never_be_called_is_refused(name,
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        ({"args": TrainingArguments("x")}, ConfigError, "must be a DistillConfig, .* got TrainingArguments"),
+        ({"args": TrainingArguments("x")}, ConfigError, "must be a DistillConfig .*, got TrainingArguments"),
         ({"tokenizer": 1}, TypeError, "no argument 'tokenizer'; pass the tokenizer as processing_class"),
         ({"callbacks": EarlyStoppingCallback()}, ConfigError, "callbacks must be a list, got EarlyStopping"),
         ({"callbacks": ["wandb"]}, ConfigError, "TrainerCallbacks of transformers, got 'wandb'"),

@@ -47,8 +47,8 @@ class DistillTrainer(Engine):
             frozen, never saved with the student. None if ``args.teacher`` is derived from the student, or for training
             on labels only.
         args: a :class:`abkd.DistillConfig`.
-        train_dataset, eval_dataset: rows in one of the formats of ``abkd.data``, or tokenized ones; for images, any input
-            of ``abkd.data.images.load_images``.
+        train_dataset, eval_dataset: rows in one of the formats of ``abkd.data``, or tokenized ones; for images, any
+            input of ``abkd.data.images.load_images``.
         pretrain_chunks: plain text for ``lm_coef``, as lists of token ids or as rows with a column ``text``.
         processing_class: the tokenizer that both models share; loaded from the student's path by default. None for
             images.
