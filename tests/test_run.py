@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(stopped, undisturbed, 
     assert status == code, said
     assert re.search(r"^step \d+/150  loss \d", said, re.MULTILINE)  # no terminal, so a line for each log
     assert f"abkd: stopped by {name} after step" in said.replace("\n", " ")
-    assert "go on with --resume" in said.replace("\n", " ")
+    assert "continue with --resume" in said.replace("\n", " ")
     assert len(list(output.glob("checkpoint-*"))) in (1, 2)  # the newest and the best
     assert not (output / "model.safetensors").exists()
     distill(Recipe.from_dict(values(shelf, output, **LONG)), resume=True)
@@ -258,7 +258,7 @@ def test_other_models_in_the_same_folders_are_noticed_on_resume(changed, shelf, 
         says = "was started with another teacher .the weights of .* have changed since"
     else:
         save_models(tmp_path, student=llama(0, **other[changed]))
-        says = "it is of another student "
+        says = "it belongs to another student "
     with pytest.raises(OutputDirError, match=says):
         distill(recipe, resume=True)
 

@@ -66,7 +66,7 @@ def test_other_rows_are_evaluated_on_in_any_form_and_leave_the_record_alone(tmp_
     assert len(made.state.log_history) == logged
     with pytest.raises(DataError):
         made.evaluate([{"nothing": "here"}])
-    with pytest.raises(ConfigError, match="predict gives back logits, and none are kept here"):
+    with pytest.raises(ConfigError, match="predict returns logits, and the trainer stores none"):
         made.predict(rows(3))
 
 

@@ -430,7 +430,7 @@ def test_rows_that_cannot_be_sent_to_a_loader_are_refused(tmp_path):
 
     options = {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "spawn"}
     made = image_trainer(tmp_path, plain(0), data=Local(), **options)
-    with pytest.raises(ConfigError, match=r"cannot be sent to the 1 processes .* which spawn starts .*at the top of a"):
+    with pytest.raises(ConfigError, match=r"cannot be pickled for the 1 workers .* by spawn .*at the top level of a"):
         made.train()
 
 

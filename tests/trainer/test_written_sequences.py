@@ -12,7 +12,7 @@ from training_parts import EVERY_THIRD, FROM_BUFFER, SHORT, gap, llama, rows, te
 def test_another_number_of_processes_or_another_source_is_refused(tmp_path):
     options = {**EVERY_THIRD, **SHORT}
     trainer(tmp_path, llama(0), **options).train()
-    with pytest.raises(OutputDirError, match="made with another source or by another number of processes"):
+    with pytest.raises(OutputDirError, match="saved with another source or number of processes"):
         trainer(tmp_path, llama(0), source=FROM_BUFFER, **options).train(resume_from_checkpoint=True)
 
 

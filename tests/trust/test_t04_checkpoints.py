@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, name, damage):
     damage(run / "checkpoint-4" / name)
     newest, passed = _checkpoints.newest_whole(run)
     assert newest.name == "checkpoint-2"
-    assert passed[0].startswith("checkpoint-4 is passed over: ")
+    assert passed[0].startswith("checkpoint-4 is skipped: ")
 
 
 def test_the_run_goes_on_from_the_older_checkpoint_and_says_so(finished, tmp_path, caplog):
@@ -66,7 +66,7 @@ def test_the_run_goes_on_from_the_older_checkpoint_and_says_so(finished, tmp_pat
     with caplog.at_level(logging.WARNING, "abkd"):
         resumed = trainer(run, llama(5), **EVERY_SECOND)
         resumed.train(resume_from_checkpoint=True)
-    assert "checkpoint-4 is passed over: optimizer.pt was changed or cut short" in caplog.text
+    assert "checkpoint-4 is skipped: optimizer.pt was modified or truncated" in caplog.text
     assert gap(resumed.model, finished[1]) == 0.0
     assert whole(run) == ["checkpoint-2", "checkpoint-4"]
 
@@ -74,10 +74,10 @@ def test_the_run_goes_on_from_the_older_checkpoint_and_says_so(finished, tmp_pat
 def test_nothing_to_resume(finished, tmp_path):
     run = shutil.copytree(finished[0], tmp_path / "run")
     truncate(run / "checkpoint-4" / "rng_state.pth")
-    with pytest.raises(OutputDirError, match=r"rng_state\.pth was changed or cut short"):
+    with pytest.raises(OutputDirError, match=r"rng_state\.pth was modified or truncated"):
         trainer(run, **EVERY_SECOND).train(resume_from_checkpoint=str(run / "checkpoint-4"))
     (run / "checkpoint-2" / _checkpoints.MANIFEST).unlink()
-    with pytest.raises(OutputDirError, match="checkpoint-2 is passed over: it was never finished"):
+    with pytest.raises(OutputDirError, match="checkpoint-2 is skipped: it is incomplete"):
         trainer(run, **EVERY_SECOND).train(resume_from_checkpoint=True)
     with pytest.raises(OutputDirError, match="there is no checkpoint"):
         trainer(tmp_path / "new", **EVERY_SECOND).train(resume_from_checkpoint=True)
@@ -200,7 +200,7 @@ trainer({str(tmp_path)!r}, save_strategy="steps", save_steps=2, save_total_limit
 """
     done = child(code)
     assert "abkd.errors.StorageError: the checkpoint" in done.stderr
-    assert "The one before it is whole; make room and go on with --resume" in done.stderr
+    assert "The previous checkpoint is complete; free some disk space and continue with --resume" in done.stderr
     assert whole(tmp_path) == ["checkpoint-2"]
     assert not (tmp_path / "checkpoint-4").exists()
 
@@ -293,7 +293,7 @@ def test_without_checkpoints_a_full_disk_at_the_end_does_not_lose_the_student(tm
     assert not list((tmp_path / "run").glob(".student*"))
     kept = list(rescue.glob("abkd-student-*/model.safetensors"))
     if elsewhere:
-        assert f"It is kept in {kept[0].parent} instead" in str(refused.value)
+        assert f"It was saved in {kept[0].parent} instead" in str(refused.value)
         assert gap(load_file(kept[0]), made.model) == 0.0
     else:
         assert not kept

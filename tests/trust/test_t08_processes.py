@@ -152,7 +152,7 @@ def test_a_checkpoint_in_shards_is_refused_by_one_process(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
     trainer(tmp_path, **options).train()
     (tmp_path / "checkpoint-1" / "pytorch_model_fsdp.bin").touch()
-    with pytest.raises(OutputDirError, match=r"saved in shards \(FSDP\), and this run is not; launch it as before"):
+    with pytest.raises(OutputDirError, match=r"saved in shards \(FSDP\), but this run is not; launch it as before"):
         trainer(tmp_path, **options).train(resume_from_checkpoint=True)
 
 

@@ -1,4 +1,4 @@
-"""The micro-batches of one optimizer step, whose sequences may have to be written first."""
+"""The micro-batches of one optimizer step, whose sequences may have to be generated first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Draw = Callable[[Sequence[Example]], list[list[Example]]]
 
 @dataclass
 class PendingBatch:
-    """Rows of the data, and once the step has begun the batch of the sequences that were written to them."""
+    """Rows of the dataset and, once the step has started, the batch of sequences generated for them."""
 
     rows: list[Example]
     batch: Batch | None = None
@@ -22,14 +22,14 @@ class PendingBatch:
 
 @dataclass(frozen=True)
 class DeferredCollator:
-    """A collator that leaves the rows as they are: ``{"batch": PendingBatch}``."""
+    """A collator that returns the rows unchanged: ``{"batch": PendingBatch}``."""
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, PendingBatch]:
         return {"batch": PendingBatch(list(examples))}
 
 
 def resolve(batch: Batch | PendingBatch) -> Batch:
-    """The batch itself; of pending rows what was written to them."""
+    """Return the batch itself or, for pending rows, the batch of their generated sequences."""
     if isinstance(batch, Batch):
         return batch
     assert batch.batch is not None
@@ -39,8 +39,8 @@ def resolve(batch: Batch | PendingBatch) -> Batch:
 class AccumulationBatch:
     """One step's micro-batches in this process, and their totals over all processes.
 
-    Collected ahead, made ready inside the first ``training_step``: the random numbers of a resumed run and the weights
-    that write are then those of the step.
+    Collected in advance but prepared inside the first ``training_step``, so that generation uses the weights and the
+    random state of that step, also in a resumed run.
     """
 
     def __init__(self, batches: Sequence[Batch | PendingBatch]) -> None:
@@ -48,9 +48,9 @@ class AccumulationBatch:
         self.totals: Totals | None = None
 
     def write(self, draw: Draw, collator: Collate) -> None:
-        """Replace the pending rows by sequences, all micro-batches at once; a batch without any gets a stand-in.
+        """Generate the sequences of the pending rows, for all micro-batches at once; an empty batch gets padding.
 
-        Drawn is also for no row at all: processes that write together must all take part.
+        ``draw`` is called even without rows: processes that generate together must all take part.
         """
         waiting = [batch for batch in self.batches if isinstance(batch, PendingBatch)]
         rows = [row for batch in waiting for row in batch.rows if not row.get("is_padding")]
@@ -61,5 +61,5 @@ class AccumulationBatch:
 
     @property
     def ready(self) -> list[Batch]:
-        """The batches themselves."""
+        """The batches, after generation."""
         return [resolve(batch) for batch in self.batches]

@@ -1,4 +1,4 @@
-"""Callbacks of a run: the metrics file, the progress bar, stop signals, the epoch of the training order."""
+"""Callbacks of a run: metrics file, progress bar, stop signals, epoch of the training order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOTED = ("loss", "eval_loss", "eval_perplexity", "eval_accuracy", "eval_harmoni
 
 
 class MetricsFile(TrainerCallback):
-    """Appends every log record to ``metrics.jsonl``; a resumed run first drops what it will write again."""
+    """Appends every log record to ``metrics.jsonl``; a resumed run first drops the records it will write again."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         path = Path(str(args.output_dir)) / METRICS_FILE
@@ -36,12 +36,15 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero:
             record = {"step": state.global_step, **event["logs"]}
             path = Path(str(args.output_dir)) / METRICS_FILE
-            with disk_errors(str(path), "Make room, and go on with --resume"), path.open("a", encoding="utf-8") as file:
+            with (
+                disk_errors(str(path), "Free some disk space and continue with --resume"),
+                path.open("a", encoding="utf-8") as file,
+            ):
                 file.write(strict_json(record, indent=None) + "\n")
 
 
 def evaluated(directory: Path, step: int) -> bool:
-    """Whether the metrics file has an evaluation after ``step``."""
+    """Whether the metrics file contains an evaluation for ``step``."""
     try:
         lines = (directory / METRICS_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
@@ -50,22 +53,22 @@ def evaluated(directory: Path, step: int) -> bool:
 
 
 def _belongs(line: str, step: int) -> bool:
-    """Whether a record is of what was done up to ``step``; a summary of a run that was stopped is not."""
+    """Whether to keep a record: it is from ``step`` or earlier, and not the summary of an interrupted run."""
     try:
         record = json.loads(line)
         return step > 0 and record["step"] <= step and "train_runtime" not in record
-    except (ValueError, TypeError, LookupError):  # cut short when the run was killed, or no record of ours
+    except (ValueError, TypeError, LookupError):  # truncated when the run was killed, or not our record
         return False
 
 
 class ProgressBar(TrainerCallback):
-    """One line: steps done, time left, the newest loss. Without a terminal, a line per log instead.
+    """One line with the steps done, the time left and the latest loss; without a terminal, one line per log.
 
-    With the logger ``abkd`` above INFO, neither.
+    Shows nothing if the level of the logger ``abkd`` is above INFO.
 
     Args:
-        one_loss: whether the loss is the same function during the whole run. Else two of its held-out values do not
-            compare, and they are not shown one after the other.
+        one_loss: whether the loss is the same function during the whole run. If not, its evaluation values are not
+            comparable, so they are not shown.
     """
 
     def __init__(self, *, one_loss: bool = True) -> None:
@@ -107,7 +110,7 @@ class ProgressBar(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was, also after an error."""
+        """Restore the terminal, also after an error."""
         if self.bar is not None:
             self.bar.stop()
             terminal.give_back(self.console)
@@ -120,9 +123,9 @@ def _quiet() -> bool:
 
 
 class StopSignals(TrainerCallback):
-    """Ctrl-C and SIGTERM save a checkpoint at the next step boundary and end the run; a second Ctrl-C ends it at once.
+    """Ctrl-C and SIGTERM save a checkpoint after the current step and end the run; a second Ctrl-C ends it at once.
 
-    ``received``: the first signal, in whichever process it came. ``stopped``: whether the run was cut short by it.
+    ``received``: the first signal received by any process. ``stopped``: whether it ended the run early.
     """
 
     def __init__(self) -> None:
@@ -143,7 +146,9 @@ class StopSignals(TrainerCallback):
         if self.received is None or state.global_step >= state.max_steps:
             return
         self.stopped = control.should_training_stop = control.should_log = True
-        if not _at_epoch_end(state):  # there the epoch is evaluated and saved first, as in a run that goes on
+        if not _at_epoch_end(
+            state
+        ):  # there, on_epoch_end evaluates first and saves after it, as in an uninterrupted run
             control.should_save = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -152,7 +157,7 @@ class StopSignals(TrainerCallback):
             control.should_evaluate = control.should_evaluate and _at_epoch_end(state)
 
     def error(self, step: int, output_dir: Any) -> Interrupted:
-        """The exception of a run that was stopped early."""
+        """The exception to raise for a run that was stopped early."""
         assert self.received is not None
         error = Interrupted(
             f"stopped by {self.received.name} after step {step}; a checkpoint was saved in {output_dir}: continue with "
@@ -162,13 +167,13 @@ class StopSignals(TrainerCallback):
         return error
 
     def restore(self) -> None:
-        """Restore the signal handlers that were there before."""
+        """Restore the previous signal handlers."""
         for name, handler in self._before.items():
             signal.signal(name, handler)
         self._before.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # launchers send SIGTERM after the Ctrl-C that their children got too: only a second Ctrl-C is impatience
+        # launchers send SIGTERM after a Ctrl-C that their children also received: only a second Ctrl-C ends at once
         if number == self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
@@ -179,7 +184,7 @@ def _at_epoch_end(state: TrainerState) -> bool:
 
 
 def _of_any_process(received: signal.Signals | None, args: TrainingArguments) -> signal.Signals | None:
-    """All processes stop after the same step, or those that continue would wait for the others forever."""
+    """The signal received by any process: all must stop after the same step, or the rest would wait forever."""
     if args.world_size == 1:
         return received
     number = torch.tensor(received or 0, device=args.device)
@@ -188,7 +193,7 @@ def _of_any_process(received: signal.Signals | None, args: TrainingArguments) ->
 
 
 class EpochOrder(TrainerCallback):
-    """Tells the training order which epoch begins; wrappers around the data loader do not do so reliably."""
+    """Sets the epoch of the training order; wrappers around the data loader do not do so reliably."""
 
     def __init__(self) -> None:
         self.order: TrainOrder | None = None

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or are not used: a manifest is written last, older ones are removed after that."""
+"""Checkpoints are used only if complete: the manifest is written last, and only then are older ones removed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PREFIX = "checkpoint-"
 
 
 def seal(checkpoint: Path) -> None:
-    """Write the manifest of a finished checkpoint: sizes and hashes of its files, on disk before the manifest is."""
+    """Write the manifest of a finished checkpoint (sizes and hashes of its files), after syncing the files to disk."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {str(path.relative_to(checkpoint)): _entry(path) for path in files}
     atomic_write(checkpoint / MANIFEST, json.dumps(entries, indent=1).encode())
@@ -37,7 +37,7 @@ def corruption(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be used, or None if it is complete."""
     manifest = checkpoint / MANIFEST
     if not manifest.is_file():
-        return "it was never finished"
+        return "it is incomplete"
     try:
         entries = dict(read_json(manifest))
     except (OSError, ValueError, TypeError):
@@ -51,69 +51,71 @@ def corruption(checkpoint: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         if not same:
-            return f"{name} was changed or cut short"
-    return None if entries else "it holds nothing"
+            return f"{name} was modified or truncated"
+    return None if entries else "it is empty"
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """The step after which a checkpoint was saved; -1 if there is none, or if its name does not tell."""
+    """The step after which a checkpoint was saved; -1 without a checkpoint, or if its name does not give the step."""
     number = "" if checkpoint is None else checkpoint.name.removeprefix(_PREFIX)
     return int(number) if number.isdigit() else -1
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest step first, whole or not."""
+    """The checkpoints of a run, earliest step first, complete or not."""
     return sorted((path for path in run_dir.glob(f"{_PREFIX}*") if step_of(path) >= 0), key=step_of)
 
 
-def choose(run_dir: Path, asked: str | bool | None) -> Path | None:
-    """Where to resume: the checkpoint ``asked`` for, the newest whole one for True, or nowhere.
+def choose(run_dir: Path, requested: str | bool | None) -> Path | None:
+    """The checkpoint to resume from: the ``requested`` one, the latest complete one for True, or None.
 
     Raises:
-        OutputDirError: there is none, or the one asked for is broken.
+        OutputDirError: there is none, or the requested one is damaged.
     """
-    if not asked:
+    if not requested:
         return None
-    if asked is True:
+    if requested is True:
         checkpoint, passed = newest_whole(run_dir)
         for sentence in passed:
             logger.warning("abkd: %s", sentence)
         return checkpoint
-    reason = corruption(Path(asked)) if (Path(asked) / MANIFEST).exists() else None  # others write no manifest
+    path = Path(requested)
+    reason = corruption(path) if (path / MANIFEST).exists() else None  # other tools write no manifest
     if reason is not None:
         raise OutputDirError(
-            f"cannot resume from {asked}: {reason}. Choose an older checkpoint, or let --resume choose"
+            f"cannot resume from {requested}: {reason}. Use an older checkpoint, or let --resume choose one"
         )
-    if not Path(asked).is_dir():
-        raise OutputDirError(f"cannot resume from {asked}: there is no such directory; name a checkpoint-… of the run")
-    return Path(asked)
+    if not path.is_dir():
+        raise OutputDirError(f"cannot resume from {requested}: no such directory; use a checkpoint-… of the run")
+    return path
 
 
 def check_optimizer(checkpoint: Path) -> None:
-    """Raise OutputDirError where only the model was saved."""
+    """Raise OutputDirError if only the model was saved."""
     if not (checkpoint / "scheduler.pt").is_file():
         raise OutputDirError(
-            f"cannot resume from {checkpoint}, saved with save_only_model: it has no optimizer to go on with. Start a "
-            "new run, with it as the student"
+            f"cannot resume from {checkpoint}: it was saved with save_only_model and has no optimizer state. Start a "
+            "new run with it as the student"
         )
 
 
 def check_student(checkpoint: Path, model: Any) -> None:
-    """Raise OutputDirError where a checkpoint holds other weights than this student has, by name and shape.
+    """Raise OutputDirError if the weights in a checkpoint differ from this student's in name or shape.
 
-    transformers goes on with what fits. Adapters and shards are stored under other names, and loaded by who knows them.
+    transformers would continue with those that match. Adapters and shards are stored under other names and checked by
+    the libraries that load them.
     """
     stored = stored_tensors(str(checkpoint))
     why = _why_another(stored, model) if stored and not hasattr(model, "get_base_model") else None
     if why is not None:
         raise OutputDirError(
-            f"cannot resume from {checkpoint}: it is of another student ({why}). Put the student back that the run "
-            "began with, or start anew in another output_dir"
+            f"cannot resume from {checkpoint}: it belongs to another student ({why}). Use the student that the run "
+            "started with, or start over in another output_dir"
         )
 
 
 def _why_another(stored: Mapping[str, Stored], model: Any) -> str | None:
-    """How the weights of a model differ from stored ones; None where they do not."""
+    """How the weights of a model differ from the stored ones, or None if they do not."""
     held: dict[int, dict[str, Any]] = {}  # one tensor may have several names
     for name, tensor in model.named_parameters(remove_duplicate=False):
         held.setdefault(id(tensor), {})[name] = tensor
@@ -124,16 +126,16 @@ def _why_another(stored: Mapping[str, Stored], model: Any) -> str | None:
             return f"it has no {next(iter(tensors))}"
         for name in there:
             if stored[name].shape != tensors[name].shape:
-                return f"{name} is {list(stored[name].shape)} there and {list(tensors[name].shape)} now"
+                return f"{name} has shape {list(stored[name].shape)} there, {list(tensors[name].shape)} now"
         if stored_once and len(there) > 1:
-            return f"{there[0]} and {there[1]} are two there and one now"
+            return f"{there[0]} and {there[1]} are separate there, tied now"
     known = {name for tensors in held.values() for name in tensors} | dict(model.named_buffers()).keys()
     unknown = min(stored.keys() - known, default=None)
-    return None if unknown is None else f"it holds {unknown}, which this one has not"
+    return None if unknown is None else f"it has {unknown}, which this one does not"
 
 
 def newest_whole(run_dir: Path) -> tuple[Path, list[str]]:
-    """The newest whole checkpoint, and a sentence for each newer one that was passed over.
+    """The latest complete checkpoint, and a sentence for each later one that was skipped.
 
     Raises:
         OutputDirError: there is none.
@@ -143,13 +145,13 @@ def newest_whole(run_dir: Path) -> tuple[Path, list[str]]:
         reason = corruption(checkpoint)
         if reason is None:
             return checkpoint, passed
-        passed.append(f"{checkpoint.name} is passed over: {reason}")
+        passed.append(f"{checkpoint.name} is skipped: {reason}")
     detail = "; ".join(passed) or "there is no checkpoint"
     raise OutputDirError(f"nothing to resume in {run_dir}: {detail}. Start without --resume, in another output_dir")
 
 
 def rotate(newest: Path, limit: int | None, best: str | None) -> None:
-    """Keep ``limit`` checkpoints of a run (the ``newest``, those of the latest steps) and the ``best`` one besides."""
+    """Keep the last ``limit`` checkpoints of a run, including the ``newest``, and also the ``best`` one."""
     if limit is None or limit <= 0:
         return
     others = [path for path in checkpoints(newest.parent) if path.name != newest.name]
@@ -159,11 +161,11 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
 
 
 def unshared(model: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The weights, each on its own and row by row: of a plain module safetensors takes neither shared nor turned ones.
+    """The weights, unshared and contiguous, as safetensors requires for a plain module.
 
-    In ``torch.channels_last`` all of a convolution are turned.
+    In ``torch.channels_last`` the weights of convolutions are not contiguous.
     """
-    if hasattr(model, "save_pretrained"):  # which knows what it shares
+    if hasattr(model, "save_pretrained"):  # it handles shared weights itself
         return state
     seen: set[int] = set()
     made = {}
@@ -175,10 +177,10 @@ def unshared(model: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def discard(checkpoint: Path) -> None:
-    """Remove a checkpoint, if it is there; from the first moment on it does not count. Files of others in it stay."""
+    """Remove a checkpoint if it exists, its manifest first so that it is invalid at once; keep files of other tools."""
     ours = files_of(checkpoint)
     (checkpoint / MANIFEST).unlink(missing_ok=True)
-    for path in sorted(checkpoint.rglob("*"), reverse=True):  # what is inside before its folder
+    for path in sorted(checkpoint.rglob("*"), reverse=True):  # contents before their folder
         with suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()
@@ -188,24 +190,24 @@ def discard(checkpoint: Path) -> None:
         checkpoint.rmdir()
     left = next((path.name for path in checkpoint.rglob("*")), None)
     if left is not None:
-        logger.warning("abkd: %s stays, because it holds %s, which no run wrote", checkpoint, left)
+        logger.warning("abkd: %s was not removed, because it contains %s, which no run wrote", checkpoint, left)
 
 
 @contextmanager
 def writing(checkpoint: Path, *, clear: bool, before: bool) -> Iterator[None]:
-    """While a checkpoint is written: nothing older lies in its place, and nothing of it stays if it is not finished.
+    """Write a checkpoint in this context: an older one of the same name is removed first, an unfinished one at the end.
 
-    ``clear``: whether this process does the clearing. ``before``: whether the run has an earlier checkpoint.
+    ``clear``: whether this process removes them. ``before``: whether the run has an earlier checkpoint.
 
     Raises:
-        StorageError: the disk refused.
+        StorageError: the disk is full or not writable.
     """
     if clear:
         discard(checkpoint)
-    kept = "The one before it is whole; make room and go on with --resume"
+    kept = "The previous checkpoint is complete; free some disk space and continue with --resume"
     try:
         with disk_errors(
-            f"the checkpoint {checkpoint}", kept if before else "It was the first; make room and begin again"
+            f"the checkpoint {checkpoint}", kept if before else "It was the first; free some disk space and start over"
         ):
             yield
     except Exception:
@@ -216,10 +218,10 @@ def writing(checkpoint: Path, *, clear: bool, before: bool) -> Iterator[None]:
 
 @contextmanager
 def original_weight_names(model: Any) -> Iterator[None]:
-    """While a checkpoint is written: its weights keep the names that they have in the model.
+    """Save a checkpoint in this context with the weight names of the model.
 
-    transformers 5 writes some families (ViT, fused experts) under the names of older versions, and its Trainer looks
-    for them under those of the model when it resumes: it would go on with random weights, and not say so.
+    transformers 5 saves some families (ViT, fused experts) under the names of older versions, but its Trainer looks for
+    the names of the model when it resumes: it would silently continue with random weights.
     """
     original = getattr(model, "save_pretrained", None)
     if original is None or "save_original_format" not in inspect.signature(original).parameters:
@@ -233,7 +235,7 @@ def original_weight_names(model: Any) -> Iterator[None]:
 
 
 def drop_pickle(directory: str | Path | None) -> None:
-    """Remove the arguments that transformers pickles beside the weights: nothing reads them; a pickle can hold code."""
+    """Remove the arguments that transformers pickles next to the weights: unused, and a pickle can contain code."""
     (Path(str(directory)) / "training_args.bin").unlink(missing_ok=True)
 
 

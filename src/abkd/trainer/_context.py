@@ -1,4 +1,4 @@
-"""``RunContext``: what the parts of a run may know of it, so that none of them needs the trainer."""
+"""``RunContext``: the view of a run that its parts receive, so that none of them needs the trainer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from abkd.trainer._distillation import DistillationLoss
 
 
 class Processes:
-    """The processes of a run, and what they do together; every one of them has to take part in each call.
+    """The processes of a run and their collectives; every process has to take part in each call.
 
-    ``accelerator`` returns the trainer's accelerator, which is not there before its models are loaded.
+    ``accelerator`` returns the trainer's accelerator, which does not exist before the models are loaded.
     """
 
     def __init__(self, args: DistillConfig, accelerator: Callable[[], Any]) -> None:
@@ -47,31 +47,31 @@ class Processes:
         return total
 
     def max(self, count: int) -> int:
-        """The largest ``count`` of any process."""
+        """The largest ``count`` over all processes."""
         counts: Any = self._accelerator().gather(torch.tensor([count], device=self._args.device))
         return int(counts.max())
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in at least one process."""
+        """Whether ``flag`` is true in at least one process."""
         return bool(self.sum(torch.tensor(float(flag), device=self._args.device)))
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have reached this point."""
         self._accelerator().wait_for_everyone()
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run, as its parts see it.
+    """One run as seen by its parts.
 
     Attributes:
-        sharded: parameters are in shards (FSDP, DeepSpeed), so that every process takes part in each forward pass.
-        fsdp: they are so by FSDP.
-        state: returns transformers' state of the run; another object after a resume.
-        model: returns the student as the trainer holds it.
-        evaluation_model: returns it as the wrappers for several processes and precisions do.
+        sharded: returns whether parameters are sharded (FSDP, DeepSpeed), so every process takes part in each forward.
+        fsdp: returns whether they are sharded by FSDP.
+        state: returns transformers' state of the run; a different object after a resume.
+        model: returns the student that the trainer holds.
+        evaluation_model: returns the student wrapped for distributed and mixed-precision evaluation.
         optimizer: returns the optimizer; None before training.
-        accelerator: returns that of accelerate.
+        accelerator: returns accelerate's Accelerator.
     """
 
     args: DistillConfig
@@ -99,9 +99,9 @@ class RunContext:
 
     @property
     def progress(self) -> float:
-        """How much of the run is done, in [0, 1]: what schedules are functions of."""
+        """The fraction of the run that is done, in [0, 1]; schedules are functions of it."""
         return self.step / max(self.state().max_steps, 1)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context manager of mixed precision."""
+        """The context manager for mixed precision."""
         return self.accelerator().autocast()

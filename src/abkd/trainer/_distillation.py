@@ -1,4 +1,4 @@
-"""The part of a step inside the wrapped forward pass: both models' rows, the objective, the metrics to log."""
+"""The part of a step inside the wrapped forward pass: rows of both models, objective, metrics to log."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _DISTANCES = {"forward_kl": RowLossSpec(ForwardKL()), "reverse_kl": RowLossSpec(
 
 
 class Totals(NamedTuple):
-    """Divisors of a step's sums: the weight of each term's rows [K], and the number of targets in plain text."""
+    """Divisors of a step's sums: the weight of each term's rows ``[K]`` and the number of plain-text targets."""
 
     rows: Tensor
     plain: Tensor
 
     @classmethod
     def of(cls, batches: Sequence[Batch], objective: Objective, progress: float) -> Totals:
-        """The totals of some batches together."""
+        """The totals over several batches."""
         rows = sum(objective.totals(batch.origin, batch.weight, progress) for batch in batches)
         plain = sum(0 if batch.pretrain_targets is None else batch.pretrain_targets.numel() for batch in batches)
         return cls(cast(Tensor, rows), torch.tensor(float(plain)))
 
 
 class DistillationLoss:
-    """A student, a teacher and an objective; holds no parameters and is no module, so the teacher is never trained.
+    """The loss of a student, a teacher and an objective; not a module, so the teacher's parameters are never trained.
 
-    ``row_metrics``: what the task measures at evaluation, ``[N]`` each.
+    ``row_metrics``: returns the task's evaluation metrics per row, ``[N]`` each.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class DistillationLoss:
         row_metrics: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
     ) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
-        self.first_plan = plan  # which the record of a run names; ``plan`` may become smaller
+        self.first_plan = plan  # stored in the record of the run; ``plan`` may become smaller
         self.row_metrics = row_metrics
 
     def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
-        """``loss``, this batch's part of the step's; and sums over its rows of what is logged, with their number."""
-        asked = self.objective.needs_teacher(progress)
-        teacher = self.teacher(batch.teacher) if asked and self.teacher is not None else None
+        """The batch's share of the step's ``loss``, the sums of the logged metrics over its rows, and their number."""
+        needed = self.objective.needs_teacher(progress)
+        teacher = self.teacher(batch.teacher) if needed and self.teacher is not None else None
         student = self.student(batch.student)
         rows = self.objective(
             student,
@@ -73,7 +73,7 @@ class DistillationLoss:
             plan=self.plan,
         )
         if rows.plan is not None:
-            self.plan = rows.plan  # smaller where memory did not suffice: what did not fit once is not tried again
+            self.plan = rows.plan  # smaller after running out of memory: do not retry a size that did not fit
         names = LOGGED if teacher is not None else [name for name in LOGGED if name not in _OF_TEACHER]
         columns = {name: getattr(rows, name) for name in names}
         sums = {name: (column * batch.weight).sum() for name, column in columns.items() if column is not None}
@@ -85,7 +85,7 @@ class DistillationLoss:
         return {"loss": loss, "rows": batch.weight.sum(), **sums}
 
     def _share(self, batch: Batch, progress: float, totals: Totals) -> Tensor:
-        """The part of a step that is this batch: however a step is split, a mean over its batches counts once."""
+        """The batch's share of the step: a mean over batches then has weight 1, however the step is split."""
         own = self.objective.totals(batch.origin, batch.weight, progress).sum()
         return (own / totals.rows.sum().clamp(min=1e-12)).to(batch.weight.device)
 
@@ -97,32 +97,32 @@ class DistillationLoss:
         return self.history(student, teacher, batch)
 
     def history(self, student: Rows, teacher: TeacherRows, batch: Batch) -> TokenLogProbs:
-        """``[N]`` each: what both models give to the token that is there, at temperature 1."""
+        """The log-probabilities ``[N]`` of both models for the token in the text, at temperature 1."""
         columns = row_metrics(student.detach(), teacher, {}, batch.targets, plan=self.plan)
         return TokenLogProbs(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
 
     def distances(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Sums over the rows of a held-out batch: the distances, cross-entropies, the objective's value.
+        """Sums over the rows of an evaluation batch: distances, cross-entropies, the objective's value.
 
-        Every term is taken on every row, whoever wrote it: the value says how far the models are apart on this text.
+        Every term is evaluated on every row, whatever its origin: the value measures how far the models differ here.
         """
         student = self.student(batch.student)
         teacher = None if self.teacher is None else self.teacher(batch.teacher)
         terms = self.objective.row_specs(progress)
         wanted = {**self._at_the_teachers(_DISTANCES), **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
         columns = row_metrics(student, teacher, wanted, batch.targets, plan=self.plan)
-        hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # nobody asks it unlabelled
+        hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # not used without labels
         values = [self.objective.value(term, columns.pop(f"term {k}"), hard) for k, (term, _) in enumerate(terms)]
         columns["loss"] = torch.stack(values).sum(0)
         columns |= self.row_metrics(student, teacher, batch)
-        counted = batch.weight != 0  # an image that only stands in is no row
+        counted = batch.weight != 0  # padding images are not rows
         sums = {name: column.double()[counted].sum() for name, column in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
 
     def _at_the_teachers(self, distances: Mapping[str, RowLossSpec]) -> dict[str, RowLossSpec]:
-        """At temperature 1; a cache of the likeliest classes knows them at the objective's alone, and by another name.
+        """The distances at temperature 1 or, for a top-k cache, under other names and at the objective's temperature.
 
-        Its distances are those of k classes and one bucket for the rest, which are smaller than those of all classes.
+        A top-k cache has k classes and one bucket for the rest: its distances are smaller than those of all classes.
         """
         if self.teacher is None:
             return {}
@@ -132,7 +132,7 @@ class DistillationLoss:
         return {f"{name}{TOP_K}": replace(terms, temperature=temperature) for name, terms in distances.items()}
 
     def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:
-        """Sum of the cross-entropies of the plain text, over ``total``."""
+        """Sum of the cross-entropies of the plain text, divided by ``total``."""
         assert batch.pretrain is not None
         return linear_divergence(
             self.student(batch.pretrain),
@@ -149,11 +149,11 @@ class DistillationLoss:
 def run_inside(model: nn.Module) -> None:
     """Let ``model(job=f)`` return ``f()`` from within the model's forward.
 
-    Data-parallel, sharding and mixed-precision wrappers act on the forward call; a loss that reads the backbone and the
-    head has to run there. Nothing is added to the module's state, and every other call is the model's own.
+    Data-parallel, sharding and mixed-precision wrappers act on the forward call, so a loss that reads the backbone and
+    the head has to run inside it. Nothing is added to the module's state, and all other calls are unchanged.
     """
     original = model.forward
-    function = getattr(original, "__func__", None)  # called with the module at hand, so that a copied model runs itself
+    function = getattr(original, "__func__", None)  # called with self, so that a copied model runs its own weights
 
     @functools.wraps(function or original)
     def forward(self: nn.Module, *args: Any, job: Callable[[], Any] | None = None, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The side of transformers' Trainer that the parts of a run see."""
+"""The interface between transformers' Trainer and the parts of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from abkd.trainer._loading import DataLoading
 
 
 class Engine(DataLoading):
-    """transformers' Trainer with a :class:`RunContext` of it."""
+    """transformers' Trainer with a :class:`RunContext`."""
 
     kind: Task
     loss: DistillationLoss
@@ -24,7 +24,7 @@ class Engine(DataLoading):
 
     @property
     def progress(self) -> float:
-        """How much of the run is done, in [0, 1]: what schedules are functions of."""
+        """The fraction of the run that is done, in [0, 1]; schedules are functions of it."""
         return self.run.progress
 
     def _restart(self) -> None:
@@ -47,7 +47,7 @@ class Engine(DataLoading):
         )
 
     def _evaluation_model(self) -> nn.Module:
-        """The student as wrappers for several processes and precisions have it."""
+        """The student wrapped for distributed and mixed-precision evaluation."""
         student: Any = self.model
         model = self._wrap_model(student, training=False)
         if not self.accelerator._models and model is self.model:

@@ -1,4 +1,4 @@
-"""From sums over held-out rows to the metrics, and what they say about the teacher."""
+"""Evaluation metrics: from sums over held-out rows to their means, and the coverage of generated text."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger("abkd")
 
 
 def held_out_metrics(run: RunContext, dataloader: Any) -> dict[str, float]:
-    """Distances to the teacher, and what the task measures."""
+    """Distances to the teacher and the task's metrics."""
     args, loss, model = run.args, run.loss, run.evaluation_model()
     training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
     devices = [args.device] if args.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices):  # however often this is done, the training is the same
+    with torch.no_grad(), torch.random.fork_rng(devices):  # evaluating must not change the training
         for inputs in dataloader:
             batch = inputs["batch"].to(args.device)
             out = model(job=lambda batch=batch: loss.distances(batch, run.progress))
@@ -43,27 +43,27 @@ def held_out_metrics(run: RunContext, dataloader: Any) -> dict[str, float]:
     return values
 
 
-def warn_not_finite(run: RunContext, finite: FiniteRun, values: Mapping[str, float], said: set[str]) -> None:
-    """Warn of held-out metrics that are not finite, once each (``said``); stop if the weights are the reason.
+def warn_not_finite(run: RunContext, finite: FiniteRun, values: Mapping[str, float], warned: set[str]) -> None:
+    """Warn once per metric (``warned``) about held-out values that are not finite; raise if the weights are the cause.
 
     Raises:
         NonFiniteError: weights are NaN or infinite.
     """
-    sick = sorted(name for name, value in values.items() if not math.isfinite(value))
-    if sick:
-        finite.check_weights("the evaluation stopped the run, and nothing of it was saved; lower the learning rate")
-    if run.processes.is_main and not said.issuperset(sick):
+    not_finite = sorted(name for name, value in values.items() if not math.isfinite(value))
+    if not_finite:
+        finite.check_weights("the evaluation stopped the run, and nothing was saved; lower the learning rate")
+    if run.processes.is_main and not warned.issuperset(not_finite):
         logger.warning(
-            "abkd: the evaluation after step %d is not finite: %s (recorded as null). The weights are finite; look for "
-            "NaN or infinite logits of the teacher, and for tokens that one of the models rules out",
+            "abkd: the evaluation after step %d is not finite: %s (recorded as null). The weights are finite; check "
+            "for NaN or infinite teacher logits, and for tokens to which one of the models gives probability 0",
             run.step,
-            ", ".join(sick),
+            ", ".join(not_finite),
         )
-    said.update(sick)
+    warned.update(not_finite)
 
 
 def metrics(totals: Mapping[str, float]) -> dict[str, float]:
-    """Means over the rows that all modalities have; the names are a contract (``eval_`` goes before them)."""
+    """Means over the rows, for metrics that all modalities have; their names (with the prefix ``eval_``) are stable."""
     rows = max(totals["rows"], 1.0)
     found = {name: totals[name] / rows for name in ("loss", *DISTANCES) if name in totals}
     if "agreement" in totals:
@@ -85,8 +85,8 @@ def coverage(run: RunContext, model: nn.Module, dataset: Any) -> dict[str, float
     teacher_prompts = [teacher_prompt_of(row) for row in rows]
     sums = torch.zeros(2, 2, dtype=torch.float64, device=args.device)
     writers = ((run.model(), prompts), (teacher.models[0], teacher_prompts))
-    for k, (writer, asked) in enumerate(writers):
-        written = write(run, writer, asked, Sampling(), seed=args.seed)
+    for k, (writer, queries) in enumerate(writers):
+        written = write(run, writer, queries, Sampling(), seed=args.seed)
         texts = [with_completion(row, w.ids, 0, privileged=True) for row, w in zip(rows, written, strict=True) if w.ids]
         for batch in _batches(run, texts, held_out[0]):
             known = model(job=lambda batch=batch: _history(run, batch))
@@ -96,11 +96,11 @@ def coverage(run: RunContext, model: nn.Module, dataset: Any) -> dict[str, float
     return {name: (total[k, 0] / total[k, 1].clamp(min=1)).item() for k, name in enumerate(("r_llh", "r_cvg"))}
 
 
-def _batches(run: RunContext, texts: list[Example], some: Example) -> Iterator[Batch]:
-    """As many batches in every process."""
+def _batches(run: RunContext, texts: list[Example], template: Example) -> Iterator[Batch]:
+    """The same number of batches in every process, padded with copies of ``template``."""
     size = run.args.per_device_eval_batch_size
     for start in range(0, run.processes.max(len(texts)), size):
-        yield run.task.collate(texts[start : start + size] or [padding_example(some)])["batch"].to(run.args.device)
+        yield run.task.collate(texts[start : start + size] or [padding_example(template)])["batch"].to(run.args.device)
 
 
 def _history(run: RunContext, batch: Batch) -> TokenLogProbs:

@@ -1,4 +1,4 @@
-"""The student as it is saved: merged and rounded as the run asks for, and measured like that."""
+"""The student in its final form: adapters merged and weights rounded as configured, and evaluated in that form."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from abkd.trainer._context import RunContext
 
 logger = logging.getLogger("abkd")
 
-_WORSE = 0.01  # rounding may cost this share of the held-out forward KL
+_WORSE = 0.01  # rounding may increase the held-out forward KL by this fraction
 
 
 def final_form(run: RunContext, evaluate: Callable[[], dict[str, float]]) -> tuple[Any, dict[str, float]]:
-    """The student in its final form, and the held-out metrics of it if these are other than the last ones.
+    """The student in its final form, and its evaluation metrics if they differ from the last ones.
 
-    The student that was trained is untouched; it is returned itself where its form is final. Rounded weights that are
-    more than 1 % worse on the held-out rows, or not finite, are not used, which is logged.
+    The trained student is not modified; it is returned itself if it already has its final form. Rounded weights that
+    are more than 1 % worse on the evaluation set, or not finite, are not used; a warning is logged.
 
     Args:
-        evaluate: the held-out metrics of the student that ``run.loss`` holds.
+        evaluate: returns the evaluation metrics of the student that ``run.loss`` holds.
     """
     args, student = run.args, run.task.models.student
     merge = has_adapters(student.model) and (args.merge_adapter or run.kind.merges_adapters)
     dtype = _dtype(run)
     if (merge or dtype) and run.sharded():
         logger.warning(
-            "abkd: each process holds a shard of the student's weights, so it is saved as it was trained, not rounded "
-            "(save_dtype) and with its adapters separate"
+            "abkd: each process holds a shard of the student's weights, so the student is saved as it was trained: not "
+            "rounded (save_dtype), with its adapters separate"
         )
         merge, dtype = False, None
     if not merge and dtype is None:
@@ -43,7 +43,7 @@ def final_form(run: RunContext, evaluate: Callable[[], dict[str, float]]) -> tup
 
 
 def _dtype(run: RunContext) -> torch.dtype | None:
-    """The dtype to save in, if it is narrower than the one that was trained in."""
+    """The dtype to save in, if it is narrower than the training dtype."""
     name = run.args.save_dtype
     if name is None:
         return None
@@ -56,11 +56,11 @@ def _dtype(run: RunContext) -> torch.dtype | None:
 def _rounded(
     run: RunContext, dtype: torch.dtype, evaluate: Callable[[], dict[str, float]], *, merge: bool
 ) -> tuple[Any, dict[str, float]]:
-    """The student in ``dtype`` and its held-out metrics; None and none if it would be worse like that."""
+    """The student in ``dtype`` and its evaluation metrics; ``(None, {})`` if rounding would make it worse."""
     model = final_copy(run.task.models.student, dtype=dtype, merge=merge)
     name = str(dtype).removeprefix("torch.")
     if not all(map(is_finite, model.parameters())):
-        logger.warning("abkd: in %s some weights would be infinite, so the student is saved as it was trained", name)
+        logger.warning("abkd: some weights would be infinite in %s, so the student is saved as it was trained", name)
         return None, {}
     after: dict[str, float] = {}
     if run.task.held_out is not None:
@@ -68,20 +68,20 @@ def _rounded(
         key = "eval_forward_kl" if "eval_forward_kl" in after else "eval_loss"
         if not after[key] <= before[key] + _WORSE * abs(before[key]):
             logger.warning(
-                "abkd: in %s the student would be worse on the held-out rows (%s %.4g instead of %.4g), so it is saved "
-                "as it was trained",
+                "abkd: in %s the student would be worse on the evaluation set (%s %.4g instead of %.4g), so it is "
+                "saved as it was trained",
                 name,
                 key.removeprefix("eval_"),
                 after[key],
                 before[key],
             )
             return None, {}
-    logger.info("abkd: the student is saved in %s (save_dtype); it was trained in more precision", name)
+    logger.info("abkd: the student is saved in %s (save_dtype); it was trained in higher precision", name)
     return model.to(dtype), after
 
 
 def _last(run: RunContext, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The held-out metrics of the student as it was trained."""
+    """The evaluation metrics of the student as it was trained."""
     state = run.state()
     best = run.args.load_best_model_at_end and state.best_model_checkpoint
     step = state.best_global_step if best else state.global_step
@@ -92,7 +92,7 @@ def _last(run: RunContext, evaluate: Callable[[], dict[str, float]]) -> dict[str
 
 
 def _measure(run: RunContext, model: Any, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The held-out metrics of ``model`` in the student's place."""
+    """The evaluation metrics of ``model`` in place of the student."""
     student, loss = run.task.models.student, run.loss
     try:
         if model is not None:

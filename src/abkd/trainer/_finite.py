@@ -1,4 +1,4 @@
-"""Numbers that are not finite stop a run before they reach a weight."""
+"""Checks that stop a run before NaN or infinite values reach a weight."""
 
 from __future__ import annotations
 
@@ -13,35 +13,38 @@ from abkd.errors import NonFiniteError
 from abkd.models.finite import is_finite
 from abkd.trainer._context import RunContext
 
-_MOST_SKIPPED = 40  # a loss scaler halves 65536 until gradients fit: after 40 halvings nothing is left to halve
+_MOST_SKIPPED = 40  # a loss scaler halves 65536 until gradients are finite; after 40 halvings that cannot help
 
 
 def check_loss(out: Mapping[str, Tensor], step: int) -> None:
-    """Say whose fault it is that a loss is not finite.
+    """Check that a loss is finite, and report the cause if not.
 
     Raises:
-        NonFiniteError: it is not.
+        NonFiniteError: the loss is NaN or infinite.
     """
     if bool(torch.isfinite(out["loss"])):
         return
     if "teacher_entropy" in out and not bool(torch.isfinite(out["teacher_entropy"])):
-        who, cure = "the teacher's logits contain NaN or +inf", "check the teacher (its dtype: try float32 or bfloat16)"
+        cause, cure = (
+            "the teacher's logits contain NaN or +inf",
+            "check the teacher (its dtype: try float32 or bfloat16)",
+        )
     elif not bool(torch.isfinite(out["student_entropy"])):
-        who, cure = "the student's logits contain NaN or +inf", "lower the learning rate, or train in bf16 or fp32"
+        cause, cure = "the student's logits contain NaN or +inf", "lower the learning rate, or train in bf16 or fp32"
     elif "divergence" not in out:
-        who, cure = "so is the cross-entropy", "lower the learning rate"
+        cause, cure = "the cross-entropy is not finite", "lower the learning rate"
     else:
-        who = "the divergence is infinite, for a class is impossible for one model only"
-        cure = "choose α, β > 0 or a skew KL"
-    raise NonFiniteError(f"the loss of step {step} is not finite: {who}. No weight was changed by it; {cure}")
+        cause = "the divergence is infinite, because only one of the models gives some class probability 0"
+        cure = "use α, β > 0 or a skew KL"
+    raise NonFiniteError(f"the loss of step {step} is not finite: {cause}. No weight was changed by it; {cure}")
 
 
 class FiniteRun(TrainerCallback):
     """Stops before the optimizer step when the gradient is not finite, so that no weight becomes NaN.
 
-    Where a loss scaler skips such steps by itself, it stops when nothing but skipped steps come. Weights are checked
-    when a run begins (after a checkpoint was loaded) and before each save; buffers that were infinite when the run
-    began, such as masks, may stay so.
+    If a loss scaler skips such steps itself, the run stops after many skipped steps in a row. Weights are checked when
+    a run starts (after a checkpoint was loaded) and before each save; buffers that were infinite when the run started,
+    such as masks, are exempt.
     """
 
     def __init__(self, run: RunContext) -> None:
@@ -54,18 +57,19 @@ class FiniteRun(TrainerCallback):
     ) -> None:
         self._skipped = 0
         self._exempt = {name for name, value in event["model"].named_buffers() if not is_finite(value)}
-        self.check_weights("nothing was trained on them; load others, or go on from an older checkpoint")
+        self.check_weights("nothing was trained; load other weights, or continue from an older checkpoint")
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        if self.run.accelerator().scaler is not None:  # skips such steps by itself
+        if self.run.accelerator().scaler is not None:  # skips such steps itself
             return
         norms = [parameter.grad.norm() for parameter in event["model"].parameters() if parameter.grad is not None]
         if norms and not bool(torch.isfinite(torch.stack([norm.detach().float() for norm in norms]).sum())):
             raise NonFiniteError(
-                f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower the "
-                "learning rate, or go on from the last checkpoint with --resume and another divergence or temperature"
+                f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower "
+                "the learning rate, or continue from the last checkpoint with --resume and another divergence or "
+                "temperature"
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -79,13 +83,13 @@ class FiniteRun(TrainerCallback):
             )
 
     def check_weights(self, consequence: str) -> None:
-        """Raise NonFiniteError where a weight (or what the optimizer keeps of it) is not finite, in any process."""
-        found = next(self._sick(), None)
+        """Raise NonFiniteError if a weight or its optimizer state is not finite in any process."""
+        found = next(self._not_finite(), None)
         if self.run.processes.any(found is not None):
             name = found or "a weight in another process"
             raise NonFiniteError(f"{name} is NaN or infinite after step {self.run.step}: {consequence}")
 
-    def _sick(self) -> Iterator[str]:
+    def _not_finite(self) -> Iterator[str]:
         student: nn.Module = self.run.task.models.student.model
         named = [*student.named_parameters(), *(b for b in student.named_buffers() if b[0] not in self._exempt)]
         yield from (f"the student's {name}" for name, value in named if not is_finite(value))
@@ -95,7 +99,7 @@ class FiniteRun(TrainerCallback):
 
 
 def check_tensors(named: Iterable[tuple[str, Tensor]], what: str) -> None:
-    """Raise NonFiniteError where one of the tensors is NaN or infinite, before ``what`` is saved."""
+    """Raise NonFiniteError if one of the tensors of ``what`` is NaN or infinite, before it is saved."""
     for name, value in named:
         if not is_finite(value):
             raise NonFiniteError(f"{name} of {what} is NaN or infinite, so it is not saved; lower the learning rate")

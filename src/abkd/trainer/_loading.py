@@ -1,4 +1,4 @@
-"""Which rows a run reads, in which order, in as many batches for each process."""
+"""Data loading: the rows of a run and their order, with the same number of batches for each process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DataLoading(OptimizerMixin):
-    """The part of the trainer that makes data loaders."""
+    """The part of the trainer that creates data loaders."""
 
     distill_args: DistillConfig
     task: OpenTask
@@ -36,17 +36,17 @@ class DataLoading(OptimizerMixin):
     epoch_order: EpochOrder
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_sent(dataset, self.args)
+        _check_picklable(dataset, self.args)
         training = kwargs.get("is_training", False)
         drop_last = training and self.args.dataloader_drop_last
         if self.args.world_size > 1 and isinstance(dataset, ExampleDataset) and not drop_last:
             dataset = PadToMultiple(dataset, kwargs["batch_size"] * self.args.world_size)
         self.data_collator = DeferredCollator() if training and self.sampler is not None else self.collator
-        asked, self.args.dataloader_drop_last = self.args.dataloader_drop_last, drop_last  # of training only
+        configured, self.args.dataloader_drop_last = self.args.dataloader_drop_last, drop_last  # only in training
         try:
             return super()._get_dataloader(dataset, *args, **kwargs)
         finally:
-            self.data_collator, self.args.dataloader_drop_last = self.collator, asked
+            self.data_collator, self.args.dataloader_drop_last = self.collator, configured
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         dataset: Any = train_dataset or self.train_dataset
@@ -66,44 +66,44 @@ class DataLoading(OptimizerMixin):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As in transformers; the numbers of other rows than the run's own are given back, and are not in its record.
+        """As in transformers; metrics of rows other than the run's own are returned, but not recorded.
 
         Args:
-            eval_dataset: other rows, in any form in which the trainer takes them under this name.
+            eval_dataset: other rows, in any format that the trainer accepts as ``eval_dataset``.
             ignore_keys: has no effect here.
-            metric_key_prefix: stands before the name of each number.
+            metric_key_prefix: prefix of the metric names.
 
         Raises:
-            DataError, ConfigError: rows that cannot be used.
+            DataError, ConfigError: invalid rows.
         """
         if eval_dataset is None or eval_dataset is self.eval_dataset:
             return super().evaluate(None, ignore_keys, metric_key_prefix)
         prepared: Any = self.task.prepare(eval_dataset)
-        loader = self.get_test_dataloader(prepared)  # which, unlike that of evaluation, is never kept for other rows
+        loader = self.get_test_dataloader(prepared)  # unlike the evaluation loader, it is never reused for other rows
         return self.evaluation_loop(loader, "Evaluation", metric_key_prefix=metric_key_prefix).metrics or {}
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """Raises ConfigError: no logit is kept here."""
+        """Raises ConfigError: logits are not stored."""
         raise ConfigError(
-            "predict gives back logits, and none are kept here: evaluate(rows) gives the numbers of other rows, and "
-            "the saved student, loaded as usual, its logits"
+            "predict returns logits, and the trainer stores none: use evaluate(rows) for the metrics of other rows, "
+            "and load the saved student for its logits"
         )
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises ConfigError: it would make the model anew each time, and the teacher's readers with it."""
+        """Raises ConfigError: it would rebuild the model for each trial, and the teacher's readers with it."""
         raise ConfigError(
-            "hyperparameter_search has no place here: abkd distill --grid and --seeds run several settings and compare "
-            "them; in Python, make a trainer for each"
+            "hyperparameter_search is not supported: use abkd distill --grid and --seeds to run and compare several "
+            "settings; in Python, create a trainer for each"
         )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As in transformers; but the best step is one that a checkpoint is saved of, for only those can be loaded.
+        """As in transformers, but the best step is chosen among the saved checkpoints, as only those can be loaded.
 
-        The best number is that of all evaluations: early stopping goes by it.
+        The best metric is that of all evaluations, as early stopping needs it.
         """
         state, best = self.state, self.state.best_global_step
         name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
-        if not math.isfinite(metrics.get(name, 0.0)):  # which is said already
+        if not math.isfinite(metrics.get(name, 0.0)):  # already logged
             return False
         is_best = super()._determine_best_metric(metrics, trial)
         if word(self.args.save_strategy) == "best" or not self.args.metric_for_best_model:
@@ -117,27 +117,27 @@ class DataLoading(OptimizerMixin):
         return is_best
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: the estimate of transformers knows neither teacher nor rows."""
+        """Not counted: the estimate of transformers includes neither the teacher nor the rows."""
         return 0
 
 
-def _check_sent(dataset: Any, args: Any) -> None:
-    """Raise ConfigError where the processes that load data cannot be sent the rows; forked ones have them already."""
+def _check_picklable(dataset: Any, args: Any) -> None:
+    """Raise ConfigError if the rows cannot be pickled for data loader workers; forked workers share them already."""
     method = getattr(args, "dataloader_multiprocessing_context", None) or multiprocessing.get_start_method()
     if not args.dataloader_num_workers or method == "fork":
         return
     try:
-        pickle.Pickler(_Nowhere()).dump(dataset)
-    except Exception as error:  # whatever code of the user's says, and of pickle
+        pickle.Pickler(_NullFile()).dump(dataset)
+    except Exception as error:  # from pickle or from the user's code
         raise ConfigError(
-            f"the rows cannot be sent to the {args.dataloader_num_workers} processes of dataloader_num_workers, which "
-            f"{method} starts ({error}): define the dataset's class at the top of a module, keep open files and lambdas"
-            " out of it, or set dataloader_num_workers: 0"
+            f"the rows cannot be pickled for the {args.dataloader_num_workers} workers of dataloader_num_workers, "
+            f"started by {method} ({error}): define the dataset's class at the top level of a module, without open "
+            "files and lambdas, or set dataloader_num_workers: 0"
         ) from error
 
 
-class _Nowhere:
-    """A file that keeps nothing."""
+class _NullFile:
+    """A file that discards what is written to it."""
 
     def write(self, data: Any) -> int:
         return len(data)

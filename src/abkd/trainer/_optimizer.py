@@ -1,4 +1,4 @@
-"""A stepped learning rate and weight decay on all parameters, as in the protocol of image classifiers."""
+"""Multi-step learning rate and weight decay on all parameters, as is usual for image classifiers."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class OptimizerMixin(Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
-        """As in transformers, which before version 5 passes over the ``optim_args`` of torch's optimizers."""
+        """As in transformers, which before version 5 ignores ``optim_args`` for torch's optimizers."""
         optimizer, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
         return optimizer, options | optim_options(args)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """As in transformers, which leaves biases and normalisation out; or all."""
+        """As in transformers (no biases, no normalisation), or all with ``decay_all_parameters``."""
         if self.args.decay_all_parameters:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """As in transformers; or, which it does not have, steps down after ``lr_milestones`` epochs."""
+        """As in transformers, or a multi-step schedule with ``lr_milestones`` in epochs."""
         if self.lr_scheduler is None and self.args.lr_milestones:
             rows: Any = self.train_dataset
             stepped: Any = optimizer or self.optimizer
@@ -45,7 +45,7 @@ class OptimizerMixin(Trainer):
 def multi_step(args: DistillConfig, rows: int, batch_size: int) -> Callable[[int], float]:
     """Step -> factor of the learning rate: ``lr_decay`` for each milestone passed, after a linear warm-up.
 
-    ``rows``: those of an epoch. ``batch_size``: of a process, as it is now (auto_find_batch_size may have cut it).
+    ``rows``: rows per epoch. ``batch_size``: the current one per process (auto_find_batch_size may have reduced it).
     """
     per_epoch = steps_per_epoch(args, rows, batch_size)
     milestones = args.lr_milestones or []
@@ -60,18 +60,18 @@ def multi_step(args: DistillConfig, rows: int, batch_size: int) -> Callable[[int
 
 
 def optim_options(args: Any) -> dict[str, Any]:
-    """``optim_args`` as what an optimizer of torch takes; nothing for another one."""
+    """``optim_args`` as keyword arguments of a torch optimizer; empty for any other optimizer."""
     name = word(args.optim)
     return dict(read_optim_args(name, args.optim_args)) if name in OPTIM_ARGS and args.optim_args else {}
 
 
 def check_batches(args: Any, train: Any) -> None:
-    """Raise ConfigError where there are no rows to train on, or no batch of them would be whole and kept."""
+    """Raise ConfigError if there are no rows to train on, or too few for one batch with dataloader_drop_last."""
     if train is None:
         raise ConfigError("there is nothing to train on: pass rows as train_dataset")
     size = args.train_batch_size * args.world_size
     if args.dataloader_drop_last and len(train) < size:
         raise ConfigError(
-            f"a batch is {size} rows and there are {len(train)}: dataloader_drop_last leaves nothing to train on; take "
+            f"a batch needs {size} rows, got {len(train)}: dataloader_drop_last leaves nothing to train on; use "
             "smaller batches, or set it to false"
         )

@@ -1,4 +1,4 @@
-"""Files of a run beside its checkpoints: recipe, record, report and result; the same from the shell and Python."""
+"""Files of a run other than its checkpoints: recipe, record, report and result; the same from CLI and Python."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ logger = logging.getLogger("abkd")
 
 RECIPE_FILE = "recipe.yaml"
 RESULT_FILE = "result.json"
-"""The result, sealed, and the last file that is written: where it is whole, the run is finished."""
+"""The result with its checksum, written last: if it is complete, the run is finished."""
 OURS = (RECIPE_FILE, RUN_FILE, "metrics.jsonl", "report.html", RESULT_FILE)
 
-_UNSAID = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_dir", "run_name", "hub_token"}
-_UNSAID |= {"push_to_hub_token", "accelerator_config", "log_level"}
+_NOT_RECORDED = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_dir", "run_name", "hub_token"}
+_NOT_RECORDED |= {"push_to_hub_token", "accelerator_config", "log_level"}
 
 
 class Record:
-    """The files of a run that are about it.
+    """The recipe, record, report and result of a run.
 
     Attributes:
-        recipe: the text of ``recipe.yaml``; made of the trainer's arguments where nobody sets it.
-        changed: settings that a resumed run has changed, as ``{name: [then, now]}``.
+        recipe: the text of ``recipe.yaml``; generated from the trainer's arguments by default.
+        changed: settings that differ in a resumed run, as ``{name: [then, now]}``.
     """
 
     def __init__(self, run: RunContext) -> None:
@@ -58,31 +58,31 @@ class Record:
         return self.run.directory
 
     def begin(self, start: Path | None) -> None:
-        """Write what is needed to repeat the run; from now on it is not finished.
+        """Write the files needed to repeat the run, and remove the result of an earlier one.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the disk is full or not writable.
         """
         self._begun = True
         if not self.run.processes.is_main:
             return
         resumed = list(read_record(self.directory).get("resumed", [])) if start is not None else []
         resumed += [] if start is None else [{"from": start.name, "changed": dict(self.changed)}]
-        with disk_errors(f"the record of the run in {self.directory}", "Make room and begin again"):
+        with disk_errors(f"the record of the run in {self.directory}", "Free some disk space and start over"):
             self.directory.mkdir(parents=True, exist_ok=True)
             output_dir.note(self.directory, *OURS, *_tracked(self.run.args, self.directory))
             (self.directory / RESULT_FILE).unlink(missing_ok=True)
             text = self.recipe if self.recipe is not None else recipe_of(self.run)
             atomic_write(self.directory / RECIPE_FILE, text.encode(errors="backslashreplace"))
-            told = describe(self.run) | ({"resumed": resumed} if resumed else {})
-            told |= {"begun_in": "Python"} if self.recipe is None else {}
-            atomic_write(self.directory / RUN_FILE, strict_json(told).encode())
+            record = describe(self.run) | ({"resumed": resumed} if resumed else {})
+            record |= {"begun_in": "Python"} if self.recipe is None else {}
+            atomic_write(self.directory / RUN_FILE, strict_json(record).encode())
 
     def make_room(self) -> None:
-        """Before a run begins anew: remove what an earlier one left, or say that it is there.
+        """Before a new run: remove the files of an earlier one, or warn that they exist.
 
         Raises:
-            OutputDirError: overwrite_output_dir is set, and the folder holds more than runs, or is an input.
+            OutputDirError: overwrite_output_dir is set, but the folder contains other files or an input.
         """
         directory, models = self.directory, self.run.task.models
         if self.run.processes.is_main:
@@ -93,37 +93,38 @@ class Record:
                 output_dir.remove_runs(directory)
             elif (old := checkpoints(directory)) and self.recipe is None:
                 logger.warning(
-                    "abkd: %s holds %s of an earlier run, which a resume might go on from: name another output_dir, or "
-                    "set overwrite_output_dir",
+                    "abkd: %s contains %s of an earlier run, from which --resume might continue: use another "
+                    "output_dir, or set overwrite_output_dir",
                     directory,
                     old[-1].name,
                 )
         self.run.processes.wait()
 
     def is_evaluated(self) -> bool:
-        """Whether there is an evaluation after the last step (of this run, or of one that it goes on from)."""
+        """Whether the last step was evaluated, in this run or in the one that it resumes."""
         done = self.run.processes.is_main and evaluated(self.directory, self.run.step)
         return self.run.processes.any(done)
 
     def finish(self) -> None:
-        """Write the report, and last of all what came out; say where both are."""
+        """Write the report and, last of all, the result; log where they are."""
         if not (self._begun and self.run.processes.is_main):
             return
         from abkd.report import write_report
         from abkd.report.results import read_result, sentences
 
         with disk_errors(
-            f"the report of the run in {self.directory}", "The student is saved; make room, then --resume"
+            f"the report of the run in {self.directory}",
+            "The student is saved; free some disk space, then continue with --resume",
         ):
             report, result = write_report(self.directory), read_result(self.directory)
             logger.info("abkd: the student is in %s, the report is %s", self.directory, report)
             for sentence in sentences(result):
-                logger.info("abkd: held out, %s", sentence)
+                logger.info("abkd: evaluation set: %s", sentence)
             write_checksummed(self.directory / RESULT_FILE, result)
 
 
 class AlreadyEvaluated(TrainerCallback):
-    """A run that had taken its last step and is resumed is not evaluated once more."""
+    """Skips the evaluation when a run is resumed after its last step."""
 
     def __init__(self, record: Record) -> None:
         self.record, self.done = record, False
@@ -136,7 +137,7 @@ class AlreadyEvaluated(TrainerCallback):
 
 
 def _tracked(args: DistillConfig, directory: Path) -> list[str]:
-    """The folder of TensorBoard's events, where it lies in the run's own."""
+    """The folder of TensorBoard's event files, if it is inside the run's directory."""
     place = Path(str(getattr(args, "logging_dir", None) or os.environ.get("TENSORBOARD_LOGGING_DIR", "")))
     if "tensorboard" not in (args.report_to or []) or not place.is_relative_to(directory):
         return []
@@ -144,7 +145,7 @@ def _tracked(args: DistillConfig, directory: Path) -> list[str]:
 
 
 def recipe_of(run: RunContext) -> str:
-    """The recipe of a run that was begun in Python: names of models, and the arguments that were changed."""
+    """The recipe of a run started in Python: model names, and the arguments that are not at their default."""
     args, models, train = run.args, run.task.models, run.task.train
     changed = _changed(args)
     teachers = [model_name(model) for model in models.teacher.models] if models.teacher is not None else []
@@ -155,12 +156,12 @@ def recipe_of(run: RunContext) -> str:
         "output_dir": str(args.output_dir),
     }
     rows = 0 if train is None else len(train)
-    said = (
-        f"# Written by DistillTrainer in Python: the {rows} training rows were given as objects, so train_file (or the "
-        "like) is missing here.\n# A model that was given without a name stands here as its class.\n"
+    header = (
+        f"# Written by DistillTrainer in Python: the {rows} training rows were passed as objects, so there is no "
+        "train_file or the like.\n# A model without a name appears as its class.\n"
     )
     values = yaml.safe_load(strict_json({name: value for name, value in named.items() if value is not None}))
-    return said + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+    return header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _changed(args: Any) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _changed(args: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in found.items()
-        if name in plain and name not in _UNSAID and isinstance(value, kinds) and not _same(value, plain[name])
+        if name in plain and name not in _NOT_RECORDED and isinstance(value, kinds) and not _same(value, plain[name])
     }
 
 
@@ -182,7 +183,7 @@ def _same(value: Any, plain: Any) -> bool:
 
 
 def describe(run: RunContext) -> dict[str, Any]:
-    """Versions, seeds, data, plan and objective of a run."""
+    """Versions, seeds, data, chunk plan and objective of a run."""
     train: Any = run.task.train
     held_out: Any = run.task.held_out
     args, models = run.args, run.task.models
@@ -217,28 +218,28 @@ def describe(run: RunContext) -> dict[str, Any]:
 
 
 def _teacher_name(run: RunContext) -> str:
-    """The teacher's model, and what is made of it where it is not simply run."""
+    """The teacher's models, preceded by the kind of teacher unless it is ``Live()``."""
     kind, reader = repr(run.args.teacher), run.task.models.teacher
     names = ", ".join(map(model_name, reader.models)) if reader is not None else ""
     return names if kind == "Live()" else f"{kind} {names}".strip()
 
 
 def _rows_of(data: Any) -> int:
-    """The rows that are used; several of them may be packed into one sequence."""
+    """The number of rows used; several may be packed into one sequence."""
     if isinstance(data, TokenizedDataset) and data.account.rows:
         return data.account.rows - sum(data.account.dropped.values())
     return 0 if data is None else len(data)
 
 
 def _fingerprint(run: RunContext) -> str | None:
-    """Of the models that were given as teachers; None where there are none, or where a cache has known them."""
+    """Fingerprint of the models given as teachers; None if there are none, as with a cache."""
     spec, reader = run.args.teacher, run.task.models.teacher
     given: Any = () if reader is None or spec.needs[0] == 0 else reader.models
     return weights_fingerprint(given) if given else None
 
 
 def model_name(model: Any) -> str:
-    """The name or path that a model was loaded from, else its class."""
+    """The name or path that a model was loaded from, or else its class name."""
     return getattr(model, "name_or_path", "") or type(model).__name__
 
 

@@ -1,4 +1,4 @@
-"""``run.json``: the record of a run, with the chunk plan that a resumed run uses again."""
+"""``run.json``: the record of a run, with the chunk plan that a resumed run reuses."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ RUN_FILE = "run.json"
 
 
 def load_chunk_plan(args: DistillConfig, rows: int, classes: int) -> ChunkPlan:
-    """The op's chunk size and implementation: those recorded in this output directory, else chosen now."""
+    """The op's chunk size and implementation: as recorded in this output directory, or else chosen now."""
     known = None if args.overwrite_output_dir else read_record(Path(str(args.output_dir))).get("plan")
     if known:
         try:
             return ChunkPlan(**known)
         except TypeError:
-            logger.warning("abkd: the plan in %s cannot be read; it is chosen anew", RUN_FILE)
+            logger.warning("abkd: the chunk plan in %s cannot be read; choosing a new one", RUN_FILE)
     return plan_chunks(rows, classes, args.device, memory_budget_mb=args.memory_budget_mb)
 
 
 def save_chunk_plan(directory: Path, plan: ChunkPlan) -> None:
-    """Keep the plan that a run has come to (smaller where memory did not suffice), for its resumption."""
+    """Store the current chunk plan of a run (smaller after running out of memory) for when it is resumed."""
     known = read_record(directory)
     if known and known.get("plan") != asdict(plan):
         atomic_write(directory / RUN_FILE, strict_json(known | {"plan": asdict(plan)}).encode())
 
 
 def read_record(directory: Path) -> dict[str, Any]:
-    """The values in ``run.json``; none where it is not there or, which is said, cannot be read."""
+    """The values in ``run.json``; empty if it does not exist or, with a warning, if it cannot be read."""
     file = directory / RUN_FILE
     if not file.is_file():
         return {}
@@ -44,6 +44,6 @@ def read_record(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         known = None
     if not isinstance(known, dict):
-        logger.warning("abkd: %s cannot be read, so nothing is compared with it; it is written anew", file)
+        logger.warning("abkd: %s cannot be read, so nothing is compared with it; it will be rewritten", file)
         return {}
     return known

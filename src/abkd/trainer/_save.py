@@ -1,4 +1,4 @@
-"""The trained student on disk: whole or not there, and kept in another place where there is no room for it."""
+"""Saves the trained student completely or not at all, elsewhere if its directory cannot be written."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from abkd.trainer._context import RunContext
 
 _DRAFT = ".student.draft"
 LAST_RESORTS = ("/dev/shm", os.path.expanduser("~"))
-"""Where a student is kept that neither its place nor the temporary directory takes."""
+"""Where to save a student if neither its own nor the temporary directory can be written."""
 
 
 def save_student(run: RunContext, place: Path, write: Callable[[Path], None], *, saved_step: int) -> None:
-    """Write the student beside its place, note its files as ours, then move them there.
+    """Write the student to a draft folder, record its files as ours, then move them into place.
 
     Args:
-        write: writes it into a folder; called in every process.
+        write: writes the student into a folder; called in every process.
         saved_step: the step of the newest checkpoint; -1 if there is none.
 
     Raises:
-        StorageError: the disk refused; the sentence says where the trained weights are.
+        StorageError: the disk is full or not writable; the message says where the trained weights are.
     """
     draft = place / _DRAFT
     again = saved_step == run.step > 0
-    way_out = "Make room, then --resume saves it" if again else "Make room, or save it elsewhere"
+    way_out = "Free some disk space; --resume then saves it" if again else "Free some disk space, or save it elsewhere"
     try:
         with disk_errors(f"the student in {place}", way_out):
             if run.args.should_save:
@@ -61,15 +61,15 @@ def _move(draft: Path, place: Path, *, own: bool) -> None:
 
 
 def _keep_elsewhere(write: Callable[[Path], None], saved_step: int) -> str:
-    """Write the student to a folder on another disk (or in memory); says where it is, or that nothing takes it."""
+    """Write the student to another disk or to memory; returns a sentence that says where it is, or the way out."""
     for parent in dict.fromkeys((tempfile.gettempdir(), *LAST_RESORTS)):
         folder = None
         with suppress(OSError, StorageError), disk_errors("the student", ""):
             folder = Path(tempfile.mkdtemp(prefix="abkd-student-", dir=parent))
             write(folder)
-            return f"It is kept in {folder} instead: move it before that place is emptied"
+            return f"It was saved in {folder} instead: move it before that folder is cleared"
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
     if saved_step > 0:
-        return f"No other place takes it; --resume goes on from the checkpoint of step {saved_step}"
-    return "No other place takes it, and there is no checkpoint (save_strategy): begin again when there is room"
+        return f"It could not be saved elsewhere; --resume continues from the checkpoint of step {saved_step}"
+    return "It could not be saved elsewhere, and there is no checkpoint (save_strategy): free disk space and start over"

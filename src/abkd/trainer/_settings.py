@@ -1,4 +1,4 @@
-"""Settings that only the trainer can judge, for they are about its data, its arguments or its first evaluation."""
+"""Checks of settings that need the trainer: its data, its arguments or its first evaluation."""
 
 from __future__ import annotations
 
@@ -35,48 +35,48 @@ _OF_CHECKPOINTING: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "determinism_check": (lambda x: x in ("default", "none"), "default or none"),
     "context_fn": (callable, "a function"),
 }
-_OF_WRITING = {
+_OF_GENERATION = {
     name: DistillConfig.__dataclass_fields__[name].default
     for name in ("generation_kwargs", "num_generations", "max_completion_length")
 }
 _NO_GRADIENT = 1e-9
-_LOOKED_AT = 256  # numbers of a weight
+_SAMPLED = 256  # elements per weight
 _LARGE_RATE = 10.0  # SGD on images takes up to 1
-_LARGE_EXPONENT = 30.0  # AlphaBeta(30, 1) of random models: a gradient of 1e-5 of forward KL's, (1000, 1): of 1e-15
+_LARGE_EXPONENT = 30.0  # on random models, the gradient of AlphaBeta(30, 1) is 1e-5 of forward KL's; (1000, 1): 1e-15
 _NOT_CALLED = {
-    "data_collator": "rows are put together here: padded, packed and shifted; give rows in another form",
-    "compute_metrics": "the held-out numbers are computed without storing predictions; evaluate the saved student",
+    "data_collator": "abkd collates the rows itself (padding, packing, shifting); pass the rows in another format",
+    "compute_metrics": "metrics are computed without storing predictions; evaluate the saved student",
     "preprocess_logits_for_metrics": "no logits are stored",
-    "compute_loss_func": "the loss is the objective of DistillConfig: write a divergence of your own",
-    "model_init": "pass the model",
+    "compute_loss_func": "the loss is the objective of DistillConfig; write a custom divergence instead",
+    "model_init": "pass the model instead",
 }
 
 
 def check_settings(args: Any, eval_dataset: Any, callbacks: Any, options: Mapping[str, Any]) -> None:
-    """Refuse what transformers' Trainer takes and ours would never use, before a model is loaded.
+    """Reject arguments of transformers' Trainer that have no effect here, before a model is loaded.
 
     Raises:
-        TypeError: an argument that neither of them has.
-        ConfigError: an argument of the wrong kind or without effect, or an evaluation of no rows.
+        TypeError: an argument that neither trainer has.
+        ConfigError: an argument of the wrong type or without effect, or evaluation without rows.
     """
     if not isinstance(args, DistillConfig):
         raise ConfigError(
-            "args must be a DistillConfig, which is TrainingArguments and the objective, got "
-            f"{type(args).__name__}: give abkd.DistillConfig the same settings"
+            "args must be a DistillConfig (TrainingArguments plus the objective), got "
+            f"{type(args).__name__}: pass the same settings to abkd.DistillConfig"
         )
     for name, way_out in _NOT_CALLED.items():
         if options.get(name) is not None:
             raise ConfigError(f"{name} has no effect here: {way_out}")
     if unknown := options.keys() - inspect.signature(Trainer).parameters.keys():
-        hint = "; the tokenizer is given as processing_class" if "tokenizer" in unknown else ""
+        hint = "; pass the tokenizer as processing_class" if "tokenizer" in unknown else ""
         raise TypeError(f"DistillTrainer has no argument {min(unknown)!r}{hint}")
     _check_callbacks(args, callbacks or ())
     check_hub(args)
     if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise ConfigError("fsdp shards a model over several processes, and this is one: accelerate launch -m abkd …")
+        raise ConfigError("fsdp shards a model over several processes, got one: use accelerate launch -m abkd …")
     if eval_dataset is None and word(args.eval_strategy) != "no":
         raise ConfigError(
-            f"eval_strategy is {word(args.eval_strategy)!r}, but there is no eval_dataset to evaluate on: pass one, or "
+            f"eval_strategy is {word(args.eval_strategy)!r}, but there is no eval_dataset: pass one, or "
             "set eval_strategy: no"
         )
 
@@ -87,16 +87,16 @@ def _check_callbacks(args: DistillConfig, callbacks: Any) -> None:
     for each in callbacks:
         kind = each if isinstance(each, type) else type(each)
         if not issubclass(kind, TrainerCallback):
-            raise ConfigError(f"callbacks must be TrainerCallbacks of transformers, but one is {shown(each)}")
+            raise ConfigError(f"callbacks must be TrainerCallbacks of transformers, got {shown(each)}")
         if issubclass(kind, EarlyStoppingCallback) and word(args.eval_strategy) == "no":
             raise ConfigError(
-                "EarlyStoppingCallback judges the evaluations, and there are none: pass an eval_dataset, and set "
+                "EarlyStoppingCallback needs evaluations, and there are none: pass an eval_dataset, and set "
                 "eval_strategy: epoch (or steps, with eval_steps)"
             )
 
 
 def check_recomputed(model: Any, args: Any) -> None:
-    """Raise ConfigError where activations are to be computed again, and the student or torch cannot do it like that."""
+    """Raise ConfigError if the student or torch does not support the gradient checkpointing that is set."""
     if not any(getattr(args, name, False) for name in _CHECKPOINTING):
         return
     enable = next(
@@ -104,8 +104,8 @@ def check_recomputed(model: Any, args: Any) -> None:
     )
     if enable is None or not getattr(model, "supports_gradient_checkpointing", True):
         raise ConfigError(
-            f"the student ({type(model).__name__}) has no gradient checkpointing: leave gradient_checkpointing "
-            "(activation_checkpointing) out, and take smaller batches where memory is short"
+            f"the student ({type(model).__name__}) does not support gradient checkpointing: remove "
+            "gradient_checkpointing (activation_checkpointing), and use smaller batches to save memory"
         )
     known = {*inspect.signature(checkpoint).parameters, *inspect.signature(enable).parameters}
     options = [f"{name}_kwargs" for name in _CHECKPOINTING]
@@ -113,58 +113,58 @@ def check_recomputed(model: Any, args: Any) -> None:
     for name in options:
         given = getattr(args, name, None) or {}
         if unknown := set(given) - known:
-            raise ConfigError(f"{name} has no {min(unknown)!r}; it has {', '.join(sorted(known))}")
+            raise ConfigError(f"{name} has no option {min(unknown)!r}; its options are {', '.join(sorted(known))}")
         for key, (fits, words) in _OF_CHECKPOINTING.items():
             if key in given and not fits(given[key]):
-                raise ConfigError(f"{name}: {key} must be {words}, but is {shown(given[key])}")
+                raise ConfigError(f"{name}: {key} must be {words}, got {shown(given[key])}")
 
 
 def check_metric(args: DistillConfig, values: Mapping[str, float]) -> None:
-    """Raise ConfigError where the metric that chooses the best checkpoint was not measured."""
+    """Raise ConfigError if the metric that selects the best checkpoint is not computed."""
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if name not in values:
         raise ConfigError(
-            f"metric_for_best_model is {name!r}, which this run does not measure; it measures {', '.join(values)}"
+            f"metric_for_best_model is {name!r}, which this run does not compute; use one of {', '.join(values)}"
         )
 
 
-def say_what_is_extreme(args: DistillConfig) -> None:
-    """Warn of numbers that mean nothing, or with which a run is likely to learn nothing or not to stay finite."""
+def warn_extreme(args: DistillConfig) -> None:
+    """Warn about settings without effect, and about values with which a run may learn nothing or diverge."""
     if args.source == Dataset() and not args.eval_samples:
-        unused = [name for name, unset in _OF_WRITING.items() if getattr(args, name) not in (None, unset)]
+        unused = [name for name, unset in _OF_GENERATION.items() if getattr(args, name) not in (None, unset)]
         if unused:
-            logger.warning("abkd: no model writes text in this run, which leaves %s without effect", ", ".join(unused))
+            logger.warning("abkd: no model generates text in this run, so %s will have no effect", ", ".join(unused))
     if args.learning_rate > _LARGE_RATE:
-        logger.warning("abkd: learning_rate is %g; usual are 1e-5 to 1e-1", args.learning_rate)
+        logger.warning("abkd: learning_rate is %g; usual values are 1e-5 to 1e-1", args.learning_rate)
     divergences = {term.divergence for term in args.objective().all_terms()}
     for each in (divergence for divergence in divergences if isinstance(divergence, AlphaBeta)):
         if max(abs(each.alpha), abs(each.beta)) > _LARGE_EXPONENT:
             logger.warning(
-                "abkd: %r takes probabilities to such powers that its gradient vanishes or overflows; take both "
+                "abkd: the exponents of %r are so large that its gradient vanishes or overflows; use values "
                 "between 0 and 1",
                 each,
             )
 
 
 class NothingLearned(TrainerCallback):
-    """Says at the first log where the gradient is all but zero, and at the end where no weight has changed."""
+    """Warns at the first log if the gradient is almost zero, and at the end if no weight has changed."""
 
     def __init__(self) -> None:
-        self.looked = False
+        self.checked = False
         self._before: list[torch.Tensor] = []
         self._step = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **_: Any) -> None:
-        self._before, self._step = _some_of(model), state.global_step
+        self._before, self._step = _sample_of(model), state.global_step
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **_: Any) -> None:
-        before, self._before, after = self._before, [], _some_of(model)
-        if state.global_step - self._step < 2 or not after or len(after) != len(before):  # one may be of warm-up
+        before, self._before, after = self._before, [], _sample_of(model)
+        if state.global_step - self._step < 2 or not after or len(after) != len(before):  # a single step may be warm-up
             return
         if all(map(torch.equal, before, after)) and state.is_world_process_zero:
             logger.warning(
-                "abkd: no weight has changed in %d steps, so nothing is learned: the steps are smaller than the last "
-                "digit of a weight. Look at learning_rate (%g), warm-up, max_grad_norm (%g) and the loss's weights",
+                "abkd: no weight has changed in %d steps, so nothing is learned: the updates are below the precision "
+                "of the weights. Check learning_rate (%g), warm-up, max_grad_norm (%g) and the loss weights",
                 state.global_step - self._step,
                 args.learning_rate,
                 args.max_grad_norm,
@@ -172,25 +172,25 @@ class NothingLearned(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
         norm = event["logs"].get("grad_norm")
-        if norm is None or self.looked:
+        if norm is None or self.checked:
             return
-        self.looked = True
+        self.checked = True
         if norm < _NO_GRADIENT and state.is_world_process_zero:
             logger.warning(
-                "abkd: the gradient of step %d is all but zero (its norm is %.1g), so nothing is learned: look at the "
-                "divergence, kd_temperature and the weights, and whether the student equals its teacher already",
+                "abkd: the gradient of step %d is almost zero (its norm is %.1g), so nothing is learned: check the "
+                "divergence, kd_temperature and the weights, and whether the student already equals its teacher",
                 state.global_step,
                 norm,
             )
 
 
 @torch.no_grad()
-def _some_of(model: nn.Module) -> list[torch.Tensor]:
-    """A few hundred numbers of every trained weight; of a sharded one those of the part that is here."""
+def _sample_of(model: nn.Module) -> list[torch.Tensor]:
+    """A few hundred elements of every trained weight; if it is sharded, of the local shard."""
     some = []
     for weight in model.parameters():
         own: Any = weight
         own = own.to_local() if hasattr(own, "to_local") else own
         if weight.requires_grad and own.numel():
-            some.append(own.flatten()[:: max(1, own.numel() // _LOOKED_AT)].float().cpu().clone())
+            some.append(own.flatten()[:: max(1, own.numel() // _SAMPLED)].float().cpu().clone())
     return some

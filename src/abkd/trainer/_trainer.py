@@ -1,4 +1,4 @@
-"""``DistillTrainer``: transformers' Trainer with a teacher. Only what distillation needs is overridden."""
+"""``DistillTrainer``: transformers' Trainer with a teacher; overrides only the parts that distillation changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from abkd.trainer._optimizer import check_batches
 from abkd.trainer._record import AlreadyEvaluated, Record
 from abkd.trainer._run_file import load_chunk_plan, save_chunk_plan
 from abkd.trainer._save import save_student
-from abkd.trainer._settings import NothingLearned, check_metric, check_recomputed, check_settings, say_what_is_extreme
+from abkd.trainer._settings import NothingLearned, check_metric, check_recomputed, check_settings, warn_extreme
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier
@@ -43,22 +43,22 @@ class DistillTrainer(Engine):
 
     Args:
         model: the student, or its name or path.
-        teacher_model: the teacher, or its name or path (loaded in bf16 on a GPU), or several of them for an ensemble;
-            frozen, never saved with the student. None where ``args.teacher`` is made of the student, or where only the
-            labels teach.
+        teacher_model: the teacher, or its name or path (loaded in bf16 on a GPU), or several for an ensemble;
+            frozen, never saved with the student. None if ``args.teacher`` is derived from the student, or for training
+            on labels only.
         args: a :class:`abkd.DistillConfig`.
-        train_dataset, eval_dataset: rows in one of the formats of ``abkd.data``, or tokenised ones; for images what
-            ``abkd.data.images.load_images`` takes.
-        pretrain_chunks: plain text for ``lm_coef``, as token lists or as rows with a column ``text``.
-        processing_class: the tokenizer that both models share; loaded from the student's path if not given. Images
-            have none.
+        train_dataset, eval_dataset: rows in one of the formats of ``abkd.data``, or tokenized ones; for images, any
+            input of ``abkd.data.images.load_images``.
+        pretrain_chunks: plain text for ``lm_coef``, as lists of token ids or as rows with a column ``text``.
+        processing_class: the tokenizer that both models share; loaded from the student's path by default. None for
+            images.
         peft_config: a PEFT configuration to train adapters only.
 
     Raises:
-        ConfigError, DataError, VocabularyError: before anything is trained.
+        ConfigError, DataError, VocabularyError: invalid settings, rows or tokenizers; raised before training.
     """
 
-    # the loss is divided by the weight of the whole accumulated batch already (transformers >= 5.19)
+    # the loss is already divided by the weight of the whole accumulated batch (transformers >= 5.19)
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -78,7 +78,7 @@ class DistillTrainer(Engine):
         args = args or DistillConfig(output_dir="distilled")
         check_settings(args, eval_dataset, callbacks, kwargs)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs need several processes: torchrun or accelerate launch
-        set_seed(args.seed)  # adapters are random
+        set_seed(args.seed)  # adapters are initialized randomly
         given = Given(model, teacher_model, train_dataset, eval_dataset, pretrain_chunks, processing_class, peft_config)
         self.kind: Task = task_of(args.task)
         self.task: OpenTask = self.kind.open(given, args)
@@ -103,7 +103,7 @@ class DistillTrainer(Engine):
             placed(each, self.args.device)
 
     def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
-        """Build the parts of a run that are not transformers'; returns the callbacks among them."""
+        """Build the parts of a run that are specific to distillation; returns their callbacks."""
         self.distill_args, models = args, self.models
         check_recomputed(models.student.model, args)
         self.plan = load_chunk_plan(args, self.task.max_rows, models.classes)
@@ -126,13 +126,13 @@ class DistillTrainer(Engine):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The micro-batches of one optimizer step, and the :class:`AccumulationBatch` that prepares them."""
-        if self.state.global_step >= self.state.max_steps:  # a finished run that is resumed: nothing is left to do
+        if self.state.global_step >= self.state.max_steps:  # a finished run was resumed: no steps are left
             return [], None
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         return samples, AccumulationBatch([sample["batch"] for sample in samples])
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """As in transformers; the first of a step has its sequences written and counted."""
+        """As in transformers; the first micro-batch of a step generates the sequences and counts the totals."""
         step = num_items_in_batch
         if isinstance(step, AccumulationBatch) and step.totals is None:
             if self.sampler is not None:
@@ -157,7 +157,7 @@ class DistillTrainer(Engine):
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
+        """Add the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
         if "loss" in logs and self._sums:
             sums = {name: self.run.processes.sum(value).item() for name, value in self._sums.items()}
             rows = max(sums.pop("rows"), 1.0)
@@ -177,9 +177,9 @@ class DistillTrainer(Engine):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Distances to the teacher and what the task measures, by the op, without gathering a logit."""
+        """Distances to the teacher and the task's metrics, computed by the op without gathering logits."""
         optimizer: Any = self.optimizer
-        if hasattr(optimizer, "eval"):  # schedule-free optimizers train other weights than they give
+        if hasattr(optimizer, "eval"):  # schedule-free optimizers evaluate other weights than they train
             optimizer.eval()
         values = held_out_metrics(self.run, dataloader)
         warn_not_finite(self.run, self.finite, values, self._not_finite)
@@ -188,19 +188,19 @@ class DistillTrainer(Engine):
             self.task.check_teacher(values)
         self._teacher_judged = True
         values = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
-        nothing: Any = ()  # a logit is never kept
+        nothing: Any = ()  # logits are never stored
         return EvalLoopOutput(nothing, label_ids=None, metrics=values, num_samples=self.num_examples(dataloader))
 
     # -- the run -------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in transformers; resumes from the newest *whole* checkpoint for ``resume_from_checkpoint=True``.
+        """As in transformers; ``resume_from_checkpoint=True`` resumes from the latest *complete* checkpoint.
 
         Raises:
-            NonFiniteError: a loss, gradient or weight is not finite; nothing of it was saved.
+            NonFiniteError: a loss, gradient or weight is not finite; it was not saved.
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved, ``exit_code`` is 130 or 143.
-            StorageError: a checkpoint could not be written; the one before it, if any, is whole.
-            OutputDirError: there is no whole checkpoint to resume from.
+            StorageError: a checkpoint could not be written; the previous one, if any, is complete.
+            OutputDirError: there is no complete checkpoint to resume from.
         """
         resume_from_checkpoint = resume_from_checkpoint or self.args.resume_from_checkpoint
         with output_dir.claimed(Path(str(self.args.output_dir))) if self.is_world_process_zero() else nullcontext():
@@ -215,7 +215,7 @@ class DistillTrainer(Engine):
         if start is None:
             self.record.make_room()
         logger.info("abkd: %s", self.loss.objective.formula(self.kind.row_noun))
-        say_what_is_extreme(self.distill_args)
+        warn_extreme(self.distill_args)
         self._sums, self.saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
         self.sampler = _sources.open_sampler(self.run)
         if start is not None:
@@ -224,7 +224,7 @@ class DistillTrainer(Engine):
         if start is None and self.is_world_process_zero():
             steps = {"writes": self.sampler is not None, "evaluates_first": self.args.eval_on_start}
             self.task.before_training(sharded=self.run.sharded(), **steps)
-        self._most_kept, self.args.save_total_limit = self.args.save_total_limit, None  # removing them is ours
+        self._most_kept, self.args.save_total_limit = self.args.save_total_limit, None  # rotated by _checkpoints.rotate
         self.args.eval_on_start = self.eval_dataset is not None and start is None
         try:
             output = super().train(None if start is None else str(start), *args, **kwargs)
@@ -235,14 +235,14 @@ class DistillTrainer(Engine):
         if self.stop_signals.stopped:
             raise self.stop_signals.error(self.state.global_step, self.args.output_dir)
         if self.eval_dataset is not None and not self.record.is_evaluated():
-            self.evaluate()  # or the last number would not be that of the trained student
+            self.evaluate()  # or the last metrics would not be those of the trained student
         return output
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.saved_step == self.state.global_step:  # rewriting it would leave a moment without a whole one
+        if self.saved_step == self.state.global_step:  # rewriting it would leave no complete checkpoint meanwhile
             return
         checkpoint = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        self.finite.check_weights("no checkpoint was written of them; lower the learning rate")
+        self.finite.check_weights("no checkpoint was written; lower the learning rate")
         with _checkpoints.writing(checkpoint, clear=self.args.should_save, before=self.saved_step > 0):
             if self.args.should_save:
                 output_dir.note(checkpoint.parent, checkpoint.name)
@@ -257,13 +257,13 @@ class DistillTrainer(Engine):
         self.saved_step = self.state.global_step
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The student in the form it came, with its tokenizer, whole or not at all; also from shards.
+        """Save the student in its original format, with its tokenizer, completely or not at all; also if it is sharded.
 
-        In the run's own ``output_dir`` it ends the run: ``report.html`` and ``result.json`` are written after it.
+        In the run's own ``output_dir`` this ends the run: ``report.html`` and ``result.json`` are written last.
 
         Raises:
             NonFiniteError: a weight is not finite.
-            StorageError: the disk refused; the sentence says where the trained weights are.
+            StorageError: the disk is full or not writable; the message says where the trained weights are.
         """
         if _internal_call:
             with _checkpoints.original_weight_names(self.accelerator.unwrap_model(self.model)):
@@ -292,7 +292,7 @@ class DistillTrainer(Engine):
         if self.is_fsdp_enabled:
             self._save(str(directory), state_dict=self.accelerator.get_state_dict(self.model))
         else:
-            super().save_model(str(directory), _internal_call=True)  # without a push: not all is there yet
+            super().save_model(str(directory), _internal_call=True)  # no push: files are still missing
         _checkpoints.drop_pickle(directory)
         if self.args.should_save:
             student, model = self.models.student, self.accelerator.unwrap_model(self.model)
