@@ -13,11 +13,8 @@ from typing import Protocol
 class TaskFacts(Protocol):
     """Attributes of a task that settings and metrics use; see :class:`abkd.tasks.Task`."""
 
-    name: str
-    row_noun: str
     fields: frozenset[str]
     metrics: tuple[str, ...]
-    data_hint: str
 
 
 def tasks() -> Mapping[str, TaskFacts]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from abkd import registry
 from abkd.data.images.augmentation import Augmentation
 from abkd.errors import ConfigError, shown
 from abkd.generation import Sampling, settle
 from abkd.schedules import is_number, values_of
-from abkd.sequence_rules import check_sequences, check_written_for, short_form
+from abkd.sequence_rules import check_sequences, check_written_for
 
 if TYPE_CHECKING:
     from abkd.settings import Settings
 
-_OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
+OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
+"""The settings that a list of terms replaces."""
+
+Ranges = Mapping[str, tuple[Callable[[float], bool], str]]
+"""By setting: whether a value is valid, and the valid values in words."""
 
 _ABOVE_ZERO: tuple[Callable[[float], bool], str] = (lambda x: x > 0, "> 0")
 _NOT_NEGATIVE: tuple[Callable[[float], bool], str] = (lambda x: x >= 0, ">= 0")
 _WEIGHT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x <= 1e30, ">= 0 and <= 1e30")
 _AT_LEAST_ONE: tuple[Callable[[float], bool], str] = (lambda x: x >= 1, ">= 1")
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+_RANGES: Ranges = {
     "kd_ratio": (lambda x: 0 <= x <= 1, "between 0 and 1 (the loss is (1 - kd_ratio)·CE + kd_ratio·D)"),
     "kd_temperature": (lambda x: 1e-4 <= x <= 1e6, ">= 0.0001 and <= 1000000"),
     "ce_weight": _WEIGHT,
@@ -45,7 +49,7 @@ def problems(settings: Settings, given: set[str]) -> list[str]:
     known = registry.tasks()
     if settings.task not in known:
         return [f"task must be one of {', '.join(known)}, got {shown(settings.task)}"]
-    found = [*_out_of_range(settings), *_doubled(settings, given)]
+    found = [*out_of_range(vars(settings), _RANGES), *_doubled(settings, given)]
     return found or [*_of_other_tasks(settings, given), *_augmentation(settings), *_combinations(settings)]
 
 
@@ -55,9 +59,9 @@ def teacher_problem(settings: Settings, number: int) -> str | None:
     An objective with labels only needs no teacher, though one may still generate text through a server.
     """
     teacher, (least, most) = settings.teacher, settings.teacher.needs
-    if number == 0 and least and not settings.objective().ever_needs_teacher():
-        return None
     if number == 0 and least:
+        if not settings.objective().ever_needs_teacher():
+            return None
         if least == 1:
             return "teacher_model_name_or_path is missing: set it to the teacher, a directory or a hub name"
         return f"teacher_model_name_or_path is missing: {teacher!r} needs at least {least} models; set it to [one, two]"
@@ -77,12 +81,12 @@ def raise_first(found: Iterable[str]) -> None:
         raise ConfigError(problem)
 
 
-def _out_of_range(settings: Settings) -> list[str]:
+def out_of_range(values: Mapping[str, Any], ranges: Ranges) -> list[str]:
     """One sentence for each value out of its range, including the values of schedules."""
     return [
-        f"{name} must be {words}, got {shown(getattr(settings, name))}"
-        for name, (fits, words) in _RANGES.items()
-        if not all(fits(value) for value in values_of(getattr(settings, name)) if isinstance(value, int | float))
+        f"{name} must be {words}, got {shown(values[name])}"
+        for name, (fits, words) in ranges.items()
+        if not all(fits(value) for value in values_of(values.get(name)) if isinstance(value, int | float))
     ]
 
 
@@ -94,11 +98,10 @@ def _doubled(settings: Settings, given: set[str]) -> list[str]:
         ratio, kept = settings.kd_ratio, " and ".join(weights)
         if (settings.ce_weight, settings.kd_weight) != (1 - ratio, ratio):
             found.append(f"kd_ratio is the short form of ce_weight and kd_weight: keep either kd_ratio or {kept}")
-    if settings.terms is not None and _OF_TERM & given:
-        others = ", ".join(sorted(_OF_TERM & given))
+    if settings.terms is not None and OF_TERM & given:
+        others = ", ".join(sorted(OF_TERM & given))
         found.append(f"each of the terms has its own divergence and weights: keep either terms or {others}")
-    short = settings.lmbda is not None or settings.seq_kd
-    if short and "source" in given and settings.source != short_form(settings.lmbda, settings.seq_kd):
+    if "source" in given and settings.short_source() not in (None, settings.source):
         found.append("lmbda and seq_kd are short forms of source: keep either them or source")
     return found
 
@@ -125,8 +128,7 @@ def _augmentation(settings: Settings) -> list[str]:
 
 def _combinations(settings: Settings) -> list[str]:
     """The first problem with the objective, the source or the milestones."""
-    short = settings.lmbda is not None or settings.seq_kd
-    source = short_form(settings.lmbda, settings.seq_kd) if short else settings.source
+    source = settings.short_source() or settings.source
     try:
         objective = settings.objective()
         check_sequences(source, settings.teacher, packing=settings.packing, eval_samples=settings.eval_samples)

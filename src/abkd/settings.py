@@ -181,12 +181,23 @@ class Settings:
 
     def expand_short_forms(self) -> None:
         """Replace ``kd_ratio`` by the weights that it stands for, ``lmbda`` and ``seq_kd`` by their source."""
+        self.ce_weight, self.kd_weight = self._weights()
+        self.source = self.short_source() or self.source
+
+    def short_source(self) -> Source | None:
+        """The source that ``lmbda`` and ``seq_kd`` stand for; None if neither is set.
+
+        Raises:
+            ConfigError: ``lmbda`` is not a fraction.
+        """
         from abkd.sequence_rules import short_form
 
-        if self.kd_ratio is not None:
-            self.ce_weight, self.kd_weight = 1.0 - self.kd_ratio, float(self.kd_ratio)
-        if self.lmbda is not None or self.seq_kd:
-            self.source = short_form(self.lmbda, self.seq_kd)
+        return short_form(self.lmbda, self.seq_kd) if self.lmbda is not None or self.seq_kd else None
+
+    def _weights(self) -> tuple[float | Schedule, float | Schedule]:
+        """``ce_weight`` and ``kd_weight``, or those that ``kd_ratio`` stands for."""
+        ratio = self.kd_ratio
+        return (self.ce_weight, self.kd_weight) if ratio is None else (1.0 - ratio, float(ratio))
 
     def objective(self) -> Objective:
         """The objective that these fields describe.
@@ -196,8 +207,7 @@ class Settings:
         """
         from abkd.objective import Objective
 
-        weights = (self.ce_weight, self.kd_weight)
-        ce_weight, kd_weight = weights if self.kd_ratio is None else (1.0 - self.kd_ratio, float(self.kd_ratio))
+        ce_weight, kd_weight = self._weights()
         return Objective(
             divergence=self.divergence if self.terms is None else None,
             temperature=self.kd_temperature,

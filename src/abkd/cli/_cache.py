@@ -30,6 +30,10 @@ def cache_recipe(recipe: Recipe, console: Console) -> Built:
     config = recipe.distill_config()
     teacher, name = _teacher(recipe, config)
     task = task_of(config.task)
+    if not task.cacheable:
+        raise ConfigError(
+            f"teachers of the task {task.name} cannot be cached: set teacher: Live(), and run abkd distill"
+        )
     config.model_init_kwargs = with_revision(config.model_init_kwargs, recipe.model_revision)
     config.teacher_model_init_kwargs = with_revision(config.teacher_model_init_kwargs, recipe.teacher_model_revision)
     train, held_out = load_data(recipe)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from abkd import registry, training_arguments
+from abkd import training_arguments
 from abkd.errors import ConfigError
 from abkd.run_inputs import DataSettings
-from abkd.sequence_rules import check_streaming, short_form
-from abkd.setting_rules import fields_of_others, teacher_problem
+from abkd.sequence_rules import check_streaming
+from abkd.setting_rules import OF_TERM, Ranges, fields_of_others, out_of_range, teacher_problem
 from abkd.settings import Settings, settings_of
 from abkd.sources import Dataset
-from abkd.tasks import task_of
+from abkd.tasks import TASKS, Task, task_of
 
 LORA = {"lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "merge_adapter"}
 DATASET = {"dataset_config", "dataset_train_split", "dataset_test_split"}
@@ -24,13 +24,9 @@ HELD_OUT = ("eval_file", "eval_dir", "dataset_test_split", "split_file")
 FILES = ("train_file", "eval_file", "split_file", "pretrain_file")
 DIRECTORIES = ("train_dir", "eval_dir")
 MODELS = ("model_name_or_path", "teacher_model_name_or_path")
-_OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
-
 _OF_WRITING = {"max_completion_length", "num_generations", "teacher_model_server_url", "eval_samples"}
 _STREAM_SAVES = 500
-
-
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+_RANGES: Ranges = {
     "eval_fraction": (lambda x: 0 <= x < 1, ">= 0 (nothing is held out) and < 1"),
     "lora_r": (lambda x: x >= 1, ">= 1"),
     "lora_alpha": (lambda x: x >= 1, ">= 1"),
@@ -41,19 +37,14 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 def problems(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each value out of range and each invalid combination of a recipe."""
     settings = settings_of(values)
-    if settings.task not in registry.tasks():
+    if settings.task not in TASKS:
         return settings.problems()
-    found = [*settings.problems({name for name, value in values.items() if value is not False}), *_ranges(values)]
-    found += [*(_models(values, settings) if not found else ()), *_data(values, settings.task), *_lora(values)]
-    return [*found, *training_arguments.problems(values)] or [*_of_task(values), *_streaming(values, settings)]
-
-
-def _ranges(values: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} must be {words}, got {values[name]!r}"
-        for name, (fits, words) in _RANGES.items()
-        if isinstance(values.get(name), int | float) and not fits(values[name])
+    found = [
+        *settings.problems({name for name, value in values.items() if value is not False}),
+        *out_of_range(values, _RANGES),
     ]
+    found += [*(_models(values, settings) if not found else ()), *_data(values), *_lora(values)]
+    return [*found, *training_arguments.problems(values)] or [*_of_task(values), *_streaming(values, settings)]
 
 
 def expand_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,20 +62,23 @@ def saves_of_stream(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _source(values: Mapping[str, Any]) -> dict[str, Any]:
-    if values.get("lmbda") is None and not values.get("seq_kd"):
-        return {}
-    return {"source": short_form(values.get("lmbda"), bool(values.get("seq_kd"))), "lmbda": None, "seq_kd": None}
+    source = settings_of(values).short_source()
+    return {} if source is None else {"source": source, "lmbda": None, "seq_kd": None}
+
+
+def _task(values: Mapping[str, Any]) -> Task:
+    return task_of(values.get("task", "text-generation"))
 
 
 def may_find_held_out(values: Mapping[str, Any]) -> bool:
     """Whether the held-out set is known only when the data is read."""
-    return task_of(values.get("task", "text-generation")).finds_held_out and not values.get("dataset_name")
+    return _task(values).finds_held_out and not values.get("dataset_name")
 
 
 def unused_fields(values: Mapping[str, Any]) -> set[str]:
     """The names of settings that have no effect in this run."""
-    names = set(_OF_TERM) if values.get("terms") is not None else set()
-    names |= fields_of_others(values.get("task", "text-generation"))
+    names = set(OF_TERM) if values.get("terms") is not None else set()
+    names |= fields_of_others(_task(values).name)
     names |= set() if values.get("lr_milestones") else {"lr_decay"}
     names = names if values.get("seq_kd") else {*names, "seq_kd"}
     writes = values["source"] != Dataset() or values.get("eval_samples")
@@ -106,7 +100,7 @@ def missing_data(values: Mapping[str, Any]) -> list[str]:
 
 def missing_models(values: Mapping[str, Any]) -> list[str]:
     """One sentence for each model whose name or folder shows that it is unusable, and for each missing package."""
-    task, allowed = task_of(values.get("task", "text-generation")), names(values.get("allow_code"))
+    task, allowed = _task(values), names(values.get("allow_code"))
     given = [(name, path) for name in MODELS for path in names(values.get(name))]
     found = [task.model_problem(path, name, allowed) for name, path in given]
     problems = [problem for problem in found if problem]
@@ -139,7 +133,7 @@ def _models(values: Mapping[str, Any], settings: Settings) -> list[str]:
 def _of_task(values: Mapping[str, Any]) -> list[str]:
     names = {field.name for field in fields(DataSettings)}
     data = DataSettings(**{name: value for name, value in values.items() if name in names})
-    return task_of(values.get("task", "text-generation")).data_problems(data)
+    return _task(values).data_problems(data)
 
 
 def _streaming(values: Mapping[str, Any], settings: Settings) -> list[str]:
@@ -160,14 +154,14 @@ def names(value: str | list[str] | None) -> list[str]:
     return [] if not value else [value] if isinstance(value, str) else list(value)
 
 
-def _data(values: Mapping[str, Any], task: str) -> list[str]:
+def _data(values: Mapping[str, Any]) -> list[str]:
     given = [name for name in ("train_file", "train_dir", "dataset_name") if values.get(name)]
     problems = []
     if len(given) > 1:
         named = " and ".join(f"{name} ({values[name]!r})" for name in given)
         problems.append(f"{named} are both set; keep one (unset the other with null in a recipe, or an empty flag)")
     if not given:
-        problems.append(registry.tasks()[task].data_hint)
+        problems.append(_task(values).data_hint)
     if "dataset_name" not in given:
         problems += [f"{name} needs dataset_name, which is not set" for name in sorted(DATASET & values.keys())]
     if values.get("streaming") and (values.get("eval_fraction") or values.get("dataset_test_split")):

@@ -58,9 +58,10 @@ def _all_shipped() -> dict[str, Path]:
 
 
 def _found(path: str | Path) -> Path:
-    file, name, known = Path(path), str(path), _all_shipped()
+    file, name = Path(path), str(path)
     if _is(file.is_file):
         return file
+    known = _all_shipped()
     if _is(file.exists) and name not in known:
         raise ConfigError(f"expected a recipe file, got {name!r}, which is a directory, a pipe or a device")
     name = name[:200]

@@ -157,6 +157,7 @@ class Task(ABC):
         merges_adapters: whether a student is always saved with its adapters merged.
         peft_task_type: the task type of PEFT.
         finds_held_out: whether :meth:`read` may find a held-out set next to the training data.
+        cacheable: whether ``abkd cache`` can store its teachers.
     """
 
     name: ClassVar[str]
@@ -168,6 +169,7 @@ class Task(ABC):
     merges_adapters: ClassVar[bool] = False
     peft_task_type: ClassVar[str | None] = None
     finds_held_out: ClassVar[bool] = False
+    cacheable: ClassVar[bool] = True
 
     def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
         """Why the model of this name cannot be loaded, judging by its name and folder; None if no problem is found.
@@ -203,8 +205,4 @@ class Task(ABC):
 
     @abstractmethod
     def cache_job(self, given: Given, args: DistillConfig, teacher: str) -> CacheJob:
-        """The cache that ``abkd cache`` builds of the teacher of this name for a run, without loading the student.
-
-        Raises:
-            ConfigError: teachers of this task cannot be cached.
-        """
+        """The cache that ``abkd cache`` builds of the teacher of this name for a run, without loading the student."""

@@ -48,11 +48,12 @@ class ImageClassification(Task):
     metrics = ("accuracy", "cross_entropy")
     data_hint = "no images: set train_dir (one folder per class), train_file (.npz) or dataset_name (such as digits)"
     merges_adapters = True  # an adapter cannot store the class names or the preprocessing
-
     finds_held_out = True
+    check_name = staticmethod(check_name)
 
     def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
-        return super().model_problem(name, field, allow_code) or unknown_model(check_name, name, field, allow_code)
+        problem = super().model_problem(name, field, allow_code)
+        return problem or unknown_model(self.check_name, name, field, allow_code)
 
     def data_problems(self, data: DataSettings) -> list[str]:
         return several_files(data)

@@ -12,19 +12,17 @@ from torch import Tensor
 
 from abkd.config import DistillConfig
 from abkd.data import Batch
-from abkd.data.images import ImageDataset, Images, base_and_new, load_images
+from abkd.data.images import ImageDataset, base_and_new, load_images
 from abkd.errors import ConfigError
 from abkd.models import base_to_new
 from abkd.models.clip import load_clip_pair
 from abkd.models.vision import Classifier, ImageRows, as_classifier, check_classes
 from abkd.ops import Rows, TeacherRows
-from abkd.run_inputs import DataSettings
 from abkd.tasks._checks import check_full_distribution, given_teachers
 from abkd.tasks._image_checks import check_student
-from abkd.tasks._image_data import read_images, several_files
 from abkd.tasks._image_models import open_reader
-from abkd.tasks._model_names import check_code, unknown_model
-from abkd.tasks.base import CacheJob, Given, Models, Task
+from abkd.tasks._model_names import check_code
+from abkd.tasks.base import Given, Models
 from abkd.tasks.image_classification import ImageClassification, OpenImages, images_of, logits_of
 
 logger = logging.getLogger("abkd")
@@ -32,27 +30,16 @@ logger = logging.getLogger("abkd")
 _OF_TEACHER = "teacher_"
 
 
-class ZeroShotImageClassification(Task):
+class ZeroShotImageClassification(ImageClassification):
     """A row is an image compared with all class names; trained without labels, evaluated on base and new classes."""
 
     name = "zero-shot-image-classification"
-    row_noun = "images"
-    unit = "image"
     fields = ImageClassification.fields - {"use_peft"} | {"prompt_template", "visual_prompt_length"}
     fields |= {"visual_prompt_depth", "unlabelled_classes", "split_file"}
     metrics = (*ImageClassification.metrics, "base_accuracy", "new_accuracy", "harmonic_mean")
     data_hint = "no images: set train_dir (with split_file, or one folder per class), train_file (.npz) or dataset_name"
-
-    finds_held_out = True
-
-    def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
-        return super().model_problem(name, field, allow_code) or unknown_model(check_code, name, field, allow_code)
-
-    def data_problems(self, data: DataSettings) -> list[str]:
-        return several_files(data)
-
-    def read(self, data: DataSettings, *, seed: int) -> tuple[Images, Images | None]:
-        return read_images(data, seed=seed)
+    cacheable = False
+    check_name = staticmethod(check_code)  # directories and hub names only
 
     def open(self, given: Given, args: DistillConfig) -> OpenBaseToNew:
         images = images_of(given.train)
@@ -73,11 +60,6 @@ class ZeroShotImageClassification(Task):
         models = Models(rows, reader, None, rows.head_rows, [each.source for each in teachers])
         base, _ = base_and_new(names)
         return OpenBaseToNew(args, models, base=base).with_data(given, images)
-
-    def cache_job(self, given: Given, args: DistillConfig, teacher: str) -> CacheJob:
-        raise ConfigError(
-            f"teachers of the task {self.name} cannot be cached: set teacher: Live(), and run abkd distill"
-        )
 
 
 @dataclass

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from abkd.errors import ConfigError, shown
+from abkd.setting_rules import Ranges, out_of_range
 from abkd.training_arguments._intervals import best_model_problems, interval_problems, word
 from abkd.training_arguments._table import BELONGS, HARMLESS, OPTIM_ARGS, REFUSED, WORKS
 
@@ -20,7 +21,7 @@ _INTERVAL: tuple[Callable[[float], bool], str] = (
 )
 _MOMENT: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < 1, "from 0 to below 1")
 _SEED: tuple[Callable[[float], bool], str] = (lambda x: 0 <= x < 2**32, "from 0 to 4294967295")
-RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+RANGES: Ranges = {
     "per_device_train_batch_size": _AT_LEAST_ONE,
     "per_device_eval_batch_size": _AT_LEAST_ONE,
     "gradient_accumulation_steps": _AT_LEAST_ONE,
@@ -63,7 +64,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     return [
         *_refused(values),
         *_without_owner(values),
-        *_out_of_range(values),
+        *out_of_range(values, RANGES),
         *interval_problems(values),
         *best_model_problems(values),
         *_others(values),
@@ -132,14 +133,6 @@ def _is_set(setting: str, values: Mapping[str, Any]) -> bool:
         return bool({"trackio", "all"} & trackers(values))
     both = (name, _RENAMED.get(name, name))
     return any(values.get(each) for each in both)
-
-
-def _out_of_range(values: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} must be {words}, got {shown(values[name])}"
-        for name, (fits, words) in RANGES.items()
-        if isinstance(values.get(name), int | float) and not fits(values[name])
-    ]
 
 
 def _others(values: Mapping[str, Any]) -> list[str]:
