@@ -117,7 +117,7 @@ def test_compiled_equals_reference(divergence: abkd.Divergence) -> None:
     assert_same(one, divergence, plan=plan)
     assert_same(one, divergence, plan=plan, targets=one.targets, ce_weight=0.5)
     assert_same(one, divergence, plan=plan, targets=one.targets, ce_weight=0.5, temperature=2.0)
-    spread = 1.0 if getattr(divergence, "wide", False) else 2.0  # q²/p may be more than float32 holds
+    spread = 1.0 if divergence.needs_float64 else 2.0  # q²/p may be more than float32 holds
     assert_same(problem(9, 1300, spread=spread, softcap=4.0), divergence, plan=plan)
     assert_same(problem(9, dtype=torch.float64), divergence, plan=plan, targets=one.targets[:9])
 
