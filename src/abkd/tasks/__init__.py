@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from abkd.errors import ConfigError, shown
 from abkd.tasks._text_data import prepare_data as prepare_text
-from abkd.tasks._writer import teacher_writer
+from abkd.tasks._writer import teacher_writer, write_completions_for
 from abkd.tasks.base import CacheJob, Given, Models, OpenTask, Task
 from abkd.tasks.image_classification import ImageClassification
 from abkd.tasks.text_generation import TextGeneration
@@ -26,6 +26,7 @@ __all__ = [
     "prepare_text",
     "task_of",
     "teacher_writer",
+    "write_completions_for",
 ]
 
 TASKS: Mapping[str, Task] = MappingProxyType(

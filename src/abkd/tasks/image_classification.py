@@ -13,6 +13,7 @@ from torch import Tensor
 from abkd.config import DistillConfig
 from abkd.data import Batch
 from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, prepare_images
+from abkd.metrics import METRICS
 from abkd.models.adapters import with_adapters
 from abkd.models.loading import placed
 from abkd.models.vision import ImageRows, check_classes, save_classifier
@@ -45,7 +46,7 @@ class ImageClassification(Task):
     row_noun = "images"
     unit = "image"
     fields = frozenset({"augmentation", "image_size", "allow_code", "train_dir", "eval_dir", "use_peft"})
-    metrics = ("accuracy", "cross_entropy")
+    metrics = (METRICS["accuracy"], METRICS["cross_entropy"])
     data_hint = "no images: set train_dir (one folder per class), train_file (.npz) or dataset_name (such as digits)"
     merges_adapters = True  # an adapter cannot store the class names or the preprocessing
     finds_held_out = True

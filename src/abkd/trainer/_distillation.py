@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from abkd.data import Batch
-from abkd.divergences import ForwardKL, ReverseKL
-from abkd.metrics import TOP_K
+from abkd.divergences import ForwardKL
+from abkd.metrics import LOGGED
 from abkd.models.rows import ModelRows
 from abkd.objective import Objective, TokenLogProbs
-from abkd.ops import ChunkPlan, RowLossSpec, Rows, TeacherRows, linear_divergence, row_metrics
+from abkd.ops import ChunkPlan, Rows, TeacherRows, linear_divergence, row_metrics
 from abkd.teachers import TeacherReader
-
-LOGGED = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement")
-_OF_TEACHER = ("divergence", "teacher_entropy", "agreement")
-_DISTANCES = {"forward_kl": RowLossSpec(ForwardKL()), "reverse_kl": RowLossSpec(ReverseKL())}
 
 
 class Totals(NamedTuple):
@@ -39,22 +34,13 @@ class Totals(NamedTuple):
 
 
 class DistillationLoss:
-    """The loss of a student, a teacher and an objective; not a module, so the teacher's parameters are never trained.
-
-    ``row_metrics``: returns the task's evaluation metrics per row, ``[N]`` each.
-    """
+    """The loss of a student, a teacher and an objective; not a module: no parameter of the teacher is trained."""
 
     def __init__(
-        self,
-        student: ModelRows,
-        teacher: TeacherReader | None,
-        objective: Objective,
-        plan: ChunkPlan,
-        row_metrics: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
+        self, student: ModelRows, teacher: TeacherReader | None, objective: Objective, plan: ChunkPlan
     ) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
         self.first_plan = plan  # stored in the record of the run; ``plan`` may become smaller
-        self.row_metrics = row_metrics
 
     def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
         """The batch's share of the step's ``loss``, the sums of the logged metrics over its rows, and their number."""
@@ -74,8 +60,8 @@ class DistillationLoss:
         )
         if rows.plan is not None:
             self.plan = rows.plan  # smaller after running out of memory: do not retry a size that did not fit
-        names = LOGGED if teacher is not None else [name for name in LOGGED if name not in _OF_TEACHER]
-        columns = {name: getattr(rows, name) for name in names}
+        logged = [metric for metric in LOGGED if teacher is not None or not metric.needs_teacher]
+        columns = {metric.name: getattr(rows, metric.column) for metric in logged}
         sums = {name: (column * batch.weight).sum() for name, column in columns.items() if column is not None}
         loss = rows.loss
         if self.student.auxiliary_loss is not None:
@@ -100,36 +86,6 @@ class DistillationLoss:
         """The log-probabilities ``[N]`` of both models for the token in the text, at temperature 1."""
         columns = row_metrics(student.detach(), teacher, {}, batch.targets, plan=self.plan)
         return TokenLogProbs(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
-
-    def distances(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Sums over the rows of an evaluation batch: distances, cross-entropies, the objective's value.
-
-        Every term is evaluated on every row, whatever its origin: the value measures how far the models differ here.
-        """
-        student = self.student(batch.student)
-        teacher = None if self.teacher is None else self.teacher(batch.teacher)
-        terms = self.objective.row_specs(progress)
-        wanted = {**self._at_the_teachers(_DISTANCES), **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
-        columns = row_metrics(student, teacher, wanted, batch.targets, plan=self.plan)
-        hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # not used without labels
-        values = [self.objective.value(term, columns.pop(f"term {k}"), hard) for k, (term, _) in enumerate(terms)]
-        columns["loss"] = torch.stack(values).sum(0)
-        columns |= self.row_metrics(student, teacher, batch)
-        counted = batch.weight != 0  # padding images are not rows
-        sums = {name: column.double()[counted].sum() for name, column in columns.items()}
-        return {**sums, "rows": batch.weight.count_nonzero().double()}
-
-    def _at_the_teachers(self, distances: Mapping[str, RowLossSpec]) -> dict[str, RowLossSpec]:
-        """The distances at temperature 1 or, for a top-k cache, under other names and at the objective's temperature.
-
-        A top-k cache has k classes and one bucket for the rest: its distances are smaller than those of all classes.
-        """
-        if self.teacher is None:
-            return {}
-        if self.teacher.exact:
-            return dict(distances)
-        temperature = self.objective.temperature
-        return {f"{name}{TOP_K}": replace(terms, temperature=temperature) for name, terms in distances.items()}
 
     def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:
         """Sum of the cross-entropies of the plain text, divided by ``total``."""

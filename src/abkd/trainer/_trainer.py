@@ -21,9 +21,9 @@ from abkd.tasks import Given, Models, OpenTask, Task, task_of
 from abkd.trainer import _checkpoints, _sources
 from abkd.trainer._accumulation import AccumulationBatch, resolve
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
-from abkd.trainer._distillation import LOGGED, DistillationLoss, Totals, run_inside
+from abkd.trainer._distillation import DistillationLoss, Totals, run_inside
 from abkd.trainer._engine import Engine
-from abkd.trainer._evaluation import held_out_metrics, warn_not_finite
+from abkd.trainer._evaluation import evaluate_run, warn_not_finite
 from abkd.trainer._final import final_form
 from abkd.trainer._finite import FiniteRun, check_loss
 from abkd.trainer._optimizer import check_batches
@@ -107,7 +107,7 @@ class DistillTrainer(Engine):
         self.distill_args, models = args, self.models
         check_recomputed(models.student.model, args)
         self.plan = load_chunk_plan(args, self.task.max_rows, models.classes)
-        self.loss = DistillationLoss(models.student, models.teacher, args.objective(), self.plan, self.task.row_metrics)
+        self.loss = DistillationLoss(models.student, models.teacher, args.objective(), self.plan)
         self.collator = self.task.collate
         self.sampler: _sources.SequenceSampler | None = None
         self.run = self._context(args)
@@ -151,8 +151,9 @@ class DistillTrainer(Engine):
             totals = Totals.of([batch], self.loss.objective, self.progress)
         out = model(job=lambda: self.loss.losses(batch, self.progress, totals))
         check_loss(out, self.state.global_step + 1)
-        for name in ("rows", *(name for name in LOGGED if name in out)):
-            self._sums[name] = self._sums.get(name, 0.0) + out[name].detach().double()
+        for name, value in out.items():
+            if name != "loss":
+                self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
         loss = out["loss"] * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
@@ -161,7 +162,7 @@ class DistillTrainer(Engine):
         if "loss" in logs and self._sums:
             sums = {name: self.run.processes.sum(value).item() for name, value in self._sums.items()}
             rows = max(sums.pop("rows"), 1.0)
-            logs |= {("top1_agreement" if name == "agreement" else name): value / rows for name, value in sums.items()}
+            logs |= {name: value / rows for name, value in sums.items()}
             self._sums = {}
             for part in (self.sampler, self.models.teacher):
                 logs |= {} if part is None else part.logs()
@@ -181,7 +182,7 @@ class DistillTrainer(Engine):
         optimizer: Any = self.optimizer
         if hasattr(optimizer, "eval"):  # schedule-free optimizers evaluate other weights than they train
             optimizer.eval()
-        values = held_out_metrics(self.run, dataloader)
+        values = evaluate_run(self.run, dataloader)
         warn_not_finite(self.run, self.finite, values, self._not_finite)
         check_metric(self.distill_args, values)
         if not self._teacher_judged and self.is_world_process_zero():
@@ -273,7 +274,9 @@ class DistillTrainer(Engine):
         self.finite.check_weights("the student was not saved; lower the learning rate")
         own = Path(str(self.args.output_dir))
         trained: Any = self.model
-        self.model, metrics = final_form(self.run, lambda: held_out_metrics(self.run, self.get_eval_dataloader()))
+        self.model, metrics = final_form(
+            self.run, lambda student: evaluate_run(self.run, self.get_eval_dataloader(), student)
+        )
         try:
             if metrics:
                 self.log(metrics)
