@@ -20,10 +20,10 @@ logger = logging.getLogger("abkd")
 
 
 def evaluate_run(run: RunContext, dataloader: Any, student: ModelRows | None = None) -> dict[str, float]:
-    """The held-out metrics of a run's student at its current progress, or of another form of it."""
+    """The held-out metrics of the student that is trained at the run's current progress, or of another form of it."""
     module = run.evaluation_model()
     context = EvaluationContext(
-        run.task if student is None else run.task.with_student(student),
+        run.task.with_student(run.loss.student if student is None else student),
         run.loss.objective,
         run.progress,
         run.loss.plan,

@@ -160,10 +160,9 @@ class DistillTrainer(Engine):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
         if "loss" in logs and self._sums:
-            sums = {name: self.run.processes.sum(value).item() for name, value in self._sums.items()}
+            sums, self._sums = {name: self.run.processes.sum(x).item() for name, x in self._sums.items()}, {}
             rows = max(sums.pop("rows"), 1.0)
             logs |= {name: value / rows for name, value in sums.items()}
-            self._sums = {}
             for part in (self.sampler, self.models.teacher):
                 logs |= {} if part is None else part.logs()
         super().log(logs, *args, **kwargs)
@@ -274,9 +273,7 @@ class DistillTrainer(Engine):
         self.finite.check_weights("the student was not saved; lower the learning rate")
         own = Path(str(self.args.output_dir))
         trained: Any = self.model
-        self.model, metrics = final_form(
-            self.run, lambda student: evaluate_run(self.run, self.get_eval_dataloader(), student)
-        )
+        self.model, metrics = final_form(self.run, self.get_eval_dataloader)
         try:
             if metrics:
                 self.log(metrics)
