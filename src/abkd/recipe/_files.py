@@ -31,14 +31,20 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML, or recipes that extend each other.
     """
+    return read_with_files(path)[0]
+
+
+def read_with_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """As :func:`read_recipe`, and for each value the file that it is from."""
     return _extended(_found(path), str(path), ())
 
 
-def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
+def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
     values = read_mapping(read_file(file), name)
     base = values.pop("extends", None)
+    read_from = dict.fromkeys(values, file)
     if base is None:
-        return values
+        return values, read_from
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{name}: extends must be the name of one recipe, got {base!r}")
     chain = (*chain, file.resolve())
@@ -48,7 +54,8 @@ def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{name}: extends: {error}") from error
     if other.resolve() in chain:
         raise ConfigError(f"{name}: extends {base}, which extends it in turn: remove one of the two")
-    return {**_extended(other, str(base), chain), **values}
+    inherited, from_others = _extended(other, str(base), chain)
+    return {**inherited, **values}, {**from_others, **read_from}
 
 
 def _all_shipped() -> dict[str, Path]:
