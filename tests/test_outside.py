@@ -352,6 +352,18 @@ def test_a_recipe_that_lies_with_a_run_or_a_model_has_to_be_allowed(mark: str, f
     assert fresh.exists()
 
 
+def test_what_such_a_recipe_extends_has_to_be_allowed_too(fresh: Path, tmp_path: Path) -> None:
+    recipe_file(tmp_path / "base.yaml", allow_code=["fresh_losses"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "recipe.yaml").write_text("extends: ../base.yaml\n")
+    with pytest.raises(ConfigError, match=r"add --allow_code fresh_losses\.losses"):
+        Recipe.from_yaml(tmp_path / "model" / "recipe.yaml")
+    assert not fresh.exists()
+    Recipe.from_yaml(tmp_path / "base.yaml")
+    assert fresh.exists()
+
+
 def test_names_of_models_and_registered_names_have_to_be_allowed_too(fresh: Path, distribution: Path, tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ from abkd.errors import ConfigError
 from abkd.imports import CodeName
 from abkd.outside import Unloaded
 from abkd.recipe._checks import MODELS
+from abkd.recipe._files import belongs_to
 from abkd.settings import COMPONENTS
-
-_OF_RUN = (".abkd_files.json", "run.json", "sweep.json")
-_OF_MODEL = ("config.json", "adapter_config.json", "abkd.json", "model.safetensors", "adapter_model.safetensors")
 
 
 def check_code(values: Mapping[str, Any], files: Mapping[str, Path], allow_code: Collection[str]) -> None:
@@ -24,7 +21,7 @@ def check_code(values: Mapping[str, Any], files: Mapping[str, Path], allow_code:
     Such a recipe is a record, or came with a download. Nothing is imported.
 
     Args:
-        files: the recipe file of each value; values that are not in it were typed by the user.
+        files: the recipe file of each value, as ``read_with_files`` gives it; other values were typed by the user.
         allow_code: modules, and packages with all their modules.
 
     Raises:
@@ -40,25 +37,6 @@ def check_code(values: Mapping[str, Any], files: Mapping[str, Path], allow_code:
                     f"{code.module}{_place(code.module)} for {code}. If you trust this module, add --allow_code "
                     f"{code.module}; a recipe of your own belongs in another folder"
                 )
-
-
-def belongs_to(file: Path) -> str:
-    """Whether a file lies in the folder of a run or a model: "a run", "a model" or ""; links are followed too."""
-    folders = {folder: None for path in (Path(os.path.abspath(file)), file.resolve()) for folder in _folders(path)}
-    for whose, names in (("a run", _OF_RUN), ("a model", _OF_MODEL)):
-        if any((folder / name).is_file() for folder in folders for name in names):
-            return whose
-    return ""
-
-
-def _folders(file: Path) -> Iterator[Path]:
-    """The folder of a file, and those that contain it, up to the working directory or the user's home."""
-    ends = (Path.cwd(), Path.home())
-    yield file.parent
-    for folder in file.parent.parents if file.parent not in ends else ():
-        if folder in ends:
-            return
-        yield folder
 
 
 def _code(name: str, value: Any) -> Iterator[CodeName]:

@@ -16,7 +16,7 @@ from abkd.errors import ConfigError
 from abkd.output_dir import DEFAULT
 from abkd.outside import Unloaded
 from abkd.recipe import _checks, _code, _fields, _output, _text
-from abkd.recipe._files import read_with_files
+from abkd.recipe._files import belongs_to, read_with_files
 from abkd.run_inputs import DataSettings, LoraSettings, ModelSettings
 from abkd.settings import Settings, settings_of
 from abkd.storage import in_full
@@ -94,7 +94,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         values, files = read_with_files(path)
         files = {name: file for name, file in files.items() if name not in flags}
         if load_code:
-            if "allow_code" in files and _code.belongs_to(files["allow_code"]):
+            if "allow_code" in files and belongs_to(files["allow_code"]):
                 del values["allow_code"], files["allow_code"]  # a record cannot allow what it names
             allowed = _value("allow_code", _fields.config_fields(), {**values, **flags}.get("allow_code") or [])
             _code.check_code(values, files, allowed)
