@@ -15,6 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(
     r"(?:<!--\s*(?P<note>[^\n]*?)\s*-->\s*\n)?^```(?P<language>\w+)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+OF_THE_CODE = ("CONTRIBUTING.md", "architecture.md")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -85,8 +86,12 @@ def broken_links(path: Path) -> list[str]:
 
 
 def missing_files(path: Path) -> list[str]:
-    """Source files that a page names in backticks and that exist neither in the package nor in the project."""
+    """Source files that a page names in backticks and that exist neither in the package nor in the project.
+
+    In a guide for users a bare name, without a folder, may be a file of theirs.
+    """
     named = re.findall(r"`([\w./-]+\.(?:py|c|h|toml|txt))(?:::\w+)?`", FENCED.sub("", path.read_text(encoding="utf-8")))
     places = (path.parent, ROOT, ROOT / "src", ROOT / "src" / "abkd", ROOT / "tests")
-    files = [file for file in dict.fromkeys(named) if Path(file).stem not in ("name", "_name", "mynets")]  # of a reader
+    files = [file for file in dict.fromkeys(named) if "/" in file or path.name in OF_THE_CODE]
+    files = [file for file in files if Path(file).stem not in ("name", "_name")]  # which stand for any name
     return [file for file in files if not any((place / file).is_file() for place in places)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from abkd import DistillConfig, sources
+from abkd import DistillConfig, sources, tasks
 from abkd.data import Example
 from abkd.errors import ConfigError
 from abkd.models.vision import Classifier, ImageRows
@@ -72,9 +72,12 @@ def test_the_teacher_is_the_mean_of_the_students_that_it_has_seen(page: Any) -> 
         page.SWA(0)
 
 
-def test_the_task_measures_the_five_most_probable_classes(page: Any) -> None:
+def test_the_task_measures_the_five_most_probable_classes(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "TASKS", {**tasks.TASKS, page.TopFive.name: page.TopFive()})
     images = {"images": np.random.default_rng(0).integers(0, 255, (14, 8, 8, 3), np.uint8), "labels": np.arange(14) % 7}
-    args = DistillConfig(output_dir="run", task="image-classification", use_cpu=True)
+    judged = {"metric_for_best_model": "top5_accuracy", "eval_strategy": "epoch"}
+    args = DistillConfig(output_dir="run", task=page.TopFive.name, use_cpu=True, **judged)
+    assert args.greater_is_better is True
     opened = page.TopFive().open(Given(classifier(), classifier(), images, images), args)
     batch = opened.collate([opened.held_out[i] for i in range(14)])["batch"]
     columns = opened.row_metrics(opened.models.student(batch.student), None, batch)
