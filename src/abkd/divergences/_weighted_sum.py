@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from abkd.divergences._alpha_beta import ForwardKL, ReverseKL
@@ -65,6 +66,9 @@ class WeightedSum(Divergence):
         return any(part.batch_axis for _, part in self.parts)
 
     def rows(self, log_p: Tensor, log_q: Tensor, targets: Tensor | None = None) -> Tensor:
+        # widened first: the slopes of the parts are added up, and each would be rounded to 16 bits
+        dtype = torch.promote_types(torch.promote_types(log_p.dtype, log_q.dtype), torch.float32)
+        log_p, log_q = log_p.to(dtype), log_q.to(dtype)
         first, *rest = (weight * part.rows(log_p, log_q, targets) for weight, part in self.parts)
         return sum(rest, start=first)
 
