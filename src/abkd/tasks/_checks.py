@@ -10,6 +10,7 @@ from abkd.config import DistillConfig
 from abkd.errors import ConfigError
 from abkd.setting_rules import teacher_problem
 from abkd.teachers import TeacherReader
+from abkd.terms import LossTerm, Term
 
 
 def given_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
@@ -33,14 +34,18 @@ def check_full_distribution(reader: TeacherReader | None, args: DistillConfig) -
     if reader is None or reader.exact:
         return
     terms = args.objective().all_terms()
-    divergences: list[Any] = [term.divergence for term in terms]
-    needing = [term.row_weight for term in terms if term.row_weight is not None]
-    needing += [divergence for divergence in divergences if divergence.needs_full_distribution]
+    needing = [repr(term.row_weight) for term in terms if isinstance(term, Term) and term.row_weight is not None]
+    needing += [described(term) for term in terms if term.needs().full_distribution]
     if needing:
         raise ConfigError(
-            f"{needing[0]!r} needs full distributions, and {args.teacher!r} has only the top-k classes: set teacher: "
+            f"{needing[0]} needs full distributions, and {args.teacher!r} has only the top-k classes: set teacher: "
             "HiddenCache(), which has all classes, or Live()"
         )
+
+
+def described(term: LossTerm) -> str:
+    """A term in a message: its divergence, if that is what it consists of."""
+    return repr(term.divergence) if isinstance(term, Term) and term.temperature is None else repr(term)
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
