@@ -17,8 +17,11 @@ from abkd.terms._row_functions import RowFunction, RowTemperature, Scores
 from abkd.terms._row_weights import RowWeights, TeacherConfidence
 from abkd.terms._rows import OpenRowTerm, Term, base_temperature, check_temperature, with_facts
 from abkd.terms._sequence_mixture import teacher_share
+from abkd.terms.taid import TAID, Interpolated
 
 __all__ = [
+    "TAID",
+    "Interpolated",
     "LossTerm",
     "ModelInfo",
     "Needs",
