@@ -45,15 +45,24 @@ def attached(objective: OpenObjective, student: nn.Module, device: Any) -> Itera
     if not objective.has_parameters:
         yield
         return
-    ignored = getattr(student, "_keys_to_ignore_on_save", None)
     setattr(student, _NAME, objective.modules)
     names = [name for name in student.state_dict() if name.startswith(f"{_NAME}.")]
-    student._keys_to_ignore_on_save = [*(ignored or []), *names]  # type: ignore[assignment]
+    of_class: Any = getattr(student, "_keys_to_ignore_on_save", None)
+    of_transformers = hasattr(student, "save_pretrained")
+    if of_transformers:
+        student._keys_to_ignore_on_save = [*(of_class or []), *names]  # type: ignore[assignment]
+
+    def not_missing(_: nn.Module, found: Any) -> None:
+        found.missing_keys[:] = [name for name in found.missing_keys if name not in names]
+
+    hook = student.register_load_state_dict_post_hook(not_missing)  # a checkpoint keeps them in a file of their own
     try:
         yield
     finally:
+        hook.remove()
         delattr(student, _NAME)
-        student._keys_to_ignore_on_save = ignored  # type: ignore[assignment]
+        if of_transformers:
+            student._keys_to_ignore_on_save = of_class
 
 
 def without_terms(state: Mapping[str, Any] | None) -> dict[str, Any] | None:
