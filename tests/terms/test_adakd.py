@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from abkd.terms.adakd import hardness
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from abkd.ops import RowFacts
 from abkd.recipe import load
 from abkd.stateful import StepEnd
 from abkd.terms import ByHardness, Hardest, LossSteered, Scores
+from abkd.terms.adakd import hardness
 from training_parts import gap, llama, trainer
 
 STRICT = Term(ReverseKL(), row_weight=Hardest(0.4), temperature=ByHardness(base=1.5, strength=0.8))

@@ -23,11 +23,13 @@ from abkd.terms._rows import check_temperature as check_temperature
 from abkd.terms._rows import with_facts as with_facts
 from abkd.terms._sequence_mixture import teacher_share as teacher_share
 from abkd.terms.adakd import ByHardness, Hardest, LossSteered
+from abkd.terms.fitnet import FitNet
 from abkd.terms.taid import TAID, Interpolated
 
 __all__ = [
     "TAID",
     "ByHardness",
+    "FitNet",
     "Hardest",
     "Interpolated",
     "LossSteered",
