@@ -6,7 +6,7 @@ Both models get the same pixels; each applies its own preprocessing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import ConfigError, VocabularyError
+from abkd.models.classes import Classes, check_same_classes
 from abkd.models.rows import ModelRows, call_of
 from abkd.models.vision._outputs import fitting, in_eval_mode, logits_in, untouched
 from abkd.models.vision._preparation import Preparation
@@ -202,6 +203,19 @@ class ImageRows(ModelRows):
             f"{shape}. It accepts [B, {channels}, {side}, {side}]: set image_size: {side}, or in Python pass "
             f"Classifier(model, Preparation(size={side}))"
         )
+
+
+def check_classes(
+    student: Classifier | ImageRows, teacher: Classifier | ImageRows, class_names: Sequence[str] | None
+) -> None:
+    """:func:`abkd.models.classes.check_same_classes` for two image classifiers.
+
+    Raises:
+        VocabularyError: with the first class that differs.
+    """
+    mine, theirs = (each if isinstance(each, ImageRows) else ImageRows(each) for each in (student, teacher))
+    of_student, of_teacher = (Classes(rows.head_rows, rows.classifier.class_names) for rows in (mine, theirs))
+    check_same_classes(of_student, of_teacher, class_names)
 
 
 def _device(model: nn.Module) -> torch.device:
