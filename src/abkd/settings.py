@@ -149,7 +149,7 @@ class Settings:
         Raises:
             ConfigError: a string that cannot be parsed.
         """
-        from abkd.models.loading import with_dtype
+        from abkd.models.pretrained import with_dtype
 
         for each in fields(Settings):
             value = getattr(self, each.name)

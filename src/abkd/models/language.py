@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import AbkdError, ConfigError
-from abkd.models.loading import in_short
 from abkd.models.positions import first_position, learned_positions, text_config
+from abkd.models.pretrained import in_short
 from abkd.models.rows import ModelRows, call_of, has_hooks
 from abkd.ops import Dense, Head, Projected, Rows
 
