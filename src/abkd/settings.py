@@ -124,6 +124,12 @@ class Settings:
         None, "plain prompt and completion as user and assistant turns; null: if both models have a template"
     )
 
+    text_column_names: str | list[str] | None = _setting(
+        None,
+        "column of the text, or the two columns of a pair of texts; by default found by their usual names",
+    )
+    label_column_name: str | None = _setting(None, "column of the class; by default label or labels, if there is one")
+
     augmentation: list[Augmentation] | None = _component(
         None, "applied to training images, such as [RandomCrop(4), HorizontalFlip()]"
     )

@@ -61,7 +61,7 @@ class TokenizedDataset(ExampleDataset):
         self._columns, self._fingerprint = dict(columns), fingerprint
         self.name, self.account = name, account
         self.dropped, self.truncated = dict(account.dropped), account.truncated
-        self.lengths: list[int] = self._columns["input_ids"].lengths.tolist()
+        self.lengths = self._columns["input_ids"].lengths.tolist()
 
     def __len__(self) -> int:
         return len(self.lengths)

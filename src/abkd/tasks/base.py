@@ -17,6 +17,7 @@ from abkd.models.folders import missing_folder
 from abkd.models.rows import ModelRows
 from abkd.ops import Rows, TeacherRows
 from abkd.run_inputs import DataSettings
+from abkd.settings import Settings
 from abkd.teachers import TeacherReader
 
 Collate = Callable[[Sequence[Any]], dict[str, Batch]]
@@ -185,10 +186,11 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def read(self, data: DataSettings, *, seed: int) -> tuple[Any, Any]:
+    def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Any, Any]:
         """The training rows and the held-out rows (or None) of a recipe.
 
         Args:
+            settings: those of the recipe.
             seed: for the choice of the held-out rows, if they are split off from the training rows.
 
         Raises:

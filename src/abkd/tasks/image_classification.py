@@ -13,6 +13,7 @@ from abkd.models.adapters import with_adapters
 from abkd.models.loading import placed
 from abkd.models.vision import ImageRows, check_classes, save_classifier
 from abkd.run_inputs import DataSettings
+from abkd.settings import Settings
 from abkd.tasks._checks import (
     check_full_distribution,
     check_labels,
@@ -58,7 +59,7 @@ class ImageClassification(Task):
     def data_problems(self, data: DataSettings) -> list[str]:
         return several_files(data)
 
-    def read(self, data: DataSettings, *, seed: int) -> tuple[Images, Images | None]:
+    def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Images, Images | None]:
         return read_images(data, seed=seed)
 
     def open(self, given: Given, args: DistillConfig) -> OpenImages:

@@ -17,9 +17,6 @@ from abkd.data import (
     TokenizedDataset,
     check_same_tokenizer,
     describe_start,
-    load_rows,
-    split_held_out,
-    stream_rows,
 )
 from abkd.data.formats import has_completions
 from abkd.data.vocabulary import vocabulary_size
@@ -28,8 +25,10 @@ from abkd.models.folders import broken_model
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.run_inputs import DataSettings
+from abkd.settings import Settings
 from abkd.sources import ensure_teacher_text, known_sequences, needs_teacher_text
 from abkd.tasks._lengths import check_lengths
+from abkd.tasks._row_data import read_rows
 from abkd.tasks._start import check_mass, check_padding
 from abkd.tasks._text_data import plain_text, prepare_data
 from abkd.tasks._text_models import load_models, own_tokenizer
@@ -68,20 +67,9 @@ class TextGeneration(Task):
     def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
         return f"{field}: {fault}" if (fault := broken_model(name)) else None
 
-    def read(self, data: DataSettings, *, seed: int) -> tuple[Any, Any]:
-        source = data.train_file or data.dataset_name
-        assert source is not None  # checked when the recipe is read
-        read: Any = stream_rows if data.streaming else load_rows
-        train = read(source, config=data.dataset_config, split=data.dataset_train_split)
-        if data.eval_file:
-            return train, _with_completions(load_rows(data.eval_file))
-        if data.dataset_test_split:
-            held_out = load_rows(source, config=data.dataset_config, split=data.dataset_test_split)
-            return train, _with_completions(held_out)
-        if data.streaming or data.share_held_out == 0 or len(train) < 2:
-            return train, None
-        rest, held_out = split_held_out(train, data.share_held_out, seed=seed)
-        return rest, _with_completions(held_out)
+    def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Any, Any]:
+        train, held_out = read_rows(data, seed=seed)
+        return train, None if held_out is None else _with_completions(held_out)
 
     def open(self, given: Given, args: DistillConfig) -> OpenTextGeneration:
         models = load_models(given, args)
