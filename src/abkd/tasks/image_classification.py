@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -12,7 +12,7 @@ from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, p
 from abkd.models.adapters import with_adapters
 from abkd.models.loading import placed
 from abkd.models.vision import ImageRows, check_classes, save_classifier
-from abkd.run_inputs import DataSettings
+from abkd.run_inputs import DataSettings, ModelSettings
 from abkd.settings import Settings
 from abkd.tasks._checks import (
     check_full_distribution,
@@ -30,7 +30,7 @@ from abkd.tasks._image_caches import (
     training_passes,
 )
 from abkd.tasks._image_checks import check_batches_of_one, check_mixed, check_student
-from abkd.tasks._image_data import read_images, several_files
+from abkd.tasks._image_data import describe_images, read_images, several_files
 from abkd.tasks._image_models import load_classifiers, wanted_side, with_head
 from abkd.tasks._model_names import check_name, unknown_model
 from abkd.tasks.base import CacheJob, Given, Models, Task
@@ -61,6 +61,11 @@ class ImageClassification(Task):
 
     def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Images, Images | None]:
         return read_images(data, seed=seed)
+
+    def sample(self, models: ModelSettings, data: DataSettings, settings: Settings) -> Iterator[str]:
+        for name, images in zip(("trained on", "held out"), self.read(data, settings, seed=0), strict=True):
+            if images is not None:
+                yield f"{name}: {describe_images(images)}"
 
     def open(self, given: Given, args: DistillConfig) -> OpenImages:
         images = images_of(given.train)
