@@ -219,6 +219,9 @@ class Task(ABC):
             ConfigError, DataError, VocabularyError: they do not fit.
         """
 
-    @abstractmethod
     def cache_job(self, given: Given, args: DistillConfig, teacher: str) -> CacheJob:
-        """The cache that ``abkd cache`` builds of the teacher of this name for a run, without loading the student."""
+        """The cache that ``abkd cache`` builds of the teacher of this name for a run, without loading the student.
+
+        Only for a task that is ``cacheable``.
+        """
+        raise NotImplementedError
