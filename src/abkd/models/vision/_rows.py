@@ -208,7 +208,10 @@ class ImageRows(ModelRows):
 def check_classes(
     student: Classifier | ImageRows, teacher: Classifier | ImageRows, class_names: Sequence[str] | None
 ) -> None:
-    """:func:`abkd.models.classes.check_same_classes` for two image classifiers.
+    """Check that class c is the same for student, teacher and data: same number of classes, same names in order.
+
+    Case, ``_`` and ``-`` do not matter; of several names separated by commas, one match is enough. Numbers and
+    WordNet's ``n01440764`` are no names, and only refused if they are the same ones in another order.
 
     Raises:
         VocabularyError: with the first class that differs.
