@@ -1,4 +1,4 @@
-"""Row weights: functions of a row's two distributions, constant in the gradient."""
+"""Row weights: functions of what is known of a row, constant in the gradient."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from abkd.errors import ConfigError
+from abkd.ops import RowFacts
+
+__all__ = ["RowWeights", "TeacherConfidence"]
 
 
 class RowWeights:
-    """A frozen function ``(log_p [n, V], log_q [n, V]) -> [n]`` that returns weights >= 0."""
+    """A frozen function of the :class:`abkd.ops.RowFacts` of some rows that returns weights >= 0, ``[n]``."""
 
-    def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def __call__(self, facts: RowFacts) -> Tensor:
         """The weight of each row."""
         raise NotImplementedError
 
@@ -32,5 +35,5 @@ class TeacherConfidence(RowWeights):
         if not (isinstance(self.power, int | float) and math.isfinite(self.power) and self.power >= 0):
             raise ConfigError(f"TeacherConfidence: power must be a finite number >= 0, got {self.power!r}")
 
-    def __call__(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        return (self.power * log_p.max(-1).values).exp()
+    def __call__(self, facts: RowFacts) -> Tensor:
+        return (self.power * facts.log_p.max(-1).values).exp()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from abkd.divergences import AlphaBeta, Pointwise, WeightedSum
+from abkd.divergences import AlphaBeta, Divergence, WeightedSum
 from abkd.errors import ConfigError
 
 _SHAPES = {"linear": lambda t: t, "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2.0}
@@ -33,8 +33,8 @@ class Schedule:
 class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(ForwardKL(), AlphaBeta(0.2, 0.7))
     """From ``start`` to ``end``, linearly or along half a cosine wave.
 
-    Two points of the α-β plane are joined by a straight path in the plane; other divergences are blended with weights
-    ``1-t`` and ``t``; numbers are interpolated.
+    Two points of the α-β plane are joined by a straight path in the plane; any other two divergences are blended with
+    weights ``1-t`` and ``t``; numbers are interpolated.
 
     Raises:
         ConfigError: an unknown shape, or ends of different kinds.
@@ -48,7 +48,7 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
         if self.shape not in _SHAPES:
             raise ConfigError(f"anneal: shape must be one of {', '.join(_SHAPES)}, got {self.shape!r}")
         pair = (self.start, self.end)
-        if not (all(isinstance(x, Pointwise) for x in pair) or all(is_number(x) for x in pair)):
+        if not (all(isinstance(x, Divergence) for x in pair) or all(is_number(x) for x in pair)):
             raise ConfigError(f"anneal needs two divergences or two numbers, got {self.start!r} and {self.end!r}")
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
         start, end = self.start, self.end
         if isinstance(start, AlphaBeta) and isinstance(end, AlphaBeta):
             return AlphaBeta(_between(start.alpha, end.alpha, t), _between(start.beta, end.beta, t))
-        if isinstance(start, Pointwise) and isinstance(end, Pointwise):
+        if isinstance(start, Divergence) and isinstance(end, Divergence):
             return WeightedSum((1.0 - t, start), (t, end))
         return _between(start, end, t)
 

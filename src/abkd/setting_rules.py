@@ -9,6 +9,7 @@ from abkd import registry
 from abkd.data.images.augmentation import Augmentation
 from abkd.errors import ConfigError, shown
 from abkd.generation import Sampling, settle
+from abkd.outside import Unloaded
 from abkd.schedules import is_number, values_of
 from abkd.sequence_rules import check_sequences, check_written_for
 
@@ -50,7 +51,15 @@ def problems(settings: Settings, given: set[str]) -> list[str]:
     if settings.task not in known:
         return [f"task must be one of {', '.join(known)}, got {shown(settings.task)}"]
     found = [*out_of_range(vars(settings), _RANGES), *_doubled(settings, given)]
-    return found or [*_of_other_tasks(settings, given), *_augmentation(settings), *_combinations(settings)]
+    others = _of_other_tasks(settings, given)
+    if found or is_unloaded(settings):
+        return found or others
+    return [*others, *_augmentation(settings), *_combinations(settings)]
+
+
+def is_unloaded(settings: Settings) -> bool:
+    """Whether a component was read without its code, so that nothing can be said about combinations with it."""
+    return any(isinstance(part, Unloaded) for part in (*vars(settings).values(), *(settings.augmentation or ())))
 
 
 def teacher_problem(settings: Settings, number: int) -> str | None:

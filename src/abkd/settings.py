@@ -98,7 +98,9 @@ class Settings:
     model_init_kwargs: dict[str, Any] | None = _mapping(
         "passed to the function that loads the student, such as {pretrained: true} for timm"
     )
-    allow_code: list[str] | None = _setting(None, "modules that saved models are allowed to import")
+    allow_code: list[str] | None = _setting(
+        None, "modules or packages that saved models and the recipes of runs are allowed to import"
+    )
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = _setting(
         None, "dtype of the saved student; by default that of its initial checkpoint"
     )

@@ -45,7 +45,7 @@ class ImageClassification(Task):
     name = "image-classification"
     row_noun = "images"
     unit = "image"
-    fields = frozenset({"augmentation", "image_size", "allow_code", "train_dir", "eval_dir", "use_peft"})
+    fields = frozenset({"augmentation", "image_size", "train_dir", "eval_dir", "use_peft"})
     metrics = METRICS
     data_hint = "no images: set train_dir (one folder per class), train_file (.npz) or dataset_name (such as digits)"
     merges_adapters = True  # an adapter cannot store the class names or the preprocessing
