@@ -13,10 +13,9 @@ from abkd.data.images import augmentation
 from abkd.divergences import AlphaBeta, Divergence, ForwardKL, JensenShannon, ReverseKL, WeightedSum
 from abkd.errors import ConfigError
 from abkd.notation import components, parse, render
-from abkd.row_weights import TeacherConfidence
 from abkd.schedules import anneal, stages
 from abkd.teachers import EMA, AdapterOff, Ensemble, Live, Snapshot
-from abkd.term import Term
+from abkd.terms import TeacherConfidence, Term
 
 EXPORTED = [getattr(divergences, name) for name in divergences.__all__]
 FAMILY = [example for thing in EXPORTED if not thing.__abstractmethods__ for example in thing.examples()]

@@ -35,8 +35,7 @@ _COMPONENT_MODULES = (
     "abkd.schedules",
     "abkd.sources",
     "abkd.teachers",
-    "abkd.term",
-    "abkd.row_weights",
+    "abkd.terms",
 )
 _MAX_CHARACTERS = 10_000  # far more than any objective needs; keeps the recursive parsing shallow
 _LARGEST = 2**63 - 1  # of integers; larger ones do not fit into a tensor or a JSON file

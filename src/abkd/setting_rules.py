@@ -14,7 +14,9 @@ from abkd.schedules import is_number, values_of
 from abkd.sequence_rules import check_sequences, check_written_for
 
 if TYPE_CHECKING:
+    from abkd.objective import Objective
     from abkd.settings import Settings
+    from abkd.teachers import Teacher
 
 OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 """The settings that a list of terms replaces."""
@@ -128,6 +130,14 @@ def _of_other_tasks(settings: Settings, given: set[str]) -> list[str]:
     return [f"{name} does not apply to the task {settings.task}; remove it, or set another task" for name in names]
 
 
+def _check_features(objective: Objective, teacher: Teacher) -> None:
+    """Raise ConfigError if a term compares a feature that this kind of teacher does not have."""
+    needed = objective.ever_needs().teacher_features
+    if teacher.features is not None and (missing := sorted(set(needed) - teacher.features)):
+        known = f"only {', '.join(sorted(teacher.features))}" if teacher.features else "no features"
+        raise ConfigError(f"the terms compare the teacher's {missing[0]}, and {teacher!r} has {known}: use Live()")
+
+
 def _augmentation(settings: Settings) -> list[str]:
     parts = settings.augmentation
     if parts is None or all(isinstance(part, Augmentation) for part in parts):
@@ -142,6 +152,7 @@ def _combinations(settings: Settings) -> list[str]:
         objective = settings.objective()
         check_sequences(source, settings.teacher, packing=settings.packing, eval_samples=settings.eval_samples)
         check_written_for(objective, source)
+        _check_features(objective, settings.teacher)
         settle(Sampling(), settings.generation_kwargs)
     except ConfigError as error:
         return [str(error)]

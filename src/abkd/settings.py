@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from abkd.data.images.augmentation import Augmentation
     from abkd.divergences import Divergence
     from abkd.objective import Objective
-    from abkd.row_weights import RowWeights
     from abkd.schedules import Schedule
     from abkd.sources import Source
     from abkd.teachers import Teacher
-    from abkd.term import Term
+    from abkd.terms import LossTerm, RowWeights
 
 
 def _has_gpu() -> bool:
@@ -85,7 +84,7 @@ class Settings:
     kd_weight: float | Schedule = _component(1.0, "weight of the divergence")
     scale_by_temperature_squared: bool = _setting(False, "multiply the divergence by T²")
     row_weight: RowWeights | None = _component(None, "weights of the rows, such as TeacherConfidence()")
-    terms: list[Term] | Schedule | None = _component(
+    terms: list[LossTerm] | Schedule | None = _component(
         None, "several terms, such as [Term(ForwardKL(), origin='teacher'), ...], instead of divergence"
     )
     lm_coef: float = _setting(0.0, "weight of the language-model loss on plain text")
@@ -255,13 +254,12 @@ def field_types(kind: type = Settings) -> Mapping[str, Any]:
     """The type of each field of ``kind``, :class:`Settings` or a subclass, by name. Imports torch."""
     from abkd.data.images.augmentation import Augmentation
     from abkd.divergences import Divergence
-    from abkd.row_weights import RowWeights
     from abkd.schedules import Schedule
     from abkd.sources import Source
     from abkd.teachers import Teacher
-    from abkd.term import Term
+    from abkd.terms import LossTerm, RowWeights
 
-    kinds = (Augmentation, Divergence, RowWeights, Schedule, Source, Teacher, Term)
+    kinds = (Augmentation, Divergence, RowWeights, Schedule, Source, Teacher, LossTerm)
     return typing.get_type_hints(kind, localns={each.__name__: each for each in kinds})
 
 

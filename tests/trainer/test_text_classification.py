@@ -89,7 +89,7 @@ def test_the_same_logits_give_the_same_loss_and_gradient_as_images_to_the_bit(di
         (images, ImageCollator()(pictures)["batch"]),
         (of_texts, TextCollator(2, 2)(written)["batch"]),
     ):
-        objective = Objective(divergence=notation.parse(divergence), **options)  # type: ignore[arg-type]
+        objective = Objective(divergence=notation.parse(divergence), **options).open()  # type: ignore[arg-type]
         task = DistillationLoss(student, LiveReader(teach), objective, plan_chunks(6, CLASSES, torch.device("cpu")))
         loss = losses(task, batch)["loss"]
         found.append((loss, *torch.autograd.grad(loss, [student.model.logits])))
@@ -422,3 +422,10 @@ def test_the_columns_of_other_data_can_be_named(tmp_path):
     assert run.train_dataset.fingerprint == other.train_dataset.fingerprint
     with pytest.raises(DataError, match="must be one column, or two of a pair"):
         text_trainer(tmp_path / "c", data=data, text_column_names=["q", "a", "q"], label_column_name="stars")
+
+
+def test_features_are_one_for_each_text():
+    rows = SequenceRows(classifier(0), tokenizer())
+    assert rows.feature_shapes(["bert.pooler"]) == {"bert.pooler": (16,)}
+    with pytest.raises(ConfigError, match=r"bert\.embeddings is one per token, and a row is a text"):
+        rows.feature_shapes(["bert.embeddings"])

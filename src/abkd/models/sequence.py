@@ -18,8 +18,9 @@ from abkd.models.folders import is_adapter
 from abkd.models.language import probing
 from abkd.models.positions import learned_positions, text_config
 from abkd.models.pretrained import Kind, check_finite, check_folder, load_pretrained, read_config, with_dtype
-from abkd.models.rows import ModelRows, call_of
-from abkd.ops import Dense
+from abkd.models.rows import ModelRows, Outputs, call_of
+from abkd.models.taps import of_rows, tapped
+from abkd.ops import Dense, Rows
 from abkd.storage import in_full
 
 _UNUSED = re.compile(r"(position_ids|rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$|(^|\.)pooler\.")
@@ -73,10 +74,25 @@ class SequenceRows(ModelRows):
         """The size of the model's position table; None if it has none."""
         return learned_positions(self.model)
 
-    def __call__(self, view: View) -> Dense:
-        """``[N, C]``, where row n belongs to sequence ``view.rows[n]``."""
-        rows = Dense(self._logits(view.inputs)[view.rows])
-        return rows if self.classes is None else rows.first(self.classes)
+    def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
+        """As in :class:`ModelRows`, with logits ``[N, C]``, where row n belongs to sequence ``view.rows[n]``.
+
+        Features are outputs of modules with one entry for each sequence, such as ``bert.pooler``.
+        """
+        rows: Any = None
+        with tapped(self.model, features, stop=stop) as kept:
+            rows = Dense(self._logits(view.inputs)[view.rows])
+        shape = view.inputs["input_ids"].shape
+        for name, value in kept.items():
+            if value.ndim > 2 and value.shape[:2] == shape:
+                raise ConfigError(f"{name} is one per token, and a row is a text: choose a module after the pooling")
+        if self.classes is not None and rows is not None:
+            rows = rows.first(self.classes)
+        return Outputs[Any](rows, of_rows(kept, features, shape[:1], view.rows))
+
+    def probe(self) -> View:
+        inputs = {name: value.repeat(2, 1) for name, value in self._probe_inputs(0).items()}
+        return View(inputs=inputs, rows=torch.arange(2, device=inputs["input_ids"].device))
 
     def of(self, model: Any) -> SequenceRows:
         return SequenceRows(model, self.tokenizer)
@@ -98,19 +114,20 @@ class SequenceRows(ModelRows):
 
     def _probed(self, padding: int) -> Tensor:
         """``[1, C]``, float32: the logits of a text, padded on the right."""
-        length = min(_PROBE, (self.positions or _PROBE + _PADDING) - _PADDING)
-        made = self.tokenizer(PROBES[0], truncation=True, max_length=length)["input_ids"]
-        ids = [*made, *[self.padding] * padding]
-        mask = [1] * len(made) + [0] * padding
-        inputs = {"input_ids": [ids], "attention_mask": [mask]}
-        device = self.model.get_input_embeddings().weight.device
-        logits = self._logits({name: torch.tensor(value, device=device) for name, value in inputs.items()}).float()
+        logits = self._logits(self._probe_inputs(padding)).float()
         if logits.shape != (1, self.head_rows):
             raise ConfigError(
                 f"{self.name} must return logits [1, {self.head_rows}] for one text, as many as it has labels, got "
                 f"{list(logits.shape)}"
             )
         return logits
+
+    def _probe_inputs(self, padding: int) -> dict[str, Tensor]:
+        length = min(_PROBE, (self.positions or _PROBE + _PADDING) - _PADDING)
+        made = self.tokenizer(PROBES[0], truncation=True, max_length=length)["input_ids"]
+        inputs = {"input_ids": [*made, *[self.padding] * padding], "attention_mask": [1] * len(made) + [0] * padding}
+        device = self.model.get_input_embeddings().weight.device
+        return {name: torch.tensor([value], device=device) for name, value in inputs.items()}
 
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         known = {name: value for name, value in inputs.items() if name in self._inputs}

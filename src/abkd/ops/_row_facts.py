@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ class RowFacts:
             With a ``TopK`` teacher ``[n, k+1]``, the tail last (``[n, k]`` if every class is known).
         targets: ``[n]`` each row's label as a column of ``log_p``; None without labels.
         index: int64 ``[n]`` each row's position in the call.
+        state: what a function that has state opened for the run; None unless the caller of the op adds it.
         origin, sequence: ``[n]`` which writer and which sequence a row belongs to; None unless the caller of the op
             adds them, by ``index``.
     """
@@ -27,6 +29,7 @@ class RowFacts:
     index: Tensor
     origin: Tensor | None = None
     sequence: Tensor | None = None
+    state: Any = None
 
 
 RowWeight = Callable[[RowFacts], Tensor]

@@ -14,6 +14,7 @@ from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows
 from abkd.setting_rules import teacher_problem
 from abkd.teachers import TeacherContext, TeacherReader
+from abkd.terms import LossTerm, Term
 
 
 def given_teachers(teacher: Any, args: DistillConfig) -> list[Any]:
@@ -55,14 +56,18 @@ def check_full_distribution(reader: TeacherReader | None, args: DistillConfig) -
     if reader is None or reader.exact:
         return
     terms = args.objective().all_terms()
-    divergences: list[Any] = [term.divergence for term in terms]
-    needing = [term.row_weight for term in terms if term.row_weight is not None]
-    needing += [divergence for divergence in divergences if divergence.needs_full_distribution]
+    needing = [repr(term.row_weight) for term in terms if isinstance(term, Term) and term.row_weight is not None]
+    needing += [described(term) for term in terms if term.needs().full_distribution]
     if needing:
         raise ConfigError(
-            f"{needing[0]!r} needs full distributions, and {args.teacher!r} has only the top-k classes: set teacher: "
+            f"{needing[0]} needs full distributions, and {args.teacher!r} has only the top-k classes: set teacher: "
             "HiddenCache(), which has all classes, or Live()"
         )
+
+
+def described(term: LossTerm) -> str:
+    """A term in a message: its divergence, if that is what it consists of."""
+    return repr(term.divergence) if isinstance(term, Term) and term.temperature is None else repr(term)
 
 
 def check_separate(student: nn.Module, teacher: nn.Module) -> None:
@@ -84,10 +89,11 @@ def check_labels(labels: NDArray[np.int64] | None, name: str, classes: int, args
     """
     terms = args.objective().all_terms()
     if labels is None:
-        if any(term.ce_weight for term in terms):
+        if any(isinstance(term, Term) and term.ce_weight for term in terms):
             raise ConfigError(f"{name} has no labels, which the cross-entropy needs: set ce_weight: 0.0")
-        if any(term.divergence.needs_targets for term in terms):  # type: ignore[union-attr]  # no schedule is left
-            raise ConfigError(f"{name} has no labels, which {terms[0].divergence!r} needs: use another divergence")
+        for term in terms:
+            if term.needs().targets:
+                raise ConfigError(f"{name} has no labels, which {described(term)} needs: use another divergence")
     elif int(labels.max()) >= classes:
         raise ConfigError(
             f"{name}: expected labels from 0 to {classes - 1}, the {classes} classes of the student, got "

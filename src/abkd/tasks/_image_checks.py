@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 from abkd.config import DistillConfig
 from abkd.data.images import ImageDataset
@@ -11,6 +10,7 @@ from abkd.data.images.augmentation import Mixup
 from abkd.errors import ConfigError
 from abkd.models.saving import check_trainable
 from abkd.models.vision import ImageRows
+from abkd.tasks._checks import described
 
 
 def check_student(student: ImageRows) -> None:
@@ -48,9 +48,9 @@ def check_mixed(data: ImageDataset, args: DistillConfig) -> None:
     """Raise ConfigError if a divergence over the batch axis would get a mixed image twice, once per label."""
     if not data.labelled or not any(isinstance(step, Mixup) for step in data.augmentation):
         return
-    divergences = [cast(Any, term.divergence) for term in args.objective().all_terms()]
-    if any(each.batch_axis for each in divergences):
+    comparing = [term for term in args.objective().all_terms() if term.needs().batch_axis]
+    if comparing:
         raise ConfigError(
-            f"{divergences[0]!r} compares the images of a batch, and with Mixup a labelled image is in it twice, once "
-            "per label: remove Mixup, or use images without labels"
+            f"{described(comparing[0])} compares the images of a batch, and with Mixup a labelled image is in it "
+            "twice, once per label: remove Mixup, or use images without labels"
         )

@@ -15,6 +15,7 @@ from abkd.models.rows import ModelRows
 from abkd.ops import Rows, plan_chunks
 from abkd.tasks.base import OpenTask
 from abkd.teachers import TeacherReader
+from abkd.terms import Term
 
 logger = logging.getLogger("abkd")
 
@@ -54,7 +55,8 @@ def check_mass(task: OpenTask) -> None:
     The gradient of D_AB has a factor q^β (ABKD, arXiv 2505.04560, Prop. 4.2), so it vanishes with q.
     """
     args, teacher, objective = task.args, task.models.teacher, task.args.objective()
-    divergence = objective.at(0.0)[0].divergence
+    first = objective.at(0.0)[0]
+    divergence = first.divergence if isinstance(first, Term) else None
     if not isinstance(divergence, AlphaBeta) or divergence.beta <= 0 or task.train is None:
         return
     compared = args.teacher.needs == (1, 1) and objective.needs_teacher(0.0)  # not a mean, nor made of the student

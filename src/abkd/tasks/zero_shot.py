@@ -46,7 +46,7 @@ class ZeroShotImageClassification(ImageClassification):
         names = None if images is None else images.class_names
         if names is None:
             raise ConfigError("CLIP needs class names, and these images have none: name the folders after the classes")
-        if any(term.ce_weight for term in args.objective().all_terms()):
+        if any(term.ce_weight for term in args.objective().row_terms()):
             raise ConfigError("base-to-new distillation uses no labels: set ce_weight: 0.0")
         student, teachers = _load_pair(given.student, given_teachers(given.teacher, args), args, names)
         rows = ImageRows(student)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from abkd.data import Batch
 from abkd.divergences import ForwardKL, ReverseKL
 from abkd.metrics import TOP_K
-from abkd.models.rows import ModelRows
-from abkd.objective import Objective, TokenLogProbs
+from abkd.models.rows import ModelRows, Outputs
+from abkd.objective import Columns, OpenObjective, StepScores
 from abkd.ops import ChunkPlan, RowLossSpec, Rows, TeacherRows, linear_divergence, row_metrics
 from abkd.teachers import TeacherReader
+from abkd.terms import Needs, TokenLogProbs
 
 LOGGED = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement")
 _OF_TEACHER = ("divergence", "teacher_entropy", "agreement")
@@ -31,7 +32,7 @@ class Totals(NamedTuple):
     plain: Tensor
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], objective: Objective, progress: float) -> Totals:
+    def of(cls, batches: Sequence[Batch], objective: OpenObjective, progress: float) -> Totals:
         """The totals over several batches."""
         rows = sum(objective.totals(batch.origin, batch.weight, progress) for batch in batches)
         plain = sum(0 if batch.pretrain_targets is None else batch.pretrain_targets.numel() for batch in batches)
@@ -48,7 +49,7 @@ class DistillationLoss:
         self,
         student: ModelRows,
         teacher: TeacherReader | None,
-        objective: Objective,
+        objective: OpenObjective,
         plan: ChunkPlan,
         row_metrics: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
     ) -> None:
@@ -56,33 +57,50 @@ class DistillationLoss:
         self.first_plan = plan  # stored in the record of the run; ``plan`` may become smaller
         self.row_metrics = row_metrics
 
-    def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
-        """The batch's share of the step's ``loss``, the sums of the logged metrics over its rows, and their number."""
-        needed = self.objective.needs_teacher(progress)
-        teacher = self.teacher(batch.teacher) if needed and self.teacher is not None else None
-        student = self.student(batch.student)
-        rows = self.objective(
+    def losses(
+        self, batch: Batch, progress: float, totals: Totals, columns: Columns | None = None
+    ) -> dict[str, Tensor]:
+        """The batch's share of the step's ``loss``, the sums of the logged metrics over its rows, and their number.
+
+        ``columns``: the numbers of row functions that look over the whole step.
+        """
+        needs = self.objective.needs(progress)
+        teacher = self._read_teacher(batch, needs)
+        student = self.student.read(batch.student, needs.student_features)
+        found = self.objective(
             student,
             teacher,
-            batch.targets,
-            batch.weight,
+            batch,
             progress=progress,
-            origin=batch.origin,
             total_weight=totals.rows,
-            history=self._history(student, teacher, batch, progress),
+            columns=columns,
+            history=self._history(student.rows, teacher, batch) if needs.history else None,
             plan=self.plan,
         )
-        if rows.plan is not None:
-            self.plan = rows.plan  # smaller after running out of memory: do not retry a size that did not fit
-        names = LOGGED if teacher is not None else [name for name in LOGGED if name not in _OF_TEACHER]
-        columns = {name: getattr(rows, name) for name in names}
-        sums = {name: (column * batch.weight).sum() for name, column in columns.items() if column is not None}
-        loss = rows.loss
+        rows, known = found.rows, dict(found.columns)
+        if rows is not None:
+            if rows.plan is not None:
+                self.plan = rows.plan  # smaller after running out of memory: do not retry a size that did not fit
+            names = LOGGED if needs.teacher else [name for name in LOGGED if name not in _OF_TEACHER]
+            known = {**{name: getattr(rows, name) for name in names}, **known}
+        sums = {name: (column * batch.weight).sum() for name, column in known.items() if column is not None}
+        loss = found.loss
         if self.student.auxiliary_loss is not None:
             loss = loss + self.student.auxiliary_loss * self._share(batch, progress, totals)
         if batch.pretrain is not None:
-            loss = loss + self.objective.lm_coef * self._plain_text(batch, totals.plain)
+            loss = loss + self.objective.spec.lm_coef * self._plain_text(batch, totals.plain)
         return {"loss": loss, "rows": batch.weight.sum(), **sums}
+
+    def _read_teacher(self, batch: Batch, needs: Needs) -> Outputs[TeacherRows | None] | None:
+        if self.teacher is None or not needs.any_teacher:
+            return None
+        return self.teacher.read(batch.teacher, needs.teacher_features, stop=not needs.teacher)
+
+    def scores(self, batch: Batch, progress: float) -> StepScores:
+        """The scores of the batch's rows, for row functions that look over the whole step."""
+        needs = self.objective.needs(progress)
+        teacher, student = self._read_teacher(batch, needs), self.student.read(batch.student)
+        return self.objective.scores(student, teacher, batch, progress=progress, plan=self.plan)
 
     def _share(self, batch: Batch, progress: float, totals: Totals) -> Tensor:
         """The batch's share of the step: a mean over batches then has weight 1, however the step is split."""
@@ -90,11 +108,11 @@ class DistillationLoss:
         return (own / totals.rows.sum().clamp(min=1e-12)).to(batch.weight.device)
 
     def _history(
-        self, student: Rows, teacher: TeacherRows | None, batch: Batch, progress: float
+        self, student: Rows, teacher: Outputs[TeacherRows | None] | None, batch: Batch
     ) -> TokenLogProbs | None:
-        if teacher is None or not any(term.sequence_mixture for term in self.objective.at(progress)):
+        if teacher is None or teacher.rows is None:
             return None
-        return self.history(student, teacher, batch)
+        return self.history(student, teacher.rows, batch)
 
     def history(self, student: Rows, teacher: TeacherRows, batch: Batch) -> TokenLogProbs:
         """The log-probabilities ``[N]`` of both models for the token in the text, at temperature 1."""
@@ -105,16 +123,23 @@ class DistillationLoss:
         """Sums over the rows of an evaluation batch: distances, cross-entropies, the objective's value.
 
         Every term is evaluated on every row, whatever its origin: the value measures how far the models differ here.
+        Numbers of rows that depend on a whole step are 1, and temperatures of rows at their base.
         """
-        student = self.student(batch.student)
-        teacher = None if self.teacher is None else self.teacher(batch.teacher)
-        terms = self.objective.row_specs(progress)
-        wanted = {**self._at_the_teachers(_DISTANCES), **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
-        columns = row_metrics(student, teacher, wanted, batch.targets, plan=self.plan)
+        needs = self.objective.needs(progress)
+        student = self.student.read(batch.student, needs.student_features)
+        known = None if self.teacher is None else self.teacher.read(batch.teacher, needs.teacher_features)
+        teacher = None if known is None else known.rows
+        terms = self.objective.evaluation_specs(student, known, batch, progress)
+        specs = {f"term {k}": spec for k, (_, _, spec) in enumerate(terms) if spec is not None}
+        wanted = {**self._at_the_teachers(_DISTANCES), **specs}
+        columns = row_metrics(student.rows, teacher, wanted, batch.targets, plan=self.plan)
         hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # not used without labels
-        values = [self.objective.value(term, columns.pop(f"term {k}"), hard) for k, (term, _) in enumerate(terms)]
+        values = [
+            active.term.values(inputs, columns.pop(f"term {k}", None), hard)
+            for k, (active, inputs, _) in enumerate(terms)
+        ]
         columns["loss"] = torch.stack(values).sum(0)
-        columns |= self.row_metrics(student, teacher, batch)
+        columns |= self.row_metrics(student.rows, teacher, batch)
         counted = batch.weight != 0  # padding images are not rows
         sums = {name: column.double()[counted].sum() for name, column in columns.items()}
         return {**sums, "rows": batch.weight.count_nonzero().double()}
@@ -128,7 +153,7 @@ class DistillationLoss:
             return {}
         if self.teacher.exact:
             return dict(distances)
-        temperature = self.objective.temperature
+        temperature = self.objective.spec.temperature
         return {f"{name}{TOP_K}": replace(terms, temperature=temperature) for name, terms in distances.items()}
 
     def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:

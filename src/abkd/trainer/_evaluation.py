@@ -14,7 +14,7 @@ from abkd.data import Batch, Example, padding_example, prompt_of, teacher_prompt
 from abkd.data.order import PadToMultiple
 from abkd.generation import Sampling
 from abkd.metrics import DISTANCES
-from abkd.objective import TokenLogProbs
+from abkd.terms import TokenLogProbs
 from abkd.trainer._context import RunContext
 from abkd.trainer._finite import FiniteRun
 from abkd.trainer._sources import write

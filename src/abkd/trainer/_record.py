@@ -189,7 +189,7 @@ def describe(run: RunContext) -> dict[str, Any]:
     args, models = run.args, run.task.models
     return {
         "task": args.task,
-        "objective": run.loss.objective.formula(run.kind.row_noun),
+        "objective": run.loss.objective.spec.formula(run.kind.row_noun),
         "student": model_name(models.student.model),
         "student_parameters": _size(models.student.model),
         "source": notation.render(args.source),

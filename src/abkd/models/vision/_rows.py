@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from abkd.data import View
 from abkd.errors import ConfigError, VocabularyError
 from abkd.models.classes import Classes, check_same_classes
-from abkd.models.rows import ModelRows, call_of
+from abkd.models.rows import ModelRows, Outputs, call_of
+from abkd.models.taps import of_rows, tapped
 from abkd.models.vision._outputs import fitting, in_eval_mode, logits_in, untouched
 from abkd.models.vision._preparation import Preparation
-from abkd.ops import Dense
+from abkd.ops import Dense, Rows
 
 logger = logging.getLogger("abkd")
 
@@ -82,10 +83,19 @@ class ImageRows(ModelRows):
         """The model's name in messages."""
         return self.classifier.source or f"the {type(self.classifier.model).__name__}"
 
-    def __call__(self, view: View) -> Dense:
-        """``[N, C]``, where row n belongs to image ``view.rows[n]``."""
-        rows = Dense(self._logits(view.inputs["pixels"])[view.rows])
-        return rows if self.classes is None else rows.first(self.classes)
+    def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
+        """As in :class:`ModelRows`, with logits ``[N, C]``, where row n belongs to image ``view.rows[n]``."""
+        pixels: Tensor = view.inputs["pixels"]
+        rows: Any = None
+        with tapped(self.model, features, stop=stop) as kept:
+            rows = Dense(self._logits(pixels)[view.rows])
+        if self.classes is not None and rows is not None:
+            rows = rows.first(self.classes)
+        return Outputs[Any](rows, of_rows(kept, features, pixels.shape[:1], view.rows))
+
+    def probe(self) -> View:
+        pixels = self._pixels(2, self._size())
+        return View(inputs={"pixels": pixels}, rows=torch.arange(2, device=pixels.device))
 
     def of(self, model: Any) -> ImageRows:
         classifier = self.classifier._replace(model=model)

@@ -1,24 +1,32 @@
-"""Row weights: functions of what is known of a row, constant in the gradient."""
+"""Row weights: functions of a row's two distributions, constant in the gradient."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from abkd.errors import ConfigError
 from abkd.ops import RowFacts
+from abkd.terms._row_functions import RowFunction
 
-__all__ = ["RowWeights", "TeacherConfidence"]
 
+class RowWeights(RowFunction):
+    """A function of rows that returns weights ``>= 0``; a row with weight 0 is not computed.
 
-class RowWeights:
-    """A frozen function of the :class:`abkd.ops.RowFacts` of some rows that returns weights >= 0, ``[n]``."""
+    ``on``: what is weighted: the divergence, the cross-entropy, or both.
+    ``mean``: "rows" if the divisor is the number of rows, "weights" if it is the sum of these weights over the whole
+    step, which takes a function ``over`` the step.
+    """
 
-    def __call__(self, facts: RowFacts) -> Tensor:
-        """The weight of each row."""
-        raise NotImplementedError
+    on: ClassVar[Literal["both", "divergence", "cross_entropy"]] = "both"
+    mean: ClassVar[Literal["rows", "weights"]] = "rows"
+
+    @property
+    def inline(self) -> bool:
+        return self.over == "row" and self.on == "both"
 
 
 @dataclass(frozen=True)
