@@ -15,6 +15,7 @@ class TaskFacts(Protocol):
 
     fields: frozenset[str]
     metrics: tuple[str, ...]
+    embeds_tokens: bool
 
 
 def tasks() -> Mapping[str, TaskFacts]:

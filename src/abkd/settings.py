@@ -125,6 +125,12 @@ class Settings:
         None, "plain prompt and completion as user and assistant turns; null: if both models have a template"
     )
 
+    text_column_names: str | list[str] | None = _setting(
+        None,
+        "column of the text, or the two columns of a pair of texts; by default found by their usual names",
+    )
+    label_column_name: str | None = _setting(None, "column of the class; by default label or labels, if there is one")
+
     augmentation: list[Augmentation] | None = _component(
         None, "applied to training images, such as [RandomCrop(4), HorizontalFlip()]"
     )
@@ -150,7 +156,7 @@ class Settings:
         Raises:
             ConfigError: a string that cannot be parsed.
         """
-        from abkd.models.loading import with_dtype
+        from abkd.models.pretrained import with_dtype
 
         for each in fields(Settings):
             value = getattr(self, each.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 from rich.console import Console
 from rich.syntax import Syntax
@@ -40,7 +39,7 @@ def _sources(recipe: Recipe) -> str:
     from abkd.recipe import names, no_file
     from abkd.sources import Dataset, fingerprint, tree
 
-    source = _source(recipe)
+    source = recipe.settings().source
     if source == Dataset():
         return ""
     counts, data = {}, ""
@@ -53,75 +52,23 @@ def _sources(recipe: Recipe) -> str:
     return "".join(f"# {line.rstrip()}\n" for line in text.splitlines())
 
 
-def _source(recipe: Recipe) -> Any:
+def _check_source(recipe: Recipe) -> None:
     if "source" in recipe.unloaded:
         raise ConfigError(
             f"--sample needs the source, and abkd show does not import {recipe.unloaded['source']}; abkd distill "
             "prints the first row, too"
         )
-    return recipe.settings().source
 
 
 def print_sample(recipe: Recipe, console: Console) -> None:
-    """Print the first training row as the student reads it, with its trained tokens marked; for images a summary.
+    """Print the first training example as the student reads it, as the recipe's task shows it.
 
     Raises:
-        ConfigError: the student's tokenizer cannot be loaded.
-        DataError: the row cannot be used.
+        ConfigError: what reads it (a tokenizer) cannot be loaded.
+        DataError: the example cannot be used.
     """
-    from abkd.data import choose_template, describe_sample, load_rows, prepare_dataset
-    from abkd.models.loading import load_tokenizer
-    from abkd.sources import is_privileged, needs_completions, privileged_context
-
-    recipe.check_ready(output=False, models=False)  # only the student's tokenizer is needed
-    if not _is_text(recipe):
-        _print_images(recipe, console)
-        return
-    values, source = recipe.resolved(), _source(recipe)
-    rows = load_rows(
-        recipe.train_file or recipe.dataset_name or "", config=recipe.dataset_config, split=recipe.dataset_train_split
-    )
-    tokenizer = load_tokenizer(recipe.model_name_or_path, what="model_name_or_path", revision=recipe.model_revision)
-    dataset = prepare_dataset(
-        rows[:1],
-        tokenizer,
-        max_length=values["max_length"],
-        apply_chat_template=choose_template(values.get("apply_chat_template"), tokenizer, _teachers(recipe)),
-        completions=needs_completions(source),
-        context=privileged_context(source),
-        privileged=is_privileged(source),
-    )
-    console.print()
-    console.print(describe_sample(dataset[0], tokenizer))
-
-
-def _teachers(recipe: Recipe) -> dict[str, Any]:
-    """Tokenizers of the recipe's teachers, by name."""
-    from abkd.models.loading import load_tokenizer
-    from abkd.recipe import names
-
-    found, revision = names(recipe.teacher_model_name_or_path), recipe.teacher_model_revision
-    return {name: load_tokenizer(name, what="teacher_model_name_or_path", revision=revision) for name in found}
-
-
-def _is_text(recipe: Recipe) -> bool:
-    return "max_length" in task_of(recipe.settings().task).fields
-
-
-def _print_images(recipe: Recipe, console: Console) -> None:
-    from abkd.run import load_data
-
-    for name, images in zip(("trained on", "held out"), load_data(recipe), strict=True):
-        if images is None:
-            continue
-        height, width, _ = images.image(0).shape
-        known = images.class_names or ()
-        shown = "unlabelled" if images.labels is None else f"class {images.labels[0]}"
-        if images.labels is not None and known:
-            shown = f"{known[int(images.labels[0])]!r}"
-        console.print(
-            f"{name}: {len(images)} images{f' of {len(known)} classes' if known else ''}; the first is "
-            f"{images.where(0)}, {height} × {width}, {shown}",
-            highlight=False,
-            markup=False,
-        )
+    recipe.check_ready(output=False, models=False)  # of the models only a tokenizer is needed
+    _check_source(recipe)
+    settings = recipe.settings()
+    for paragraph in task_of(settings.task).sample(recipe, recipe, settings):
+        console.print(paragraph, highlight=False, markup=False)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import AbkdError, ConfigError
-from abkd.models.loading import in_short
 from abkd.models.positions import first_position, learned_positions, text_config
+from abkd.models.pretrained import in_short
 from abkd.models.rows import ModelRows, Outputs, call_of, has_hooks
 from abkd.models.taps import is_last, layers_of, of_rows, tapped
 from abkd.ops import Dense, Head, Projected, Rows
@@ -102,7 +102,7 @@ class CausalRows(ModelRows):
             ConfigError: the model fails on these tokens, its output at a position depends on later tokens, or passing
                 position_ids 0, 1, 2, … changes its output.
         """
-        with probing(self.model):
+        with probing(self.model, "a causal language model"):
             ids = self._probe_ids()
             logits = self._logits(self._inputs(ids))
             self._check_causal(ids, logits)
@@ -219,8 +219,11 @@ class CausalRows(ModelRows):
 
 
 @contextmanager
-def probing(model: Any) -> Iterator[None]:
+def probing(model: Any, kind: str) -> Iterator[None]:
     """Try a model out in eval mode, without gradient; any error means that it cannot be used.
+
+    Args:
+        kind: what it is used as, for the message.
 
     Raises:
         ConfigError: in place of any other error.
@@ -234,7 +237,7 @@ def probing(model: Any) -> Iterator[None]:
         raise
     except Exception as error:  # from third-party code; each means that the model cannot be used
         raise ConfigError(
-            f"{_name(model)} fails on a few tokens as a causal language model of transformers "
+            f"{_name(model)} fails on a few tokens as {kind} of transformers "
             f"({in_short(error)}): choose a model that takes input_ids of any length and returns an output with logits"
         ) from error
     finally:

@@ -10,6 +10,7 @@ from abkd.tasks._text_data import prepare_data as prepare_text
 from abkd.tasks._writer import teacher_writer
 from abkd.tasks.base import CacheJob, Given, Models, OpenTask, Task
 from abkd.tasks.image_classification import ImageClassification
+from abkd.tasks.text_classification import TextClassification
 from abkd.tasks.text_generation import TextGeneration
 from abkd.tasks.zero_shot import ZeroShotImageClassification
 
@@ -21,6 +22,7 @@ __all__ = [
     "Models",
     "OpenTask",
     "Task",
+    "TextClassification",
     "TextGeneration",
     "ZeroShotImageClassification",
     "prepare_text",
@@ -28,9 +30,13 @@ __all__ = [
     "teacher_writer",
 ]
 
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {task.name: task for task in (TextGeneration(), ImageClassification(), ZeroShotImageClassification())}
+_ALL = (
+    TextGeneration(),
+    ImageClassification(),
+    ZeroShotImageClassification(),
+    TextClassification(),
 )
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
 
 
 def task_of(name: str) -> Task:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 
 from abkd.config import DistillConfig
-from abkd.data.images import ImageDataset, Images
+from abkd.data.images import ImageDataset
 from abkd.data.images.augmentation import Mixup
 from abkd.errors import ConfigError
 from abkd.models.saving import check_trainable
 from abkd.models.vision import ImageRows
 from abkd.tasks._checks import described
-from abkd.terms import Term
 
 
 def check_student(student: ImageRows) -> None:
@@ -54,20 +53,4 @@ def check_mixed(data: ImageDataset, args: DistillConfig) -> None:
         raise ConfigError(
             f"{described(comparing[0])} compares the images of a batch, and with Mixup a labelled image is in it "
             "twice, once per label: remove Mixup, or use images without labels"
-        )
-
-
-def check_labels(data: Images, student: ImageRows, args: DistillConfig) -> None:
-    """Raise ConfigError if the objective needs labels that are missing or are not classes of the model."""
-    terms = args.objective().all_terms()
-    if data.labels is None:
-        if any(isinstance(term, Term) and term.ce_weight for term in terms):
-            raise ConfigError(f"{data.name} has no labels, which the cross-entropy needs: set ce_weight: 0.0")
-        for term in terms:
-            if term.needs().targets:
-                raise ConfigError(f"{data.name} has no labels, which {described(term)} needs: use another divergence")
-    elif int(data.labels.max()) >= student.head_rows:
-        raise ConfigError(
-            f"{data.name}: expected labels from 0 to {student.head_rows - 1}, the {student.head_rows} classes of the "
-            f"student, got {int(data.labels.max())}; use a student with a head for the classes of the data"
         )

@@ -32,7 +32,7 @@ def check_padding(task: OpenTask) -> None:
     size = args.per_device_train_batch_size
     if dataset is None or args.group_by_length or args.packing or size == 1:
         return
-    share = padding(getattr(dataset, "lengths", []), size)
+    share = padding(dataset.lengths, size)
     if share > _MUCH_PADDING:
         logger.info(
             "abkd: about %.0f %% of the positions in a batch are padding; group_by_length: true saves most of that",

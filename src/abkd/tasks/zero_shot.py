@@ -18,12 +18,12 @@ from abkd.models import base_to_new
 from abkd.models.clip import load_clip_pair
 from abkd.models.vision import Classifier, ImageRows, as_classifier, check_classes
 from abkd.ops import Rows, TeacherRows
-from abkd.tasks._checks import check_full_distribution, given_teachers
+from abkd.tasks._checks import check_full_distribution, given_teachers, open_reader
+from abkd.tasks._classification import logits_of
 from abkd.tasks._image_checks import check_student
-from abkd.tasks._image_models import open_reader
 from abkd.tasks._model_names import check_code
 from abkd.tasks.base import Given, Models
-from abkd.tasks.image_classification import ImageClassification, OpenImages, images_of, logits_of
+from abkd.tasks.image_classification import ImageClassification, OpenImages, images_of
 
 logger = logging.getLogger("abkd")
 

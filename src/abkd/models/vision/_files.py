@@ -15,7 +15,7 @@ from abkd import imports
 from abkd.data.images import MOST_CLASSES
 from abkd.errors import ConfigError
 from abkd.models.folders import fault_of_file
-from abkd.models.loading import check_finite, in_short
+from abkd.models.pretrained import check_finite, in_short
 from abkd.models.vision import _zoos
 from abkd.models.vision._load_request import LoadRequest
 from abkd.models.vision._preparation import Preparation

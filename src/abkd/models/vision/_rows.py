@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import ConfigError, VocabularyError
+from abkd.models.classes import Classes, check_same_classes
 from abkd.models.rows import ModelRows, Outputs, call_of
 from abkd.models.taps import of_rows, tapped
 from abkd.models.vision._outputs import fitting, in_eval_mode, logits_in, untouched
@@ -212,6 +213,22 @@ class ImageRows(ModelRows):
             f"{shape}. It accepts [B, {channels}, {side}, {side}]: set image_size: {side}, or in Python pass "
             f"Classifier(model, Preparation(size={side}))"
         )
+
+
+def check_classes(
+    student: Classifier | ImageRows, teacher: Classifier | ImageRows, class_names: Sequence[str] | None
+) -> None:
+    """Check that class c is the same for student, teacher and data: same number of classes, same names in order.
+
+    Case, ``_`` and ``-`` do not matter; of several names separated by commas, one match is enough. Numbers and
+    WordNet's ``n01440764`` are no names, and only refused if they are the same ones in another order.
+
+    Raises:
+        VocabularyError: with the first class that differs.
+    """
+    mine, theirs = (each if isinstance(each, ImageRows) else ImageRows(each) for each in (student, teacher))
+    of_student, of_teacher = (Classes(rows.head_rows, rows.classifier.class_names) for rows in (mine, theirs))
+    check_same_classes(of_student, of_teacher, class_names)
 
 
 def _device(model: nn.Module) -> torch.device:

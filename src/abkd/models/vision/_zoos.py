@@ -12,7 +12,7 @@ from torch import nn
 from abkd import imports
 from abkd.errors import ConfigError
 from abkd.models import cifar
-from abkd.models.loading import check_finite
+from abkd.models.pretrained import check_finite
 from abkd.models.vision._load_request import LoadRequest
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import timm_preparation
