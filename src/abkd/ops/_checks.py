@@ -48,10 +48,17 @@ def checked_temperature(temperature: float | Tensor, teacher: TeacherRows | None
             f"{teacher.ids.shape[-1]} classes (TopK), whose log-probabilities are at one temperature already: use "
             "teacher: HiddenCache() or teacher: Live(), or one temperature for all rows"
         )
-    return checked_column("temperature", temperature, weight, positive=True)
+    return _checked_column("temperature", temperature, weight, positive=True)
 
 
-def checked_column(name: str, number: float | Tensor, weight: Tensor, *, positive: bool = False) -> float | Tensor:
+def checked_weights(
+    ce_weight: float | Tensor, kd_weight: float | Tensor, weight: Tensor
+) -> tuple[float | Tensor, float | Tensor]:
+    """The weights of the two losses, each a number or that of each row as a column; ``weight`` as above."""
+    return _checked_column("ce_weight", ce_weight, weight), _checked_column("kd_weight", kd_weight, weight)
+
+
+def _checked_column(name: str, number: float | Tensor, weight: Tensor, *, positive: bool = False) -> float | Tensor:
     """A number as it is; a tensor with one per row ``[N]``, validated where the row is used, as a float64 constant."""
     if not isinstance(number, Tensor):
         return number

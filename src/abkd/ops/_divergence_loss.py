@@ -58,11 +58,7 @@ def divergence_loss(
         raise ConfigError(f"mask must be {tuple(shape)}, one number per row, got {tuple(mask.shape)}")
     if targets is not None and targets.shape != shape:
         raise ConfigError(f"targets must be {tuple(shape)}, one class per row, got {tuple(targets.shape)}")
-    if isinstance(temperature, Tensor):
-        if temperature.shape != shape:
-            wanted = f"temperature must be one number, or {tuple(shape)} with one per row"
-            raise ConfigError(f"{wanted}, got a tensor {tuple(temperature.shape)}")
-        temperature = temperature.reshape(-1)
+    temperature = _flattened(temperature, shape)
     weight = None if mask is None else mask.reshape(-1).to(torch.float32)
     targets = None if targets is None else targets.reshape(-1)
     if reduction == "none":
@@ -77,6 +73,15 @@ def divergence_loss(
         total_weight=None if reduction == "mean" else 1.0,
         scale_by_temperature_squared=scale_by_temperature_squared,
     ).loss
+
+
+def _flattened(temperature: float | Tensor, shape: torch.Size) -> float | Tensor:
+    if not isinstance(temperature, Tensor):
+        return temperature
+    if temperature.shape != shape:
+        wanted = f"temperature must be one number, or {tuple(shape)} with one per row"
+        raise ConfigError(f"{wanted}, got a tensor {tuple(temperature.shape)}")
+    return temperature.reshape(-1)
 
 
 def _each(

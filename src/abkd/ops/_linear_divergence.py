@@ -16,9 +16,9 @@ from abkd.ops._checks import (
     check_divergence,
     check_rows,
     check_weights,
-    checked_column,
     checked_share,
     checked_temperature,
+    checked_weights,
 )
 from abkd.ops._chunked import chunked_losses
 from abkd.ops._compilers import compiler_missing, warn_unfused
@@ -98,9 +98,8 @@ def linear_divergence(
             ``cross_entropy`` is reported.
         ce_weight, kd_weight: the weights of the hard-label cross-entropy and of the divergence; each one number, or
             ``[N]`` with one per row, a constant. What has weight 0 does not count, even if it is infinite.
-        row_weight: ``[N]`` (a row with weight 0 is never computed), or a function of the :class:`RowFacts` of some
-            rows that returns ``[n]``, a constant in the gradient, or a pair of both, multiplied; None weights every row
-            1.
+        row_weight: ``[N]`` (a row with weight 0 is never computed), or a function from the :class:`RowFacts` of
+            some rows to ``[n]``, a constant in the gradient, or a pair of both, multiplied; None weighs all rows 1.
         total_weight: divisor of the sum; default ``Σ_n w_n``. Pass the total of the whole accumulated batch over all
             processes to make the loss independent of how the batch is split.
         teacher_share: ``[N]``, the teacher's share of each row's mixture, instead of the divergence's own; for
@@ -125,15 +124,12 @@ def linear_divergence(
     if teacher is None and function is not None:
         raise ConfigError("row_weight as a function of both distributions needs a teacher, got none; pass a tensor [N]")
     temperature = checked_temperature(temperature, teacher, weight)
-    ce_weight = checked_column("ce_weight", ce_weight, weight)
-    kd_weight = checked_column("kd_weight", kd_weight, weight)
+    ce_weight, kd_weight = checked_weights(ce_weight, kd_weight, weight)
     factor = kd_weight * (temperature**2 if scale_by_temperature_squared else 1.0)
     spec, coefficients = _coefficients(divergence, temperature, ce_weight, factor, function)
     position = None if function is None else torch.arange(len(student), device=student.device)
     columns = RowColumns(checked_share(teacher_share, divergence, student), coefficients, position)
-    total = None
-    if total_weight is not None:
-        total = torch.as_tensor(total_weight, dtype=weight.dtype, device=student.device)
+    total = None if total_weight is None else torch.as_tensor(total_weight, dtype=weight.dtype, device=student.device)
     teacher = None if teacher is None else as_multiplied(teacher)
     if impl == "reference":
         student = student.to(product_dtype(student))

@@ -37,11 +37,8 @@ def reference_losses(
     used = weight[kept].to(dtype)
     if spec.row_weight is not None:
         used = used * number_of_rows(spec.row_weight, both.log_p, both.log_q, both.targets, columns.position)
-    objective = times(factors.kd_weight, row)
-    hard = None
-    if label is not None:
-        hard = -torch.log_softmax(z, -1).gather(-1, label[:, None]).squeeze(-1)
-        objective = objective + times(factors.ce_weight, hard)
+    hard = None if label is None else -torch.log_softmax(z, -1).gather(-1, label[:, None]).squeeze(-1)
+    objective = times(factors.kd_weight, row) + (0.0 if hard is None else times(factors.ce_weight, hard))
     divisor = used.sum() if total is None else total
     loss = torch.where(used == 0, 0.0, objective * used).sum() / torch.where(divisor == 0, 1.0, divisor)
     loss = loss.to(torch.promote_types(student.tensors[0].dtype, torch.float32))
