@@ -99,7 +99,7 @@ def linear_divergence(
         ce_weight, kd_weight: the weights of the hard-label cross-entropy and of the divergence; each one number, or
             ``[N]`` with one per row, a constant. What has weight 0 does not count, even if it is infinite.
         row_weight: ``[N]`` (a row with weight 0 is never computed), or a function from the :class:`RowFacts` of
-            some rows to ``[n]``, a constant in the gradient, or a pair of both, multiplied; None: all weights are 1.
+            some rows to ``[n]``, a constant in the gradient, or a pair of both, multiplied; None weighs all rows 1.
         total_weight: divisor of the sum; default ``Σ_n w_n``. Pass the total of the whole accumulated batch over all
             processes to make the loss independent of how the batch is split.
         teacher_share: ``[N]``, the teacher's share of each row's mixture, instead of the divergence's own; for
