@@ -19,7 +19,7 @@ def losses(task: DistillationLoss, batch: Any) -> dict[str, torch.Tensor]:
 
 
 def task_of(student: Any, teach: Any, divergence: Any = None, **options: Any) -> DistillationLoss:
-    objective = Objective(divergence=divergence or abkd.AlphaBeta(0.2, 0.7), **options)
+    objective = Objective(divergence=divergence or abkd.AlphaBeta(0.2, 0.7), **options).open()
     return DistillationLoss(
         CausalRows(student), LiveReader(teach), objective, plan_chunks(64, 340, torch.device("cpu"))
     )

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 from transformers import TrainingArguments
 
-from abkd import AlphaBeta, DistillConfig, ForwardKL, ReverseKL, TeacherConfidence, WeightedSum, anneal, stages
+from abkd import (
+    AlphaBeta,
+    DistillConfig,
+    ForwardKL,
+    ReverseKL,
+    TeacherConfidence,
+    WeightedSum,
+    anneal,
+    registry,
+    stages,
+)
 from abkd.errors import ConfigError
 from abkd.setting_rules import fields_of_others
 from training_parts import SINCE_5
@@ -93,7 +103,7 @@ def test_kd_ratio_is_the_short_form():
         ({"kd_weight": anneal(1.0, -1.0)}, "kd_weight must be >= 0"),
         ({"kd_weight": 0.0}, "nothing would be learned"),
         ({"lm_coef": float("nan")}, "lm_coef must be >= 0"),
-        ({"row_weight": "ForwardKL()"}, "row_weight must be one of abkd.row_weights"),
+        ({"row_weight": "ForwardKL()"}, "row_weight must be row weights"),
         ({"max_length": 1}, "max_length must be >= 2"),
         ({"memory_budget_mb": 0}, "memory_budget_mb must be > 0"),
         ({"teacher_model_init_kwargs": "bfloat16"}, "teacher_model_init_kwargs must be a mapping"),
@@ -152,6 +162,8 @@ _OTHER_THAN_THE_DEFAULT = {
     "source": "StudentSamples()",
     "generation_kwargs": {"do_sample": True},
     "save_dtype": "float32",
+    "text_column_names": ["review"],
+    "label_column_name": "stars",
     "image_size": 8,
     "allow_code": ["mine"],
     "augmentation": "[HorizontalFlip()]",
@@ -162,7 +174,7 @@ _OTHER_THAN_THE_DEFAULT = {
 }
 
 
-@pytest.mark.parametrize("task", ["text-generation", "image-classification", "zero-shot-image-classification"])
+@pytest.mark.parametrize("task", registry.tasks())
 def test_a_setting_of_another_task_is_refused_as_in_a_recipe(task):
     own, others = {field.name for field in dataclasses.fields(DistillConfig)}, fields_of_others(task)
     assert others & own

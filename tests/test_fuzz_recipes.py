@@ -19,7 +19,7 @@ from abkd.recipe._text import read_mapping
 LONG = 20_000
 GATE = 100
 PIECES = [*components(), *"()[]{},=*+-.:'\"# \n", "0.2", "1e400", "inf", "nan", "9" * 30, "None", "True", "lambda: 0"]
-PIECES += ["alpha=", "beta=", "__import__('os')", "open('x')", "\x00", "\ud800"]
+PIECES += ["alpha=", "beta=", "__import__('os')", "open('x')", "python:os:system", "python:os", "\x00", "\ud800"]
 NOTATION = st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=80)
 
 NAMES = ["seed", "learning_rate", "divergence", "terms", "output_dir", "train_file", "bf16", "generation_kwargs", "<<"]

@@ -28,7 +28,7 @@ def test_a_file_of_the_working_directory_is_loaded_by_its_path(here, caplog):
     assert "my_own_nets" not in sys.modules
     with caplog.at_level(logging.INFO, logger="abkd"):
         assert imports.attribute("my_own_nets", "Net")().width == 4
-    assert f"running the code of my_own_nets ({here / 'my_own_nets.py'})" in caplog.text
+    assert f"importing my_own_nets from {here / 'my_own_nets.py'} for python:my_own_nets:Net" in caplog.text
     assert sys.path == before
     assert imports.load("my_own_nets") is imports.load("my_own_nets")
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import is_dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abkd import divergences, notation, sources, teachers
+from abkd import divergences, notation, schedules, sources, teachers, terms
 from abkd.data.images import augmentation
 from abkd.divergences import AlphaBeta, Divergence, ForwardKL, JensenShannon, ReverseKL, WeightedSum
 from abkd.errors import ConfigError
 from abkd.notation import components, parse, render
-from abkd.row_weights import TeacherConfidence
-from abkd.schedules import anneal, stages
+from abkd.schedules import Schedule, anneal, stages
 from abkd.teachers import EMA, AdapterOff, Ensemble, Live, Snapshot
-from abkd.term import Term
+from abkd.terms import TeacherConfidence, Term
 
 EXPORTED = [getattr(divergences, name) for name in divergences.__all__]
 FAMILY = [example for thing in EXPORTED if not thing.__abstractmethods__ for example in thing.examples()]
@@ -53,8 +53,13 @@ def test_components_are_the_concrete_exports_and_nothing_beside() -> None:
         if isinstance(thing := getattr(house, name), type) and issubclass(thing, base) and thing is not base
     }
     assert {"Mix", "EMA", "RandomCrop"} < origins
-    others = {"Adaptive", "TeacherConfidence", "Term", "anneal", "stages"}
-    assert set(components()) == concrete | origins | others
+    kinds = (terms.LossTerm, terms.RowFunction, Schedule, Divergence)
+    for house in (terms, schedules, sources):
+        exported = (getattr(house, name) for name in getattr(house, "__all__", vars(house)))
+        found = (thing for thing in exported if isinstance(thing, type) and issubclass(thing, kinds))
+        origins |= {thing.__name__ for thing in found if is_dataclass(thing)}
+    assert {"Adaptive", "TeacherConfidence", "Term", "anneal", "stages"} < origins
+    assert set(components()) == concrete | origins
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))

@@ -22,7 +22,9 @@ from abkd import (
     stages,
 )
 from abkd.errors import ConfigError
+from abkd.models.rows import Outputs
 from abkd.objective import Objective
+from objective_parts import batch_of, loss_of
 
 ROWS, CLASSES = 6, 11
 
@@ -43,16 +45,16 @@ def test_it_is_the_sum_that_its_docstring_says(logits):
         scale_by_temperature_squared=True,
         row_weight=TeacherConfidence(2.0),
     )
-    out = objective(Dense(z_q), Dense(z_p), targets, weight, progress=0.25, total_weight=8.0)
+    out = loss_of(objective, Dense(z_q), Dense(z_p), targets, weight, progress=0.25, total_weight=8.0)
     log_q, log_p = (torch.log_softmax(z / 2.0, -1) for z in logits)
     reverse = (log_q.exp() * (log_q - log_p)).sum(-1)
     hard = torch.nn.functional.cross_entropy(z_q, targets, reduction="none")
     used = weight * log_p.exp().max(-1).values ** 2
     expected = (used * (0.3 * hard + 1.0 * 4.0 * reverse)).sum() / 8.0
     assert out.loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert objective.value(objective.at(0.25)[0], reverse, hard).tolist() == pytest.approx(
-        (0.3 * hard + 4.0 * reverse).tolist()
-    )
+    opened = objective.open()
+    ((active, inputs, _),) = opened.evaluation_specs(Outputs(Dense(z_q)), Outputs(Dense(z_p)), batch_of(weight), 0.25)
+    assert active.term.values(inputs, reverse, hard).tolist() == pytest.approx((0.3 * hard + 4.0 * reverse).tolist())
 
 
 def test_schedules_follow_the_progress(logits):
@@ -60,7 +62,9 @@ def test_schedules_follow_the_progress(logits):
     weight = torch.ones(ROWS)
     objective = Objective(divergence=stages((0.5, ForwardKL()), (0.5, Hellinger())))
     for progress, divergence in ((0.0, ForwardKL()), (0.49, ForwardKL()), (0.5, Hellinger()), (1.0, Hellinger())):
-        found = objective(Dense(z_q), Dense(z_p), torch.zeros(ROWS, dtype=torch.int64), weight, progress=progress)
+        found = loss_of(
+            objective, Dense(z_q), Dense(z_p), torch.zeros(ROWS, dtype=torch.int64), weight, progress=progress
+        )
         assert found.loss.item() == pytest.approx(abkd.divergence_loss(z_q, z_p, divergence).item(), rel=1e-12)
         assert objective.at(progress)[0].divergence == divergence
 

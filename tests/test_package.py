@@ -6,9 +6,11 @@ import ast
 import importlib.util
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import abkd
 
@@ -115,3 +117,18 @@ def test_the_project_runs_anywhere(what: str):
         if path != Path(__file__) and (found := pattern.search(text))
     ]
     assert not hits, f"{what} is named"
+
+
+def test_the_workflow_runs_targets_that_exist_on_every_python_that_is_claimed():
+    workflow = ROOT / ".github" / "workflows" / "ci.yml"
+    if not workflow.exists():
+        pytest.skip("not a checkout")
+    jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]
+    commands = " ".join(step.get("run", "") for job in jobs.values() for step in job["steps"])
+    targets = re.findall(r"\bmake ([\w-]+)", commands)
+    known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {"test", "test-oldest", "test-long"} == set(targets) <= set(known)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    claimed = [each.rpartition(" ")[2] for each in project["classifiers"] if "Python :: 3." in each]
+    assert jobs["test"]["strategy"]["matrix"]["python"] == claimed
+    assert project["requires-python"] == f">={claimed[0]}"

@@ -9,15 +9,17 @@ import torch
 
 from abkd import TeacherConfidence, notation
 from abkd.errors import ConfigError
+from abkd.ops import RowFacts
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
 def test_teacher_confidence(power):
     log_p = torch.log(torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.2, 0.7, 0.1]]))
     log_q = torch.log_softmax(torch.randn(3, 3), -1)
-    found = TeacherConfidence(power)(log_p, log_q)
+    found = TeacherConfidence(power)(RowFacts(log_p, log_q, None, torch.arange(3)))
     assert found.tolist() == pytest.approx([0.5**power, 1.0, 0.7**power])
-    assert torch.equal(found, TeacherConfidence(power)(log_p, log_p))  # independent of the student
+    of_equals = TeacherConfidence(power)(RowFacts(log_p, log_p, None, torch.arange(3)))
+    assert torch.equal(found, of_equals)  # independent of the student
 
 
 @pytest.mark.parametrize("power", [-1.0, math.nan, math.inf, "2"])

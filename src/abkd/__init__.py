@@ -42,9 +42,8 @@ if TYPE_CHECKING:
         linear_divergence,
     )
     from abkd.recipe import Recipe
-    from abkd.row_weights import TeacherConfidence
     from abkd.schedules import anneal, stages
-    from abkd.term import Term
+    from abkd.terms import TeacherConfidence, Term
     from abkd.trainer import DistillTrainer
 
 
@@ -81,9 +80,8 @@ _EXPORTS = {
     ),
     "abkd.recipe": ("Recipe",),
     "abkd.schedules": ("anneal", "stages"),
-    "abkd.term": ("Term",),
+    "abkd.terms": ("Term", "TeacherConfidence"),
     "abkd.trainer": ("DistillTrainer",),
-    "abkd.row_weights": ("TeacherConfidence",),
 }
 _HOME_OF = {name: home for home, names in _EXPORTS.items() for name in names}
 

@@ -8,18 +8,41 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from abkd.errors import ConfigError
 
 logger = logging.getLogger("abkd")
 
+PREFIX = "python:"
 _BY_PATH: dict[str, Path] = {}  # modules loaded from a working directory, by name
+
+
+class CodeName(NamedTuple):
+    """A function or class by its module and name, written ``python:package.module:name``."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.module}:{self.name}"
+
+    @classmethod
+    def read(cls, text: str) -> CodeName | None:
+        """The code that ``python:package.module:name`` names; None if the text has another form."""
+        found = re.fullmatch(rf"{PREFIX}([^:]+):(\w+)", text)
+        return cls(*found.groups()) if found else None
+
+
+def is_allowed(module: str, allow_code: Iterable[str]) -> bool:
+    """Whether ``allow_code`` has this module, or a package that contains it."""
+    return any(module == each or module.startswith(f"{each}.") for each in allow_code)
 
 
 def locate(module: str) -> Path | None:
@@ -36,10 +59,13 @@ def locate(module: str) -> Path | None:
     return Path(spec.origin) if spec.has_location and spec.origin else None
 
 
-def load(module: str) -> ModuleType:
+def load(module: str, wanted: str = "") -> ModuleType:
     """Import the module; its file is logged before its code runs.
 
     A file in the working directory is loaded by its path: that directory is never put on ``sys.path``.
+
+    Args:
+        wanted: what it is imported for, as the user wrote it, for the log.
 
     Raises:
         ConfigError: it does not exist, or its code fails.
@@ -47,7 +73,7 @@ def load(module: str) -> ModuleType:
     spec, file = _installed(module), locate(module)
     if module in sys.modules and _BY_PATH.get(module) in (None, file):
         return sys.modules[module]
-    logger.info("abkd: running the code of %s (%s)", module, file or "built in")
+    logger.info("abkd: importing %s from %s%s", module, file or "the interpreter", f" for {wanted}" if wanted else "")
     try:
         return importlib.import_module(module) if spec is not None or file is None else _run(module, file)
     except (Exception, SystemExit) as error:  # user code can raise anything
@@ -56,13 +82,13 @@ def load(module: str) -> ModuleType:
         ) from error
 
 
-def attribute(module: str, name: str) -> Any:
+def attribute(module: str, name: str, wanted: str = "") -> Any:
     """Import a module and return its attribute ``name``.
 
     Raises:
         ConfigError: as :func:`load`, or the module has no such attribute.
     """
-    found = load(module)
+    found = load(module, wanted or str(CodeName(module, name)))
     if not hasattr(found, name):
         there = [each for each, value in vars(found).items() if callable(value) and defined_in(value, module)]
         listed = f"; it defines {', '.join(there[:5])}" if there else ""

@@ -17,6 +17,7 @@ class TaskFacts(Protocol):
 
     fields: frozenset[str]
     metrics: tuple[Metric, ...]
+    embeds_tokens: bool
 
 
 def tasks() -> Mapping[str, TaskFacts]:

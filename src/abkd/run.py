@@ -156,7 +156,8 @@ def load_data(recipe: Recipe) -> tuple[Any, Any]:
     Raises:
         DataError: a file that cannot be used.
     """
-    return task_of(recipe.settings().task).read(recipe, seed=recipe.config.get("data_seed") or 0)
+    settings = recipe.settings()
+    return task_of(settings.task).read(recipe, settings, seed=recipe.config.get("data_seed") or 0)
 
 
 def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: Any) -> DistillTrainer:

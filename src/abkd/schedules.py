@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
-from abkd.divergences import AlphaBeta, Pointwise, WeightedSum
+from abkd.divergences import AlphaBeta, Divergence, WeightedSum
 from abkd.errors import ConfigError
+from abkd.stateful import Stateful
+
+_T = TypeVar("_T")
 
 _SHAPES = {"linear": lambda t: t, "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2.0}
 
@@ -33,8 +39,8 @@ class Schedule:
 class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(ForwardKL(), AlphaBeta(0.2, 0.7))
     """From ``start`` to ``end``, linearly or along half a cosine wave.
 
-    Two points of the α-β plane are joined by a straight path in the plane; other divergences are blended with weights
-    ``1-t`` and ``t``; numbers are interpolated.
+    Two points of the α-β plane are joined by a straight path in the plane; any other two divergences are blended with
+    weights ``1-t`` and ``t``; numbers are interpolated.
 
     Raises:
         ConfigError: an unknown shape, or ends of different kinds.
@@ -48,7 +54,7 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
         if self.shape not in _SHAPES:
             raise ConfigError(f"anneal: shape must be one of {', '.join(_SHAPES)}, got {self.shape!r}")
         pair = (self.start, self.end)
-        if not (all(isinstance(x, Pointwise) for x in pair) or all(is_number(x) for x in pair)):
+        if not (all(isinstance(x, Divergence) for x in pair) or all(is_number(x) for x in pair)):
             raise ConfigError(f"anneal needs two divergences or two numbers, got {self.start!r} and {self.end!r}")
 
     def __repr__(self) -> str:
@@ -61,7 +67,7 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
         start, end = self.start, self.end
         if isinstance(start, AlphaBeta) and isinstance(end, AlphaBeta):
             return AlphaBeta(_between(start.alpha, end.alpha, t), _between(start.beta, end.beta, t))
-        if isinstance(start, Pointwise) and isinstance(end, Pointwise):
+        if isinstance(start, Divergence) and isinstance(end, Divergence):
             return WeightedSum((1.0 - t, start), (t, end))
         return _between(start, end, t)
 
@@ -113,6 +119,85 @@ class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.
             found += [begin + moment * share / total for moment in moments_of(value)]
             begin += share / total
         return found
+
+
+class Control(Stateful):
+    """A controller opened for one run; ``value`` is its current number."""
+
+    value: float
+
+
+class Controller(Schedule):
+    """A number that depends on the run's own measurements: a frozen value that opens a :class:`Control`.
+
+    It may stand wherever a number may be a schedule, and in the fields of components that accept one. Before a run its
+    value is its initial one; :meth:`values` gives the ends of its range, for checks.
+    """
+
+    @abstractmethod
+    def open(self) -> Control:
+        """The control for one run, at its initial value."""
+
+    @abstractmethod
+    def values(self) -> list[float]:
+        """The initial value, then the other end or ends of the range."""
+
+    def moments(self) -> list[float]:
+        return [0.0]
+
+    def __call__(self, progress: float) -> float:
+        return self.values()[0]
+
+
+def schedules_in(value: Any) -> list[Schedule]:
+    """The distinct schedules in a component or a list, however deep, but not those inside of other schedules."""
+    if isinstance(value, Schedule):
+        return [value]
+    return list(dict.fromkeys(found for part in _parts(value) for found in schedules_in(part)))
+
+
+def evaluated(value: Any, progress: float) -> Any:
+    """A component or a list with the value at ``progress`` in place of each schedule in it."""
+    return _replaced(value, Schedule, lambda each: each(progress)) if schedules_in(value) else value
+
+
+def controllers_in(value: Any) -> list[Controller]:
+    """The distinct controllers in a component, a schedule or a list, however deep."""
+    if isinstance(value, Controller):
+        return [value]
+    return list(dict.fromkeys(found for part in _parts(value) for found in controllers_in(part)))
+
+
+def with_controls(value: Any, controls: Mapping[Controller, Control]) -> Any:
+    """The same with the current number of its control in place of each controller."""
+    return _replaced(value, Controller, lambda each: controls[each].value) if controllers_in(value) else value
+
+
+def _replaced(value: Any, kind: type[_T], function: Callable[[_T], Any]) -> Any:
+    """A component with ``function(part)`` in place of each part of this kind."""
+    if isinstance(value, kind):
+        return function(value)
+    parts = _parts(value)
+    if not parts:
+        return value
+    changed = [_replaced(part, kind, function) for part in parts]
+    if all(new is old for new, old in zip(changed, parts, strict=True)):
+        return value
+    if isinstance(value, list | tuple):
+        return type(value)(changed)
+    if not value.__dataclass_params__.init:  # stages and WeightedSum take their parts one by one
+        return type(value)(*changed[0])
+    names = [each.name for each in dataclasses.fields(value)]
+    return dataclasses.replace(value, **dict(zip(names, changed, strict=True)))
+
+
+def _parts(value: Any) -> list[Any]:
+    """The elements of a list, or the values of the fields of a component."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, each.name) for each in dataclasses.fields(value)]
+    return []
 
 
 def at(value: Any, progress: float) -> Any:

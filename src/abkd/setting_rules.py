@@ -9,11 +9,14 @@ from abkd import registry
 from abkd.data.images.augmentation import Augmentation
 from abkd.errors import ConfigError, shown
 from abkd.generation import Sampling, settle
+from abkd.outside import Unloaded
 from abkd.schedules import is_number, values_of
 from abkd.sequence_rules import check_sequences, check_written_for
 
 if TYPE_CHECKING:
+    from abkd.objective import Objective
     from abkd.settings import Settings
+    from abkd.teachers import Teacher
 
 OF_TERM = {"divergence", "kd_ratio", "ce_weight", "kd_weight", "row_weight"}
 """The settings that a list of terms replaces."""
@@ -50,7 +53,15 @@ def problems(settings: Settings, given: set[str]) -> list[str]:
     if settings.task not in known:
         return [f"task must be one of {', '.join(known)}, got {shown(settings.task)}"]
     found = [*out_of_range(vars(settings), _RANGES), *_doubled(settings, given)]
-    return found or [*_of_other_tasks(settings, given), *_augmentation(settings), *_combinations(settings)]
+    others = _of_other_tasks(settings, given)
+    if found or is_unloaded(settings):
+        return found or others
+    return [*others, *_augmentation(settings), *_combinations(settings)]
+
+
+def is_unloaded(settings: Settings) -> bool:
+    """Whether a component was read without its code, so that nothing can be said about combinations with it."""
+    return any(isinstance(part, Unloaded) for part in (*vars(settings).values(), *(settings.augmentation or ())))
 
 
 def teacher_problem(settings: Settings, number: int) -> str | None:
@@ -119,6 +130,14 @@ def _of_other_tasks(settings: Settings, given: set[str]) -> list[str]:
     return [f"{name} does not apply to the task {settings.task}; remove it, or set another task" for name in names]
 
 
+def _check_features(objective: Objective, teacher: Teacher) -> None:
+    """Raise ConfigError if a term compares a feature that this kind of teacher does not have."""
+    needed = objective.ever_needs().teacher_features
+    if teacher.features is not None and (missing := sorted(set(needed) - teacher.features)):
+        known = f"only {', '.join(sorted(teacher.features))}" if teacher.features else "no features"
+        raise ConfigError(f"the terms compare the teacher's {missing[0]}, and {teacher!r} has {known}: use Live()")
+
+
 def _augmentation(settings: Settings) -> list[str]:
     parts = settings.augmentation
     if parts is None or all(isinstance(part, Augmentation) for part in parts):
@@ -133,6 +152,7 @@ def _combinations(settings: Settings) -> list[str]:
         objective = settings.objective()
         check_sequences(source, settings.teacher, packing=settings.packing, eval_samples=settings.eval_samples)
         check_written_for(objective, source)
+        _check_features(objective, settings.teacher)
         settle(Sampling(), settings.generation_kwargs)
     except ConfigError as error:
         return [str(error)]

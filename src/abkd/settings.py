@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from abkd.data.images.augmentation import Augmentation
     from abkd.divergences import Divergence
     from abkd.objective import Objective
-    from abkd.row_weights import RowWeights
     from abkd.schedules import Schedule
     from abkd.sources import Source
     from abkd.teachers import Teacher
-    from abkd.term import Term
+    from abkd.terms import LossTerm, RowWeights
 
 
 def _has_gpu() -> bool:
@@ -85,7 +84,7 @@ class Settings:
     kd_weight: float | Schedule = _component(1.0, "weight of the divergence")
     scale_by_temperature_squared: bool = _setting(False, "multiply the divergence by T²")
     row_weight: RowWeights | None = _component(None, "weights of the rows, such as TeacherConfidence()")
-    terms: list[Term] | Schedule | None = _component(
+    terms: list[LossTerm] | Schedule | None = _component(
         None, "several terms, such as [Term(ForwardKL(), origin='teacher'), ...], instead of divergence"
     )
     lm_coef: float = _setting(0.0, "weight of the language-model loss on plain text")
@@ -98,7 +97,9 @@ class Settings:
     model_init_kwargs: dict[str, Any] | None = _mapping(
         "passed to the function that loads the student, such as {pretrained: true} for timm"
     )
-    allow_code: list[str] | None = _setting(None, "modules that saved models are allowed to import")
+    allow_code: list[str] | None = _setting(
+        None, "modules or packages that saved models and the recipes of runs are allowed to import"
+    )
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = _setting(
         None, "dtype of the saved student; by default that of its initial checkpoint"
     )
@@ -123,6 +124,12 @@ class Settings:
     apply_chat_template: bool | None = _setting(
         None, "plain prompt and completion as user and assistant turns; null: if both models have a template"
     )
+
+    text_column_names: str | list[str] | None = _setting(
+        None,
+        "column of the text, or the two columns of a pair of texts; by default found by their usual names",
+    )
+    label_column_name: str | None = _setting(None, "column of the class; by default label or labels, if there is one")
 
     augmentation: list[Augmentation] | None = _component(
         None, "applied to training images, such as [RandomCrop(4), HorizontalFlip()]"
@@ -149,7 +156,7 @@ class Settings:
         Raises:
             ConfigError: a string that cannot be parsed.
         """
-        from abkd.models.loading import with_dtype
+        from abkd.models.pretrained import with_dtype
 
         for each in fields(Settings):
             value = getattr(self, each.name)
@@ -247,13 +254,12 @@ def field_types(kind: type = Settings) -> Mapping[str, Any]:
     """The type of each field of ``kind``, :class:`Settings` or a subclass, by name. Imports torch."""
     from abkd.data.images.augmentation import Augmentation
     from abkd.divergences import Divergence
-    from abkd.row_weights import RowWeights
     from abkd.schedules import Schedule
     from abkd.sources import Source
     from abkd.teachers import Teacher
-    from abkd.term import Term
+    from abkd.terms import LossTerm, RowWeights
 
-    kinds = (Augmentation, Divergence, RowWeights, Schedule, Source, Teacher, Term)
+    kinds = (Augmentation, Divergence, RowWeights, Schedule, Source, Teacher, LossTerm)
     return typing.get_type_hints(kind, localns={each.__name__: each for each in kinds})
 
 

@@ -16,11 +16,11 @@ from abkd.data import (
     with_completion,
 )
 from abkd.errors import DataError
-from abkd.term import ORIGINS
+from abkd.origin import Origin
 from tiny_parts import make_model, prepare_plain
 
 ANY = st.lists(st.tuples(st.integers(2, 99), st.booleans()), min_size=1, max_size=12)
-STUDENT = ORIGINS.index("student")
+STUDENT = Origin.STUDENT.code
 HINT = Example(
     input_ids=[5, 6, 7],
     trained=[False, False, True],

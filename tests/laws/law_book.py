@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import abkd.divergences
+import abkd.terms
 from abkd.divergences import Divergence
 
 INF = math.inf
@@ -42,8 +43,8 @@ def law(*kinds: str) -> Callable[[Check], Check]:
 
 
 def family() -> list[Divergence]:
-    """Every example of every concrete divergence that ``abkd.divergences`` exports."""
-    exported = (getattr(abkd.divergences, name) for name in abkd.divergences.__all__)
+    """Every example of every concrete divergence that ``abkd.divergences`` or ``abkd.terms`` exports."""
+    exported = (getattr(module, name) for module in (abkd.divergences, abkd.terms) for name in module.__all__)
     concrete = (c for c in exported if inspect.isclass(c) and issubclass(c, Divergence) and not inspect.isabstract(c))
     return [example for cls in concrete for example in cls.examples()]
 

@@ -92,7 +92,7 @@ def dense_loss(student: Any, teach: Any, batch: Any) -> torch.Tensor:
 
 
 def our_loss(rows: CausalRows, teach: Any, batch: Any) -> torch.Tensor:
-    objective = Objective(divergence=abkd.AlphaBeta(0.2, 0.7))
+    objective = Objective(divergence=abkd.AlphaBeta(0.2, 0.7)).open()
     plan = plan_chunks(len(batch), V, torch.device("cpu"))
     return DistillationLoss(rows, LiveReader(teach), objective, plan).losses(
         batch, 0.0, Totals.of([batch], objective, 0.0)

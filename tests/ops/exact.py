@@ -39,8 +39,8 @@ def exactly(one: Problem, divergence: abkd.Divergence, **options: Any) -> Exact:
     learning = {name: leaf for name, leaf in wide.leaves.items() if leaf.requires_grad}
     found = torch.autograd.grad(logits, learning.values(), pull)
     with torch.no_grad():
-        temperature = options.get("temperature", 1.0)
-        of_row = 1.0 + (_largest(wide.student) + _largest(wide.teacher)) / min(temperature, 1.0)
+        temperature = torch.as_tensor(options.get("temperature", 1.0), dtype=torch.float64)
+        of_row = 1.0 + (_largest(wide.student) + _largest(wide.teacher)) / temperature.clamp(max=1.0)
         parts = _parts(logits, pull, temperature) * of_row[:, None]
         sizes = _sizes(result, parts, of_row)
     gradients = {**dict.fromkeys(one.leaves), **dict(zip(learning, found, strict=True))}
@@ -72,9 +72,9 @@ def _tied(wide: Problem, of_row: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack([top[:, 0] - top[:, -1] <= least for top in tops]).any(0)
 
 
-def _parts(logits: Tensor, pull: Tensor, temperature: float) -> Tensor:
+def _parts(logits: Tensor, pull: Tensor, temperature: Tensor) -> Tensor:
     """Every class's own pull, and its share of all the others', through the normalisation."""
-    share = torch.maximum(torch.softmax(logits, -1), torch.softmax(logits / temperature, -1))
+    share = torch.maximum(torch.softmax(logits, -1), torch.softmax(logits / temperature.reshape(-1, 1), -1))
     return pull.abs() + share * pull.abs().sum(-1, keepdim=True)
 
 

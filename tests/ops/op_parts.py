@@ -11,7 +11,7 @@ from torch import Tensor
 
 import abkd
 from abkd import divergences
-from abkd.ops import Averaged, Dense, Head, Projected, RowLosses, Rows, TeacherRows, TopK, linear_divergence
+from abkd.ops import Averaged, Dense, Head, Projected, RowFacts, RowLosses, Rows, TeacherRows, TopK, linear_divergence
 from abkd.ops._compilers import compiler_missing
 
 EVERY = [
@@ -28,12 +28,12 @@ FORMS = [False] if compiler_missing(torch.device("cpu")) else [False, True]  # c
 WEIGHT = torch.tensor([1.0, 0.0, 2.0, 0.5, 0.0, 0.0, 1.0, 1.0, 0.0, 3.0, 1.0, 0.0, 0.25])
 
 
-def confidence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return log_p.exp().amax(-1)
+def confidence(facts: RowFacts) -> Tensor:
+    return facts.log_p.exp().amax(-1)
 
 
-def surprise(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p - log_q).abs().amax(-1)
+def surprise(facts: RowFacts) -> Tensor:
+    return (facts.log_p - facts.log_q).abs().amax(-1)
 
 
 SHAPES = {

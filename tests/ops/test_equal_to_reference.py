@@ -196,3 +196,14 @@ def test_a_divergence_with_no_part_in_the_loss_may_be_infinite() -> None:
         one.leaves["values"][:, 0] = -torch.inf
     result = assert_same(one, AB, targets=one.targets.clamp(min=1), ce_weight=1.0, kd_weight=0.0)
     assert torch.isfinite(result.loss)
+
+
+@pytest.mark.parametrize("compiled", FORMS)
+def test_a_cross_entropy_with_no_part_in_the_loss_may_be_infinite(compiled: bool) -> None:
+    one = problem(dense_student=True, dense_teacher=True)
+    with torch.no_grad():
+        one.leaves["values"][0, one.targets[0]] = -torch.inf
+    result = assert_same(one, AB, targets=one.targets, plan=ChunkPlan(5, compiled))
+    assert result.loss.isfinite()
+    assert result.cross_entropy is not None
+    assert result.cross_entropy[0] == torch.inf

@@ -15,8 +15,8 @@ from op_parts import EVERY, problem
 import abkd
 from abkd.ops import ChunkPlan, _native, plan_chunks
 from abkd.ops._compilers import compiler_missing, fused_by_torch
-from abkd.ops._passes import _tail_gradient, _tail_logsumexp, tail_gradient, tail_logsumexp
-from abkd.ops._row_loss_spec import RowLossSpec
+from abkd.ops._passes import _tail_gradient, _tail_logsumexp, _tensor, tail_gradient, tail_logsumexp
+from abkd.ops._row_loss_spec import RowColumns, RowLossSpec
 from abkd.ops._rows import _torch_compiled_block, blocks
 from rounding import assert_rounded
 
@@ -195,18 +195,27 @@ def test_impossible_classes_compiled() -> None:
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # importing torch's compiler warns about its own parts
 @pytest.mark.parametrize(
-    ("divergence", "shared"),
-    [(AB, False), (abkd.JensenShannon(0.3), False), (abkd.AlphaBeta(2, -1), False), (abkd.JensenShannon(), True)],
+    ("divergence", "shared", "each"),
+    [
+        (AB, False, False),
+        (abkd.JensenShannon(0.3), False, False),
+        (abkd.AlphaBeta(2, -1), False, True),
+        (abkd.JensenShannon(), True, False),
+        (abkd.JensenShannon(), True, True),
+        (AB, False, True),
+    ],
     ids=repr,
 )
-def test_as_torch_compiles_it_for_a_gpu(divergence: abkd.Divergence, shared: bool) -> None:
+def test_as_torch_compiles_it_for_a_gpu(divergence: abkd.Divergence, shared: bool, each: bool) -> None:
     """The same function of tensors, compiled here for the CPU."""
     z, y, weight, targets = torch.randn(6, 400), torch.randn(6, 400), torch.rand(6), torch.randint(400, (6,))
-    share = torch.rand(6) if shared else None
+    coefficients = torch.rand(6, 3, dtype=torch.float64) + 0.3
+    coefficients[2, 1:] = 0.0
+    columns = RowColumns(torch.rand(6) if shared else None, coefficients if each else None)
     terms = RowLossSpec(divergence, 2.0, 0.5)
     fused, plain = z.clone(), z.clone()
-    got = _torch_compiled_block(fused, y, targets, weight, terms, grad=True, share=share)
-    want = blocks(plain, y, targets, weight, terms, grad=True, compiled=False, share=share)
+    got = _torch_compiled_block(fused, y, targets, weight, terms, grad=True, columns=columns)
+    want = blocks(plain, y, targets, weight, terms, grad=True, compiled=False, columns=columns)
     assert got is not None
     assert torch.allclose(got.divergence.double(), want.divergence.double(), rtol=3e-6)
     assert torch.allclose(fused, plain, atol=1e-7)
@@ -215,16 +224,19 @@ def test_as_torch_compiles_it_for_a_gpu(divergence: abkd.Divergence, shared: boo
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("plain", [False, True])
-def test_the_passes_over_one_model_as_torch_compiles_them_for_a_gpu(plain: bool) -> None:
-    z, cold, soft, hard = torch.randn(6, 400), torch.tensor(0.5), torch.randn(6), torch.randn(6) if plain else None
+@pytest.mark.parametrize("cold", [0.5, 0.3 + torch.rand(6)], ids=["one temperature", "one per row"])
+def test_the_passes_over_one_model_as_torch_compiles_them_for_a_gpu(plain: bool, cold: float | torch.Tensor) -> None:
+    z, soft, hard = torch.randn(6, 400), torch.randn(6), torch.randn(6) if plain else None
     z[0] = z[1, :7] = -torch.inf
-    want = tail_logsumexp(z, 0.5, plain=plain, compiled=False)
-    got = fused_by_torch(("tail_logsumexp", plain), _tail_logsumexp, z, cold, plain)
+    want = tail_logsumexp(z, cold, plain=plain, compiled=False)
+    given = _tensor(cold, z)
+    got = fused_by_torch(("tail_logsumexp", plain, given.ndim), _tail_logsumexp, z, given, plain)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs)
     fused = z.clone()
-    tail_gradient(z, want, 0.5, soft, hard, compiled=False)
-    assert fused_by_torch(("tail_gradient", plain), _tail_gradient, fused, want, cold, soft, hard) is not None
+    tail_gradient(z, want, cold, soft, hard, compiled=False)
+    key = ("tail_gradient", plain, given.ndim)
+    assert fused_by_torch(key, _tail_gradient, fused, want, given, soft, hard) is not None
     torch.testing.assert_close(fused, z)
 
 

@@ -79,7 +79,7 @@ def test_one_product_of_the_student_s_head_is_all_that_is_made_ahead(monkeypatch
     ("options", "says"),
     [
         ({}, r"kd_weight=1.0 needs a teacher; pass its rows or set kd_weight=0"),
-        ({"kd_weight": 0.0, "row_weight": lambda log_p, log_q: log_p[:, 0]}, "needs a teacher, got none; pass"),
+        ({"kd_weight": 0.0, "row_weight": lambda facts: facts.log_p[:, 0]}, "needs a teacher, got none; pass"),
     ],
 )
 def test_what_needs_a_teacher_is_refused(impl: str, options: dict[str, Any], says: str) -> None:

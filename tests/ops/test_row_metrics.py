@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_parts import bucketed, problem
+from op_parts import bucketed, confidence, problem
 
 import abkd
 from abkd.errors import ConfigError
@@ -32,10 +32,10 @@ def test_every_number_is_the_op_s_own() -> None:
 
 def test_row_weight_functions_weigh_their_column() -> None:
     one = problem(13)
-    weighted = {"kl": RowLossSpec(abkd.ForwardKL(), row_weight=lambda log_p, log_q: log_p.exp().amax(-1))}
+    weighted = {"kl": RowLossSpec(abkd.ForwardKL(), row_weight=confidence)}
     got = row_metrics(one.student, one.teacher, weighted, one.targets)["kl"]
-    confidence = torch.softmax(one.teacher.logits(slice(None)), -1).amax(-1)
-    torch.testing.assert_close(got, one.solve(abkd.ForwardKL()).divergence * confidence)
+    expected = torch.softmax(one.teacher.logits(slice(None)), -1).amax(-1)
+    torch.testing.assert_close(got, one.solve(abkd.ForwardKL()).divergence * expected)
 
 
 def test_no_rows_give_empty_columns() -> None:

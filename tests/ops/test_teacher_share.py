@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from exact import assert_same
-from op_parts import FORMS, Problem, bucketed, gap, gradients, problem
+from op_parts import FORMS, Problem, bucketed, confidence, gap, gradients, problem
 from torch import Tensor
 
 import abkd
@@ -39,7 +39,7 @@ def naive(kind: type, log_p: Tensor, log_q: Tensor, share: Tensor) -> Tensor:
 def test_every_row_is_the_divergence_of_its_own_share(
     divergence: abkd.Divergence, k: int | None, compiled: bool
 ) -> None:
-    for option in ({}, {"temperature": 2.0}, {"row_weight": lambda log_p, log_q: log_p.exp().amax(-1)}):
+    for option in ({}, {"temperature": 2.0}, {"row_weight": confidence}):
         one = problem(bias=True)
         one = one if k is None else with_top_k(one, k, option.get("temperature", 1.0))
         options: dict[str, Any] = {**option, "teacher_share": SHARE, "plan": ChunkPlan(5, compiled)}

@@ -13,9 +13,10 @@ from torch import Tensor
 from abkd import Dense, Divergence, ForwardKL, Objective, SkewForwardKL, SkewReverseKL, linear_divergence
 from abkd.data import Example, TokenizedDataset, prompt_of, with_completion
 from abkd.generation import Sampling, write_completions
-from abkd.objective import TokenLogProbs
+from abkd.origin import Origin
 from abkd.recipe import load
-from abkd.term import ORIGINS
+from abkd.terms import TokenLogProbs
+from objective_parts import loss_of
 from training_parts import gap, llama, rows, teacher, tokenizer, trainer, weights
 
 GREEDY = "StudentSamples(temperature=0)"
@@ -183,8 +184,9 @@ def test_pre_distillation_is_forward_kl_with_labels_on_the_data(method: str) -> 
 def _on_both_texts(recipe: str, history: TokenLogProbs | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of a recipe's last stage on six rows of the teacher's text and four of the student's; and p, q."""
     p, q = torch.randn(2, 10, 8, dtype=torch.float64).unbind()
-    origin = torch.tensor([ORIGINS.index("teacher")] * 6 + [ORIGINS.index("student")] * 4)
-    loss = load(recipe).objective()(
+    origin = torch.tensor([Origin.TEACHER.code] * 6 + [Origin.STUDENT.code] * 4)
+    loss = loss_of(
+        load(recipe).objective(),
         Dense(q),
         Dense(p),
         torch.zeros(10, dtype=torch.long),

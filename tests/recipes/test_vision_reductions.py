@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from abkd import DKD, AlphaBeta, Dense, Divergence, ForwardKL, Objective, ReverseKL, Standardized, TransformedTeacher
 from abkd.errors import AbkdError
+from objective_parts import loss_of
 
 ROWS, CLASSES = 8, 10
 Plain = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -106,7 +107,7 @@ def rows(spread: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def solve(family: Family, inner: Divergence, student: Tensor, teacher: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The objective's loss, and its gradient."""
     objective = Objective(divergence=family.around(inner), **family.options)
-    loss = objective(Dense(student), Dense(teacher), y, torch.ones(len(y), dtype=torch.float64), progress=0.0).loss
+    loss = loss_of(objective, Dense(student), Dense(teacher), y, torch.ones(len(y), dtype=torch.float64)).loss
     return loss.detach(), torch.autograd.grad(loss, student)[0]
 
 
@@ -178,8 +179,12 @@ def test_the_square_of_the_temperature_keeps_the_size_of_the_gradient_and_is_a_s
 def test_a_mean_over_rows_of_the_sum_over_classes() -> None:
     """By hand, 2 x 3; released code for CLIP divides by the classes too, so its weights are C times as large."""
     p, q = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.6, 0.3]]), torch.tensor([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6]])
-    found = Objective(divergence=ForwardKL())(
-        Dense(q.log()), Dense(p.log()), torch.zeros(2, dtype=torch.int64), torch.ones(2), progress=0.0
+    found = loss_of(
+        Objective(divergence=ForwardKL()),
+        Dense(q.log()),
+        Dense(p.log()),
+        torch.zeros(2, dtype=torch.int64),
+        torch.ones(2),
     )
     first = 0.5 * 0.6931472 - 0.25 * 0.6931472
     second = -0.1 * 0.6931472 + 0.6 * 1.0986123 - 0.3 * 0.6931472
@@ -197,4 +202,4 @@ def test_every_family_also_takes_other_divergences_and_one_inside_the_other() ->
     assert len(seen) == 10
     unlabelled = Objective(divergence=DKD())
     with pytest.raises(AbkdError, match="needs the label of each row"):
-        unlabelled(Dense(student), Dense(teacher), None, torch.ones(ROWS), progress=0.0)  # type: ignore[arg-type]
+        loss_of(unlabelled, Dense(student), Dense(teacher), None, torch.ones(ROWS))

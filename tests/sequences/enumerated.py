@@ -17,7 +17,7 @@ from torch import Tensor
 
 import abkd
 from abkd import Dense, Divergence, JensenShannon, SkewForwardKL, SkewReverseKL
-from abkd.sequence_mixture import teacher_share
+from abkd.terms import teacher_share
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from abkd import ChunkPlan, Divergence, JensenShannon, SkewForwardKL, SkewReverseKL
 from abkd.errors import ConfigError
-from abkd.sequence_mixture import teacher_share
+from abkd.terms import teacher_share
 
 INF = math.inf
 LOG_PROB = st.floats(-2, 0) | st.floats(-60, 0) | st.just(-INF) | st.just(0.0)

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from abkd.data import Example
+from abkd.origin import Origin
 from abkd.schedules import anneal, stages
 from abkd.sources import (
     Adaptive,
@@ -25,9 +26,8 @@ from abkd.sources import (
     TeacherSamples,
     Union,
 )
-from abkd.term import ORIGINS
 
-DATASET, TEACHER, STUDENT = range(len(ORIGINS))
+DATASET, TEACHER, STUDENT = range(len(Origin))
 
 
 def rows(count: int = 4, *, start: int = 0, privileged: bool = True) -> list[Example]:

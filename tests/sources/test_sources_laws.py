@@ -11,6 +11,7 @@ from source_parts import TREES, Written, origins, rows, run, step, writers
 from abkd.notation import parse, render
 from abkd.schedules import stages
 from abkd.sources import Privileged, TeacherSamples, fingerprint, is_privileged, open_source, walk
+from abkd.stateful import Evaluated
 
 LOSSES = st.lists(st.floats(0, 4), max_size=3)
 
@@ -21,8 +22,8 @@ def test_the_same_steps_draw_the_same(source, losses):
     first, again = open_source(source, writers()), open_source(source, writers())
     for loss in losses:
         assert run(first, range(4)) == run(again, range(4))
-        first.observe({"eval_loss": loss})
-        again.observe({"eval_loss": loss})
+        first.observe(Evaluated(0, {"eval_loss": loss}))
+        again.observe(Evaluated(0, {"eval_loss": loss}))
     assert run(first, range(4, 8)) == run(again, range(4, 8))
     assert first.logs() == again.logs()
 
@@ -33,17 +34,17 @@ def test_a_resumed_run_draws_what_it_would_have_drawn(source, losses, stop):
     whole = open_source(source, writers())
     run(whole, range(stop))
     for loss in losses:
-        whole.observe({"eval_loss": loss})
+        whole.observe(Evaluated(0, {"eval_loss": loss}))
     resumed = open_source(source, writers())
-    resumed.load(json.loads(json.dumps(whole.state())))
-    assert resumed.state() == whole.state()
+    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    assert resumed.state_dict() == whole.state_dict()
     whole.logs()  # what was drawn before the checkpoint was logged before it
     assert run(resumed, range(stop, stop + 6)) == run(whole, range(stop, stop + 6))
     for stream in (whole, resumed):
-        stream.observe({"eval_loss": 9.0})
+        stream.observe(Evaluated(0, {"eval_loss": 9.0}))
     assert run(resumed, range(20, 22)) == run(whole, range(20, 22))
     assert resumed.logs() == whole.logs()
-    assert resumed.state() == whole.state()
+    assert resumed.state_dict() == whole.state_dict()
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,6 +20,7 @@ from abkd.sources import (
     Union,
     open_source,
 )
+from abkd.stateful import Evaluated
 
 ONE = rows(1)
 
@@ -75,7 +76,7 @@ class TestAdaptive:
         found, wanted, before = [], [], math.inf
         share = 0.0
         for loss in self.PATH:
-            stream.observe({"eval_loss": loss})
+            stream.observe(Evaluated(0, {"eval_loss": loss}))
             found.append(stream.logs()["mix_share"])
             share, before = (min(1.0, share + 0.1) if loss >= before + 0.1 else share), loss
             wanted.append(share)
@@ -86,7 +87,7 @@ class TestAdaptive:
         stream = open_source(Mix(Adaptive(0.25, 0.3, 0.0), StudentSamples(), Dataset()), writers())
         found = []
         for loss in [1, 0.5, 0.5, 2, 1, 3, 4, 5, 0, 9]:
-            stream.observe({"eval_loss": float(loss)})
+            stream.observe(Evaluated(0, {"eval_loss": float(loss)}))
             found.append(stream.logs()["mix_share"])
         assert found == pytest.approx([0.25, 0.25, 0.55, 0.85, 0.85, 1, 1, 1, 1, 1])
         assert max(found) == 1.0
@@ -95,20 +96,20 @@ class TestAdaptive:
         stream = open_source(Mix(Adaptive(step=1.0), StudentSamples(), Dataset()), writers())
         assert {DATASET} == {origin for n in range(20) for origin in origins(stream.draw(rows(), step(n)))}
         for loss in (1.0, 2.0):
-            stream.observe({"eval_loss": loss})
+            stream.observe(Evaluated(0, {"eval_loss": loss}))
         assert {STUDENT} == {origin for n in range(20) for origin in origins(stream.draw(rows(), step(n)))}
 
     def test_other_metrics_and_losses_that_are_none_change_nothing(self):
         stream = open_source(Mix(Adaptive(), StudentSamples(), Dataset()), writers())
-        before = stream.state()
-        stream.observe({"eval_accuracy": 3.0})
-        stream.observe({"eval_loss": math.nan})
-        assert stream.state() == before
+        before = stream.state_dict()
+        stream.observe(Evaluated(0, {"eval_accuracy": 3.0}))
+        stream.observe(Evaluated(0, {"eval_loss": math.nan}))
+        assert stream.state_dict() == before
 
     def test_it_is_told_also_deep_in_a_tree(self):
         stream = open_source(Union(Dataset(), Mix(Adaptive(step=1.0), StudentSamples(), TeacherSamples())), writers())
         for loss in (1.0, 2.0):
-            stream.observe({"eval_loss": loss})
+            stream.observe(Evaluated(0, {"eval_loss": loss}))
         assert origins(stream.draw(ONE, step(3))).count(STUDENT) == len(origins(stream.draw(ONE, step(3)))) - 1
 
 
@@ -187,5 +188,5 @@ class TestStages:
         for number in (0, 1, 10):
             stream.draw(rows(9), step(number))
         assert stream.logs()["replay_size"] == 3
-        assert len(stream.state()) == 2
-        stream.observe({"eval_loss": 1.0})
+        assert len(stream.state_dict()) == 2
+        stream.observe(Evaluated(0, {"eval_loss": 1.0}))

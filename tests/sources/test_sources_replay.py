@@ -60,7 +60,7 @@ def test_it_keeps_the_last_and_never_more():
     for number in range(40):
         drawn = told_apart(stream.draw(rows(4), step(number)))
         written += [one for one in drawn if one not in written]
-        kept = told_apart([[one] for one in stream.state()["0"]["kept"]])
+        kept = told_apart([[one] for one in stream.state_dict()["0"]["kept"]])
         assert kept == written[-10:]
         assert stream.logs()["replay_size"] == len(kept)
 
@@ -102,7 +102,7 @@ def test_the_plain_text_is_that_of_the_row_and_not_of_the_kept_sequence():
     stream.draw(rows(3), step())
     drawn = stream.draw(rows(3, start=50), step(1))
     assert [group[0].get("pretrain_ids") for group in drawn] == [[150], [151], [152]]
-    assert all("pretrain_ids" not in one for one in stream.state()["0"]["kept"])
+    assert all("pretrain_ids" not in one for one in stream.state_dict()["0"]["kept"])
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,10 @@ def test_processes_of_which_one_is_not_full_write_together():
 
 def test_a_checkpoint_of_another_source_is_named():
     stream = open_source(Mix(0.5, Replay(StudentSamples()), Dataset()), writers())
-    state = json.loads(json.dumps(stream.state()))
+    state = json.loads(json.dumps(stream.state_dict()))
     for other in (Replay(StudentSamples()), Mix(0.5, Dataset(), Replay(StudentSamples()))):
         with pytest.raises(ConfigError, match="the checkpoint is from another source: resume with the source the run"):
-            open_source(other, writers()).load(state)
+            open_source(other, writers()).load_state_dict(state)
 
 
 def test_logs_are_weighted_by_what_each_part_gave():

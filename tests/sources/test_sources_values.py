@@ -54,7 +54,7 @@ STUDENT, DATA = StudentSamples(), Dataset()
         (lambda: Replay(STUDENT, 0), "capacity must be an integer >= 1, got 0"),
         (lambda: Replay(STUDENT, 1.5), "capacity must be an integer >= 1"),
         (lambda: Replay(STUDENT, fresh=-0.1), "Replay: fresh is a probability"),
-        (lambda: Replay(STUDENT, fresh=Adaptive()), "the whole share of a Mix; fresh must be a number or schedule"),
+        (lambda: Replay(STUDENT, fresh=Adaptive()), "the whole share of a Mix; fresh must be a number or a schedule"),
         (lambda: Union(DATA), r"Union needs at least two sources, .*, got Union\(Dataset\(\)\)"),
         (Union, r"got Union\(\)"),
         (lambda: Union(DATA, 3), "Union expects sources, such as"),

@@ -15,6 +15,7 @@ import pytest
 from abkd.data import prepare_dataset, prompt_of, teacher_prompt_of
 from abkd.errors import ConfigError, DataError, OutputDirError, StorageError
 from abkd.generation import Completion, Sampling, write_completions
+from abkd.origin import Origin
 from abkd.sources import (
     Dataset,
     Generators,
@@ -28,7 +29,6 @@ from abkd.sources import (
     open_source,
     write_with,
 )
-from abkd.term import ORIGINS
 from training_parts import WORDS, teacher, tokenizer
 
 NOW = Step(step=0, progress=0.0, seed=0, process=0)
@@ -136,7 +136,7 @@ def test_a_stream_gives_the_very_tokens(source: TeacherSamples) -> None:
         assert sequence == {
             "input_ids": prompt + ids,
             "trained": [False] * len(prompt) + [True] * len(ids),
-            "origin": ORIGINS.index("teacher"),
+            "origin": Origin.TEACHER.code,
         }
         assert row["input_ids"]
     logs = stream.logs()

@@ -30,7 +30,7 @@ def test_a_resumed_run_is_the_same_run(spec, tmp_path):
     other = a_run(tmp_path, spec)
     other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert gap(one.model, other.model) == 0
-    mine, theirs = one.models.teacher.state(), other.models.teacher.state()
+    mine, theirs = one.models.teacher.state_dict(), other.models.teacher.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     assert bool(mine) == (spec != AdapterOff())
     distances = [record["divergence"] for record in one.state.log_history if "divergence" in record]

@@ -15,6 +15,7 @@ from torch import nn
 import abkd
 from abkd.errors import ConfigError, OutputDirError
 from abkd.models.language import CausalRows
+from abkd.stateful import StepEnd
 from abkd.teachers import EMA, AdapterOff, Live, Snapshot, TeacherContext
 from abkd.trainer._distillation import run_inside
 from training_parts import gpt2, llama, weights
@@ -30,12 +31,12 @@ def test_the_running_mean_is_the_formula(name, decay):
     student = STUDENTS[name]()
     expected = {key: value.double() for key, value in trained(student).items()}
     reader = EMA(decay).open(setting(student))
-    assert all(torch.equal(value, expected[key].float()) for key, value in reader.state().items())
+    assert all(torch.equal(value, expected[key].float()) for key, value in reader.state_dict().items())
     for step in steps(student, 5):
-        reader.after_step(step)
+        reader.observe(StepEnd(step, 0.0, {}))
         for key, value in trained(student).items():
             expected[key] = decay * expected[key] + (1 - decay) * value.double()
-    found = reader.state()
+    found = reader.state_dict()
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key].double(), value, rtol=1e-6, atol=1e-7)
@@ -54,15 +55,15 @@ def test_a_mean_in_sixteen_bits_is_kept_in_thirty_two():
         for parameter in student.parameters():
             parameter.mul_(2)
     for step in range(300):
-        reader.after_step(step + 1)
-    for name, mean in reader.state().items():
+        reader.observe(StepEnd(step + 1, 0.0, {}))
+    for name, mean in reader.state_dict().items():
         torch.testing.assert_close(mean, start[name] * (2 - 0.999**300), rtol=1e-4, atol=0)
         assert torch.equal(dict(reader.model.named_parameters())[name], mean.bfloat16())
     assert not logits(reader, a_batch().student).equal(own_logits(student, a_batch().student))
     again = EMA(0.999).open(setting(llama(4).bfloat16()))
-    again.load(reader.state())
+    again.load_state_dict(reader.state_dict())
     assert torch.equal(logits(again, a_batch().student), logits(reader, a_batch().student))
-    assert all(torch.equal(value, again.state()[name]) for name, value in reader.state().items())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in reader.state_dict().items())
 
 
 def test_a_snapshot_is_the_student_at_the_last_multiple():
@@ -71,7 +72,7 @@ def test_a_snapshot_is_the_student_at_the_last_multiple():
     view, known = a_batch().student, [own_logits(student, a_batch().student)]
     assert torch.equal(logits(reader, view), known[0])
     for step in steps(student, 7):
-        reader.after_step(step)
+        reader.observe(StepEnd(step, 0.0, {}))
         known.append(own_logits(student, view))
         torch.testing.assert_close(logits(reader, view), known[step - step % 3], rtol=1e-5, atol=1e-5)
         assert (logits(reader, view) - known[step]).abs().max() > 1e-3 or step % 3 == 0
@@ -86,20 +87,20 @@ def test_a_resumed_teacher_goes_on_bit_by_bit(spec, name):
     reader = spec.open(setting(student))
     optimizer = torch.optim.SGD([p for p in student.parameters() if p.requires_grad], lr=0.1)
     for step in steps(student, 3, optimizer):
-        reader.after_step(step)
-    kept, state = weights(student), reader.state()
+        reader.observe(StepEnd(step, 0.0, {}))
+    kept, state = weights(student), reader.state_dict()
     saved = save(state)
     for step in steps(student, 3, optimizer):
-        reader.after_step(3 + step)
+        reader.observe(StepEnd(3 + step, 0.0, {}))
 
     other = STUDENTS[name]()
     resumed = spec.open(setting(other))  # before the checkpoint's weights are put into the student, as a trainer does
     other.load_state_dict(kept)
-    resumed.load(load(saved))
+    resumed.load_state_dict(load(saved))
     optimizer = torch.optim.SGD([p for p in other.parameters() if p.requires_grad], lr=0.1)
     for step in steps(other, 3, optimizer):
-        resumed.after_step(3 + step)
-    assert save(state) == saved != save(reader.state()) == save(resumed.state())
+        resumed.observe(StepEnd(3 + step, 0.0, {}))
+    assert save(state) == saved != save(reader.state_dict()) == save(resumed.state_dict())
     assert torch.equal(logits(reader, a_batch().student), logits(resumed, a_batch().student))
 
 
@@ -107,7 +108,7 @@ def test_the_state_of_another_student_is_refused():
     reader = EMA().open(setting(llama(0)))
     for other in (tied(), llama(0, width=48)):
         with pytest.raises(OutputDirError, match=r"the checkpoint's state of EMA\(decay=0.999\) does not match this"):
-            reader.load(EMA().open(setting(other)).state())
+            reader.load_state_dict(EMA().open(setting(other)).state_dict())
 
 
 class Counted(nn.Module):
@@ -133,8 +134,8 @@ def test_buffers_are_those_of_the_student(spec, count):
     student.model.norm = Counted(student.model.norm)
     reader = spec.open(setting(student))
     for step in steps(student, 3):
-        reader.after_step(step)
-    state = reader.state()
+        reader.observe(StepEnd(step, 0.0, {}))
+    state = reader.state_dict()
     assert state["model.norm.count"].item() == count
     assert state["model.norm.mean"].item() == 0.5 * count
     assert not any("derived" in name or "inv_freq" in name for name in state)
@@ -145,12 +146,12 @@ def test_under_adapters_only_they_are_copied_and_move(spec):
     student = with_adapters(llama(0), moved=True)
     base = weights(student.get_base_model())
     reader = spec.open(setting(student))
-    assert all("lora" in name for name in reader.state())
+    assert all("lora" in name for name in reader.state_dict())
     mine, theirs = dict(reader.model.named_parameters()), dict(student.named_parameters())
     for name, parameter in mine.items():
         assert (parameter is theirs[name]) == ("lora" not in name)
     for step in steps(student, 3):
-        reader.after_step(step)
+        reader.observe(StepEnd(step, 0.0, {}))
     after = weights(student.get_base_model())
     assert all(torch.equal(value, base[name]) for name, value in after.items() if "lora" not in name)
     assert all(parameter.requires_grad == ("lora" in name) for name, parameter in theirs.items())
@@ -304,13 +305,13 @@ def test_a_student_in_shards_is_refused(spec, mesh):
     norm.weight = nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(0)]), requires_grad=False)
     words = r"each process holds only a shard of them \(FSDP, ZeRO-3\): train with DDP or ZeRO-2"
     with pytest.raises(ConfigError, match=words):
-        reader.after_step(1)
+        reader.observe(StepEnd(1, 0.0, {}))
     with pytest.raises(ConfigError, match=words):
         spec.open(setting(student))
     norm.weight = whole
     whole.ds_id = 0  # what DeepSpeed gives to each parameter that it parts
     with pytest.raises(ConfigError, match=words):
-        reader.after_step(2)
+        reader.observe(StepEnd(2, 0.0, {}))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def loads(directory: Path) -> None:
 
 
 SCRIPT = TESTS / "trust" / "two_processes.py"
-IN_SHARDS = ("plain", "accumulated", "written")
+IN_SHARDS = ("plain", "accumulated", "written", "terms")
+RESUMED = ("resumed", "resumed terms")
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +91,13 @@ def replicas(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("shards")
-    done = launch(SCRIPT, path, *IN_SHARDS, "resumed", SHARDED="layers")
+    done = launch(SCRIPT, path, *IN_SHARDS, *RESUMED, SHARDED="layers")
     assert done.returncode == 0, done.stderr[-4000:]
     return path
 
 
 def test_two_replicas_equal_one_process(replicas, tmp_path):
-    for variant in (*(name for name in VARIANTS if name != "resumed"), *IMAGES):
+    for variant in (*(name for name in VARIANTS if name not in RESUMED), *IMAGES):
         compare(replicas, variant, tmp_path, 2e-6)
     loads(replicas / "plain")
 
@@ -122,23 +123,24 @@ def test_two_shards_of_another_kind_equal_one_process(tmp_path, sharded):
 
 @since_5
 @pytest.mark.slow
+@pytest.mark.parametrize("variant", RESUMED)
 @pytest.mark.parametrize("sharded", ["", "layers"], ids=["replicas", "shards"])
-def test_two_processes_resume_exactly(request, tmp_path, sharded):
-    begun = request.getfixturevalue("shards" if sharded else "replicas")
-    shutil.copytree(begun / "resumed", tmp_path / "resumed")
-    directory = tmp_path / "resumed"
+def test_two_processes_resume_exactly(request, tmp_path, sharded, variant):
+    begun, name = request.getfixturevalue("shards" if sharded else "replicas"), variant.replace(" ", "_")
+    shutil.copytree(begun / name, tmp_path / name)
+    directory = tmp_path / name
     whole, log = load_file(directory / "weights.safetensors"), records(directory)
     left = sorted(path.name for path in directory.glob("checkpoint-*"))
     assert left == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
-    for name in left[1:]:  # the newest is resumed from; that of the last step would leave nothing to train
-        shutil.rmtree(directory / name)
-    done = launch(SCRIPT, tmp_path, "resumed", SHARDED=sharded)
+    for path in left[1:]:  # the newest is resumed from; that of the last step would leave nothing to train
+        shutil.rmtree(directory / path)
+    done = launch(SCRIPT, tmp_path, variant, SHARDED=sharded)
     assert done.returncode == 0, done.stderr[-4000:]
     assert gap(load_file(directory / "weights.safetensors"), whole) == 0.0
     assert [line["loss"] for line in records(directory)] == [line["loss"] for line in log]
     alone = tmp_path / "alone"
-    shutil.copytree(directory / "checkpoint-2", alone / "resumed" / "checkpoint-2")
-    one = build(alone, "resumed", 1)
+    shutil.copytree(directory / "checkpoint-2", alone / name / "checkpoint-2")
+    one = build(alone, variant, 1)
     if sharded:
         with pytest.raises(OutputDirError, match="it was saved in shards"):
             one.train(resume_from_checkpoint=True)

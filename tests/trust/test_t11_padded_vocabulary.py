@@ -31,7 +31,7 @@ def test_heads_padded_to_different_sizes_agree(tmp_path):
     made = trainer(tmp_path, student, teach=teach)
     assert made.models.classes == max(tokenizer().get_vocab().values()) + 1 < 360
     for divergence in (abkd.AlphaBeta(0.2, 0.7), abkd.ForwardKL(), abkd.JensenShannon()):
-        made.loss.objective = Objective(divergence=divergence)
+        made.loss.objective = Objective(divergence=divergence).open()
         batch = made.data_collator([made.train_dataset[i] for i in range(4)])["batch"]
         out = losses(made.loss, batch)
         assert abs(out["loss"].item()) < 1e-7

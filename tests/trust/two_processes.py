@@ -21,11 +21,18 @@ from training_parts import llama, rows, teacher, trainer, write_rows
 
 STEP = {"max_grad_norm": 1.0, "learning_rate": 3e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 2}
 BUCKETS = {"ddp_bucket_cap_mb": 1, "ddp_find_unused_parameters": True, "ddp_broadcast_buffers": False}
+TERMS = """[
+    Term(Interpolated(ForwardKL(), t=TAID(rate=0.5)), row_weight=Hardest(LossSteered(warmup=0.0, tolerance=0.0)),
+         temperature=ByHardness()),
+    FitNet('hidden.1', 'hidden.2', projector=True),
+]"""
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "plain text by length": {"lm_coef": 0.7, "group_by_length": True, **BUCKETS},
     "accumulated": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
     "resumed": {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 0},
+    "terms": {"terms": TERMS, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 1},
+    "resumed terms": {"terms": TERMS, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 0},
     "streamed": {},
     "written": {"source": "Union(Dataset(), StudentSamples(temperature=0))", "max_completion_length": 5},
 }
@@ -70,7 +77,7 @@ def main() -> None:
         world = int(os.environ["WORLD_SIZE"])
         made = build(path, variant, world, **fsdp)
         assert made.is_fsdp_enabled == bool(how)
-        if variant == "resumed":
+        if variant.startswith("resumed"):
             made.train(resume_from_checkpoint=(Path(made.args.output_dir) / "checkpoint-2").is_dir())
         else:
             made.train()

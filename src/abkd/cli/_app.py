@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from abkd.cli._console import configure_logging, console, end_processes, exit_codes, is_main_process
+from abkd.cli._console import (
+    configure_logging,
+    console,
+    end_processes,
+    exit_codes,
+    is_main_process,
+    log_messages,
+)
 from abkd.cli._help import CacheHelp, DistillHelp, GenerateHelp, ShowHelp
 from abkd.errors import ConfigError
 from abkd.version import __version__
@@ -58,6 +65,7 @@ def distill(ctx: typer.Context) -> None:
 
     if is_main_process():
         refuse_if_busy(ctx.args)
+    log_messages()  # before a recipe imports code, which is said
     recipe, extra = read_request(ctx.args, {"resume": bool, "seeds": str, "grid": dict[str, list[Any]]})
     if extra["seeds"] is not None or extra["grid"] is not None:
         from abkd.cli._sweep import run_sweep
@@ -80,6 +88,7 @@ def generate(ctx: typer.Context) -> None:
     """Generate the teacher's completions of a recipe's prompts: for source: TeacherSamples(), or as training data."""
     from abkd.cli._recipe import read_request
 
+    log_messages()
     recipe, extra = read_request(ctx.args, {"output_file": str})
     recipe.check_ready(output=False)
 
@@ -94,6 +103,7 @@ def cache(ctx: typer.Context) -> None:
     """Precompute the teacher's predictions for a recipe's data: for teacher: TopKCache() or HiddenCache()."""
     from abkd.cli._recipe import read_request
 
+    log_messages()
     recipe, _ = read_request(ctx.args, {})
     recipe.check_ready(output=False)
 
@@ -140,7 +150,7 @@ def show(ctx: typer.Context) -> None:
     from abkd.cli._recipe import read_request
     from abkd.cli._show import print_recipe, print_sample
 
-    recipe, extra = read_request(ctx.args, {"sample": bool})
+    recipe, extra = read_request(ctx.args, {"sample": bool}, load_code=False)
     print_recipe(recipe, console())
     if extra["sample"]:
         print_sample(recipe, console())

@@ -54,6 +54,11 @@ def configure_logging() -> None:
 
     of_transformers.set_verbosity_error()
     of_transformers.disable_progress_bar()
+    log_messages()
+
+
+def log_messages() -> None:
+    """Log abkd's messages to standard error (main process only); this imports nothing."""
     logger = logging.getLogger("abkd")
     logger.handlers = [_LogHandler()]
     logger.propagate = False  # a library that configures the root logger (absl does) would print every line twice

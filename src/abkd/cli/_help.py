@@ -37,7 +37,7 @@ _DEFAULTS = {each.name: each.default for each in fields(Settings)} | _OF_TRANSFO
 
 GROUPS: dict[str, tuple[Option, ...]] = {
     "Models and data": (
-        Option("task", "or image-classification; CLIP: see docs/vision.md"),
+        Option("task", "or image-classification, ...: see docs/"),
         Option("model_name_or_path", "the student: a directory or a hub name", required=True),
         Option("teacher_model_name_or_path", "the teacher, with the same tokenizer or classes"),
         Option("train_file", "JSONL, CSV, parquet; .gz; several: 'data/*.jsonl'; images: .npz"),

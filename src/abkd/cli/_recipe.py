@@ -32,10 +32,14 @@ def refuse_if_busy(words: Sequence[str]) -> None:
     check_free(Path(str(found or DEFAULT)))
 
 
-def read_request(words: Sequence[str], extra: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+def read_request(
+    words: Sequence[str], extra: Mapping[str, Any], *, load_code: bool = True
+) -> tuple[Recipe, dict[str, Any]]:
     """The recipe given by the arguments, and the values of the command's own options.
 
-    ``extra``: type of each such option by name; a bool is False and any other None unless given.
+    Args:
+        extra: type of each such option by name; a bool is False and any other None unless given.
+        load_code: whether components of other packages are imported.
 
     Raises:
         ConfigError: see ``parse_flags`` and ``Recipe.from_dict``.
@@ -47,10 +51,10 @@ def read_request(words: Sequence[str], extra: Mapping[str, Any]) -> tuple[Recipe
     own = {name: False if kind is bool else None for name, kind in extra.items()}
     own |= {name: _own(name, kind, flags.pop(name)) for name, kind in extra.items() if name in flags}
     if named:
-        return Recipe.from_yaml(words[0], flags), own
+        return Recipe.from_yaml(words[0], flags, load_code=load_code), own
     if not flags:
         raise ConfigError("nothing to do: give a recipe (such as the shipped quickstart) or flags; see --help")
-    return Recipe.from_dict(flags, where="flags", flags=flags.keys()), own
+    return Recipe.from_dict(flags, where="flags", flags=flags.keys(), load_code=load_code), own
 
 
 def _is_named(words: Sequence[str]) -> bool:

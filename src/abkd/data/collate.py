@@ -58,7 +58,7 @@ class Batch:
     """N rows as the student and as the teacher see them (the same object if both read the same input).
 
     targets: int64 [N], the token or class that row n should predict; None without labels.
-    weight: float32 [N]. origin: int64 [N], the source of the completion (index in ``abkd.term.ORIGINS``).
+    weight: float32 [N]. origin: int64 [N], the source of the completion (``Origin.code``).
     sequence: int64 [N], index of the row's sequence (or image) in the batch (in packed rows, each segment is a
     sequence).
     pretrain, pretrain_targets: the same for plain text, where all tokens but the first are targets; or None.

@@ -32,7 +32,7 @@ def with_completion(example: Example, ids: Sequence[int], origin: int, *, privil
     Args:
         example: a row; its pre-training text is kept.
         ids: the completion's tokens.
-        origin: index in ``abkd.term.ORIGINS`` of the completion's source.
+        origin: ``Origin.code`` of the completion's source.
         privileged: keep the teacher's own prompt if the row has one; otherwise both read the student's.
     """
     written = list(ids)

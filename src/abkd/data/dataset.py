@@ -7,9 +7,8 @@ import itertools
 import logging
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from abkd.data.account import Account
 from abkd.data.bad_rows import BadRowError, OnBadRow
@@ -19,13 +18,12 @@ from abkd.data.formats import recognise
 from abkd.data.load import load_rows
 from abkd.data.prepared import ExampleDataset
 from abkd.data.remarks import log_remarks
-from abkd.data.rows import Row
+from abkd.data.rows import Row, Rows
 from abkd.data.steps import Steps
 from abkd.data.stream import RowStream, StreamedDataset
-from abkd.data.tally import Tally
 from abkd.data.template import check_template
 from abkd.data.tokenize import Example, encode_text
-from abkd.data.tokens import Tokens, tokens_of
+from abkd.data.tokens import RowSteps, Tokens, tokens_of
 from abkd.data.vocabulary import check_deterministic
 from abkd.errors import ConfigError, DataError
 
@@ -53,7 +51,7 @@ class TokenizedDataset(ExampleDataset):
         self._fill(columns, name, account or Account(rows=len(examples)))
 
     @classmethod
-    def of(cls, tokens: Tokens, name: str) -> TokenizedDataset:
+    def of(cls, tokens: Tokens, name: str) -> Self:
         """The dataset of rows that were tokenised."""
         made = cls.__new__(cls)
         made._fill(tokens.columns, name, tokens.tally.account(), tokens.fingerprint)
@@ -63,7 +61,7 @@ class TokenizedDataset(ExampleDataset):
         self._columns, self._fingerprint = dict(columns), fingerprint
         self.name, self.account = name, account
         self.dropped, self.truncated = dict(account.dropped), account.truncated
-        self.lengths: list[int] = self._columns["input_ids"].lengths.tolist()
+        self.lengths = self._columns["input_ids"].lengths.tolist()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -166,11 +164,19 @@ def prepare_dataset(
         privileged=privileged,
     )
     _check_steps(steps, loaded, loaded.columns, loaded.name or name)
-    tokens = tokens_of(
-        loaded, steps, name, partial(_check_dropped, rows=len(loaded), name=loaded.name or name, on_bad_row=on_bad_row)
-    )
-    log_remarks(tokens.tally.remarks, name, len(loaded))
-    return TokenizedDataset.of(tokens, name)
+    return TokenizedDataset.of(tokenize_rows(loaded, steps, name, on_bad_row), name)
+
+
+def tokenize_rows(rows: Rows, steps: RowSteps, name: str, on_bad_row: OnBadRow) -> Tokens:
+    """The tokens of all rows; remarks about them are logged.
+
+    Raises:
+        DataError: no row can be used, or, unless ``on_bad_row="drop"``, some cannot.
+    """
+    where = rows.name or name
+    tokens = tokens_of(rows, steps, name, lambda tally: tally.check(len(rows), where, on_bad_row))
+    log_remarks(tokens.tally.remarks, name, len(rows))
+    return tokens
 
 
 def prepare_stream(
@@ -207,7 +213,7 @@ def prepare_stream(
     )
     _check_steps(steps, rows, columns, stream.name)
     dataset = StreamedDataset(stream, first, steps, length=length, seed=seed, on_bad_row=on_bad_row, name=name)
-    _check_dropped(dataset.tally, len(first), stream.name, on_bad_row)
+    dataset.tally.check(len(first), stream.name, on_bad_row)
     logger.info("abkd: rows are read as they are needed; only the first %s are checked up front", f"{len(first):,}")
     log_remarks(dataset.tally.remarks, name, len(first))
     return dataset
@@ -229,19 +235,6 @@ def _check_steps(steps: Steps, rows: Iterable[Row], columns: Collection[str], na
         )
     if steps.renders(rows):
         check_template(steps.tokenizer)
-
-
-def _check_dropped(tally: Tally, rows: int, name: str, on_bad_row: OnBadRow) -> None:
-    count = tally.dropped.total()
-    if count and on_bad_row == "error":
-        more = f"; and {count - len(tally.bad)} more" if count > len(tally.bad) else ""
-        raise DataError(
-            f"{name}: {count} of {rows} rows cannot be used: {'; '.join(tally.bad)}{more}. Fix them, or set "
-            "on_bad_row: drop to train without them"
-        )
-    if count == rows:
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.dropped.most_common())
-        raise DataError(f"{name}: all {rows} rows were dropped ({reasons})")
 
 
 def pretraining_chunks(texts: Iterable[str], tokenizer: Any, length: int) -> list[Sequence[int]]:

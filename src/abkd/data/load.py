@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -104,8 +105,10 @@ def _part(before: int, file: DataFile) -> Part:
 
 def _of_dataset(table: Any, name: str) -> Rows:
     """The rows of a ``datasets.Dataset``, cached like those of files."""
+    classes = _class_names(table)
     if not hasattr(table, "__len__") or len(table) <= FEW:
-        return _number([*map(row_of_table, _checked_rows(table, name or "the dataset"))], name)
+        rows = [*map(row_of_table, _checked_rows(table, name or "the dataset"))]
+        return replace(_number(rows, name), class_names=classes)
 
     def build(file: Path) -> dict[str, Any]:
         return write_rows(file, progress(enumerate(_by_batches(table), 1), len(table), "reading the data"))
@@ -114,7 +117,15 @@ def _of_dataset(table: Any, name: str) -> Rows:
     for batch in table.with_format("arrow").iter(_AT_ONCE):
         content.update(_bytes_of(batch))
     stored = StoredRows(keep(f"rows-{key(content.hexdigest())}", build).folder)
-    return Rows(stored, stored.numbers, name)
+    return Rows(stored, stored.numbers, name, class_names=classes)
+
+
+def _class_names(table: Any) -> dict[str, tuple[str, ...]]:
+    """The names of the classes by column, for columns of classes."""
+    import datasets
+
+    kinds = (table.features or {}).items()
+    return {column: tuple(kind.names) for column, kind in kinds if isinstance(kind, datasets.ClassLabel)}
 
 
 def _by_batches(table: Any) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Sampler
 
-from abkd.data import LengthGroupedSampler, StreamedDataset, TokenizedDataset
+from abkd.data import LengthGroupedSampler, StreamedDataset
 from abkd.data.prepared import ExampleDataset
 
 Key = int | tuple[int, int]
@@ -87,7 +87,7 @@ def train_order(dataset: ExampleDataset | PadToMultiple, *, batch_size: int, by_
     """The order of an epoch; ``batch_size`` over all processes, where rows of similar length share a batch."""
     rows = dataset.rows if isinstance(dataset, PadToMultiple) else dataset
     inner: Shuffled | LengthGroupedSampler = Shuffled(len(rows), seed=seed)
-    if by_length and isinstance(rows, TokenizedDataset):
+    if by_length and rows.lengths:
         inner = LengthGroupedSampler(rows.lengths, batch_size, seed=seed)
     if isinstance(rows, StreamedDataset):
         inner = AsTheyCome(len(rows), seed=seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -14,13 +14,15 @@ class ExampleDataset(Dataset[Any]):
 
     ``name``: for messages. ``dropped``: rows left out, by reason. ``truncated``: number of rows that were truncated.
     ``indexed_by_epoch``: whether an example also depends on the epoch; its key is then ``(epoch, index)``, or the
-    index alone when the epoch does not matter (in evaluation).
+    index alone when the epoch does not matter (in evaluation). ``lengths``: the length of each example; empty if they
+    have none.
     """
 
     name: str
     dropped: Mapping[str, int]
     truncated: int = 0
     indexed_by_epoch: bool = False
+    lengths: Sequence[int] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...

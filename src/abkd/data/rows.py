@@ -8,7 +8,7 @@ import itertools
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -43,7 +43,8 @@ class Part:
 class Rows(Sequence[Row]):
     """Rows in order, each with its number in the source (1-based), which counts lines or rows (``unit``).
 
-    ``parts``: the files, if there are several; numbers then continue from one to the next.
+    ``parts``: the files, if there are several; numbers then continue from one to the next. ``class_names``: for columns
+    of the type ``ClassLabel`` of the datasets library, the names of the classes in order.
     """
 
     rows: Sequence[Row]
@@ -51,6 +52,7 @@ class Rows(Sequence[Row]):
     name: str = ""
     unit: str = "row"
     parts: tuple[Part, ...] = ()
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...

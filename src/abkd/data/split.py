@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,43 +20,49 @@ from abkd.errors import DataError
 Indices = npt.NDArray[np.int64]
 
 
-def split_held_out(rows: Iterable[Row], fraction: float, seed: int = 0) -> tuple[Rows, Rows]:
+def split_held_out(
+    rows: Iterable[Row], fraction: float, seed: int = 0, *, columns: Sequence[str] | None = None
+) -> tuple[Rows, Rows]:
     """``(train, held out)``, both in the order given; ``fraction`` in (0, 1) of the rows is held out, at least one.
 
-    Rows with the same prompt stay together, so that no held-out prompt is seen in training. Which prompts are held out
-    depends only on the hash of the prompt and on ``seed``, not on the order of the rows.
+    Rows with the same prompt (with ``columns``: with the same values in these columns) stay together, so that no
+    held-out prompt is seen in training. Which prompts are held out depends only on the hash of the prompt and on
+    ``seed``, not on the order of the rows.
     Raises DataError if there are fewer than two distinct prompts.
     """
     if not 0 < fraction < 1:
         raise DataError(f"the held-out fraction must be between 0 and 1, got {fraction}")
     rows = load_rows(rows)
-    held = _indices(rows, fraction, seed)
+    held = _indices(rows, fraction, seed, columns)
     return rows.take(np.delete(np.arange(len(rows)), held)), rows.take(held)
 
 
-def _indices(rows: Rows, fraction: float, seed: int) -> Indices:
+def _indices(rows: Rows, fraction: float, seed: int, columns: Sequence[str] | None) -> Indices:
     """The indices of the held-out rows; for stored rows they are computed once."""
     if isinstance(rows.rows, StoredRows):
-        return rows.rows.remember(f"held-out {fraction!r} {seed}", lambda: _held_out(rows, fraction, seed))
-    return _held_out(rows, fraction, seed)
+        question = f"held-out {fraction!r} {seed} {columns}"
+        return rows.rows.remember(question, lambda: _held_out(rows, fraction, seed, columns))
+    return _held_out(rows, fraction, seed, columns)
 
 
-def _held_out(rows: Rows, fraction: float, seed: int) -> Indices:
-    order, sizes = _groups(rows, seed)
+def _held_out(rows: Rows, fraction: float, seed: int, columns: Sequence[str] | None) -> Indices:
+    order, sizes = _groups(rows, seed, columns)
     if len(sizes) < 2:
+        what = "prompt" if columns is None else " and ".join(columns)
         raise DataError(
-            f"{rows.name or 'the dataset'} has only one distinct prompt in {len(rows)} rows, "
+            f"{rows.name or 'the dataset'} has only one distinct {what} in {len(rows)} rows, "
             "so nothing can be held out without leaking: provide a separate evaluation file"
         )
     chosen = _choose(sizes.tolist(), max(1, round(fraction * len(rows))))
     return np.sort(order[np.repeat(chosen, sizes)])
 
 
-def _groups(rows: Rows, seed: int) -> tuple[Indices, Indices]:
+def _groups(rows: Rows, seed: int, columns: Sequence[str] | None) -> tuple[Indices, Indices]:
     """The rows in the order of their prompts' hashes, and the size of each group with the same prompt."""
     digests = bytearray()
     for row in progress(rows, len(rows), "looking for identical prompts"):
-        digests += hashlib.sha256(f"{seed}\n{_prompt_of(row)}".encode()).digest()
+        prompt = _prompt_of(row) if columns is None else canonical([row.get(name) for name in columns])
+        digests += hashlib.sha256(f"{seed}\n{prompt}".encode()).digest()
     words = np.frombuffer(digests, dtype=">u8").reshape(len(rows), 4)
     order = np.lexsort(words.T[::-1])
     first = np.ones(len(rows), dtype=bool)

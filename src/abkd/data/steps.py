@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from abkd.data.bad_rows import BadRowError
 from abkd.data.extra_columns import check_text_only, read_template_kwargs
@@ -41,6 +41,7 @@ class Steps:
     apply_chat_template: bool | None = None
     context: str | None = None
     privileged: bool = False
+    columns: ClassVar[tuple[str, ...]] = ("input_ids", "trained", "teacher_input_ids", "teacher_trained")
 
     def __call__(self, row: Row) -> TokenizedRow:
         record, remark = self._record(row)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abkd.data.account import Account
-from abkd.data.bad_rows import BadRowError
+from abkd.data.bad_rows import BadRowError, OnBadRow
 from abkd.data.remarks import Remark
 from abkd.data.rows import Row
 from abkd.data.tokenize import Example, TokenizedRow
+from abkd.errors import DataError
 
 NAMED_ROWS = 10
 """Number of bad rows that an error message lists."""
@@ -48,6 +49,19 @@ class Tally:
         self.dropped.update(later.dropped)
         self.remarks.update(later.remarks)
         self._name_bad(later.bad)
+
+    def check(self, rows: int, name: str, on_bad_row: OnBadRow) -> None:
+        """Raise DataError, with the first bad rows, if they are not to be dropped, or if all ``rows`` are bad."""
+        count = self.dropped.total()
+        if count and on_bad_row == "error":
+            more = f"; and {count - len(self.bad)} more" if count > len(self.bad) else ""
+            raise DataError(
+                f"{name}: {count} of {rows} rows cannot be used: {'; '.join(self.bad)}{more}. Fix them, or set "
+                "on_bad_row: drop to train without them"
+            )
+        if count == rows:
+            reasons = ", ".join(f"{count} × {reason}" for reason, count in self.dropped.most_common())
+            raise DataError(f"{name}: all {rows} rows were dropped ({reasons})")
 
     def account(self) -> Account:
         """The account that is stored with a dataset; reasons in order of frequency."""

@@ -39,7 +39,7 @@ class Example(TypedDict):
     pretrain_ids: NotRequired[list[int]]
     """Plain text for the language-modelling term."""
     origin: NotRequired[int]
-    """Source of the completion: index in ``abkd.term.ORIGINS``; 0, the data, by default."""
+    """Source of the completion: ``Origin.code``; 0, the data, by default."""
     is_padding: NotRequired[bool]
     """Padding without trained tokens, so that every process has the same number of batches; sources never see it."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import pyarrow
 from torch.utils.data import DataLoader, Dataset
@@ -17,23 +18,27 @@ from torch.utils.data import DataLoader, Dataset
 from abkd.data.columns import Column, Lists, fingerprint_of, mapped
 from abkd.data.load import FEW
 from abkd.data.progress import progress
-from abkd.data.rows import Rows
-from abkd.data.steps import Steps
-from abkd.data.stored import StoredRows, keep, key, write_batches
+from abkd.data.rows import Row, Rows
+from abkd.data.stored import StoredRows, hash_of, keep, key, write_batches
 from abkd.data.tally import Tally
-from abkd.data.tokenize import Example
+from abkd.data.tokenize import Example, TokenizedRow
 from abkd.data.vocabulary import PROBES
 from abkd.errors import AbkdError, DataError
 
 _AT_ONCE = 1_000  # rows per piece of work
 _PROCESSES = 16  # at most; with more, the process that writes is the bottleneck
-_ALWAYS = ("input_ids", "trained")
-_SCHEMA = pyarrow.schema(
-    {
-        name: pyarrow.list_(pyarrow.bool_() if name.endswith("trained") else pyarrow.int32())
-        for name in (*_ALWAYS, "teacher_input_ids", "teacher_trained")
-    }
-)
+
+
+class RowSteps(Protocol):
+    """Turns a row into its tokenised examples; a frozen dataclass of plain values and tokenizers.
+
+    Calling it raises BadRowError for a row that cannot be used. ``columns``: the names of all lists that an example may
+    have, ``input_ids`` first; those that end in "trained" hold booleans, all others integers.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+
+    def __call__(self, row: Row) -> TokenizedRow: ...
 
 
 class Tokens(NamedTuple):
@@ -50,7 +55,7 @@ class _Piece(NamedTuple):
     error: AbkdError | None
 
 
-def tokens_of(rows: Rows, steps: Steps, name: str, check: Callable[[Tally], None]) -> Tokens:
+def tokens_of(rows: Rows, steps: RowSteps, name: str, check: Callable[[Tally], None]) -> Tokens:
     """Apply ``steps`` to all rows; for stored rows, the result is cached.
 
     ``check`` raises if the tally is not acceptable; nothing is cached then.
@@ -59,23 +64,32 @@ def tokens_of(rows: Rows, steps: Steps, name: str, check: Callable[[Tally], None
         tally, batches = Tally(), list[pyarrow.RecordBatch]()
         batches += _counted(_pieces(rows, steps, name), tally)
         check(tally)
-        return Tokens(_columns(lambda column: Lists([batch.column(column) for batch in batches])), tally)
+        return Tokens(_columns(steps, lambda column: Lists([batch.column(column) for batch in batches])), tally)
 
     def build(file: Path) -> dict[str, Any]:
         tally = Tally()
-        write_batches(file, _SCHEMA, _counted(_pieces(rows, steps, name), tally))
+        write_batches(file, _schema(steps), _counted(_pieces(rows, steps, name), tally))
         check(tally)
-        return {"tally": tally.plain(), "fingerprint": fingerprint_of(_columns(lambda column: mapped(file, column)))}
+        return {
+            "tally": tally.plain(),
+            "fingerprint": fingerprint_of(_columns(steps, lambda column: mapped(file, column))),
+        }
 
     kept = keep(f"tokens-{key(rows.rows.key, _described(steps))}", build, verify=True)
     tally = Tally.of_plain(kept.about["tally"])
     check(tally)
-    return Tokens(_columns(lambda column: mapped(kept.file, column)), tally, kept.about["fingerprint"])
+    return Tokens(_columns(steps, lambda column: mapped(kept.file, column)), tally, kept.about["fingerprint"])
 
 
-def _columns(read: Callable[[str], Column]) -> dict[str, Column]:
-    columns = {name: read(name) for name in _SCHEMA.names}
-    return {name: column for name, column in columns.items() if name in _ALWAYS or column.lengths.any()}
+def _schema(steps: RowSteps) -> pyarrow.Schema:
+    kinds = {name: pyarrow.bool_() if name.endswith("trained") else pyarrow.int32() for name in steps.columns}
+    return pyarrow.schema({name: pyarrow.list_(kind) for name, kind in kinds.items()})
+
+
+def _columns(steps: RowSteps, read: Callable[[str], Column]) -> dict[str, Column]:
+    """The columns that any example has."""
+    columns = {name: read(name) for name in steps.columns}
+    return {name: column for name, column in columns.items() if column.lengths.any()}
 
 
 def _counted(pieces: Iterable[_Piece], tally: Tally) -> Iterator[pyarrow.RecordBatch]:
@@ -89,7 +103,7 @@ def _counted(pieces: Iterable[_Piece], tally: Tally) -> Iterator[pyarrow.RecordB
 class _Pieces(Dataset[_Piece]):
     """The work for several processes, in pieces of ``_AT_ONCE`` rows."""
 
-    def __init__(self, rows: Rows, steps: Steps) -> None:
+    def __init__(self, rows: Rows, steps: RowSteps) -> None:
         self.rows, self.steps = rows, steps
 
     def __len__(self) -> int:
@@ -105,16 +119,16 @@ class _Pieces(Dataset[_Piece]):
                 examples += tally.examples_of(self.rows[place], where, self.steps)
         except AbkdError as raised:  # returned, since a worker would add its traceback to the message
             error = raised
-        return _Piece(_batch(examples), tally, error)
+        return _Piece(_batch(examples, _schema(self.steps)), tally, error)
 
 
-def _batch(examples: Sequence[Example]) -> pyarrow.RecordBatch:
-    lists = ([example.get(field.name, ()) for example in examples] for field in _SCHEMA)
-    arrays = [pyarrow.array(each, type=field.type) for each, field in zip(lists, _SCHEMA, strict=True)]
-    return pyarrow.record_batch(arrays, schema=_SCHEMA)
+def _batch(examples: Sequence[Example], schema: pyarrow.Schema) -> pyarrow.RecordBatch:
+    lists = ([example.get(field.name, ()) for example in examples] for field in schema)
+    arrays = [pyarrow.array(each, type=field.type) for each, field in zip(lists, schema, strict=True)]
+    return pyarrow.record_batch(arrays, schema=schema)
 
 
-def _pieces(rows: Rows, steps: Steps, name: str) -> Iterator[_Piece]:
+def _pieces(rows: Rows, steps: RowSteps, name: str) -> Iterator[_Piece]:
     pieces = _Pieces(rows, steps)
     workers = min(_processors(), _PROCESSES, len(pieces)) if len(rows) > FEW else 1
     here = (pieces[index] for index in range(len(pieces)))
@@ -154,12 +168,12 @@ def _single_threaded() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = known
 
 
-def _described(steps: Steps) -> list[Any]:
-    """Everything that the tokens of a row depend on, besides the row and the code."""
-    fields = {field.name: getattr(steps, field.name) for field in dataclasses.fields(steps)}
-    tokenizer = fields.pop("tokenizer")
-    values = {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
-    return [values, _identity(tokenizer)]
+def _described(steps: RowSteps) -> list[Any]:
+    """Everything that the tokens of a row depend on, besides the row and the code of this package."""
+    fields = {field.name: getattr(steps, field.name) for field in dataclasses.fields(cast(Any, steps))}
+    tokenizers = {name: _identity(value) for name, value in fields.items() if hasattr(value, "get_vocab")}
+    values = {name: getattr(value, "__qualname__", value) for name, value in fields.items() if name not in tokenizers}
+    return [values, tokenizers, hash_of(Path(inspect.getfile(type(steps))))]
 
 
 def _identity(tokenizer: Any) -> str:

@@ -6,6 +6,9 @@
 from abkd.divergences._alpha_beta import AlphaBeta, ForwardKL, Hellinger, ReverseKL
 from abkd.divergences._batch import CLKD, DIST
 from abkd.divergences._dkd import DKD
+from abkd.divergences._full_distribution import FullDistribution as FullDistribution
+from abkd.divergences._full_distribution import Transform as Transform
+from abkd.divergences._full_distribution import check_inner as check_inner
 from abkd.divergences._mixtures import JensenShannon, SkewForwardKL, SkewReverseKL
 from abkd.divergences._mixtures import Mixture as Mixture
 from abkd.divergences._pointwise import Divergence, Pointwise

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from abkd.config import DistillConfig
 from abkd.generation import Completion, Sampling
 from abkd.models.loading import placed
-from abkd.objective import Objective
+from abkd.objective import OpenObjective
 from abkd.ops import ChunkPlan, plan_chunks
-from abkd.tasks import OpenTask, write_completions_for
+from abkd.tasks import OpenTask, open_objective, write_completions_for
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class EvaluationContext:
     """
 
     task: OpenTask
-    objective: Objective
+    objective: OpenObjective
     progress: float
     plan: ChunkPlan
     module: nn.Module
@@ -110,7 +110,7 @@ class EvaluationContext:
 
         return cls(
             task,
-            args.objective(),
+            open_objective(args.objective(), models, args.seed),
             progress,
             plan_chunks(task.max_rows, models.classes, args.device, memory_budget_mb=args.memory_budget_mb),
             module=models.student.model,

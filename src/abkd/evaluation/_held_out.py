@@ -86,17 +86,23 @@ def row_sums(context: EvaluationContext, batch: Batch) -> dict[str, Tensor]:
     """Sums over the rows of a batch: distances, cross-entropies, the objective's value, the task's own columns.
 
     Every term is evaluated on every row, whatever its origin: the value measures how far the models differ here.
+    Numbers of rows that depend on a whole step are 1, and temperatures of rows at their base.
     """
     objective, plan, models = context.objective, context.plan, context.task.models
-    student = models.student(batch.student)
-    teacher = None if models.teacher is None else models.teacher(batch.teacher)
-    terms = objective.row_specs(context.progress)
-    wanted = {**_distances(models.teacher, objective), **{f"term {k}": rows for k, (_, rows) in enumerate(terms)}}
-    columns = row_metrics(student, teacher, wanted, batch.targets, plan=plan)
+    needs = objective.needs(context.progress)
+    student = models.student.read(batch.student, needs.student_features)
+    known = None if models.teacher is None else models.teacher.read(batch.teacher, needs.teacher_features)
+    teacher = None if known is None else known.rows
+    terms = objective.evaluation_specs(student, known, batch, context.progress)
+    specs = {f"term {k}": spec for k, (_, _, spec) in enumerate(terms) if spec is not None}
+    wanted = {**_distances(models.teacher, objective.spec), **specs}
+    columns = row_metrics(student.rows, teacher, wanted, batch.targets, plan=plan)
     hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # not used without labels
-    values = [objective.value(term, columns.pop(f"term {k}"), hard) for k, (term, _) in enumerate(terms)]
+    values = [
+        active.term.values(inputs, columns.pop(f"term {k}", None), hard) for k, (active, inputs, _) in enumerate(terms)
+    ]
     columns["loss"] = torch.stack(values).sum(0)
-    columns |= context.task.row_metrics(student, teacher, batch)
+    columns |= context.task.row_metrics(student.rows, teacher, batch)
     counted = batch.weight != 0  # padding images are not rows
     sums = {name: column.double()[counted].sum() for name, column in columns.items()}
     return {**sums, "rows": batch.weight.count_nonzero().double()}

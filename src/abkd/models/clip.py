@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from abkd.errors import ConfigError, VocabularyError
 from abkd.models.folders import check_model_folder
-from abkd.models.loading import check_finite, in_short
+from abkd.models.pretrained import check_finite, in_short
 from abkd.models.vision import Classifier, Preparation, preparation_of
 
 TEMPLATE = "a photo of a {}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import AbkdError, ConfigError
-from abkd.models.loading import in_short
 from abkd.models.positions import first_position, learned_positions, text_config
-from abkd.models.rows import ModelRows, call_of, has_hooks
+from abkd.models.pretrained import in_short
+from abkd.models.rows import ModelRows, Outputs, call_of, has_hooks
+from abkd.models.taps import is_last, layers_of, of_rows, tapped
 from abkd.ops import Dense, Head, Projected, Rows
 
 logger = logging.getLogger("abkd")
@@ -56,8 +57,7 @@ class CausalRows(ModelRows):
         """Rows of the model's own head matrix."""
         return self.language_model.get_output_embeddings().weight.shape[0]
 
-    def __call__(self, view: View) -> Rows:
-        """The rows that ``view`` selects: ``Projected`` ``[N, H]``, or ``Dense`` ``[N, V]``."""
+    def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
         inputs = view.inputs_for(self.language_model)
         if self.first_position:
             inputs = {**inputs, "position_ids": inputs["position_ids"] + self.first_position}
@@ -65,11 +65,30 @@ class CausalRows(ModelRows):
             self.dense_because = "its head is sharded separately; shard it with the root module to avoid this"
             self._say_dense()
         self.auxiliary_loss = None
-        if self.dense_because is not None:
-            rows: Rows = Dense(self._logits(inputs).flatten(0, 1)[view.rows])
-        else:
-            rows = Projected(self._hidden(inputs).flatten(0, 1)[view.rows], self.head)
-        return rows if self.classes is None else rows.first(self.classes)
+        rows: Any = None
+        model, layers = self.language_model, self._layers() if features else []
+        dense = self.dense_because is not None
+        with tapped(model, features, layers, model.get_output_embeddings() if dense else None, stop=stop) as kept:
+            if dense:
+                rows = Dense(self._logits(inputs).flatten(0, 1)[view.rows])
+            else:
+                hidden = self._hidden(inputs)
+                kept |= {name: hidden for name in features if is_last(name, layers)}
+                rows = Projected(hidden.flatten(0, 1)[view.rows], self.head)
+        if self.classes is not None and rows is not None:
+            rows = rows.first(self.classes)
+        return Outputs[Any](rows, of_rows(kept, features, view.inputs["input_ids"].shape, view.rows))
+
+    def _layers(self) -> list[nn.Module]:
+        count = getattr(text_config(self.language_model), "num_hidden_layers", 0)
+        return layers_of(_backbone(self.language_model), count)
+
+    def probe(self) -> View:
+        return self._probe_view(self._probe_ids())
+
+    def _probe_view(self, ids: Tensor) -> View:
+        inputs = {**self._inputs(ids), "position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
+        return View(inputs=inputs, rows=torch.arange(ids.shape[1], device=ids.device))
 
     def of(self, model: Any) -> CausalRows:
         return CausalRows(model)
@@ -83,7 +102,7 @@ class CausalRows(ModelRows):
             ConfigError: the model fails on these tokens, its output at a position depends on later tokens, or passing
                 position_ids 0, 1, 2, … changes its output.
         """
-        with probing(self.model):
+        with probing(self.model, "a causal language model"):
             ids = self._probe_ids()
             logits = self._logits(self._inputs(ids))
             self._check_causal(ids, logits)
@@ -153,10 +172,8 @@ class CausalRows(ModelRows):
 
     def _compare(self, ids: Tensor, logits: Tensor) -> str | None:
         """Why these logits are not ``head(hidden)``; None if they are."""
-        inputs = {**self._inputs(ids), "position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
-        view = View(inputs=inputs, rows=torch.arange(ids.shape[1], device=ids.device))
         try:
-            ours = self(view).logits(slice(None)).float()
+            ours = self(self._probe_view(ids)).logits(slice(None)).float()
         except Exception as error:  # noqa: BLE001  # the whole model runs, so its backbone cannot be used alone
             return f"its backbone cannot be run by itself ({in_short(error)})"
         theirs = logits.float()[0, :, : ours.shape[-1]]
@@ -202,8 +219,11 @@ class CausalRows(ModelRows):
 
 
 @contextmanager
-def probing(model: Any) -> Iterator[None]:
+def probing(model: Any, kind: str) -> Iterator[None]:
     """Try a model out in eval mode, without gradient; any error means that it cannot be used.
+
+    Args:
+        kind: what it is used as, for the message.
 
     Raises:
         ConfigError: in place of any other error.
@@ -217,7 +237,7 @@ def probing(model: Any) -> Iterator[None]:
         raise
     except Exception as error:  # from third-party code; each means that the model cannot be used
         raise ConfigError(
-            f"{_name(model)} fails on a few tokens as a causal language model of transformers "
+            f"{_name(model)} fails on a few tokens as {kind} of transformers "
             f"({in_short(error)}): choose a model that takes input_ids of any length and returns an output with logits"
         ) from error
     finally:

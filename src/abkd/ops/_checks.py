@@ -19,12 +19,59 @@ def check_temperature(temperature: float) -> None:
         raise ConfigError(f"temperature must be a finite number > 0, got {temperature!r}")
 
 
-def check_weights(ce_weight: float, kd_weight: float, targets: Tensor | None, teacher: TeacherRows | None) -> None:
+def check_weights(
+    ce_weight: float | Tensor, kd_weight: float | Tensor, targets: Tensor | None, teacher: TeacherRows | None
+) -> None:
     """Raise ConfigError if a term of the loss has a weight but no targets or no teacher."""
-    if ce_weight != 0 and targets is None:
-        raise ConfigError(f"ce_weight={ce_weight!r} needs targets [N]; pass them or set ce_weight=0")
-    if kd_weight != 0 and teacher is None:
-        raise ConfigError(f"kd_weight={kd_weight!r} needs a teacher; pass its rows or set kd_weight=0")
+    if targets is None and _any(ce_weight):
+        raise ConfigError(f"ce_weight={_shown(ce_weight)} needs targets [N]; pass them or set ce_weight=0")
+    if teacher is None and _any(kd_weight):
+        raise ConfigError(f"kd_weight={_shown(kd_weight)} needs a teacher; pass its rows or set kd_weight=0")
+
+
+def _any(weight: float | Tensor) -> bool:
+    return bool((weight != 0).any()) if isinstance(weight, Tensor) else weight != 0
+
+
+def _shown(weight: float | Tensor) -> str:
+    return f"a tensor {list(weight.shape)}" if isinstance(weight, Tensor) else repr(weight)
+
+
+def checked_temperature(temperature: float | Tensor, teacher: TeacherRows | None, weight: Tensor) -> float | Tensor:
+    """The temperature, or that of each row as a column; ``weight`` ``[N]`` tells which rows are used."""
+    if not isinstance(temperature, Tensor):
+        check_temperature(temperature)
+        return temperature
+    if isinstance(teacher, TopK):
+        raise ConfigError(
+            "a temperature of its own for each row needs the teacher's full distribution, got its top-"
+            f"{teacher.ids.shape[-1]} classes (TopK), whose log-probabilities are at one temperature already: use "
+            "teacher: HiddenCache() or teacher: Live(), or one temperature for all rows"
+        )
+    return _checked_column("temperature", temperature, weight, positive=True)
+
+
+def checked_weights(
+    ce_weight: float | Tensor, kd_weight: float | Tensor, weight: Tensor
+) -> tuple[float | Tensor, float | Tensor]:
+    """The weights of the two losses, each a number or that of each row as a column; ``weight`` as above."""
+    return _checked_column("ce_weight", ce_weight, weight), _checked_column("kd_weight", kd_weight, weight)
+
+
+def _checked_column(name: str, number: float | Tensor, weight: Tensor, *, positive: bool = False) -> float | Tensor:
+    """A number as it is; a tensor with one per row ``[N]``, validated where the row is used, as a float64 constant."""
+    if not isinstance(number, Tensor):
+        return number
+    if number.shape != weight.shape:
+        wanted = f"{name} must be one number, or [{len(weight)}] with one number per row"
+        raise ConfigError(f"{wanted}, got a tensor {list(number.shape)}")
+    column = number.detach().to(weight.device, torch.float64)
+    wrong = ~(column.isfinite() & ((column > 0) if positive else (column >= 0))) & (weight != 0)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        least = "> 0" if positive else ">= 0"
+        raise ConfigError(f"{name} must be a finite number {least} in every row, got {column[row].item()} in row {row}")
+    return column
 
 
 def check_divergence(divergence: Divergence, teacher: TeacherRows | None, targets: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from abkd.memory import is_out_of_memory
 from abkd.ops._head import Head
 from abkd.ops._logits import student_logits, teacher_logits
-from abkd.ops._row_loss_spec import Block, RowLossSpec
+from abkd.ops._row_loss_spec import Block, RowColumns, RowLossSpec, times
 from abkd.ops._rows import blocks
 from abkd.ops._types import (
     ChunkPlan,
@@ -38,12 +38,12 @@ class _Call:
     teacher: TeacherRows
     targets: Tensor | None
     weight: Tensor
-    share: Tensor | None
+    columns: RowColumns
     total: Tensor | None
     spec: RowLossSpec
     plan: ChunkPlan
     dtype: torch.dtype
-    columns: dict[str, Tensor | None] = field(default_factory=dict)
+    results: dict[str, Tensor | None] = field(default_factory=dict)
 
 
 def chunked_losses(
@@ -51,14 +51,14 @@ def chunked_losses(
     teacher: TeacherRows,
     targets: Tensor | None,
     weight: Tensor,
-    share: Tensor | None,
+    columns: RowColumns,
     total: Tensor | None,
     spec: RowLossSpec,
     plan: ChunkPlan,
     dtype: torch.dtype,
 ) -> RowLosses:
     """As :func:`abkd.linear_divergence`, with the head product in ``dtype``; gradients are computed with the loss."""
-    call = _Call(teacher, targets, weight, share, total, spec, plan, dtype)
+    call = _Call(teacher, targets, weight, columns, total, spec, plan, dtype)
     if not torch.is_grad_enabled():
         student = student.detach()  # otherwise unused gradients would be computed
     if isinstance(student, Dense):
@@ -67,7 +67,7 @@ def chunked_losses(
         head = student.head
         scale = head.scale if isinstance(head.scale, Tensor) else None
         loss = _OnePass.apply(call, student.hidden, head.weight, head.bias, scale, head)
-    return RowLosses(loss=loss, plan=call.plan, **call.columns)  # type: ignore[arg-type]
+    return RowLosses(loss=loss, plan=call.plan, **call.results)  # type: ignore[arg-type]
 
 
 class _OnePass(torch.autograd.Function):
@@ -148,13 +148,14 @@ def _attempt(student: Rows, call: _Call, need: tuple[bool, ...]) -> tuple[Tensor
     with torch.no_grad(), torch.autocast(call.weight.device.type, enabled=False):
         most = min(step, rows)
         of_student = student_logits(sums.student, most)
-        of_teacher = teacher_logits(call.teacher, most, call.spec.temperature)
+        temperature = call.columns.temperature(call.spec, torch.float64)
+        of_teacher = teacher_logits(call.teacher, most, temperature)
         for start in range(0, rows, step):
             chunk = kept[start : start + step]
             # all rows in order: a slice needs no copy of the hidden states
             index = slice(start, start + step) if rows == len(call.weight) else chunk
             parts.append(_chunk(sums, call, of_student(index), of_teacher(index), index, chunk, any(need)))
-        call.columns.update(_spread(parts, kept, call))
+        call.results.update(_spread(parts, kept, call))
         return sums.finish(call)
 
 
@@ -176,11 +177,11 @@ def _chunk(
     shared = isinstance(sums.student, Dense) and isinstance(index, slice)  # the caller's logits: must not change
     if (grad and sums.rounds) or (shared and (grad or isinstance(teacher, TopK))):
         logits = logits.to(sums.sum_dtype if sums.rounds else logits.dtype, copy=True)
-    targets, share = (None if each is None else each[rows] for each in (call.targets, call.share))
-    weight = call.weight[rows]
+    targets = None if call.targets is None else call.targets[rows]
+    weight, columns = call.weight[rows], call.columns.rows(rows)
     cap_slope = sums.cap_slope(logits) if grad else None
     scaled, compiled = weight * sums.share, call.plan.compiled
-    result = blocks(logits, teacher, targets, scaled, call.spec, grad=grad, compiled=compiled, share=share)
+    result = blocks(logits, teacher, targets, scaled, call.spec, grad=grad, compiled=compiled, columns=columns)
     if grad:
         sums.add(index, logits if cap_slope is None else logits.mul_(cap_slope))
     return result._replace(weight=result.weight if call.spec.row_weight is not None else weight)
@@ -246,13 +247,12 @@ class _Gradients:
 
     def finish(self, call: _Call) -> tuple[Tensor, list[Tensor | None]]:
         """Apply what is still missing of the factor ``1 / total weight``; return the loss and the gradients."""
-        columns, spec = call.columns, call.spec
-        used, divergence, hard = columns["weight"], columns["divergence"], columns["cross_entropy"]
+        results, spec = call.results, call.spec
+        used, divergence, hard = results["weight"], results["divergence"], results["cross_entropy"]
         assert used is not None
         assert divergence is not None
-        row = (0.0 if hard is None else spec.ce_weight * hard) + (
-            spec.kd_weight * divergence if spec.kd_weight else 0.0
-        )
+        _, ce_weight, kd_weight = call.columns.factors(spec, divergence.dtype)
+        row = (0.0 if hard is None else times(ce_weight, hard)) + times(kd_weight, divergence)
         factor = _inverse(used.sum() if call.total is None else call.total).to(used.dtype)
         loss = torch.where(used == 0, 0.0, used * row).sum() * factor  # a row with weight 0 may be infinite
         head = self.student.head if isinstance(self.student, Projected) else None

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from abkd.divergences import Divergence, working_dtype
 from abkd.errors import ConfigError, VocabularyError
-from abkd.ops._checks import check_temperature
+from abkd.ops._checks import checked_temperature
 from abkd.ops._linear_divergence import linear_divergence
+from abkd.ops._row_loss_spec import per_class
 from abkd.ops._types import Dense
 
 
@@ -19,7 +20,7 @@ def divergence_loss(
     z_teacher: Tensor,
     divergence: Divergence,
     *,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     targets: Tensor | None = None,
     mask: Tensor | None = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
@@ -32,11 +33,11 @@ def divergence_loss(
         z_teacher: teacher logits ``[..., V]``, a constant. (Logits are passed student first, as in other losses; the
             divergences themselves take log-probabilities, teacher first.)
         divergence: any :class:`abkd.Divergence`.
-        temperature: divides both models' logits.
+        temperature: divides both models' logits; one number, or ``[...]`` with one per row, a constant.
         targets: class indices ``[...]``, only for divergences that use the label.
         mask: boolean or numeric ``[...]``: False or 0 excludes a row, whatever it contains (NaN included).
         reduction: "mean" over the remaining rows (0 if there are none), "sum", or "none": ``[...]``, 0 where masked.
-        scale_by_temperature_squared: multiply by ``temperature²``.
+        scale_by_temperature_squared: multiply each row's divergence by its ``temperature²``.
 
     Returns:
         A scalar, or ``[...]`` for ``reduction="none"``.
@@ -57,7 +58,7 @@ def divergence_loss(
         raise ConfigError(f"mask must be {tuple(shape)}, one number per row, got {tuple(mask.shape)}")
     if targets is not None and targets.shape != shape:
         raise ConfigError(f"targets must be {tuple(shape)}, one class per row, got {tuple(targets.shape)}")
-    check_temperature(temperature)
+    temperature = _flattened(temperature, shape)
     weight = None if mask is None else mask.reshape(-1).to(torch.float32)
     targets = None if targets is None else targets.reshape(-1)
     if reduction == "none":
@@ -74,20 +75,33 @@ def divergence_loss(
     ).loss
 
 
+def _flattened(temperature: float | Tensor, shape: torch.Size) -> float | Tensor:
+    if not isinstance(temperature, Tensor):
+        return temperature
+    if temperature.shape != shape:
+        wanted = f"temperature must be one number, or {tuple(shape)} with one per row"
+        raise ConfigError(f"{wanted}, got a tensor {tuple(temperature.shape)}")
+    return temperature.reshape(-1)
+
+
 def _each(
     z_student: Tensor,
     z_teacher: Tensor,
     divergence: Divergence,
-    temperature: float,
+    temperature: float | Tensor,
     targets: Tensor | None,
     weight: Tensor | None,
     squared: bool,
 ) -> Tensor:
     student, teacher = z_student.reshape(-1, z_student.shape[-1]), z_teacher.detach().reshape(-1, z_teacher.shape[-1])
-    kept = torch.arange(len(student), device=student.device) if weight is None else weight.nonzero().squeeze(-1)
+    used = torch.ones(len(student), device=student.device) if weight is None else weight
+    kept = used.nonzero().squeeze(-1)
     dtype = working_dtype(divergence, student, teacher)
-    log_q = torch.log_softmax(student[kept].to(dtype) / temperature, -1)
-    log_p = torch.log_softmax(teacher[kept].to(dtype) / temperature, -1)
+    temperature = checked_temperature(temperature, None, used)
+    if isinstance(temperature, Tensor):
+        temperature = temperature[kept].to(dtype)
+    log_q = torch.log_softmax(student[kept].to(dtype) / per_class(temperature), -1)
+    log_p = torch.log_softmax(teacher[kept].to(dtype) / per_class(temperature), -1)
     row = divergence(log_p, log_q, None if targets is None else targets[kept]) * (temperature**2 if squared else 1.0)
     if weight is not None:
         row = row * weight[kept].to(row.dtype)

@@ -10,7 +10,20 @@ import torch
 from torch import Tensor
 
 from abkd.divergences import Divergence, Number, Pointwise, working_dtype
-from abkd.ops._row_loss_spec import Block, RowLossSpec, RowWeight, agreement, entropy, entropy_of, params_of
+from abkd.ops._row_facts import RowWeight, number_of_rows
+from abkd.ops._row_loss_spec import (
+    Block,
+    Coefficients,
+    RowColumns,
+    RowLossSpec,
+    agreement,
+    entropy,
+    entropy_of,
+    params_of,
+    per_class,
+    times,
+    without_uncounted,
+)
 
 EAGER_BLOCK = 1 << 16  # elements per block in eager mode: the temporaries stay in the processor's cache
 _PIECE = 1 << 15  # classes per piece of a row: the allocator reuses temporaries of this size
@@ -55,7 +68,7 @@ def eager_blocks(
     spec: RowLossSpec,
     *,
     grad: bool,
-    share: Tensor | None,
+    columns: RowColumns,
 ) -> Block:
     """The eager implementation of :func:`abkd.ops._rows.blocks`."""
     dtype = working_dtype(spec.divergence, student, teacher)
@@ -63,9 +76,9 @@ def eager_blocks(
     with one_thread(student):
         # rows that are compared with each other must be in one block
         for rows in [slice(None)] if spec.divergence.batch_axis else row_blocks(student):
-            label, of_teacher = (None if each is None else each[rows] for each in (targets, share))
+            label = None if targets is None else targets[rows]
             z, y = student[rows].to(dtype), teacher[rows].to(dtype)
-            part, gradient = _eager_block(z, y, label, weight[rows], spec, of_teacher, grad=grad)
+            part, gradient = _eager_block(z, y, label, weight[rows], spec, columns.rows(rows), grad=grad)
             if gradient is not None:
                 student[rows] = gradient
             parts.append(part)
@@ -78,14 +91,14 @@ def _eager_block(
     targets: Tensor | None,
     weight: Tensor,
     spec: RowLossSpec,
-    share: Tensor | None,
+    columns: RowColumns,
     *,
     grad: bool,
 ) -> tuple[Block, Tensor | None]:
     if not isinstance(spec.divergence, Pointwise):
-        return _generic_block(student, teacher, targets, weight, spec, grad=grad)
-    function = Fused(spec.divergence, spec.temperature != 1.0, grad, spec.row_weight)
-    return function(student, teacher, targets, weight, share, (*spec.coefficients, *spec.params))
+        return _generic_block(student, teacher, targets, weight, spec, columns, grad=grad)
+    function = Fused(spec.divergence, columns.tempered(spec), grad, spec.row_weight)
+    return function(student, teacher, targets, weight, columns, (*spec.coefficients, *spec.params))
 
 
 @dataclass(frozen=True)
@@ -103,32 +116,41 @@ class Fused:
         teacher: Tensor,
         targets: Tensor | None,
         weight: Tensor,
-        share: Tensor | None,
+        columns: RowColumns,
         scalars: Sequence[Number] | Tensor,
     ) -> tuple[Block, Tensor | None]:
         if isinstance(scalars, Tensor):
             scalars = scalars.unbind()
-        inv_temperature, ce_weight, kd_weight, *params = scalars
-        log_p = torch.log_softmax(teacher * inv_temperature, -1) if self.tempered else torch.log_softmax(teacher, -1)
-        log_q = torch.log_softmax(student * inv_temperature, -1) if self.tempered else torch.log_softmax(student, -1)
+        factors, params = Coefficients(*scalars[:3]), scalars[3:]
+        if columns.coefficients is not None:
+            factors = Coefficients(*columns.coefficients.to(student.dtype).unbind(-1))
+        cold = per_class(factors.inv_temperature)
+        log_p = torch.log_softmax(teacher * cold, -1) if self.tempered else torch.log_softmax(teacher, -1)
+        log_q = torch.log_softmax(student * cold, -1) if self.tempered else torch.log_softmax(student, -1)
         q = log_q.exp()
         if self.row_weight is not None:
-            weight = weight.to(q.dtype) * self.row_weight(log_p, log_q).detach().to(q.dtype)
-        if share is not None:
-            params = params_of(self.divergence, share, q.dtype)
+            weight = weight.to(q.dtype) * number_of_rows(self.row_weight, log_p, log_q, targets, columns.position)
+        if columns.share is not None:
+            params = params_of(self.divergence, columns.share, q.dtype)
         value, slope = _value_and_slope(self.divergence, log_p, log_q, params)
         plain = torch.log_softmax(student, -1) if self.tempered and targets is not None else log_q
         hard = None if targets is None else -plain.gather(-1, targets[:, None]).squeeze(-1)
-        gradient = None
-        if self.grad:
-            gradient = (slope - q * slope.sum(-1, keepdim=True)) * (weight * kd_weight * inv_temperature).to(q.dtype)[
-                :, None
-            ]
-            if targets is not None and (isinstance(ce_weight, Tensor) or ce_weight != 0):
-                pull = (weight * ce_weight).to(q.dtype)[:, None]
-                gradient = (gradient + plain.exp() * pull).scatter_add(-1, targets[:, None], -pull)
+        gradient = _gradient(q, slope, plain, targets, weight, factors) if self.grad else None
         entropies = entropy_of(log_q, q), entropy(log_p)
         return Block(value, hard, *entropies, agreement(student, teacher), weight), gradient
+
+
+def _gradient(
+    q: Tensor, slope: Tensor, plain: Tensor, targets: Tensor | None, weight: Tensor, factors: Coefficients
+) -> Tensor:
+    """The gradient ``[n, V]`` of ``Σ weight·(ce·CE + kd·D)``; ``plain``: log-probabilities at temperature 1."""
+    inv_temperature, ce_weight, kd_weight = factors
+    scale = (weight * kd_weight * inv_temperature).to(q.dtype)[:, None]
+    gradient = without_uncounted((slope - q * slope.sum(-1, keepdim=True)) * scale, kd_weight)
+    if targets is not None and (isinstance(ce_weight, Tensor) or ce_weight != 0):
+        pull = (weight * ce_weight).to(q.dtype)[:, None]
+        gradient = (gradient + plain.exp() * pull).scatter_add(-1, targets[:, None], -pull)
+    return gradient
 
 
 def value_and_slope(
@@ -161,22 +183,45 @@ def _value_and_slope(
 
 
 def _generic_block(
-    student: Tensor, teacher: Tensor, targets: Tensor | None, weight: Tensor, spec: RowLossSpec, *, grad: bool
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor | None,
+    weight: Tensor,
+    spec: RowLossSpec,
+    columns: RowColumns,
+    *,
+    grad: bool,
 ) -> tuple[Block, Tensor | None]:
     """A block with any divergence, by automatic differentiation within the block."""
+    factors, temperature = columns.factors(spec, student.dtype), columns.temperature(spec, student.dtype)
     with torch.enable_grad():
         student = student.detach().requires_grad_(grad)
-        log_q = torch.log_softmax(student / spec.temperature, -1)
-        log_p = torch.log_softmax(teacher.detach() / spec.temperature, -1)
+        log_q = torch.log_softmax(student / temperature, -1)
+        log_p = torch.log_softmax(teacher.detach() / temperature, -1)
         if spec.row_weight is not None:
-            weight = weight.to(student.dtype) * spec.row_weight(log_p, log_q.detach()).detach().to(student.dtype)
-        row = spec.divergence(log_p, log_q, targets)
-        objective = spec.kd_weight * row if spec.kd_weight else torch.zeros_like(row)
+            of_function = number_of_rows(spec.row_weight, log_p, log_q, targets, columns.position)
+            weight = weight.to(student.dtype) * of_function
+        row = spec.divergence(log_p, drop_infinite_slopes(log_q, factors.kd_weight), targets)
+        objective = times(factors.kd_weight, row)
         hard = None
         if targets is not None:
             hard = -torch.log_softmax(student, -1).gather(-1, targets[:, None]).squeeze(-1)
-            objective = objective + spec.ce_weight * hard
-        gradient = torch.autograd.grad((objective * weight.to(objective.dtype)).sum(), student)[0] if grad else None
+            objective = objective + times(factors.ce_weight, hard)
+        gradient = None
+        if grad:
+            total = (objective * weight.to(objective.dtype)).sum()
+            gradient = torch.autograd.grad(total, student)[0] if total.requires_grad else torch.zeros_like(student)
     same = agreement(student.detach(), teacher).to(row.dtype)
     hard = None if hard is None else hard.detach()
     return Block(row.detach(), hard, entropy(log_q.detach()), entropy(log_p), same, weight), gradient
+
+
+def drop_infinite_slopes(log_q: Tensor, kd_weight: float | Tensor) -> Tensor:
+    """``log_q``, with the slope 0 and not 0·inf where it is infinite and the row's divergence has weight 0.
+
+    Finite slopes of such a row are kept: with a batch axis the divergence of another row may depend on it.
+    """
+    if isinstance(kd_weight, Tensor) and log_q.requires_grad:
+        counts = (kd_weight != 0)[:, None]
+        log_q.register_hook(lambda slope: torch.where(counts | slope.isfinite(), slope, 0.0))
+    return log_q

@@ -21,8 +21,11 @@ def student_logits(rows: Rows, most: int) -> Callable[[Index], Tensor]:
     return _as_given(rows) if isinstance(rows, Dense) else _products(rows, most, {})
 
 
-def teacher_logits(rows: TeacherRows, most: int, temperature: float) -> Callable[[Index], Tensor | TopK]:
-    """The same for a teacher; a ``TopK`` returns its known classes. ``temperature`` is that of the divergence."""
+def teacher_logits(rows: TeacherRows, most: int, temperature: float | Tensor) -> Callable[[Index], Tensor | TopK]:
+    """The same for a teacher; a ``TopK`` returns its known classes.
+
+    ``temperature`` is that of the divergence: one number, or one for each of the ``N`` rows, ``[N, 1]``.
+    """
     if isinstance(rows, TopK):
         return rows.__getitem__
     if isinstance(rows, Averaged):
@@ -47,7 +50,7 @@ def _products(rows: Projected, most: int, buffers: Buffers) -> Callable[[Index],
     return logits
 
 
-def _averages(rows: Averaged, most: int, temperature: float) -> Callable[[Index], Tensor]:
+def _averages(rows: Averaged, most: int, temperature: float | Tensor) -> Callable[[Index], Tensor]:
     buffers: Buffers = {}  # reused by the members in turn
     members = [part.logits if isinstance(part, Dense) else _products(part, most, buffers) for part in rows.parts]
     wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in rows.tensors) else torch.float32
@@ -56,21 +59,23 @@ def _averages(rows: Averaged, most: int, temperature: float) -> Callable[[Index]
 
     def logits(index: Index) -> Tensor:
         total = buffer
+        warm = temperature[index].to(wide) if isinstance(temperature, Tensor) else temperature
         for i, member in enumerate(members):
             part = member(index)
             if i == 0:
                 total = buffer[: len(part)].fill_(0.0 if geometric else -torch.inf)
             with one_thread(part):
                 for some in pieces(part):
-                    _gather(total[some], part[some], None if geometric else temperature)
+                    of_some = warm[some] if isinstance(warm, Tensor) else warm
+                    _gather(total[some], part[some], None if geometric else of_some)
         if geometric:
             return total.div_(len(members))
-        return total.sub_(math.log(len(members))).mul_(temperature)  # the row function divides by it
+        return total.sub_(math.log(len(members))).mul_(warm)  # the row function divides by it
 
     return logits
 
 
-def _gather(total: Tensor, part: Tensor, temperature: float | None) -> None:
+def _gather(total: Tensor, part: Tensor, temperature: float | Tensor | None) -> None:
     if temperature is None:
         total += part
     else:

@@ -27,7 +27,7 @@ _BITS = {torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
 _OUTPUTS = 5  # per row: see abkd_rows
 _PIECES = 4  # per thread, so that the others do not wait long for the last one
 
-RowFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, tuple[float, ...], Tensor, bool], Tensor]
+RowFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor, bool], Tensor]
 _Function = Callable[..., int]
 
 
@@ -54,8 +54,8 @@ def row_function(divergence: Pointwise, student: torch.dtype, teacher: torch.dty
     """``f(z, y, weight, targets, coefficients, params, grad) -> [n, 5]``: D, CE, H(q), H(p), agreement, in float64.
 
     ``z`` and ``y`` are logits ``[n, V]``; with ``grad`` ``z`` is overwritten by the gradient of
-    ``Σ weight·(ce·CE + kd·D)``. ``coefficients``: 1/temperature, ce, kd; ``params``: the divergence's, ``[1, K]``, or
-    ``[n, K]`` with separate ones per row.
+    ``Σ weight·(ce·CE + kd·D)``. ``coefficients``: 1/temperature, ce, kd, ``[1, 3]``, or ``[n, 3]`` with separate ones
+    per row; ``params``: the divergence's, ``[1, K]`` or ``[n, K]``. All float64.
 
     Raises:
         BuildError: the compiler failed.
@@ -73,20 +73,19 @@ def _call(
     y: Tensor,
     weight: Tensor,
     targets: Tensor | None,
-    coefficients: tuple[float, ...],
+    coefficients: Tensor,
     params: Tensor,
     grad: bool,
 ) -> Tensor:
     rows, classes = z.shape
-    y, params, weight = y.contiguous(), params.contiguous(), weight.to(torch.float64).contiguous()
+    y, weight = y.contiguous(), weight.to(torch.float64).contiguous()
+    coefficients, params = coefficients.contiguous(), params.contiguous()
     assert z.is_contiguous()
     out = torch.empty(rows, _OUTPUTS, dtype=torch.float64)
     targets = None if targets is None else targets.to(torch.int64).contiguous()
-    values = (ctypes.c_double * len(coefficients))(*coefficients)
-    stride = params.shape[-1] if len(params) == rows else 0
 
     def run(at: _At, count: int) -> int:
-        known = at(weight), at(targets), values, at(params) if stride else _pointer(params), ctypes.c_int64(stride)
+        known = at(weight), at(targets), *_strided(coefficients, at, rows), *_strided(params, at, rows)
         return function(at(z), at(y), ctypes.c_int64(count), ctypes.c_int64(classes), *known, at(out), int(grad))
 
     if _over_rows(run, rows):
@@ -100,31 +99,34 @@ class Passes:
 
     library: tuple[_Function, _Function]
 
-    def tail_logsumexp(self, z: Tensor, inv_temperature: float, plain: bool) -> Tensor:
-        """``[n, 4]`` in float64: the largest logit, log Σ e^((z - top)/T), the same for T = 1, the entropy."""
-        out = torch.empty(len(z), 4, dtype=torch.float64)
+    def tail_logsumexp(self, z: Tensor, inv_temperature: float | Tensor, plain: bool) -> Tensor:
+        """``[n, 4]`` in float64: the largest logit, log Σ e^((z - top)/T), the same for T = 1, the entropy.
+
+        ``inv_temperature``: 1/T, one number or one per row, ``[n]``.
+        """
+        out, cold = torch.empty(len(z), 4, dtype=torch.float64), _column(inv_temperature)
         assert z.is_contiguous()
 
         def run(at: _At, count: int) -> int:
             size = ctypes.c_int64(count), ctypes.c_int64(z.shape[-1])
-            return self.library[0](at(z), *size, ctypes.c_double(inv_temperature), int(plain), at(out))
+            return self.library[0](at(z), *size, *_strided(cold, at, len(z)), int(plain), at(out))
 
         _over_rows(run, len(z))
         return out
 
     def tail_gradient(
-        self, z: Tensor, known: Tensor, inv_temperature: float, kd_scale: Tensor, ce_scale: Tensor | None
+        self, z: Tensor, known: Tensor, inv_temperature: float | Tensor, kd_scale: Tensor, ce_scale: Tensor | None
     ) -> None:
         """Overwrite ``z`` ``[n, V]`` with ``kd_scale·t + ce_scale·u``, given what ``tail_logsumexp`` returned."""
         known, kd_scale = known.to(torch.float64).contiguous(), kd_scale.to(torch.float64).contiguous()
         ce_scale = None if ce_scale is None else ce_scale.to(torch.float64).contiguous()
+        cold = _column(inv_temperature)
         assert z.is_contiguous()
 
         def run(at: _At, count: int) -> int:
             size = ctypes.c_int64(count), ctypes.c_int64(z.shape[-1])
-            return self.library[1](
-                at(z), *size, ctypes.c_double(inv_temperature), at(known), at(kd_scale), at(ce_scale)
-            )
+            scales = at(kd_scale), at(ce_scale)
+            return self.library[1](at(z), *size, *_strided(cold, at, len(z)), at(known), *scales)
 
         _over_rows(run, len(z))
 
@@ -143,6 +145,17 @@ _At = Callable[[Tensor | None], ctypes.c_void_p | None]
 
 def _pointer(tensor: Tensor | None, row: int = 0) -> ctypes.c_void_p | None:
     return None if tensor is None else ctypes.c_void_p(tensor[row:].data_ptr())
+
+
+def _column(numbers: float | Tensor) -> Tensor:
+    """One number ``[1, 1]``, or one per row ``[n, 1]``, in float64."""
+    return torch.as_tensor(numbers, dtype=torch.float64).reshape(-1, 1).contiguous()
+
+
+def _strided(table: Tensor, at: _At, rows: int) -> tuple[ctypes.c_void_p | None, ctypes.c_int64]:
+    """A table ``[1, K]`` or ``[rows, K]`` in C: its address, and how far apart the numbers of two rows are."""
+    stride = table.shape[-1] if len(table) == rows else 0
+    return at(table) if stride else _pointer(table), ctypes.c_int64(stride)
 
 
 def _over_rows(run: Callable[[_At, int], int], rows: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from abkd.ops._compilers import fused_by_torch, native
 from abkd.ops._eager import one_thread, pieces
 from abkd.ops._native import knows, passes
+from abkd.ops._row_loss_spec import per_class
 
 
 class TailSums(NamedTuple):
@@ -25,38 +26,45 @@ class TailSums(NamedTuple):
     """The entropy of the distribution over these classes alone, at temperature T."""
 
 
-def tail_logsumexp(logits: Tensor, inv_temperature: float, *, plain: bool, compiled: bool) -> TailSums:
+def is_one(inv_temperature: float | Tensor) -> bool:
+    """Whether this is temperature 1 for all rows, without looking at those of single rows."""
+    return not isinstance(inv_temperature, Tensor) and inv_temperature == 1.0
+
+
+def tail_logsumexp(logits: Tensor, inv_temperature: float | Tensor, *, plain: bool, compiled: bool) -> TailSums:
     """Sums over the classes of ``[n, V]`` at temperature ``1/inv_temperature``, in float32 (float64 for float64).
 
-    Without ``plain`` the mass at temperature 1 is not computed.
+    ``inv_temperature`` is one number, or one per row, ``[n]``. Without ``plain`` the mass at temperature 1 is not
+    computed.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    plain = plain and inv_temperature != 1.0
+    plain = plain and not is_one(inv_temperature)
     if compiled and logits.device.type == "cpu":
         library = native(passes, logits.dtype) if knows(logits) else None
         if library is not None:
             return TailSums(*library.tail_logsumexp(logits, inv_temperature, plain).to(wide).unbind(-1))
     if compiled and logits.device.type != "cpu" and len(logits) > 1:
-        key = ("tail_logsumexp", plain, logits.dtype, logits.device.type)
-        done = fused_by_torch(key, _tail_logsumexp, logits, _number(inv_temperature, logits), plain)
+        cold = _tensor(inv_temperature, logits)
+        key = ("tail_logsumexp", plain, cold.ndim, logits.dtype, logits.device.type)
+        done = fused_by_torch(key, _tail_logsumexp, logits, cold, plain)
         if done is not None:
             return done
     with one_thread(logits):
-        parts = [_tail_logsumexp(logits[rows], inv_temperature, plain) for rows in pieces(logits)]
+        parts = [_tail_logsumexp(logits[rows], _of(inv_temperature, rows, wide), plain) for rows in pieces(logits)]
     return TailSums(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def tail_gradient(
     logits: Tensor,
     known: TailSums,
-    inv_temperature: float,
+    inv_temperature: float | Tensor,
     kd_scale: Tensor,
     ce_scale: Tensor | None,
     *,
     compiled: bool,
 ) -> None:
     """Overwrite ``[n, V]`` with ``kd_scale·t + ce_scale·u``, where t, u are the rows' distributions at T and at 1."""
-    if inv_temperature == 1.0 and ce_scale is not None:
+    if is_one(inv_temperature) and ce_scale is not None:
         kd_scale, ce_scale = kd_scale + ce_scale, None
     if compiled and logits.device.type == "cpu":
         library = native(passes, logits.dtype) if knows(logits) else None
@@ -64,23 +72,26 @@ def tail_gradient(
             library.tail_gradient(logits, torch.stack(known, -1), inv_temperature, kd_scale, ce_scale)
             return
     if compiled and logits.device.type != "cpu" and len(logits) > 1:
-        key = ("tail_gradient", ce_scale is None, logits.dtype, logits.device.type)
-        if (
-            fused_by_torch(key, _tail_gradient, logits, known, _number(inv_temperature, logits), kd_scale, ce_scale)
-            is not None
-        ):
+        cold = _tensor(inv_temperature, logits)
+        key = ("tail_gradient", ce_scale is None, cold.ndim, logits.dtype, logits.device.type)
+        if fused_by_torch(key, _tail_gradient, logits, known, cold, kd_scale, ce_scale) is not None:
             return
     with one_thread(logits):
         for rows in pieces(logits):
             part = TailSums(*(column[rows] for column in known))
-            _tail_gradient(
-                logits[rows], part, inv_temperature, kd_scale[rows], None if ce_scale is None else ce_scale[rows]
-            )
+            cold, hard = _of(inv_temperature, rows, part.top.dtype), None if ce_scale is None else ce_scale[rows]
+            _tail_gradient(logits[rows], part, cold, kd_scale[rows], hard)
 
 
-def _number(inv_temperature: float, logits: Tensor) -> Tensor:
-    """As a tensor, so that another temperature needs no recompilation."""
-    return torch.tensor(inv_temperature, dtype=torch.promote_types(logits.dtype, torch.float32), device=logits.device)
+def _tensor(inv_temperature: float | Tensor, logits: Tensor) -> Tensor:
+    """As a tensor, ``[]`` or ``[n, 1]``, so that another temperature needs no recompilation."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return torch.as_tensor(per_class(inv_temperature), dtype=dtype, device=logits.device)
+
+
+def _of(inv_temperature: float | Tensor, rows: slice, dtype: torch.dtype) -> float | Tensor:
+    """One number for all rows, or those of some rows, ``[n, 1]``."""
+    return inv_temperature[rows, None].to(dtype) if isinstance(inv_temperature, Tensor) else inv_temperature
 
 
 def finite_top(known: TailSums) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from abkd.divergences import Divergence, JensenShannon, SkewForwardKL, SkewReverseKL, working_dtype
-from abkd.ops._row_loss_spec import RowLossSpec, entropy
+from abkd.ops._eager import drop_infinite_slopes
+from abkd.ops._row_facts import number_of_rows
+from abkd.ops._row_loss_spec import RowColumns, RowLossSpec, entropy, times
 from abkd.ops._types import Averaged, RowLosses, Rows, TeacherRows, TopK
 
 
@@ -18,7 +20,7 @@ def reference_losses(
     teacher: TeacherRows | None,
     targets: Tensor | None,
     weight: Tensor,
-    share: Tensor | None,
+    columns: RowColumns,
     total: Tensor | None,
     spec: RowLossSpec,
 ) -> RowLosses:
@@ -27,16 +29,16 @@ def reference_losses(
     dtype = working_dtype(spec.divergence, *student.tensors, *(() if teacher is None else teacher.tensors))
     z = student.logits(kept).to(dtype)
     label = None if targets is None else targets[kept]
-    both = _sides(z, teacher, label, kept, spec.temperature)
-    row = _divergence(spec.divergence, both, None if share is None else share[kept])
+    columns = columns.rows(kept)
+    temperature, factors = columns.temperature(spec, dtype), columns.factors(spec, dtype)
+    both = _sides(z, teacher, label, kept, temperature)
+    both = both._replace(log_q=drop_infinite_slopes(both.log_q, factors.kd_weight))
+    row = _divergence(spec.divergence, both, columns.share)
     used = weight[kept].to(dtype)
     if spec.row_weight is not None:
-        used = used * spec.row_weight(both.log_p, both.log_q.detach()).detach().to(dtype)
-    objective = spec.kd_weight * row if spec.kd_weight else torch.zeros_like(row)
-    hard = None
-    if label is not None:
-        hard = -torch.log_softmax(z, -1).gather(-1, label[:, None]).squeeze(-1)
-        objective = objective + spec.ce_weight * hard
+        used = used * number_of_rows(spec.row_weight, both.log_p, both.log_q, both.targets, columns.position)
+    hard = None if label is None else -torch.log_softmax(z, -1).gather(-1, label[:, None]).squeeze(-1)
+    objective = times(factors.kd_weight, row) + (0.0 if hard is None else times(factors.ce_weight, hard))
     divisor = used.sum() if total is None else total
     loss = torch.where(used == 0, 0.0, objective * used).sum() / torch.where(divisor == 0, 1.0, divisor)
     loss = loss.to(torch.promote_types(student.tensors[0].dtype, torch.float32))
@@ -49,7 +51,7 @@ def reference_losses(
         loss=loss,
         divergence=spread(row),
         cross_entropy=None if hard is None else spread(hard),
-        student_entropy=spread(entropy(torch.log_softmax(z / spec.temperature, -1))),
+        student_entropy=spread(entropy(torch.log_softmax(z / temperature, -1))),
         teacher_entropy=spread(entropy(both.log_p)),
         agreement=spread(both.agreement.to(dtype)),
         weight=spread(used),
@@ -65,7 +67,9 @@ class _Sides(NamedTuple):
     agreement: Tensor
 
 
-def _sides(z: Tensor, teacher: TeacherRows | None, targets: Tensor | None, kept: Tensor, temperature: float) -> _Sides:
+def _sides(
+    z: Tensor, teacher: TeacherRows | None, targets: Tensor | None, kept: Tensor, temperature: float | Tensor
+) -> _Sides:
     log_q = torch.log_softmax(z / temperature, -1)
     top = z.detach() == z.detach().amax(-1, keepdim=True)
     if teacher is None:
@@ -77,7 +81,7 @@ def _sides(z: Tensor, teacher: TeacherRows | None, targets: Tensor | None, kept:
     return _Sides(log_p, log_q, targets, (top & (log_p == log_p.amax(-1, keepdim=True))).any(-1))
 
 
-def _log_softmax(teacher: Rows | Averaged, kept: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+def _log_softmax(teacher: Rows | Averaged, kept: Tensor, temperature: float | Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(teacher, Averaged):
         return torch.log_softmax(teacher.logits(kept).to(dtype).detach() / temperature, -1)
     logits = torch.stack([part.logits(kept).to(dtype).detach() for part in teacher.parts]) / temperature

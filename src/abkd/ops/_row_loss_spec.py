@@ -1,8 +1,7 @@
-"""The specification of the loss of each row, and its per-row results."""
+"""The specification of the loss of each row, what differs from row to row, and the per-row results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor
 
 from abkd.divergences import Divergence, Mixture, Pointwise
-
-RowWeight = Callable[[Tensor, Tensor], Tensor]  # (log_p [n, V], log_q [n, V]) -> [n], a constant in the gradient
+from abkd.ops._row_facts import RowWeight
 
 SMALLEST_SHARE = 1e-6  # of either model in a mixture: with a share of 0 it is not a mixture
 
@@ -35,6 +33,62 @@ class RowLossSpec:
     def params(self) -> tuple[float, ...]:
         """The parameters of the divergence."""
         return self.divergence.params if isinstance(self.divergence, Pointwise) else ()
+
+
+class Coefficients(NamedTuple):
+    """The factors in a row's loss: numbers, or ``[n]`` with one per row."""
+
+    inv_temperature: float | Tensor
+    ce_weight: float | Tensor
+    kd_weight: float | Tensor
+
+
+class RowColumns(NamedTuple):
+    """What may differ from row to row, ``N`` rows each; None: it is the same for all of them."""
+
+    share: Tensor | None = None
+    """``[N]`` the teacher's share of a mixture."""
+    coefficients: Tensor | None = None
+    """float64 ``[N, 3]``: 1/temperature, ce, kd, instead of the numbers of the ``RowLossSpec``."""
+    position: Tensor | None = None
+    """int64 ``[N]`` in the call, for row-weight functions."""
+
+    def rows(self, rows: slice | Tensor) -> RowColumns:
+        """The columns of some rows."""
+        return RowColumns(*(None if column is None else column[rows] for column in self))
+
+    def factors(self, spec: RowLossSpec, dtype: torch.dtype) -> Coefficients:
+        """The numbers of ``spec``, or those of each row, ``[N]`` in ``dtype``."""
+        if self.coefficients is None:
+            return Coefficients(*spec.coefficients)
+        return Coefficients(*self.coefficients.to(dtype).unbind(-1))
+
+    def temperature(self, spec: RowLossSpec, dtype: torch.dtype) -> float | Tensor:
+        """The temperature of ``spec``, or that of each row, ``[N, 1]`` in ``dtype``."""
+        return spec.temperature if self.coefficients is None else self.coefficients[:, :1].reciprocal().to(dtype)
+
+    def tempered(self, spec: RowLossSpec) -> bool:
+        """Whether the temperature may be other than 1."""
+        return spec.temperature != 1.0 or self.coefficients is not None
+
+
+def per_class(number: float | Tensor) -> float | Tensor:
+    """A number of each row ``[n]`` as ``[n, 1]``, for products with ``[n, V]``; others as they are."""
+    return number[:, None] if isinstance(number, Tensor) and number.ndim else number
+
+
+def times(weight: float | Tensor, values: Tensor) -> Tensor:
+    """``weight · values`` ``[n]``, with ``0 · inf = 0``."""
+    if isinstance(weight, Tensor):
+        return torch.where(weight == 0, 0.0, weight.to(values.dtype) * values)
+    return weight * values if weight else torch.zeros_like(values)
+
+
+def without_uncounted(gradient: Tensor, kd_weight: float | Tensor) -> Tensor:
+    """The gradient ``[n, V]`` of a weighted divergence, 0 where the weight is 0, even if the slope is infinite."""
+    if isinstance(kd_weight, Tensor):
+        return gradient.masked_fill(torch.as_tensor(per_class(kd_weight)) == 0, 0.0)
+    return gradient if kd_weight else torch.zeros_like(gradient)
 
 
 class Block(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from abkd.divergences import ForwardKL
 from abkd.ops._checks import check_divergence, check_rows, checked_share
 from abkd.ops._linear_divergence import plan_chunks
 from abkd.ops._logits import as_multiplied, no_teacher, product_dtype, student_logits, teacher_logits
-from abkd.ops._row_loss_spec import RowLossSpec
+from abkd.ops._row_loss_spec import RowColumns, RowLossSpec
 from abkd.ops._rows import blocks
 from abkd.ops._types import Averaged, ChunkPlan, Dense, Rows, TeacherRows, TopK
 
@@ -44,29 +44,42 @@ def row_metrics(
     wanted = dict(divergences) or {"": RowLossSpec(ForwardKL())}  # for the columns that do not depend on a divergence
     for spec in wanted.values():
         check_divergence(spec.divergence, teacher, targets)
-    shares = {
-        name: checked_share(share, wanted[name].divergence, student) for name, share in (teacher_share or {}).items()
-    }
+    position = torch.arange(len(student), device=student.device)
+    of_rows = dict.fromkeys(wanted, RowColumns(position=position))
+    for name, share in (teacher_share or {}).items():
+        of_rows[name] = RowColumns(checked_share(share, wanted[name].divergence, student), position=position)
     known = no_teacher(student) if teacher is None else as_multiplied(teacher)
     student = student.to(product_dtype(student))
     plan = plan or plan_chunks(len(student), student.classes, student.device)
     together = any(spec.divergence.batch_axis for spec in wanted.values())
-    most = max(1, len(student) if together else min(plan.rows_per_chunk, len(student)))
-    logits = student_logits(student, most)
-    sides = _sides(known, most, {1.0, *(spec.temperature for spec in wanted.values())})
+    most = len(student) if together else plan.rows_per_chunk
+    temperatures = {1.0, *(spec.temperature for spec in wanted.values())}
     columns: dict[str, list[Tensor]] = {}
     with torch.autocast(student.device.type, enabled=False):
-        for start in range(0, max(len(student), 1), most):
-            rows = slice(start, start + most)
-            z = logits(rows)
-            if isinstance(known, TopK) and isinstance(student, Dense):
-                z = z.clone()  # the caller's logits must not be written to, not even temporarily
-            cut = {name: share[rows] for name, share in shares.items() if share is not None}
+        for rows, z, sides in chunks(student, known, temperatures, most):
+            cut = {name: each.rows(rows) for name, each in of_rows.items()}
             label = None if targets is None else targets[rows]
-            for name, values in _distances(z, sides(rows), wanted, label, cut, plan.compiled).items():
+            for name, values in _distances(z, sides, wanted, label, cut, plan.compiled).items():
                 columns.setdefault(name, []).append(values)
     left_out = {""} if teacher is not None else {"", "teacher_cross_entropy", "agreement"}
     return {name: torch.cat(values) for name, values in columns.items() if name not in left_out}
+
+
+def chunks(
+    student: Rows, teacher: TeacherRows, temperatures: Iterable[float], most: int
+) -> Iterator[tuple[slice, Tensor, dict[float, Tensor | TopK]]]:
+    """At most ``most`` rows after the other: which, the student's logits, and the teacher's for each temperature.
+
+    With a ``TopK`` the student's logits may be written to.
+    """
+    most = max(1, min(most, len(student)))
+    logits, sides = student_logits(student, most), _sides(teacher, most, temperatures)
+    for start in range(0, max(len(student), 1), most):
+        rows = slice(start, start + most)
+        z = logits(rows)
+        if isinstance(teacher, TopK) and isinstance(student, Dense):
+            z = z.clone()  # the caller's logits must not be written to, not even temporarily
+        yield rows, z, sides(rows)
 
 
 def _sides(
@@ -85,14 +98,14 @@ def _distances(
     sides: Mapping[float, Tensor | TopK],
     divergences: Mapping[str, RowLossSpec],
     targets: Tensor | None,
-    shares: Mapping[str, Tensor],
+    of_rows: Mapping[str, RowColumns],
     compiled: bool,
 ) -> dict[str, Tensor]:
     ones = torch.ones(len(student), device=student.device)
     columns: dict[str, Tensor] = {}
     for name, spec in divergences.items():
         teacher = sides[spec.temperature]
-        block = blocks(student, teacher, targets, ones, spec, grad=False, compiled=compiled, share=shares.get(name))
+        block = blocks(student, teacher, targets, ones, spec, grad=False, compiled=compiled, columns=of_rows[name])
         columns |= {name: block.divergence * block.weight, "agreement": block.agreement}
         if block.cross_entropy is not None:
             columns["cross_entropy"] = block.cross_entropy

@@ -7,10 +7,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from abkd.divergences import working_dtype
+from abkd.divergences import ForwardKL, working_dtype
 from abkd.ops._eager import one_thread, value_and_slope
-from abkd.ops._passes import TailSums, finite_top, tail_gradient, tail_logsumexp
-from abkd.ops._row_loss_spec import Block, RowLossSpec, entropy
+from abkd.ops._passes import TailSums, finite_top, is_one, tail_gradient, tail_logsumexp
+from abkd.ops._row_facts import RowFacts, number_of_rows
+from abkd.ops._row_loss_spec import (
+    Block,
+    Coefficients,
+    RowColumns,
+    RowLossSpec,
+    entropy,
+    per_class,
+    without_uncounted,
+)
 from abkd.ops._types import TopK
 
 
@@ -23,7 +32,7 @@ def top_k_block(
     *,
     grad: bool,
     compiled: bool,
-    share: Tensor | None,
+    columns: RowColumns,
 ) -> Block:
     """The top-k implementation of :func:`abkd.ops._rows.blocks`.
 
@@ -31,9 +40,43 @@ def top_k_block(
     difference. With slopes g = ∂D/∂log q over the k+1 classes, the gradient of a known class is g - q·Σg; that of the
     tail, g_tail - q_tail·Σg, is divided among its classes by their probabilities within it.
     """
-    inv_temperature = 1.0 / spec.temperature
     dtype = working_dtype(spec.divergence, student, *teacher.tensors)
+    factors = columns.factors(spec, dtype)
+    inv_temperature = factors.inv_temperature
     known = student.gather(-1, teacher.ids)
+    rows, label, tail = _compared(student, known, teacher, targets, inv_temperature, dtype, compiled=compiled)
+    with one_thread(student):
+        block, slope = _block(rows, label, weight, spec, columns)
+        gradients = _gradients(rows, label, slope, block.weight.to(dtype), factors) if grad else None
+    if gradients is None:
+        student.scatter_(-1, teacher.ids, known)
+    else:
+        _write(student, teacher.ids, targets, tail, gradients, inv_temperature, compiled=compiled)
+    return block
+
+
+def top_k_facts(
+    student: Tensor, teacher: TopK, targets: Tensor | None, index: Tensor, temperature: float, *, compiled: bool
+) -> RowFacts:
+    """Both models over the known classes and the tail; the student's logits are written to, and restored."""
+    known = student.gather(-1, teacher.ids)
+    dtype = working_dtype(ForwardKL(), student, *teacher.tensors)
+    rows, label, _ = _compared(student, known, teacher, targets, 1.0 / temperature, dtype, compiled=compiled)
+    student.scatter_(-1, teacher.ids, known)
+    return RowFacts(rows.log_p, rows.log_q, None if label is None else label.place.squeeze(-1), index)
+
+
+def _compared(
+    student: Tensor,
+    known: Tensor,
+    teacher: TopK,
+    targets: Tensor | None,
+    inv_temperature: float | Tensor,
+    dtype: torch.dtype,
+    *,
+    compiled: bool,
+) -> tuple[_Coarse, _Label | None, TailSums | None]:
+    """Both models over the known classes and the tail; the student's ``known`` logits become -inf in ``student``."""
     logit = None if targets is None else student.gather(-1, targets[:, None]).to(dtype)
     student.scatter_(-1, teacher.ids, -torch.inf)
     tail = None
@@ -42,13 +85,7 @@ def top_k_block(
     with one_thread(student):
         rows = _coarse(teacher, known.to(dtype), tail, inv_temperature)
         label = None if targets is None or logit is None else _label(rows, teacher.ids == targets[:, None], logit)
-        block, slope = _block(rows, label, weight, spec, share)
-        gradients = _gradients(rows, label, slope, block.weight.to(dtype), spec) if grad else None
-    if gradients is None:
-        student.scatter_(-1, teacher.ids, known)
-    else:
-        _write(student, teacher.ids, targets, tail, gradients, inv_temperature, compiled=compiled)
-    return block
+    return rows, label, tail
 
 
 class _Coarse(NamedTuple):
@@ -61,7 +98,8 @@ class _Coarse(NamedTuple):
     agrees: Tensor
     """``[n]`` 1 where the student's top class is the teacher's."""
     tail: TailSums | None
-    inv_temperature: float
+    inv_temperature: float | Tensor
+    """A number, or ``[n]``."""
 
 
 class _Label(NamedTuple):
@@ -86,7 +124,7 @@ class _Gradients(NamedTuple):
     """``[n, 1]`` of the label's own logit, in total."""
 
 
-def _coarse(teacher: TopK, known: Tensor, tail: TailSums | None, inv_temperature: float) -> _Coarse:
+def _coarse(teacher: TopK, known: Tensor, tail: TailSums | None, inv_temperature: float | Tensor) -> _Coarse:
     log_p, logits = teacher.log_p.to(known.dtype), known
     if tail is not None:
         tail = TailSums(*(column.to(known.dtype) for column in tail))
@@ -94,15 +132,15 @@ def _coarse(teacher: TopK, known: Tensor, tail: TailSums | None, inv_temperature
         logits = torch.cat([known, tail.top[:, None]], -1)
     top = logits.amax(-1, keepdim=True)
 
-    def log_softmax(inv_temperature: float, log_mass: Tensor | None) -> Tensor:
-        below = (logits - top) * inv_temperature
+    def log_softmax(inv_temperature: float | Tensor, log_mass: Tensor | None) -> Tensor:
+        below = (logits - top) * per_class(inv_temperature)
         if log_mass is not None:
             below[:, -1] += log_mass
         return torch.log_softmax(below, -1)
 
     agrees = (known[:, :1] == top).to(known.dtype).sum(-1)  # with no known class the sum is 0
     log_q = log_softmax(inv_temperature, None if tail is None else tail.log_mass)
-    log_plain = log_q if inv_temperature == 1.0 else log_softmax(1.0, None if tail is None else tail.log_plain)
+    log_plain = log_q if is_one(inv_temperature) else log_softmax(1.0, None if tail is None else tail.log_plain)
     return _Coarse(log_p, log_q, log_plain, agrees, tail, inv_temperature)
 
 
@@ -115,22 +153,23 @@ def _label(rows: _Coarse, found: Tensor, logit: Tensor) -> _Label:
     tail = rows.tail
     place = place.where(inside, found.shape[-1])
     below = logit - finite_top(tail)[:, None]
-    part = (below * rows.inv_temperature - tail.log_mass[:, None]).exp()
+    part = (below * per_class(rows.inv_temperature) - tail.log_mass[:, None]).exp()
     within = (below - tail.log_plain[:, None]).where(~inside, 0.0)
     return _Label(place, part.where(~inside, 1.0), rows.log_plain.gather(-1, place) + within)
 
 
 def _block(
-    rows: _Coarse, label: _Label | None, weight: Tensor, spec: RowLossSpec, share: Tensor | None
+    rows: _Coarse, label: _Label | None, weight: Tensor, spec: RowLossSpec, columns: RowColumns
 ) -> tuple[Block, Tensor]:
     """The per-row results of some rows, and the slopes of the divergence ``[n, k+1]``."""
+    place = None if label is None else label.place.squeeze(-1)
     if spec.row_weight is not None:
-        weight = weight.to(rows.log_q.dtype) * spec.row_weight(rows.log_p, rows.log_q).detach().to(rows.log_q.dtype)
+        of_function = number_of_rows(spec.row_weight, rows.log_p, rows.log_q, place, columns.position)
+        weight = weight.to(rows.log_q.dtype) * of_function
     if rows.log_q.shape[-1] == 1:  # no class of the teacher is known: there is nothing to compare
         value, slope = torch.zeros_like(rows.agrees), torch.zeros_like(rows.log_q)
     else:
-        place = None if label is None else label.place.squeeze(-1)
-        value, slope = value_and_slope(spec.divergence, rows.log_p, rows.log_q, place, share)
+        value, slope = value_and_slope(spec.divergence, rows.log_p, rows.log_q, place, columns.share)
     of_student = entropy(rows.log_q)
     if rows.tail is not None:
         of_student = of_student + rows.log_q[:, -1].exp() * rows.tail.entropy
@@ -138,14 +177,13 @@ def _block(
     return Block(value, hard, of_student, entropy(rows.log_p), rows.agrees, weight), slope
 
 
-def _gradients(rows: _Coarse, label: _Label | None, slope: Tensor, weight: Tensor, spec: RowLossSpec) -> _Gradients:
+def _gradients(rows: _Coarse, label: _Label | None, slope: Tensor, weight: Tensor, factors: Coefficients) -> _Gradients:
     """The gradient of ``Σ weight·(ce·CE + kd·D)``."""
-    _, ce_weight, kd_weight = spec.coefficients
-    soft = torch.zeros_like(slope)
-    if kd_weight != 0:  # with weight 0 a slope, which may be infinite, must not count
-        total = slope.sum(-1, keepdim=True)
-        soft = (slope - rows.log_q.exp() * total) * (weight * kd_weight * rows.inv_temperature)[:, None]
-    if label is None or ce_weight == 0:
+    inv_temperature, ce_weight, kd_weight = factors
+    total = slope.sum(-1, keepdim=True)
+    soft = (slope - rows.log_q.exp() * total) * (weight * kd_weight * inv_temperature)[:, None]
+    soft = without_uncounted(soft, kd_weight)
+    if label is None or (not isinstance(ce_weight, Tensor) and ce_weight == 0):
         return _Gradients(soft, None, None)
     weight = (weight * ce_weight)[:, None]
     of_label = soft.gather(-1, label.place) * label.part + torch.expm1(label.log_q) * weight
@@ -158,7 +196,7 @@ def _write(
     targets: Tensor | None,
     tail: TailSums | None,
     gradients: _Gradients,
-    inv_temperature: float,
+    inv_temperature: float | Tensor,
     *,
     compiled: bool,
 ) -> None:

@@ -251,7 +251,7 @@ class RowLosses:
 
     Attributes:
         loss: scalar ``Σ_n w_n·(ce_weight·CE_n + kd_weight·D_n) / total_weight``.
-        divergence, student_entropy, teacher_entropy: ``[N]`` in nats, at the given temperature. For a ``TopK``
+        divergence, student_entropy, teacher_entropy: ``[N]`` in nats, at the (row's) temperature. For a ``TopK``
             teacher the entropy is that of its k+1 classes, a lower bound.
         cross_entropy: ``[N]`` in nats at temperature 1, or None without targets.
         agreement: ``[N]`` 1 where teacher and student share a top class.

@@ -31,19 +31,21 @@ static void tail_sums(const STUDENT *restrict z, int64_t classes, REAL inv_tempe
     out[3] = mass == 0 ? 0 : out[1] - first / mass;
 }
 
-int abkd_tail_logsumexp(const STUDENT *z, int64_t rows, int64_t classes, double inv_temperature, int plain,
-                        double *out) {
-    for (int64_t i = 0; i < rows; i++) tail_sums(z + i * classes, classes, (REAL)inv_temperature, plain, out + 4 * i);
+/* inv_temperature: `stride` apart for consecutive rows (0: the same for all) */
+int abkd_tail_logsumexp(const STUDENT *z, int64_t rows, int64_t classes, const double *inv_temperature, int64_t stride,
+                        int plain, double *out) {
+    for (int64_t i = 0; i < rows; i++)
+        tail_sums(z + i * classes, classes, (REAL)inv_temperature[i * stride], plain, out + 4 * i);
     return 0;
 }
 
 /* z becomes kd_scale·t + ce_scale·u, with t and u the distributions of each row's classes at temperature
  * 1/inv_temperature and at 1; known is the output of abkd_tail_logsumexp */
-int abkd_tail_gradient(STUDENT *restrict z, int64_t rows, int64_t classes, double inv_temperature, const double *known,
-                       const double *kd_scale, const double *ce_scale) {
-    const REAL inv_t = (REAL)inv_temperature;
+int abkd_tail_gradient(STUDENT *restrict z, int64_t rows, int64_t classes, const double *inv_temperature,
+                       int64_t stride, const double *known, const double *kd_scale, const double *ce_scale) {
     for (int64_t i = 0; i < rows; i++, z += classes, known += 4) {
         const REAL top = finite_top(known[0]), norm = (REAL)known[1], plain = (REAL)known[2];
+        const REAL inv_t = (REAL)inv_temperature[i * stride];
         const REAL scale_t = (REAL)kd_scale[i], scale_1 = (REAL)(ce_scale ? ce_scale[i] : 0);
         if (ce_scale) {
 #pragma omp simd

@@ -134,14 +134,15 @@ static void row(STUDENT *restrict z, const TEACHER *restrict y, int64_t classes,
 }
 
 /* Rows of logits z, y [rows, classes]; target may be NULL; coefficients: 1/temperature, ce, kd; params: those of the
- * divergence, `stride` apart for consecutive rows (0: the same for all). Returns 1 if out of memory. */
+ * divergence; both their own stride apart for consecutive rows (0: the same for all). Returns 1 if out of memory. */
 int abkd_rows(STUDENT *z, const TEACHER *y, int64_t rows, int64_t classes, const double *weight, const int64_t *target,
-              const double *coefficients, const double *params, int64_t stride, double *out, int grad) {
+              const double *coefficients, int64_t coefficient_stride, const double *params, int64_t param_stride,
+              double *out, int grad) {
     REAL *slopes = malloc(sizeof(REAL) * (size_t)classes);
     if (!slopes) return 1;
     for (int64_t i = 0; i < rows; i++)
-        row(z + i * classes, y + i * classes, classes, weight[i], target ? target[i] : -1, coefficients,
-            params + i * stride, slopes, out + 5 * i, grad);
+        row(z + i * classes, y + i * classes, classes, weight[i], target ? target[i] : -1,
+            coefficients + i * coefficient_stride, params + i * param_stride, slopes, out + 5 * i, grad);
     free(slopes);
     return 0;
 }

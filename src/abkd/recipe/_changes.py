@@ -22,7 +22,7 @@ _FREE = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "disable_tqdm", "project"),
     *("per_device_eval_batch_size", "memory_budget_mb", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "merge_adapter", "skip_memory_metrics"),
-    *("torch_empty_cache_steps", "dataset_test_split"),
+    *("torch_empty_cache_steps", "dataset_test_split", "allow_code"),
 }
 _JUDGED_BY_FINGERPRINT = {
     "train_file",

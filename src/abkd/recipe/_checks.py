@@ -13,7 +13,7 @@ from abkd import training_arguments
 from abkd.errors import ConfigError
 from abkd.run_inputs import DataSettings
 from abkd.sequence_rules import check_streaming
-from abkd.setting_rules import OF_TERM, Ranges, fields_of_others, out_of_range, teacher_problem
+from abkd.setting_rules import OF_TERM, Ranges, fields_of_others, is_unloaded, out_of_range, teacher_problem
 from abkd.settings import Settings, settings_of
 from abkd.sources import Dataset
 from abkd.tasks import TASKS, Task, task_of
@@ -43,8 +43,10 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         *settings.problems({name for name, value in values.items() if value is not False}),
         *out_of_range(values, _RANGES),
     ]
-    found += [*(_models(values, settings) if not found else ()), *_data(values), *_lora(values)]
-    return [*found, *training_arguments.problems(values)] or [*_of_task(values), *_streaming(values, settings)]
+    whole = not is_unloaded(settings)
+    found += [*(_models(values, settings) if whole and not found else ()), *_data(values), *_lora(values)]
+    found += training_arguments.problems(values)
+    return found or [*_of_task(values), *(_streaming(values, settings) if whole else ())]
 
 
 def expand_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from abkd import notation
 from abkd.errors import KINDS, ConfigError, shown
+from abkd.imports import CodeName
+from abkd.outside import Unloaded, spelled
 from abkd.recipe._text import FlagText, read_yaml
 from abkd.schedules import Schedule
 from abkd.settings import Settings, default_of, field_types
@@ -124,16 +126,23 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def coerce(name: str, hint: Any, value: Any) -> Any:
+def coerce(name: str, hint: Any, value: Any, *, load_code: bool = True) -> Any:
     """Convert ``value`` to the type of the field ``name``: strings may be parsed as numbers or components.
+
+    Args:
+        load_code: if False, a component that names code of other packages becomes an ``Unloaded``.
 
     Raises:
         ConfigError: the value does not fit; the message has the key, the expected type and the value.
     """
     if isinstance(value, FlagText):
-        return _coerce_flag(name, hint, value)
+        return _coerce_flag(name, hint, value, load_code)
     if _names_components(hint):
-        value = _components(name, value)
+        value = _components(name, value, notation.parse if load_code else notation.read)
+        if code := _unloaded(value):
+            return Unloaded(notation.render(value), code)
+    elif isinstance(value, str) and list[str] in _arms(hint) and str not in _arms(hint):
+        value = [value]
     numeric = _arms(hint) & {int, float} and bool not in _arms(hint)
     try:
         if isinstance(value, bool) and numeric:
@@ -161,18 +170,21 @@ def _adapter_accepts(hint: Any, value: Any) -> bool:
     return True
 
 
-def _coerce_flag(name: str, hint: Any, text: FlagText) -> Any:
+def _coerce_flag(name: str, hint: Any, text: FlagText, load_code: bool) -> Any:
     plain = str(text)
     unset = plain == "null" and any((typing.get_origin(arm) or arm) is dict for arm in _arms(hint))
     if is_text(hint) and not plain.startswith(("[", "{")):
         return None if unset else coerce(name, hint, plain)
     try:
-        return coerce(name, hint, read_yaml(plain, f"--{name}"))
+        value = read_yaml(plain, f"--{name}")
+        if value != plain:
+            return coerce(name, hint, value, load_code=load_code)
     except ConfigError as error:
         try:
-            return coerce(name, hint, plain)
+            return coerce(name, hint, plain, load_code=load_code)
         except ConfigError as as_text:
             raise (error if plain.startswith(("[", "{")) else as_text) from error
+    return coerce(name, hint, plain, load_code=load_code)
 
 
 def is_text(hint: Any) -> bool:
@@ -181,16 +193,23 @@ def is_text(hint: Any) -> bool:
     return str in plain and plain <= {str, list, dict, types.NoneType}
 
 
-def _components(name: str, value: Any) -> Any:
+def _components(name: str, value: Any, parse: Callable[[str], object]) -> Any:
     """Parse a string, or each string of a list, as a component."""
     if isinstance(value, list):
-        return [_components(name, part) for part in value]
+        return [_components(name, part, parse) for part in value]
     if not isinstance(value, str):
         return value
     try:
-        return notation.parse(value)
+        return parse(value)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _unloaded(value: Any) -> tuple[CodeName, ...]:
+    """The code in the parts of a value that are not loaded."""
+    if isinstance(value, list):
+        return tuple(code for part in value for code in _unloaded(part))
+    return value.code if isinstance(value, Unloaded) else ()
 
 
 @cache
@@ -231,7 +250,7 @@ def _words(arm: Any) -> str:
 
 def _got(value: Any) -> str:
     kinds: dict[type, Callable[[Any], str]] = {bool: lambda v: str(v).lower(), types.NoneType: lambda _: "null"}
-    text = kinds.get(type(value), shown)(value)
+    text = kinds.get(type(value), lambda v: shown(spelled(v)))(value)
     return f"{text} ({_WORDS.get(type(value), type(value).__name__)})" if isinstance(value, str | list | dict) else text
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from abkd import notation
 from abkd.errors import ConfigError
 from abkd.recipe._text import read_file, read_mapping
 
+_OF_RUN = (".abkd_files.json", "run.json", "sweep.json")
+_OF_MODEL = ("config.json", "adapter_config.json", "abkd.json", "model.safetensors", "adapter_model.safetensors")
 _BASE = "protocol"  # the base that the recipes of a folder extend, not a recipe by itself
 
 
@@ -31,14 +34,23 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not YAML, or recipes that extend each other.
     """
+    return read_with_files(path)[0]
+
+
+def read_with_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """As :func:`read_recipe`, and for each value the file that it is from.
+
+    What a recipe in the folder of a run or a model extends counts as its own: the user chose neither.
+    """
     return _extended(_found(path), str(path), ())
 
 
-def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
+def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
     values = read_mapping(read_file(file), name)
     base = values.pop("extends", None)
+    read_from = dict.fromkeys(values, file)
     if base is None:
-        return values
+        return values, read_from
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{name}: extends must be the name of one recipe, got {base!r}")
     chain = (*chain, file.resolve())
@@ -48,7 +60,29 @@ def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{name}: extends: {error}") from error
     if other.resolve() in chain:
         raise ConfigError(f"{name}: extends {base}, which extends it in turn: remove one of the two")
-    return {**_extended(other, str(base), chain), **values}
+    inherited, from_others = _extended(other, str(base), chain)
+    if belongs_to(file):
+        from_others = dict.fromkeys(from_others, file)
+    return {**inherited, **values}, {**from_others, **read_from}
+
+
+def belongs_to(file: Path) -> str:
+    """Whether a file lies in the folder of a run or a model: "a run", "a model" or ""; links are followed too."""
+    folders = {folder: None for path in (Path(os.path.abspath(file)), file.resolve()) for folder in _folders(path)}
+    for whose, names in (("a run", _OF_RUN), ("a model", _OF_MODEL)):
+        if any((folder / name).is_file() for folder in folders for name in names):
+            return whose
+    return ""
+
+
+def _folders(file: Path) -> Iterator[Path]:
+    """The folder of a file, and those that contain it, up to the working directory or the user's home."""
+    ends = (Path.cwd(), Path.home())
+    yield file.parent
+    for folder in file.parent.parents if file.parent not in ends else ():
+        if folder in ends:
+            return
+        yield folder
 
 
 def _all_shipped() -> dict[str, Path]:

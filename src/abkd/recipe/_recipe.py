@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from abkd import notation
 from abkd.errors import ConfigError
 from abkd.output_dir import DEFAULT
-from abkd.recipe import _checks, _fields, _output, _text
-from abkd.recipe._files import read_recipe
+from abkd.outside import Unloaded
+from abkd.recipe import _checks, _code, _fields, _output, _text
+from abkd.recipe._files import belongs_to, read_with_files
 from abkd.run_inputs import DataSettings, LoraSettings, ModelSettings
 from abkd.settings import Settings, settings_of
 from abkd.storage import in_full
@@ -42,11 +43,19 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
 
     @classmethod
     def from_dict(
-        cls, values: Mapping[str, Any], *, where: str = "recipe", flags: Collection[str] = frozenset()
+        cls,
+        values: Mapping[str, Any],
+        *,
+        where: str = "recipe",
+        flags: Collection[str] = frozenset(),
+        load_code: bool = True,
     ) -> Recipe:
         """The recipe with these values, all on one level; ``where`` names it in errors.
 
-        ``flags``: the names that were given on the command line, for which errors show the flag, not the file.
+        Args:
+            flags: the names that were given on the command line, for which errors show the flag, not the file.
+            load_code: if False, code of other packages is not imported, and components that name it stay
+                :attr:`unloaded`: such a recipe can be looked at, but not run.
 
         Raises:
             ConfigError: lists all unknown names and wrong types, or else all invalid values and combinations.
@@ -57,7 +66,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         known: dict[str, Any] = {}
         for name, value in values.items():
             try:
-                known[name] = _value(name, types, value, flag=name in flags)
+                known[name] = _value(name, types, value, flag=name in flags, load_code=load_code)
             except ConfigError as error:
                 problems.append(f"{'' if name in flags else f'{where}: '}{error}")
         known = {name: _in_full(name, value) for name, value in known.items()}
@@ -68,13 +77,28 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         return cls(**own, config={name: value for name, value in known.items() if name not in own})
 
     @classmethod
-    def from_yaml(cls, path: str | Path, flags: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
+    def from_yaml(
+        cls, path: str | Path, flags: Mapping[str, Any] = MappingProxyType({}), *, load_code: bool = True
+    ) -> Recipe:
         """The recipe in a file (or the shipped one of that name), ``flags`` taking precedence.
 
+        A recipe in the folder of a run or a model imports only modules that ``allow_code`` names in ``flags``, or in a
+        recipe of the user's own that extends it.
+
+        Args:
+            load_code: see :meth:`from_dict`.
+
         Raises:
-            ConfigError: no such file, not YAML, or see :meth:`from_dict`.
+            ConfigError: no such file, not YAML, code that is not allowed, or see :meth:`from_dict`.
         """
-        return cls.from_dict({**read_recipe(path), **flags}, where=str(path), flags=flags.keys())
+        values, files = read_with_files(path)
+        files = {name: file for name, file in files.items() if name not in flags}
+        if load_code:
+            if "allow_code" in files and belongs_to(files["allow_code"]):
+                del values["allow_code"], files["allow_code"]  # a record cannot allow what it names
+            allowed = _value("allow_code", _fields.config_fields(), {**values, **flags}.get("allow_code") or [])
+            _code.check_code(values, files, allowed)
+        return cls.from_dict({**values, **flags}, where=str(path), flags=flags.keys(), load_code=load_code)
 
     def to_yaml(self, *, resolved: bool = False) -> str:
         """Flat YAML of the values that were set (:meth:`from_yaml` gives an equal recipe), or of :meth:`resolved`."""
@@ -105,14 +129,22 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
             if value is not None and name not in unused and not name.endswith("_token")
         }
 
+    @property
+    def unloaded(self) -> dict[str, Unloaded]:
+        """The components whose code was not imported, by the name of their setting."""
+        return {name: value for name, value in self.config.items() if isinstance(value, Unloaded)}
+
     def distill_config(self) -> DistillConfig:
         """The training arguments of this recipe.
 
         Raises:
-            ConfigError: something is missing on this machine (a package, or a GPU for tf32).
+            ConfigError: something is missing on this machine (a package, or a GPU for tf32), or the recipe was read
+                without the code that it names.
         """
         from abkd.config import DistillConfig
 
+        for name, value in self.unloaded.items():
+            raise ConfigError(f"{name}: {value} was read without its code; read the recipe with load_code=True")
         saves = _checks.saves_of_stream({**self.config, "streaming": self.streaming})
         return DistillConfig(output_dir=self.output_dir, **{**self.config, **saves})
 
@@ -182,11 +214,11 @@ def own_fields() -> Mapping[str, Any]:
     return MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(Recipe) if f.name != "config"})
 
 
-def _value(name: str, types: Mapping[str, Any], value: Any, *, flag: bool) -> Any:
+def _value(name: str, types: Mapping[str, Any], value: Any, *, flag: bool = False, load_code: bool = True) -> Any:
     if name not in types:
         raise ConfigError(_fields.unknown(name, types, flag=flag))
     try:
-        return _fields.coerce(name, types[name], value)
+        return _fields.coerce(name, types[name], value, load_code=load_code)
     except ConfigError as error:
         raise ConfigError(f"{'--' * flag}{error}") from error
 
@@ -207,9 +239,16 @@ def _plain(name: str, value: Any) -> Any:
             return list(value)
         return notation.render(list(value))
     text = notation.render(value)
-    if notation.parse(text) != value:
+    if not isinstance(value, Unloaded) and not _reads_back(text, value):
         raise ConfigError(f"{name}: {text} has no notation, so it cannot be part of a recipe; pass it in Python")
     return text
+
+
+def _reads_back(text: str, value: Any) -> bool:
+    try:
+        return notation.parse(text) == value
+    except ConfigError:
+        return False
 
 
 def _listed(where: str, problems: list[str]) -> str:

@@ -15,6 +15,7 @@ _NULLS = ("~", "null", "Null", "NULL", "")
 _MOST_CHARACTERS = 200_000  # the longest shipped recipe has 2 500
 _MOST_VALUES = 20_000  # with aliases expanded
 _DEEPEST = 30  # nested lists
+_REPEATABLE = ("allow_code",)
 _LINES = "a recipe consists of lines of the form 'name: value'"
 
 
@@ -193,6 +194,8 @@ _Dumper.add_representer(str, _write_text)
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:
     """Parse ``--name value``, ``--name=value`` and a bare ``--name`` (true); ``--a-name`` is ``--a_name``.
 
+    ``--allow_code`` may be repeated, and then gives a list.
+
     Raises:
         ConfigError: a value without a name, or a repeated name.
 
@@ -201,9 +204,10 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
     """
     flags: dict[str, Any] = {}
     for name, value in _pairs(words):
-        if name in flags:
+        if name in flags and name not in _REPEATABLE:
             raise ConfigError(f"--{name} is given twice; keep one")
-        flags[name] = value
+        before = flags.get(name, [])
+        flags[name] = [*(before if isinstance(before, list) else [str(before)]), str(value)] if before else value
     return flags
 
 

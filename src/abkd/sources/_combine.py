@@ -9,13 +9,14 @@ from typing import Any
 
 from abkd.data import Example
 from abkd.errors import ConfigError
-from abkd.schedules import Schedule, at, is_number, values_of
+from abkd.schedules import Control, Controller, Schedule, at, controllers_in, is_number, values_of
 from abkd.sources._streams import Combined, coin, entry
 from abkd.sources._types import Generators, Source, Step, Stream, walk
+from abkd.stateful import Evaluated, Event
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Controller):
     """A share of a :class:`Mix` that grows by ``step`` (to at most 1) whenever ``eval_loss`` gets worse.
 
     Worse means: at least the previous evaluation's loss plus ``tolerance``. This is DistiLLM's rule (arXiv 2402.03898),
@@ -37,24 +38,50 @@ class Adaptive:
         if not (is_number(self.tolerance) and self.tolerance >= 0):
             raise ConfigError(f"Adaptive: tolerance must be a finite number >= 0, got {self.tolerance!r}")
 
+    def values(self) -> list[float]:
+        return [self.start, 1.0]
+
+    def open(self) -> Control:
+        return _AdaptiveShare(self)
+
+
+class _AdaptiveShare(Control):
+    def __init__(self, rule: Adaptive) -> None:
+        self.rule, self.value = rule, rule.start
+        self.previous: float | None = None
+
+    def observe(self, event: Event) -> None:
+        loss = event.metrics.get("eval_loss", math.nan) if isinstance(event, Evaluated) else math.nan
+        if not is_number(loss):
+            return
+        if self.previous is not None and loss >= self.previous + self.rule.tolerance:
+            self.value = min(1.0, self.value + self.rule.step)
+        self.previous = loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"share": self.value, "previous": self.previous}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value, self.previous = entry(state, "share"), entry(state, "previous")
+
 
 @dataclass(frozen=True)
 class Mix(Source):
     """At each optimizer step ``source`` with probability ``share``, else ``otherwise``; the same in all processes.
 
     Args:
-        share: a number, a schedule or :class:`Adaptive`.
+        share: a number, a schedule or a controller such as :class:`Adaptive`.
 
     Raises:
         ConfigError: a share outside [0, 1], or parts that are not sources or cannot be combined.
     """
 
-    share: float | Schedule | Adaptive
+    share: float | Schedule
     source: Source
     otherwise: Source
 
     def __post_init__(self) -> None:
-        if not isinstance(self.share, Adaptive):
+        if not isinstance(self.share, Controller):
             check_probability("Mix", "share", self.share)
         check_parts("Mix", self.parts)
 
@@ -67,38 +94,32 @@ class Mix(Source):
 
 
 class _MixStream(Combined):
-    def __init__(self, share: float | Schedule | Adaptive, parts: Sequence[Stream], path: str) -> None:
+    def __init__(self, share: float | Schedule, parts: Sequence[Stream], path: str) -> None:
         super().__init__(parts)
-        self.path, self.rule = path, share
-        self.reached = share.start if isinstance(share, Adaptive) else 0.0
-        self.previous: float | None = None
+        self.path, self.share = path, share
+        self.control = share.open() if isinstance(share, Controller) else None
 
     def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
         return self.draw_from(0 if coin(at, self.path) < self._share(at.progress) else 1, prompts, at)
 
     def _share(self, progress: float) -> float:
-        return self.reached if isinstance(self.rule, Adaptive) else at(self.rule, progress)
+        return at(self.share, progress) if self.control is None else self.control.value
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
-        super().observe(metrics)
-        loss = metrics.get("eval_loss", math.nan)
-        if not (isinstance(self.rule, Adaptive) and is_number(loss)):
-            return
-        if self.previous is not None and loss >= self.previous + self.rule.tolerance:
-            self.reached = min(1.0, self.reached + self.rule.step)
-        self.previous = loss
+    def observe(self, event: Event) -> None:
+        super().observe(event)
+        if self.control is not None:
+            self.control.observe(event)
 
-    def state(self) -> dict[str, Any]:
-        own = {"share": self.reached, "previous": self.previous} if isinstance(self.rule, Adaptive) else {}
-        return {**super().state(), **own}
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **({} if self.control is None else self.control.state_dict())}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        super().load(state)
-        if isinstance(self.rule, Adaptive):
-            self.reached, self.previous = entry(state, "share"), entry(state, "previous")
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.control is not None:
+            self.control.load_state_dict(state)
 
     def logs(self) -> dict[str, float]:
-        own = {"mix_share": self.reached} if isinstance(self.rule, Adaptive) else {}
+        own = {} if self.control is None else {"mix_share": self.control.value, **self.control.logs()}
         return {**super().logs(), **own}
 
 
@@ -192,23 +213,24 @@ def open_parts(source: Source, writers: Generators, privileged: bool, path: str)
 def check_parts(owner: str, parts: Sequence[Any]) -> None:
     """Raise ConfigError unless these are sources that can be combined."""
     for part in parts:
-        if isinstance(part, Schedule):
+        if isinstance(part, Schedule) and not isinstance(part, Controller):
             raise ConfigError(
                 f"{owner} expects sources, got {part!r}: put stages outside, as in "
                 f"stages((0.3, Dataset()), (0.7, {owner}(...)))"
             )
         if not isinstance(part, Source):
-            hint = ": it is a share, as in Mix(Adaptive(), StudentSamples(), Dataset())" * isinstance(part, Adaptive)
+            hint = ": it is a share, as in Mix(Adaptive(), StudentSamples(), Dataset())" * isinstance(part, Controller)
             raise ConfigError(f"{owner} expects sources, such as StudentSamples(), got {part!r}{hint}")
     contexts(parts)
 
 
 def check_probability(owner: str, name: str, value: Any) -> None:
     """Raise ConfigError unless ``value`` is between 0 and 1 throughout a run."""
+    for control in controllers_in(value):
+        raise ConfigError(
+            f"{owner}: {type(control).__name__} can only be the whole share of a Mix; {name} must be a number or a "
+            "schedule without controllers"
+        )
     for one in values_of(value):
-        if isinstance(one, Adaptive):
-            raise ConfigError(
-                f"{owner}: Adaptive can only be the whole share of a Mix; {name} must be a number or schedule"
-            )
         if not (is_number(one) and 0 <= one <= 1):
             raise ConfigError(f"{owner}: {name} is a probability and must be between 0 and 1, got {value!r}")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from abkd.data import Example, prompt_of, with_completion
+from abkd.origin import Origin
 from abkd.sources._streams import coin
 from abkd.sources._types import Completion, Generators, Source, Step, Stream
-from abkd.term import ORIGINS
 
 if TYPE_CHECKING:
     from abkd.generation import Sampling
@@ -34,7 +34,7 @@ class _DatasetStream(Stream):
 
     def _sequence(self, row: Example) -> Example:
         kept: Any = {name: value for name, value in row.items() if name not in self._left_out}
-        return cast(Example, {**kept, "origin": ORIGINS.index("dataset")})
+        return cast(Example, {**kept, "origin": Origin.DATASET.code})
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class _StudentStream(Stream):
             return []
         self._written += 1
         self._clipped += not written.finished
-        return [with_completion(row, written.ids, ORIGINS.index("student"), privileged=self.privileged)]
+        return [with_completion(row, written.ids, Origin.STUDENT.code, privileged=self.privileged)]
 
     def logs(self) -> dict[str, float]:
         """``clipped_fraction``: completions without EOS; ``empty_completions``: how many were skipped."""

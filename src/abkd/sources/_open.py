@@ -7,13 +7,13 @@ from typing import Any
 
 from abkd.data import Example
 from abkd.errors import ConfigError
+from abkd.origin import Origin
 from abkd.schedules import Schedule, at
 from abkd.sources._combine import Mix, Privileged, contexts
 from abkd.sources._leaves import Dataset, StudentSamples
 from abkd.sources._streams import Combined, without_text
 from abkd.sources._teacher_samples import TeacherSamples
 from abkd.sources._types import Completion, Generators, Source, Step, Stream, stage_sources, walk
-from abkd.term import ORIGINS
 
 
 def open_source(source: Source | Schedule, writers: Generators) -> Stream:
@@ -36,24 +36,24 @@ class _RootStream(Combined):
         alone = len(self._stages) == 1
         paths = ["source" if alone else f"source/{place}" for place in range(len(self._stages))]
         super().__init__(stage.open(writers, path=path) for stage, path in zip(self._stages, paths, strict=True))
-        self._sequences, self._lengths = [0] * len(ORIGINS), 0
+        self._sequences, self._lengths = [0] * len(Origin), 0
 
     def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
         drawn = self.draw_from(self._stages.index(_now(self.source, at.progress)), prompts, at)
         for one in (one for group in drawn for one in group):
             origin = one.get("origin", 0)
             self._sequences[origin] += 1
-            self._lengths += sum(one["trained"]) * (origin != ORIGINS.index("dataset"))
+            self._lengths += sum(one["trained"]) * (origin != Origin.DATASET.code)
         return [_with_text_of(row, group) for row, group in zip(prompts, drawn, strict=True)]
 
     def logs(self) -> dict[str, float]:
         found, counts = super().logs(), self._sequences
-        written = sum(counts) - counts[ORIGINS.index("dataset")]
+        written = sum(counts) - counts[Origin.DATASET.code]
         if sum(counts):
-            found["on_policy_fraction"] = counts[ORIGINS.index("student")] / sum(counts)
+            found["on_policy_fraction"] = counts[Origin.STUDENT.code] / sum(counts)
         if written:
             found["completion_length"] = self._lengths / written
-        self._sequences, self._lengths = [0] * len(ORIGINS), 0
+        self._sequences, self._lengths = [0] * len(Origin), 0
         return found
 
 

@@ -81,11 +81,11 @@ class _ReplayStream(Combined):
         self._again += len(chosen)
         return [[one] for one in chosen]
 
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "kept": list(self.kept)}
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "kept": list(self.kept)}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        super().load(state)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self.kept = deque(entry(state, "kept"), maxlen=self.kept.maxlen)
 
     def logs(self) -> dict[str, float]:

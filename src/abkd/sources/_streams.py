@@ -10,6 +10,7 @@ from abkd.data import Example
 from abkd.errors import ConfigError
 from abkd.metrics import METRICS
 from abkd.sources._types import Step, Stream
+from abkd.stateful import Event
 
 
 def _combined(name: str) -> str:
@@ -28,7 +29,7 @@ def own_chance(at: Step, path: str) -> random.Random:
 
 
 class Combined(Stream):
-    """A stream that combines others: it passes metrics on to them, and holds their state under "0", "1", …"""
+    """A stream that combines others: it passes events on to them, and holds their state under "0", "1", …"""
 
     def __init__(self, parts: Iterable[Stream]) -> None:
         self.parts = tuple(parts)
@@ -40,16 +41,16 @@ class Combined(Stream):
         self._drawn[part] += sum(map(len, drawn))
         return drawn
 
-    def observe(self, metrics: Mapping[str, float]) -> None:
+    def observe(self, event: Event) -> None:
         for part in self.parts:
-            part.observe(metrics)
+            part.observe(event)
 
-    def state(self) -> dict[str, Any]:
-        return {str(place): part.state() for place, part in enumerate(self.parts)}
+    def state_dict(self) -> dict[str, Any]:
+        return {str(place): part.state_dict() for place, part in enumerate(self.parts)}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for place, part in enumerate(self.parts):
-            part.load(entry(state, str(place)))
+            part.load_state_dict(entry(state, str(place)))
 
     def logs(self) -> dict[str, float]:
         """The parts' metrics: sums, plain means, or means weighted by the number of sequences drawn from each part."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from abkd.data import Example, prompt_of, teacher_prompt_of, with_completion
 from abkd.errors import ConfigError
+from abkd.origin import Origin
 from abkd.sources._types import Generators, Source, Step, Stream
-from abkd.term import ORIGINS
 
 if TYPE_CHECKING:
     from abkd.generation import Sampling
@@ -76,7 +76,7 @@ class _TeacherStream(Stream):
             return []
         self._given += 1
         self._clipped += not written.finished
-        return [with_completion(row, written.ids, ORIGINS.index("teacher"), privileged=self.privileged)]
+        return [with_completion(row, written.ids, Origin.TEACHER.code, privileged=self.privileged)]
 
     def logs(self) -> dict[str, float]:
         """``clipped_fraction``: completions without EOS; ``empty_completions``: how many were skipped."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ from abkd.data import Example
 from abkd.errors import ConfigError
 from abkd.generation import Completion
 from abkd.schedules import Schedule, values_of
+from abkd.stateful import Stateful
 
 
 class Step(NamedTuple):
@@ -46,26 +48,15 @@ class Generators:
     """Whether a condition holds in at least one process; all of them must call it."""
 
 
-class Stream:
-    """A source opened for one run. Its output is a function of its state and the ``Step``."""
+class Stream(Stateful):
+    """A source opened for one run. Its output is a function of its state and the ``Step``.
 
+    Its state consists of JSON values, and differs between processes.
+    """
+
+    @abstractmethod
     def draw(self, prompts: Sequence[Example], at: Step) -> list[list[Example]]:
         """For each row of the data, the sequences to train on, each with its ``origin``; possibly none."""
-        raise NotImplementedError
-
-    def observe(self, metrics: Mapping[str, float]) -> None:
-        """Called after each evaluation (``eval_loss`` is among the metrics)."""
-
-    def state(self) -> dict[str, Any]:
-        """The state to save in a checkpoint, as JSON values."""
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state`."""
-
-    def logs(self) -> dict[str, float]:
-        """Metrics of what was drawn since the last call."""
-        return {}
 
 
 class Source:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from abkd.errors import ConfigError, shown
+from abkd.tasks._objective import open_objective
 from abkd.tasks._text_data import prepare_data as prepare_text
 from abkd.tasks._writer import teacher_writer, write_completions_for
 from abkd.tasks.base import CacheJob, Given, Models, OpenTask, Task
 from abkd.tasks.image_classification import ImageClassification
+from abkd.tasks.text_classification import TextClassification
 from abkd.tasks.text_generation import TextGeneration
 from abkd.tasks.zero_shot import ZeroShotImageClassification
 
@@ -21,17 +23,23 @@ __all__ = [
     "Models",
     "OpenTask",
     "Task",
+    "TextClassification",
     "TextGeneration",
     "ZeroShotImageClassification",
+    "open_objective",
     "prepare_text",
     "task_of",
     "teacher_writer",
     "write_completions_for",
 ]
 
-TASKS: Mapping[str, Task] = MappingProxyType(
-    {task.name: task for task in (TextGeneration(), ImageClassification(), ZeroShotImageClassification())}
+_ALL = (
+    TextGeneration(),
+    ImageClassification(),
+    ZeroShotImageClassification(),
+    TextClassification(),
 )
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _ALL})
 
 
 def task_of(name: str) -> Task:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 from abkd.config import DistillConfig
-from abkd.data.images import ImageDataset, Images
+from abkd.data.images import ImageDataset
 from abkd.data.images.augmentation import Mixup
 from abkd.errors import ConfigError
 from abkd.models.saving import check_trainable
 from abkd.models.vision import ImageRows
+from abkd.tasks._checks import described
 
 
 def check_student(student: ImageRows) -> None:
@@ -48,24 +48,9 @@ def check_mixed(data: ImageDataset, args: DistillConfig) -> None:
     """Raise ConfigError if a divergence over the batch axis would get a mixed image twice, once per label."""
     if not data.labelled or not any(isinstance(step, Mixup) for step in data.augmentation):
         return
-    divergences = [cast(Any, term.divergence) for term in args.objective().all_terms()]
-    if any(each.batch_axis for each in divergences):
+    comparing = [term for term in args.objective().all_terms() if term.needs().batch_axis]
+    if comparing:
         raise ConfigError(
-            f"{divergences[0]!r} compares the images of a batch, and with Mixup a labelled image is in it twice, once "
-            "per label: remove Mixup, or use images without labels"
-        )
-
-
-def check_labels(data: Images, student: ImageRows, args: DistillConfig) -> None:
-    """Raise ConfigError if the objective needs labels that are missing or are not classes of the model."""
-    terms = args.objective().all_terms()
-    if data.labels is None:
-        if any(term.ce_weight for term in terms):
-            raise ConfigError(f"{data.name} has no labels, which the cross-entropy needs: set ce_weight: 0.0")
-        if any(term.divergence.needs_targets for term in terms):  # type: ignore[union-attr]  # no schedule is left
-            raise ConfigError(f"{data.name} has no labels, which {terms[0].divergence!r} needs: use another divergence")
-    elif int(data.labels.max()) >= student.head_rows:
-        raise ConfigError(
-            f"{data.name}: expected labels from 0 to {student.head_rows - 1}, the {student.head_rows} classes of the "
-            f"student, got {int(data.labels.max())}; use a student with a head for the classes of the data"
+            f"{described(comparing[0])} compares the images of a batch, and with Mixup a labelled image is in it "
+            "twice, once per label: remove Mixup, or use images without labels"
         )

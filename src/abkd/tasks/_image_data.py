@@ -70,3 +70,15 @@ def several_files(data: DataSettings) -> list[str]:
     """One sentence for each list of files where a single archive of images is expected."""
     several = [name for name in ("train_file", "eval_file") if isinstance(getattr(data, name), list)]
     return [f"{name} must be one .npz file of images, got a list; set one file, or train_dir" for name in several]
+
+
+def describe_images(images: Images) -> str:
+    """How many images and classes there are, and the size and class of the first image."""
+    height, width, _ = images.image(0).shape
+    known = images.class_names or ()
+    shown = "unlabelled" if images.labels is None else f"class {images.labels[0]}"
+    if images.labels is not None and known:
+        shown = f"{known[int(images.labels[0])]!r}"
+    classes = f" of {len(known)} classes" if known else ""
+    first = f"{images.where(0)}, {height} × {width}, {shown}"
+    return f"{len(images)} images{classes}; the first is {first}"

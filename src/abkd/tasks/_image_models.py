@@ -1,4 +1,4 @@
-"""Loading two image classifiers that are to match, and opening the teacher among them."""
+"""Loading two image classifiers that are to match."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import torch
 from abkd.config import DistillConfig
 from abkd.data.images import Images
 from abkd.errors import ConfigError
-from abkd.models.rows import ModelRows
 from abkd.models.vision import Classifier, ImageRows, as_classifier, load_classifier
 from abkd.tasks._image_caches import classes_known, load_teacher
 from abkd.tasks.base import Models
-from abkd.teachers import TeacherContext, TeacherReader
 from abkd.teachers.caches import CacheReader
 
 
@@ -36,24 +34,6 @@ def load_classifiers(
     own = args.model_init_kwargs or {}
     student = load_classifier(model, what="model_name_or_path", fresh_head=True, allow_code=allowed, **known, **own)
     return student, loaded
-
-
-def open_reader(student: ModelRows, teachers: list[ImageRows], args: DistillConfig) -> TeacherReader | None:
-    """Open a teacher that is not cached; None if only labels are used.
-
-    Raises:
-        ConfigError: the teacher is a cache, which this task does not support.
-    """
-    spec = args.teacher
-    if spec.cached:
-        if teachers:
-            raise ConfigError(f"teachers of the task {args.task} cannot be cached: set teacher: Live()")
-        return None  # only labels are used
-    if not teachers and spec.needs[0]:
-        return None
-    return spec.open(
-        TeacherContext(student=student, models=teachers, temperature=args.kd_temperature, device=args.device)
-    )
 
 
 def wanted_side(models: Models) -> int | None:

@@ -15,9 +15,9 @@ _ELSEWHERE = ("hf-hub", "hf_hub", "local-dir")  # prefixes of timm names that ca
 
 def check_code(name: str, field: str, allowed: Sequence[str]) -> None:
     """Raise ConfigError if the module in a name is missing, or that of a model directory is not in ``allowed``."""
-    zoo, _, entry = name.partition(":")
-    if zoo == "python" and ":" in entry:
-        imports.locate(entry.rpartition(":")[0])
+    code = imports.CodeName.read(name)
+    if code is not None:
+        imports.locate(code.module)
     elif Path(name, "abkd.json").is_file():
         from abkd.models.vision import check_code
 
@@ -37,7 +37,7 @@ def check_name(name: str, field: str, allowed: Sequence[str]) -> None:
     if zoo == "cifar":
         cifar.find(entry)
     elif zoo == "python":
-        if ":" not in entry:
+        if imports.CodeName.read(name) is None:
             raise ConfigError(f"{field} must be python:package.module:function, got {name}, which names no function")
         check_code(name, field, allowed)
     elif not _is_there(zoo, entry):

@@ -15,6 +15,7 @@ from abkd.models.rows import ModelRows
 from abkd.ops import Rows, plan_chunks
 from abkd.tasks.base import OpenTask
 from abkd.teachers import TeacherReader
+from abkd.terms import Term
 
 logger = logging.getLogger("abkd")
 
@@ -31,7 +32,7 @@ def check_padding(task: OpenTask) -> None:
     size = args.per_device_train_batch_size
     if dataset is None or args.group_by_length or args.packing or size == 1:
         return
-    share = padding(getattr(dataset, "lengths", []), size)
+    share = padding(dataset.lengths, size)
     if share > _MUCH_PADDING:
         logger.info(
             "abkd: about %.0f %% of the positions in a batch are padding; group_by_length: true saves most of that",
@@ -54,7 +55,8 @@ def check_mass(task: OpenTask) -> None:
     The gradient of D_AB has a factor q^β (ABKD, arXiv 2505.04560, Prop. 4.2), so it vanishes with q.
     """
     args, teacher, objective = task.args, task.models.teacher, task.args.objective()
-    divergence = objective.at(0.0)[0].divergence
+    first = objective.at(0.0)[0]
+    divergence = first.divergence if isinstance(first, Term) else None
     if not isinstance(divergence, AlphaBeta) or divergence.beta <= 0 or task.train is None:
         return
     compared = args.teacher.needs == (1, 1) and objective.needs_teacher(0.0)  # not a mean, nor made of the student

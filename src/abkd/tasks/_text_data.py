@@ -8,6 +8,7 @@ from typing import Any
 
 from abkd.config import DistillConfig
 from abkd.data import (
+    Example,
     Rows,
     RowStream,
     StreamedDataset,
@@ -71,6 +72,21 @@ def prepare_data(
             raise ConfigError("lm_coef > 0 needs plain text: set pretrain_file, or lm_coef: 0")
         tokenized = tokenized.with_pretraining(pretrain_chunks)
     return tokenized
+
+
+def first_example(rows: Rows, tokenizer: Any, settings: Settings, teachers: Mapping[str, Any]) -> Example:
+    """The first training example. Raises DataError if the row cannot be used; arguments as for :func:`prepare_data`."""
+    source = settings.source
+    dataset = prepare_dataset(
+        rows[:1],
+        tokenizer,
+        max_length=settings.max_length,
+        apply_chat_template=choose_template(settings.apply_chat_template, tokenizer, teachers),
+        completions=needs_completions(source),
+        context=privileged_context(source),
+        privileged=is_privileged(source),
+    )
+    return dataset[0]
 
 
 def plain_text(pretrain: Any, tokenizer: Any, max_length: int) -> Sequence[Sequence[int]] | None:

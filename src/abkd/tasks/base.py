@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -17,8 +17,12 @@ from abkd.metrics import Metric
 from abkd.models.folders import missing_folder
 from abkd.models.rows import ModelRows
 from abkd.ops import Rows, TeacherRows
-from abkd.run_inputs import DataSettings
+from abkd.run_inputs import DataSettings, ModelSettings
+from abkd.settings import Settings
 from abkd.teachers import TeacherReader
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 Collate = Callable[[Sequence[Any]], dict[str, Batch]]
 
@@ -159,6 +163,7 @@ class Task(ABC):
         peft_task_type: the task type of PEFT.
         finds_held_out: whether :meth:`read` may find a held-out set next to the training data.
         cacheable: whether ``abkd cache`` can store its teachers.
+        embeds_tokens: whether its models embed tokens (NEFTune adds noise to these embeddings).
     """
 
     name: ClassVar[str]
@@ -171,6 +176,7 @@ class Task(ABC):
     peft_task_type: ClassVar[str | None] = None
     finds_held_out: ClassVar[bool] = False
     cacheable: ClassVar[bool] = True
+    embeds_tokens: ClassVar[bool] = False
 
     def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
         """Why the model of this name cannot be loaded, judging by its name and folder; None if no problem is found.
@@ -186,14 +192,24 @@ class Task(ABC):
         return []
 
     @abstractmethod
-    def read(self, data: DataSettings, *, seed: int) -> tuple[Any, Any]:
+    def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Any, Any]:
         """The training rows and the held-out rows (or None) of a recipe.
 
         Args:
+            settings: those of the recipe.
             seed: for the choice of the held-out rows, if they are split off from the training rows.
 
         Raises:
             DataError: a file that cannot be used.
+        """
+
+    @abstractmethod
+    def sample(self, models: ModelSettings, data: DataSettings, settings: Settings) -> Iterable[str | Text]:
+        """Paragraphs that show the first training example of a recipe as the student reads it.
+
+        Raises:
+            ConfigError: what reads it (a tokenizer) cannot be loaded.
+            DataError: the example cannot be used.
         """
 
     @abstractmethod
@@ -204,6 +220,9 @@ class Task(ABC):
             ConfigError, DataError, VocabularyError: they do not fit.
         """
 
-    @abstractmethod
     def cache_job(self, given: Given, args: DistillConfig, teacher: str) -> CacheJob:
-        """The cache that ``abkd cache`` builds of the teacher of this name for a run, without loading the student."""
+        """The cache that ``abkd cache`` builds of the teacher of this name for a run, without loading the student.
+
+        Only for a task that is ``cacheable``.
+        """
+        raise NotImplementedError

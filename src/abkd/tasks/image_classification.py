@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
-import torch
-from torch import Tensor
-
 from abkd.config import DistillConfig
-from abkd.data import Batch
 from abkd.data.images import ImageCollator, ImageDataset, Images, load_images, prepare_images
-from abkd.metrics import METRICS
 from abkd.models.adapters import with_adapters
 from abkd.models.loading import placed
 from abkd.models.vision import ImageRows, check_classes, save_classifier
-from abkd.ops import Rows, TeacherRows, TopK, teacher_logits
-from abkd.run_inputs import DataSettings
-from abkd.tasks._checks import check_full_distribution, check_separate, given_teachers
+from abkd.run_inputs import DataSettings, ModelSettings
+from abkd.settings import Settings
+from abkd.tasks._checks import (
+    check_full_distribution,
+    check_labels,
+    check_separate,
+    given_teachers,
+    open_reader,
+)
+from abkd.tasks._classification import OF_CLASSES, OpenClassification
 from abkd.tasks._image_caches import (
     check_cached_classes,
     identifying,
@@ -27,16 +29,14 @@ from abkd.tasks._image_caches import (
     open_cache,
     training_passes,
 )
-from abkd.tasks._image_checks import check_batches_of_one, check_labels, check_mixed, check_student
-from abkd.tasks._image_data import read_images, several_files
-from abkd.tasks._image_models import load_classifiers, open_reader, wanted_side, with_head
+from abkd.tasks._image_checks import check_batches_of_one, check_mixed, check_student
+from abkd.tasks._image_data import describe_images, read_images, several_files
+from abkd.tasks._image_models import load_classifiers, wanted_side, with_head
 from abkd.tasks._model_names import check_name, unknown_model
-from abkd.tasks.base import CacheJob, Given, Models, OpenTask, Task
-from abkd.teachers.caches import CacheReader, EpochImages, image_identity
+from abkd.tasks.base import CacheJob, Given, Models, Task
+from abkd.teachers.caches import EpochImages, image_identity
 
 logger = logging.getLogger("abkd")
-
-_SCORED_IMAGES = 1024  # for the teacher's accuracy before training
 
 
 class ImageClassification(Task):
@@ -45,8 +45,8 @@ class ImageClassification(Task):
     name = "image-classification"
     row_noun = "images"
     unit = "image"
-    fields = frozenset({"augmentation", "image_size", "allow_code", "train_dir", "eval_dir", "use_peft"})
-    metrics = (METRICS["accuracy"], METRICS["cross_entropy"])
+    fields = frozenset({"augmentation", "image_size", "train_dir", "eval_dir", "use_peft"})
+    metrics = OF_CLASSES
     data_hint = "no images: set train_dir (one folder per class), train_file (.npz) or dataset_name (such as digits)"
     merges_adapters = True  # an adapter cannot store the class names or the preprocessing
     finds_held_out = True
@@ -59,8 +59,13 @@ class ImageClassification(Task):
     def data_problems(self, data: DataSettings) -> list[str]:
         return several_files(data)
 
-    def read(self, data: DataSettings, *, seed: int) -> tuple[Images, Images | None]:
+    def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Images, Images | None]:
         return read_images(data, seed=seed)
+
+    def sample(self, models: ModelSettings, data: DataSettings, settings: Settings) -> Iterator[str]:
+        for name, images in zip(("trained on", "held out"), self.read(data, settings, seed=0), strict=True):
+            if images is not None:
+                yield f"{name}: {describe_images(images)}"
 
     def open(self, given: Given, args: DistillConfig) -> OpenImages:
         images = images_of(given.train)
@@ -110,8 +115,10 @@ class ImageClassification(Task):
         )
 
 
-class OpenImages(OpenTask):
+class OpenImages(OpenClassification):
     """Two image classifiers, and images as both read them."""
+
+    rows = "images"
 
     def with_data(self, given: Given, images: Images | None) -> Self:
         """Set the images of a run (``images``: the training images, already opened), and return itself."""
@@ -132,8 +139,8 @@ class OpenImages(OpenTask):
                 images = images.with_classes(train.class_names)
             side = self.args.image_size or (None if images.uniform_size() else wanted_side(self.models))
             prepared = prepare_data(images, side if train is None else train.size, self.args, name)
-        student: Any = self.models.student
-        check_labels(prepared.images, student, self.args)
+        student, images = cast(ImageRows, self.models.student), prepared.images
+        check_labels(images.labels, images.name, student.head_rows, self.args)
         check_mixed(prepared, self.args)
         if name == "train":
             check_batches_of_one(prepared, student, self.args)
@@ -149,38 +156,6 @@ class OpenImages(OpenTask):
     def collate(self) -> ImageCollator:
         return ImageCollator()
 
-    @property
-    def max_rows(self) -> int:
-        return self.args.per_device_train_batch_size
-
-    def row_metrics(self, student: Rows, teacher: TeacherRows | None, batch: Batch) -> dict[str, Tensor]:
-        if batch.targets is None:
-            return {}
-        found = {"accuracy": _right(student.logits(slice(None)), batch.targets)}
-        if teacher is not None:
-            found["teacher_accuracy"] = _right(logits_of(teacher), batch.targets)
-        return found
-
-    def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
-        rows = max(totals["rows"], 1.0)
-        names = ("accuracy", "teacher_accuracy", "cross_entropy", "teacher_cross_entropy")
-        return {name: totals[name] / rows for name in names if name in totals}
-
-    def check_teacher(self, metrics: Mapping[str, float]) -> None:
-        if "teacher_accuracy" not in metrics:
-            return
-        teacher, student = metrics["teacher_accuracy"], metrics["accuracy"]
-        logger.info(
-            "abkd: accuracy on the held-out images: teacher %.2f %%, student %.2f %%", 100 * teacher, 100 * student
-        )
-        if teacher <= student:
-            logger.warning(
-                "abkd: the teacher (%.2f %%) is no better than the student (%.2f %%) on the held-out images; check its "
-                "weights, its normalisation and the order of its classes",
-                100 * teacher,
-                100 * student,
-            )
-
     def before_training(self, *, sharded: bool, writes: bool, evaluates_first: bool) -> None:
         train: Any = self.train
         if train is None:  # transformers raises
@@ -189,22 +164,7 @@ class OpenImages(OpenTask):
             advice = "[RandomCrop(4), HorizontalFlip()]"
             logger.info("abkd: images are not augmented; for photographs use --augmentation '%s'", advice)
         if not evaluates_first:
-            self._score_teacher()
-
-    @torch.no_grad()
-    def _score_teacher(self) -> None:
-        """Log the accuracy of the teacher, if there is no evaluation before the first step."""
-        dataset: Any = self.held_out or self.train
-        teacher = self.models.teacher
-        if teacher is None or not dataset.labelled or isinstance(teacher, CacheReader):
-            return  # a cache may not contain the images without augmentation
-        count, right, size = min(len(dataset), _SCORED_IMAGES), 0.0, self.args.per_device_eval_batch_size
-        for start in range(0, count, size):
-            examples = [dataset[i] for i in range(start, min(start + size, count))]
-            batch = self.collate(examples)["batch"].to(self.args.device)
-            right += _right(logits_of(teacher(batch.teacher)), cast(Tensor, batch.targets)).sum().item()
-        which = "held-out" if self.held_out is not None else "training"
-        logger.info("abkd: accuracy of the teacher on %d %s images: %.2f %%", count, which, 100 * right / count)
+            self.score_teacher()
 
     def describe(self) -> dict[str, Any]:
         train: Any = self.train
@@ -234,18 +194,3 @@ def prepare_data(images: Images, side: int | tuple[int, int] | None, args: Disti
         on_bad_row=args.on_bad_row,
         name=name,
     )
-
-
-def logits_of(teacher: TeacherRows) -> Tensor:
-    """``[N, C]`` the teacher's logits; for a ``TopK`` its log-probabilities, and -inf for all other classes."""
-    if not isinstance(teacher, TopK):
-        logits = teacher_logits(teacher, len(teacher), 1.0)(slice(None))
-        assert isinstance(logits, Tensor)
-        return logits
-    lowest = teacher.log_p.new_full((len(teacher), teacher.classes), -torch.inf)
-    return lowest.scatter(-1, teacher.ids, teacher.log_p)
-
-
-def _right(logits: Tensor, targets: Tensor) -> Tensor:
-    """``[N]`` 1 if the top-1 class is the target, else 0."""
-    return (logits.argmax(-1) == targets).float()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abkd.config import DistillConfig
 from abkd.data import (
@@ -16,10 +16,9 @@ from abkd.data import (
     StreamedDataset,
     TokenizedDataset,
     check_same_tokenizer,
+    describe_sample,
     describe_start,
     load_rows,
-    split_held_out,
-    stream_rows,
 )
 from abkd.data.formats import has_completions
 from abkd.data.vocabulary import vocabulary_size
@@ -28,15 +27,20 @@ from abkd.models.adapters import write_adapter_card
 from abkd.models.folders import broken_model
 from abkd.models.language import CausalRows
 from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
-from abkd.run_inputs import DataSettings
+from abkd.run_inputs import DataSettings, ModelSettings
+from abkd.settings import Settings
 from abkd.sources import ensure_teacher_text, known_sequences, needs_teacher_text
 from abkd.tasks._lengths import check_lengths
+from abkd.tasks._row_data import read_rows
 from abkd.tasks._start import check_mass, check_padding
-from abkd.tasks._text_data import plain_text, prepare_data
+from abkd.tasks._text_data import first_example, plain_text, prepare_data
 from abkd.tasks._text_models import load_models, own_tokenizer
 from abkd.tasks._writer import teacher_writer
 from abkd.tasks.base import CacheJob, Given, OpenTask, Task
 from abkd.teachers import identity
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 logger = logging.getLogger("abkd")
 
@@ -64,25 +68,22 @@ class TextGeneration(Task):
     )
     metrics = (METRICS["perplexity"], METRICS["r_llh"], METRICS["r_cvg"])
     peft_task_type = "CAUSAL_LM"
+    embeds_tokens = True
     data_hint = "no data: set train_file (JSONL, CSV or parquet) or dataset_name (a hub name)"
 
     def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
         return f"{field}: {fault}" if (fault := broken_model(name)) else None
 
-    def read(self, data: DataSettings, *, seed: int) -> tuple[Any, Any]:
+    def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Any, Any]:
+        train, held_out = read_rows(data, seed=seed)
+        return train, None if held_out is None else _with_completions(held_out)
+
+    def sample(self, models: ModelSettings, data: DataSettings, settings: Settings) -> Iterator[str | Text]:
         source = data.train_file or data.dataset_name
         assert source is not None  # checked when the recipe is read
-        read: Any = stream_rows if data.streaming else load_rows
-        train = read(source, config=data.dataset_config, split=data.dataset_train_split)
-        if data.eval_file:
-            return train, _with_completions(load_rows(data.eval_file))
-        if data.dataset_test_split:
-            held_out = load_rows(source, config=data.dataset_config, split=data.dataset_test_split)
-            return train, _with_completions(held_out)
-        if data.streaming or data.share_held_out == 0 or len(train) < 2:
-            return train, None
-        rest, held_out = split_held_out(train, data.share_held_out, seed=seed)
-        return rest, _with_completions(held_out)
+        rows = load_rows(source, config=data.dataset_config, split=data.dataset_train_split)
+        tokenizer = load_tokenizer(models.model_name_or_path, what="model_name_or_path", revision=models.model_revision)
+        yield from ("", describe_sample(first_example(rows, tokenizer, settings, _tokenizers(models)), tokenizer))
 
     def open(self, given: Given, args: DistillConfig) -> OpenTextGeneration:
         models = load_models(given, args)
@@ -172,6 +173,13 @@ class OpenTextGeneration(OpenTask):
     def save_extras(self, directory: Path) -> None:
         """Write a model card for an adapter; transformers has saved the config and the tokenizer."""
         write_adapter_card(directory)
+
+
+def _tokenizers(models: ModelSettings) -> dict[str, Any]:
+    """The tokenizers of the teachers of a recipe, by name."""
+    given, what = models.teacher_model_name_or_path or [], "teacher_model_name_or_path"
+    names = [given] if isinstance(given, str) else given
+    return {name: load_tokenizer(name, what=what, revision=models.teacher_model_revision) for name in names}
 
 
 def _with_completions(held_out: Any) -> Any:

@@ -19,12 +19,12 @@ from abkd.models import base_to_new
 from abkd.models.clip import load_clip_pair
 from abkd.models.vision import Classifier, ImageRows, as_classifier, check_classes
 from abkd.ops import Rows, TeacherRows
-from abkd.tasks._checks import check_full_distribution, given_teachers
+from abkd.tasks._checks import check_full_distribution, given_teachers, open_reader
+from abkd.tasks._classification import logits_of
 from abkd.tasks._image_checks import check_student
-from abkd.tasks._image_models import open_reader
 from abkd.tasks._model_names import check_code
 from abkd.tasks.base import Given, Models
-from abkd.tasks.image_classification import ImageClassification, OpenImages, images_of, logits_of
+from abkd.tasks.image_classification import ImageClassification, OpenImages, images_of
 
 logger = logging.getLogger("abkd")
 
@@ -48,7 +48,7 @@ class ZeroShotImageClassification(ImageClassification):
         names = None if known is None else known.class_names
         if names is None:
             raise ConfigError("CLIP needs class names, and these images have none: name the folders after the classes")
-        if any(term.ce_weight for term in args.objective().all_terms()):
+        if any(term.ce_weight for term in args.objective().row_terms()):
             raise ConfigError("base-to-new distillation uses no labels: set ce_weight: 0.0")
         student, teachers = _load_pair(given.student, given_teachers(given.teacher, args), args, names)
         rows = ImageRows(student)

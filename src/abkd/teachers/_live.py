@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from abkd.data import View
 from abkd.models.language import CausalRows
-from abkd.models.rows import ModelRows
+from abkd.models.rows import ModelRows, Outputs
 from abkd.ops import Rows
 from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 
@@ -28,11 +29,19 @@ class LiveReader(TeacherReader):
         self.models = (self.model,)
         self.head_rows = self.rows.head_rows
 
-    @torch.no_grad()
     def __call__(self, view: View) -> Rows:
         """The model's rows for ``view``."""
-        rows = self.rows(view)
-        return rows if self.classes is None else rows.first(self.classes)
+        return self.read(view).rows
+
+    @torch.no_grad()
+    def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
+        found = self.rows.read(view, features, stop=stop)
+        if self.classes is None or found.rows is None:
+            return found
+        return Outputs(found.rows.first(self.classes), found.features)
+
+    def feature_shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        return self.rows.feature_shapes(features)
 
     def check(self) -> None:
         self.rows.check()
@@ -41,6 +50,8 @@ class LiveReader(TeacherReader):
 @dataclass(frozen=True)
 class Live(Teacher):
     """The model in ``teacher_model_name_or_path``, run at every step."""
+
+    features: ClassVar[frozenset[str] | None] = None
 
     def open(self, context: TeacherContext) -> LiveReader:
         (model,) = context.models

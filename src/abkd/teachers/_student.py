@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import ConfigError, OutputDirError
-from abkd.models.rows import ModelRows
+from abkd.models.rows import ModelRows, Outputs
 from abkd.ops import Rows
 from abkd.schedules import is_number
+from abkd.stateful import Event, StepEnd
 from abkd.teachers._live import LiveReader
 from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
 
@@ -36,7 +37,7 @@ class CopyReader(LiveReader):
         saved = self.student.state_dict()
         self.buffers = [name for name, _ in self.student.named_buffers() if name in saved]
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """The tensors that change, each once, even if it has several names."""
         return {
             name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -44,8 +45,8 @@ class CopyReader(LiveReader):
         }
 
     @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore :meth:`state`. Raises OutputDirError if it is from another student."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`. Raises OutputDirError if it is from another student."""
         held = self.held()
         if {name: tensor.shape for name, tensor in held.items()} != {name: state[name].shape for name in state}:
             raise OutputDirError(
@@ -73,9 +74,11 @@ class SnapshotReader(CopyReader):
         self.every = spec.every
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def observe(self, event: Event) -> None:
+        if not isinstance(event, StepEnd):
+            return
         student = self.followed()
-        if step % self.every == 0:
+        if event.step % self.every == 0:
             for name, tensor in self.held().items():
                 tensor.copy_(student[name])
 
@@ -98,7 +101,9 @@ class EMAReader(CopyReader):
         return {**held, **self.fine}
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def observe(self, event: Event) -> None:
+        if not isinstance(event, StepEnd):
+            return
         student, held = self.followed(), self.held()
         for name in self.trained:
             held[name].lerp_(student[name].to(held[name]), 1 - self.decay)
@@ -106,8 +111,8 @@ class EMAReader(CopyReader):
             held[name].copy_(student[name])
         self._round()
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        super().load(state)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self._round()
 
     @torch.no_grad()
@@ -125,19 +130,27 @@ class AdapterOffReader(TeacherReader):
         self.head_rows = self.rows.head_rows
         self._check_frozen()
 
-    @torch.no_grad()
     def __call__(self, view: View) -> Rows:
         """The base model's rows for ``view``."""
+        return self.read(view).rows
+
+    @torch.no_grad()
+    def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
         _check_whole(self.spec, self.student)
         with _without_adapters(self.student):
-            rows = self.rows(view)
-        return rows if self.classes is None else rows.first(self.classes)
+            found = self.rows.read(view, features, stop=stop)
+        if self.classes is None or found.rows is None:
+            return found
+        return Outputs(found.rows.first(self.classes), found.features)
+
+    def feature_shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        return self.rows.feature_shapes(features)
 
     def check(self) -> None:
         with _without_adapters(self.student):
             self.rows.check()
 
-    def after_step(self, step: int) -> None:
+    def observe(self, event: Event) -> None:
         _check_whole(self.spec, self.student)
 
     def _check_frozen(self) -> None:
@@ -169,6 +182,7 @@ class EMA(Teacher):
 
     decay: float = 0.999
     needs: ClassVar[tuple[int, int | None]] = (0, 0)
+    features: ClassVar[frozenset[str] | None] = None
 
     def __post_init__(self) -> None:
         if not (is_number(self.decay) and 0 <= self.decay <= 1):
@@ -188,6 +202,7 @@ class Snapshot(Teacher):
 
     every: int = 100
     needs: ClassVar[tuple[int, int | None]] = (0, 0)
+    features: ClassVar[frozenset[str] | None] = None
 
     def __post_init__(self) -> None:
         if type(self.every) is not int or self.every < 1:
@@ -206,6 +221,7 @@ class AdapterOff(Teacher):
     """
 
     needs: ClassVar[tuple[int, int | None]] = (0, 0)
+    features: ClassVar[frozenset[str] | None] = None
 
     def open(self, context: TeacherContext) -> AdapterOffReader:
         model = context.student.model

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from abkd.data import Example, View
-from abkd.models.rows import ModelRows
+from abkd.errors import ConfigError
+from abkd.models.rows import ModelRows, Outputs
 from abkd.ops import TeacherRows
+from abkd.stateful import Stateful
+
+LAST_HIDDEN = frozenset({"hidden.-1"})
+"""The only feature of a cache of hidden states: the input of the head."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class TeacherContext:
     device: torch.device | str = "cpu"
 
 
-class TeacherReader:
+class TeacherReader(Stateful):
     """A teacher opened for one run: returns the rows of a view, always without gradients.
 
     ``head_rows``: classes of its own head. ``classes``: how many of them are used (set once both models are known).
@@ -41,9 +47,23 @@ class TeacherReader:
     exact: bool = True
     """Whether p is complete; a cache of the top-k classes is not."""
 
+    @abstractmethod
     def __call__(self, view: View) -> TeacherRows:
         """The teacher's rows for ``view``."""
-        raise NotImplementedError
+
+    def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[TeacherRows]:
+        """The rows for ``view`` and the named features; with ``stop`` no rows, where that saves time.
+
+        Raises:
+            ConfigError: a feature that it does not provide.
+        """
+        if features:
+            raise ConfigError(f"{type(self).__name__} has no features; use teacher: Live()")
+        return Outputs(self(view))
+
+    def feature_shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """The shape of each feature of one row."""
+        return {}
 
     def check(self) -> None:
         """Check, where possible, that its rows match the model's own output."""
@@ -51,26 +71,15 @@ class TeacherReader:
     def check_covers(self, examples: Iterable[Example], name: str) -> None:
         """Raise DataError if rows of these examples are not available (a cache of other data)."""
 
-    def after_step(self, step: int) -> None:
-        """Called after each optimizer step (a teacher derived from the student follows it)."""
-
-    def state(self) -> dict[str, Tensor]:
-        """The state to save in a checkpoint."""
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Restore :meth:`state`."""
-
-    def logs(self) -> dict[str, float]:
-        """Metrics of the rows read since the last call."""
-        return {}
-
 
 class Teacher:
     """Where p comes from: a frozen value, written as its constructor call."""
 
     needs: ClassVar[tuple[int, int | None]] = (1, 1)
     """How many models teacher_model_name_or_path must name: minimum and maximum (None: no limit)."""
+
+    features: ClassVar[frozenset[str] | None] = frozenset()
+    """The names of the features that its reader provides; None: whatever its model has."""
 
     cached: ClassVar[bool] = False
     """Whether p was computed beforehand: no model is loaded, and only rows in the cache are available."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from abkd.data import Batch, Example, padding_example
+from abkd.objective import Columns
 from abkd.tasks.base import Collate
 from abkd.trainer._distillation import Totals
 
@@ -46,6 +47,11 @@ class AccumulationBatch:
     def __init__(self, batches: Sequence[Batch | PendingBatch]) -> None:
         self.batches = batches
         self.totals: Totals | None = None
+        self.columns: dict[int, Columns] = {}
+
+    def columns_of(self, batch: Batch) -> Columns:
+        """The numbers of a batch's rows that depend on the whole step."""
+        return self.columns.get(id(batch), {})
 
     def write(self, draw: Draw, collator: Collate) -> None:
         """Generate the sequences of the pending rows, for all micro-batches at once; an empty batch gets padding.

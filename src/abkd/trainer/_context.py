@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,21 @@ class Processes:
         """The sum of all processes' values."""
         total: Any = self._accelerator().reduce(value, reduction="sum")
         return total
+
+    def gather_rows(self, columns: Mapping[Any, Tensor]) -> list[dict[Any, Tensor]]:
+        """The columns ``[n, ...]`` of each process, in the order of the processes; n may differ between them."""
+        if self.count == 1:
+            return [dict(columns)]
+        sizes = [len(next(iter(columns.values())))]
+        sizes = self._accelerator().gather(torch.tensor(sizes, device=self._args.device)).tolist()
+        found: list[dict[Any, Tensor]] = [{} for _ in sizes]
+        for name, column in columns.items():
+            padded = column.new_zeros(max(sizes), *column.shape[1:])
+            padded[: len(column)] = column
+            parts = self._accelerator().gather(padded).split(max(sizes))
+            for each, part, size in zip(found, parts, sizes, strict=True):
+                each[name] = part[:size]
+        return found
 
     def max(self, count: int) -> int:
         """The largest ``count`` over all processes."""

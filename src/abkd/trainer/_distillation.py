@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from abkd.data import Batch
 from abkd.divergences import ForwardKL
 from abkd.metrics import LOGGED
-from abkd.models.rows import ModelRows
-from abkd.objective import Objective, TokenLogProbs
+from abkd.models.rows import ModelRows, Outputs
+from abkd.objective import Columns, OpenObjective, StepScores
 from abkd.ops import ChunkPlan, Rows, TeacherRows, linear_divergence, row_metrics
 from abkd.teachers import TeacherReader
+from abkd.terms import Needs, TokenLogProbs
 
 
 class Totals(NamedTuple):
@@ -26,7 +27,7 @@ class Totals(NamedTuple):
     plain: Tensor
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], objective: Objective, progress: float) -> Totals:
+    def of(cls, batches: Sequence[Batch], objective: OpenObjective, progress: float) -> Totals:
         """The totals over several batches."""
         rows = sum(objective.totals(batch.origin, batch.weight, progress) for batch in batches)
         plain = sum(0 if batch.pretrain_targets is None else batch.pretrain_targets.numel() for batch in batches)
@@ -37,38 +38,59 @@ class DistillationLoss:
     """The loss of a student, a teacher and an objective; not a module: no parameter of the teacher is trained."""
 
     def __init__(
-        self, student: ModelRows, teacher: TeacherReader | None, objective: Objective, plan: ChunkPlan
+        self,
+        student: ModelRows,
+        teacher: TeacherReader | None,
+        objective: OpenObjective,
+        plan: ChunkPlan,
     ) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
         self.first_plan = plan  # stored in the record of the run; ``plan`` may become smaller
 
-    def losses(self, batch: Batch, progress: float, totals: Totals) -> dict[str, Tensor]:
-        """The batch's share of the step's ``loss``, the sums of the logged metrics over its rows, and their number."""
-        needed = self.objective.needs_teacher(progress)
-        teacher = self.teacher(batch.teacher) if needed and self.teacher is not None else None
-        student = self.student(batch.student)
-        rows = self.objective(
+    def losses(
+        self, batch: Batch, progress: float, totals: Totals, columns: Columns | None = None
+    ) -> dict[str, Tensor]:
+        """The batch's share of the step's ``loss``, the sums of the logged metrics over its rows, and their number.
+
+        ``columns``: the numbers of row functions that look over the whole step.
+        """
+        needs = self.objective.needs(progress)
+        teacher = self._read_teacher(batch, needs)
+        student = self.student.read(batch.student, needs.student_features)
+        found = self.objective(
             student,
             teacher,
-            batch.targets,
-            batch.weight,
+            batch,
             progress=progress,
-            origin=batch.origin,
             total_weight=totals.rows,
-            history=self._history(student, teacher, batch, progress),
+            columns=columns,
+            history=self._history(student.rows, teacher, batch) if needs.history else None,
             plan=self.plan,
         )
-        if rows.plan is not None:
-            self.plan = rows.plan  # smaller after running out of memory: do not retry a size that did not fit
-        logged = [metric for metric in LOGGED if teacher is not None or not metric.needs_teacher]
-        columns = {metric.name: getattr(rows, metric.column) for metric in logged}
-        sums = {name: (column * batch.weight).sum() for name, column in columns.items() if column is not None}
-        loss = rows.loss
+        rows, known = found.rows, dict(found.columns)
+        if rows is not None:
+            if rows.plan is not None:
+                self.plan = rows.plan  # smaller after running out of memory: do not retry a size that did not fit
+            logged = [metric for metric in LOGGED if needs.teacher or not metric.needs_teacher]
+            known = {**{metric.name: getattr(rows, metric.column) for metric in logged}, **known}
+        sums = {name: (column * batch.weight).sum() for name, column in known.items() if column is not None}
+        loss = found.loss
         if self.student.auxiliary_loss is not None:
             loss = loss + self.student.auxiliary_loss * self._share(batch, progress, totals)
         if batch.pretrain is not None:
-            loss = loss + self.objective.lm_coef * self._plain_text(batch, totals.plain)
+            loss = loss + self.objective.spec.lm_coef * self._plain_text(batch, totals.plain)
         return {"loss": loss, "rows": batch.weight.sum(), **sums}
+
+    def _read_teacher(self, batch: Batch, needs: Needs) -> Outputs[TeacherRows | None] | None:
+        if self.teacher is None or not needs.any_teacher:
+            return None
+        return self.teacher.read(batch.teacher, needs.teacher_features, stop=not needs.teacher)
+
+    def scores(self, batch: Batch, progress: float) -> StepScores:
+        """The scores of the batch's rows, for row functions that look over the whole step."""
+        needs = self.objective.needs(progress)
+        teacher, student = self._read_teacher(batch, needs), self.student.read(batch.student)
+        return self.objective.scores(student, teacher, batch, progress=progress, plan=self.plan)
 
     def _share(self, batch: Batch, progress: float, totals: Totals) -> Tensor:
         """The batch's share of the step: a mean over batches then has weight 1, however the step is split."""
@@ -76,11 +98,11 @@ class DistillationLoss:
         return (own / totals.rows.sum().clamp(min=1e-12)).to(batch.weight.device)
 
     def _history(
-        self, student: Rows, teacher: TeacherRows | None, batch: Batch, progress: float
+        self, student: Rows, teacher: Outputs[TeacherRows | None] | None, batch: Batch
     ) -> TokenLogProbs | None:
-        if teacher is None or not any(term.sequence_mixture for term in self.objective.at(progress)):
+        if teacher is None or teacher.rows is None:
             return None
-        return self.history(student, teacher, batch)
+        return self.history(student, teacher.rows, batch)
 
     def history(self, student: Rows, teacher: TeacherRows, batch: Batch) -> TokenLogProbs:
         """The log-probabilities ``[N]`` of both models for the token in the text, at temperature 1."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from abkd.config import DistillConfig
 from abkd.tasks import Task
 from abkd.trainer._context import Processes, RunContext
 from abkd.trainer._distillation import DistillationLoss
 from abkd.trainer._loading import DataLoading
+from abkd.trainer._sums import MetricSums
 
 
 class Engine(DataLoading):
@@ -20,7 +21,7 @@ class Engine(DataLoading):
     loss: DistillationLoss
     run: RunContext
     saved_step: int
-    _sums: dict[str, Tensor]
+    sums: MetricSums
 
     @property
     def progress(self) -> float:
@@ -28,9 +29,11 @@ class Engine(DataLoading):
         return self.run.progress
 
     def _restart(self) -> None:
-        self.saved_step, self._sums = -1, {}
+        self.saved_step = -1
+        self.sums.reset()
 
     def _context(self, args: DistillConfig) -> RunContext:
+        self.sums = MetricSums()
         return RunContext(
             args,
             self.kind,

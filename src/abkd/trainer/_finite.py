@@ -29,7 +29,7 @@ def check_loss(out: Mapping[str, Tensor], step: int) -> None:
             "the teacher's logits contain NaN or +inf",
             "check the teacher (its dtype: try float32 or bfloat16)",
         )
-    elif not bool(torch.isfinite(out["student_entropy"])):
+    elif "student_entropy" in out and not bool(torch.isfinite(out["student_entropy"])):
         cause, cure = "the student's logits contain NaN or +inf", "lower the learning rate, or train in bf16 or fp32"
     elif "divergence" not in out:
         cause, cure = "the cross-entropy is not finite", "lower the learning rate"

@@ -16,7 +16,7 @@ import transformers
 import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from abkd import output_dir
+from abkd import notation, output_dir
 from abkd.config import DistillConfig
 from abkd.data import TokenizedDataset
 from abkd.storage import atomic_write, disk_errors, strict_json, write_checksummed
@@ -189,10 +189,10 @@ def describe(run: RunContext) -> dict[str, Any]:
     args, models = run.args, run.task.models
     return {
         "task": args.task,
-        "objective": run.loss.objective.formula(run.kind.row_noun),
+        "objective": run.loss.objective.spec.formula(run.kind.row_noun),
         "student": model_name(models.student.model),
         "student_parameters": _size(models.student.model),
-        "source": repr(args.source),
+        "source": notation.render(args.source),
         "teacher": _teacher_name(run),
         "teacher_parameters": sum(map(_size, models.teacher.models if models.teacher is not None else ())) or None,
         "teacher_fingerprint": _fingerprint(run),
@@ -219,7 +219,7 @@ def describe(run: RunContext) -> dict[str, Any]:
 
 def _teacher_name(run: RunContext) -> str:
     """The teacher's models, preceded by the kind of teacher unless it is ``Live()``."""
-    kind, reader = repr(run.args.teacher), run.task.models.teacher
+    kind, reader = notation.render(run.args.teacher), run.task.models.teacher
     names = ", ".join(map(model_name, reader.models)) if reader is not None else ""
     return names if kind == "Live()" else f"{kind} {names}".strip()
 

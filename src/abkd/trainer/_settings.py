@@ -136,7 +136,7 @@ def warn_extreme(args: DistillConfig) -> None:
             logger.warning("abkd: no model generates text in this run, so %s will have no effect", ", ".join(unused))
     if args.learning_rate > _LARGE_RATE:
         logger.warning("abkd: learning_rate is %g; usual values are 1e-5 to 1e-1", args.learning_rate)
-    divergences = {term.divergence for term in args.objective().all_terms()}
+    divergences = {term.divergence for term in args.objective().row_terms()}
     for each in (divergence for divergence in divergences if isinstance(divergence, AlphaBeta)):
         if max(abs(each.alpha), abs(each.beta)) > _LARGE_EXPONENT:
             logger.warning(

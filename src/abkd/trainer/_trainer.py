@@ -17,11 +17,11 @@ from abkd import output_dir
 from abkd.config import DistillConfig
 from abkd.models.loading import placed
 from abkd.models.saving import use_cache_kept
-from abkd.tasks import Given, Models, OpenTask, Task, task_of
+from abkd.tasks import Given, Models, OpenTask, Task, open_objective, task_of
 from abkd.trainer import _checkpoints, _sources
 from abkd.trainer._accumulation import AccumulationBatch, resolve
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
-from abkd.trainer._distillation import DistillationLoss, Totals, run_inside
+from abkd.trainer._distillation import DistillationLoss, run_inside
 from abkd.trainer._engine import Engine
 from abkd.trainer._evaluation import evaluate_run, warn_not_finite
 from abkd.trainer._final import final_form
@@ -31,6 +31,9 @@ from abkd.trainer._record import AlreadyEvaluated, Record
 from abkd.trainer._run_file import load_chunk_plan, save_chunk_plan
 from abkd.trainer._save import save_student
 from abkd.trainer._settings import NothingLearned, check_metric, check_recomputed, check_settings, warn_extreme
+from abkd.trainer._state import Components
+from abkd.trainer._step import batch_of_step, begin_step
+from abkd.trainer._terms import attached, without_terms
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier
@@ -107,7 +110,8 @@ class DistillTrainer(Engine):
         self.distill_args, models = args, self.models
         check_recomputed(models.student.model, args)
         self.plan = load_chunk_plan(args, self.task.max_rows, models.classes)
-        self.loss = DistillationLoss(models.student, models.teacher, args.objective(), self.plan)
+        objective = open_objective(args.objective(), models, args.seed)
+        self.loss = DistillationLoss(models.student, models.teacher, objective, self.plan)
         self.collator = self.task.collate
         self.sampler: _sources.SequenceSampler | None = None
         self.run = self._context(args)
@@ -117,9 +121,9 @@ class DistillTrainer(Engine):
         self._not_finite: set[str] = set()
         self._teacher_judged, self._most_kept = False, args.save_total_limit
         self.stop_signals, self.epoch_order = StopSignals(), EpochOrder()
-        self.progress_bar = ProgressBar(one_loss=not self.loss.objective.changes)
-        components = _sources.ComponentCallback(models.teacher, lambda: self.sampler, self._restart)
-        watching = MetricsFile(), NothingLearned(), self.finite, components, AlreadyEvaluated(self.record)
+        self.progress_bar = ProgressBar(one_loss=not objective.spec.changes)
+        self.components = Components(self.run, lambda: self.sampler, self.sums, self._restart)
+        watching = MetricsFile(), NothingLearned(), self.finite, self.components, AlreadyEvaluated(self.record)
         return self.epoch_order, *watching, self.stop_signals, self.progress_bar
 
     # -- the loss ------------------------------------------------------------------------------------------------
@@ -137,34 +141,25 @@ class DistillTrainer(Engine):
         if isinstance(step, AccumulationBatch) and step.totals is None:
             if self.sampler is not None:
                 step.write(self.sampler.draw, self.collator)
-            totals = Totals.of(step.ready, self.loss.objective, self.progress)
-            step.totals = Totals(*(self.run.processes.sum(total.to(self.args.device)) for total in totals))
+            self.sums.begin_step()
+            begin_step(self.run, model, step)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """``Σ over this micro-batch / weight of the whole step × processes``: gradients are averaged over processes."""
-        batch = resolve(inputs["batch"]).to(self.args.device)
-        totals = num_items_in_batch.totals if isinstance(num_items_in_batch, AccumulationBatch) else None
-        if totals is None:
-            totals = Totals.of([batch], self.loss.objective, self.progress)
-        out = model(job=lambda: self.loss.losses(batch, self.progress, totals))
+        batch, totals, columns = batch_of_step(self.run, resolve(inputs["batch"]), num_items_in_batch)
+        out = model(job=lambda: self.loss.losses(batch, self.progress, totals, columns))
         check_loss(out, self.state.global_step + 1)
-        for name, value in out.items():
-            if name != "loss":
-                self._sums[name] = self._sums.get(name, 0.0) + value.detach().double()
+        self.sums.add(out)
         loss = out["loss"] * self.accelerator.num_processes
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the means over the rows since the last log: divergence, entropies, agreement, cross-entropy."""
-        if "loss" in logs and self._sums:
-            sums, self._sums = {name: self.run.processes.sum(x).item() for name, x in self._sums.items()}, {}
-            rows = max(sums.pop("rows"), 1.0)
-            logs |= {name: value / rows for name, value in sums.items()}
-            for part in (self.sampler, self.models.teacher):
-                logs |= {} if part is None else part.logs()
+        if "loss" in logs and (means := self.sums.since_log(self.run.processes)):
+            logs |= means | self.components.logs()
         super().log(logs, *args, **kwargs)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
@@ -214,12 +209,13 @@ class DistillTrainer(Engine):
             _checkpoints.check_student(start, self.models.student.model)
         if start is None:
             self.record.make_room()
-        logger.info("abkd: %s", self.loss.objective.formula(self.kind.row_noun))
+        logger.info("abkd: %s", self.loss.objective.spec.formula(self.kind.row_noun))
         warn_extreme(self.distill_args)
-        self._sums, self.saved_step, self._teacher_judged = {}, _checkpoints.step_of(start), start is not None
+        self.sums.reset()
+        self.saved_step, self._teacher_judged = _checkpoints.step_of(start), start is not None
         self.sampler = _sources.open_sampler(self.run)
         if start is not None:
-            _sources.load_state(self.run, self.sampler, start)
+            self.components.load(start)
         self.record.begin(start)
         if start is None and self.is_world_process_zero():
             steps = {"writes": self.sampler is not None, "evaluates_first": self.args.eval_on_start}
@@ -227,7 +223,8 @@ class DistillTrainer(Engine):
         self._most_kept, self.args.save_total_limit = self.args.save_total_limit, None  # rotated by _checkpoints.rotate
         self.args.eval_on_start = self.eval_dataset is not None and start is None
         try:
-            output = super().train(None if start is None else str(start), *args, **kwargs)
+            with attached(self.loss.objective, self.models.student.model, self.args.device):
+                output = super().train(None if start is None else str(start), *args, **kwargs)
         finally:
             self.args.save_total_limit = self._most_kept
             self.progress_bar.close()
@@ -248,7 +245,7 @@ class DistillTrainer(Engine):
                 output_dir.note(checkpoint.parent, checkpoint.name)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
-            _sources.save_state(self.run, self.sampler, checkpoint)
+            self.components.save(checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 save_chunk_plan(Path(str(self.args.output_dir)), self.loss.plan)
@@ -286,7 +283,8 @@ class DistillTrainer(Engine):
             self.record.finish()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, _checkpoints.unshared(self.accelerator.unwrap_model(self.model), state_dict))
+        whole = _checkpoints.unshared(self.accelerator.unwrap_model(self.model), state_dict)
+        super()._save(output_dir, without_terms(whole))
 
     def _write_student(self, directory: Path) -> None:
         if self.is_fsdp_enabled:

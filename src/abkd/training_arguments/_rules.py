@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+from abkd import registry
 from abkd.errors import ConfigError, shown
 from abkd.setting_rules import Ranges, out_of_range
 from abkd.training_arguments._intervals import best_model_problems, interval_problems, word
@@ -146,8 +147,9 @@ def _others(values: Mapping[str, Any]) -> list[str]:
     ]
     if values.get("bf16") and values.get("fp16"):
         found.append("bf16 and fp16 cannot be used together: set only one of them")
-    if values.get("neftune_noise_alpha") and values.get("task", "text-generation") != "text-generation":
-        found.append("neftune_noise_alpha adds noise to token embeddings, which images do not have: remove it")
+    task = values.get("task", "text-generation")
+    if values.get("neftune_noise_alpha") and not registry.tasks()[task].embeds_tokens:
+        found.append(f"neftune_noise_alpha adds noise to token embeddings, which {task} does not have: remove it")
     if values.get("lr_milestones") and word(values.get("lr_scheduler_type", "cosine")) != "cosine":
         found.append("lr_milestones and lr_scheduler_type both set the learning-rate schedule: keep one of them")
     if values.get("lr_milestones") and values.get("lr_scheduler_kwargs"):

@@ -4,9 +4,9 @@ from abkd.data.images._collate import ImageCollator, label_of
 from abkd.data.images._coop import base_and_new, read_coop_split
 from abkd.data.images._dataset import ImageDataset, ImageExample, prepare_images
 from abkd.data.images._images import Images
-from abkd.data.images._labels import MOST_CLASSES
 from abkd.data.images._load import held_out_beside, held_out_splits, load_images
 from abkd.data.images._split import split_images
+from abkd.data.labels import MOST_CLASSES
 
 __all__ = [
     "MOST_CLASSES",

@@ -13,10 +13,10 @@ from torch import Tensor
 from abkd.data.formats import BadRowError
 from abkd.data.images._decode import Uint8, eight_bit, over_white
 from abkd.data.images._images import Images
-from abkd.data.images._labels import tidy_labels
 from abkd.data.images._npz import array_names, read_arrays
 from abkd.data.images._pixels import Array
 from abkd.data.images._splits import HELD_OUT, spellings
+from abkd.data.labels import tidy_labels
 from abkd.errors import DataError
 
 _DIGITS = "zero one two three four five six seven eight nine".split()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from abkd.data.images._images import Images
-from abkd.data.images._labels import MOST_CLASSES
 from abkd.data.images._pixels import Files
+from abkd.data.labels import MOST_CLASSES
 from abkd.errors import DataError
 
 _PARTS = ("train", "val", "test")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from abkd.data.formats import BadRowError
 from abkd.data.images._decode import Uint8, decoded, digest, encoded, quiet, size_of
-from abkd.data.images._labels import empty_classes, repeated
 from abkd.data.images._pixels import Array, Pixels, printable
+from abkd.data.labels import empty_classes, repeated
 from abkd.data.progress import progress
 from abkd.errors import DataError
 

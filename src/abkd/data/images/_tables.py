@@ -11,8 +11,8 @@ from torch.utils.data import IterableDataset
 
 from abkd.data.bad_rows import cannot_be_read
 from abkd.data.images._images import Images
-from abkd.data.images._labels import tidy_labels
 from abkd.data.images._pixels import Items
+from abkd.data.labels import tidy_labels
 from abkd.data.progress import progress
 from abkd.errors import AbkdError, DataError
 

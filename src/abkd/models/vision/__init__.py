@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abkd.models.vision._classes import check_classes
 from abkd.models.vision._files import check_code, save_classifier
 from abkd.models.vision._names import as_classifier, load_classifier
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import preparation_of, write_processor
-from abkd.models.vision._rows import Classifier, ImageRows
+from abkd.models.vision._rows import Classifier, ImageRows, check_classes
 from abkd.models.vision._zoos import ZOOS
 
 __all__ = [

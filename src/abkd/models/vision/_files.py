@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_model
 from torch import nn
 
+from abkd import imports
 from abkd.data.images import MOST_CLASSES
 from abkd.errors import ConfigError
 from abkd.models.folders import fault_of_file
-from abkd.models.loading import check_finite, in_short
+from abkd.models.pretrained import check_finite, in_short
 from abkd.models.vision import _zoos
 from abkd.models.vision._load_request import LoadRequest
 from abkd.models.vision._preparation import Preparation
@@ -87,12 +88,14 @@ def check_code(name: str, what: str, allow_code: Sequence[str]) -> None:
 
 
 def _check_code(source: str, directory: Path, what: str, allow_code: Sequence[str]) -> None:
-    zoo, _, place = source.partition(":")
-    module = place.rpartition(":")[0]
-    if zoo == "python" and module not in allow_code:
+    if not source.startswith(imports.PREFIX):
+        return
+    module = source.removeprefix(imports.PREFIX).rpartition(":")[0]
+    if not imports.is_allowed(module, allow_code):
         raise ConfigError(
             f"{what}: loading {directory} would run code, {source}, named in its {_OURS}. Code named in a model "
-            f"directory only runs if you allow it: set allow_code: [{module}] if you trust this module"
+            f"directory only runs if you allow it: set allow_code: [{module}] (--allow_code {module}) if you trust "
+            "this module"
         )
 
 

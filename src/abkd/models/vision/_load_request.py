@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from abkd.errors import ConfigError, VocabularyError, shown
+from abkd.models.classes import real_names, same_name
 from abkd.models.remarks import some
-from abkd.models.vision._classes import real_names, same_name
 
 logger = logging.getLogger("abkd")
 

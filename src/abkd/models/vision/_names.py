@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from abkd.errors import ConfigError, VocabularyError
+from abkd.models.classes import names_of
 from abkd.models.folders import check_model_folder, is_adapter
-from abkd.models.loading import check_finite, in_short
+from abkd.models.pretrained import check_finite, in_short
 from abkd.models.remarks import some
 from abkd.models.vision import _files, _zoos
-from abkd.models.vision._classes import names_of
 from abkd.models.vision._load_request import LoadRequest
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import preparation_of, timm_preparation

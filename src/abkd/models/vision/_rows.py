@@ -6,7 +6,7 @@ Both models get the same pixels; each applies its own preprocessing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import ConfigError, VocabularyError
-from abkd.models.rows import ModelRows, call_of
+from abkd.models.classes import Classes, check_same_classes
+from abkd.models.rows import ModelRows, Outputs, call_of
+from abkd.models.taps import of_rows, tapped
 from abkd.models.vision._outputs import fitting, in_eval_mode, logits_in, untouched
 from abkd.models.vision._preparation import Preparation
-from abkd.ops import Dense
+from abkd.ops import Dense, Rows
 
 logger = logging.getLogger("abkd")
 
@@ -81,10 +83,19 @@ class ImageRows(ModelRows):
         """The model's name in messages."""
         return self.classifier.source or f"the {type(self.classifier.model).__name__}"
 
-    def __call__(self, view: View) -> Dense:
-        """``[N, C]``, where row n belongs to image ``view.rows[n]``."""
-        rows = Dense(self._logits(view.inputs["pixels"])[view.rows])
-        return rows if self.classes is None else rows.first(self.classes)
+    def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
+        """As in :class:`ModelRows`, with logits ``[N, C]``, where row n belongs to image ``view.rows[n]``."""
+        pixels: Tensor = view.inputs["pixels"]
+        rows: Any = None
+        with tapped(self.model, features, stop=stop) as kept:
+            rows = Dense(self._logits(pixels)[view.rows])
+        if self.classes is not None and rows is not None:
+            rows = rows.first(self.classes)
+        return Outputs[Any](rows, of_rows(kept, features, pixels.shape[:1], view.rows))
+
+    def probe(self) -> View:
+        pixels = self._pixels(2, self._size())
+        return View(inputs={"pixels": pixels}, rows=torch.arange(2, device=pixels.device))
 
     def of(self, model: Any) -> ImageRows:
         classifier = self.classifier._replace(model=model)
@@ -202,6 +213,22 @@ class ImageRows(ModelRows):
             f"{shape}. It accepts [B, {channels}, {side}, {side}]: set image_size: {side}, or in Python pass "
             f"Classifier(model, Preparation(size={side}))"
         )
+
+
+def check_classes(
+    student: Classifier | ImageRows, teacher: Classifier | ImageRows, class_names: Sequence[str] | None
+) -> None:
+    """Check that class c is the same for student, teacher and data: same number of classes, same names in order.
+
+    Case, ``_`` and ``-`` do not matter; of several names separated by commas, one match is enough. Numbers and
+    WordNet's ``n01440764`` are no names, and only refused if they are the same ones in another order.
+
+    Raises:
+        VocabularyError: with the first class that differs.
+    """
+    mine, theirs = (each if isinstance(each, ImageRows) else ImageRows(each) for each in (student, teacher))
+    of_student, of_teacher = (Classes(rows.head_rows, rows.classifier.class_names) for rows in (mine, theirs))
+    check_same_classes(of_student, of_teacher, class_names)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -12,7 +12,7 @@ from torch import nn
 from abkd import imports
 from abkd.errors import ConfigError
 from abkd.models import cifar
-from abkd.models.loading import check_finite
+from abkd.models.pretrained import check_finite
 from abkd.models.vision._load_request import LoadRequest
 from abkd.models.vision._preparation import Preparation
 from abkd.models.vision._processor import timm_preparation
@@ -132,11 +132,11 @@ def _from_python(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Clas
 
 def _own(name: str, options: Mapping[str, Any]) -> Classifier:
     """Call a user's function, which returns a module, or a :class:`Classifier` with its preprocessing."""
-    module, colon, function = name.rpartition(":")
-    if not colon:
+    code = imports.CodeName.read(f"python:{name}")
+    if code is None:
         raise ConfigError(f"expected python:package.module:function, got python:{name}")
     try:
-        build = imports.attribute(module, function)
+        build = imports.attribute(code.module, code.name)
     except ConfigError as error:
         raise ConfigError(f"python:{name} cannot be imported: {error}") from error
     made = _built(f"python:{name}", build, **options)

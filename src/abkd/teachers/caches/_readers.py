@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from abkd.data import View
 from abkd.errors import ConfigError, DataError, VocabularyError
+from abkd.models.rows import Outputs
 from abkd.ops import Dense, Projected, TopK
-from abkd.teachers._types import TeacherReader
+from abkd.teachers._types import LAST_HIDDEN, TeacherReader
 from abkd.teachers.caches import _manifest
 from abkd.teachers.caches._encoders import read_head
 from abkd.teachers.caches._images import EpochImages
@@ -178,9 +179,19 @@ class HiddenReader(CacheReader):
         self.head = head._replace(weight=head.weight.to(device), bias=bias)
 
     def __call__(self, view: View) -> Projected:
+        return self.read(view).rows
+
+    def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Projected]:
+        if unknown := set(features) - LAST_HIDDEN:
+            raise ConfigError(
+                f"a HiddenCache has only hidden.-1, got {', '.join(sorted(unknown))}; use teacher: Live()"
+            )
         hidden = self.columns(view)["hidden"].to(self.head.weight.dtype)
         rows = Projected(hidden, self.head)
-        return rows if self.classes is None else rows.first(self.classes)
+        return Outputs(rows if self.classes is None else rows.first(self.classes), dict.fromkeys(features, hidden))
+
+    def feature_shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(features, (self.head.weight.shape[-1],))
 
 
 class LogitsReader(CacheReader):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkd.errors import ConfigError
 from abkd.paths import cache_directory
-from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
+from abkd.teachers._types import LAST_HIDDEN, Teacher, TeacherContext, TeacherReader
 from abkd.teachers.caches import _manifest
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class HiddenCache(CachedTeacher):
 
     path: str | None = None
     dtype: str | None = None
+
+    features: ClassVar[frozenset[str] | None] = LAST_HIDDEN
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _DTYPES:

@@ -4,37 +4,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from abkd.errors import VocabularyError
-from abkd.models.vision._rows import Classifier, ImageRows
 
 _NO_NAME = re.compile(r"(label[ _]?)?\d+|n\d{8}", re.IGNORECASE)  # LABEL_3, 3, and numbers of WordNet
 
 
-def check_classes(
-    student: Classifier | ImageRows, teacher: Classifier | ImageRows, class_names: Sequence[str] | None
-) -> None:
+class Classes(NamedTuple):
+    """The number of classes of a model, and their names in order, if known."""
+
+    number: int
+    names: Sequence[str] | None
+
+
+def check_same_classes(student: Classes, teacher: Classes, class_names: Sequence[str] | None) -> None:
     """Check that class c is the same for student, teacher and data: same number of classes, same names in order.
 
     The comparison ignores case, ``_`` and ``-``; of several names separated by commas, one match is enough
     (``"tench, Tinca tinca"``). Numbers, ``LABEL_3`` and WordNet's ``n01440764`` do not count as names; they are only
     refused if they are the same ones in another order (folders "0" to "11" are sorted as 0, 1, 10, 11, 2).
 
+    Args:
+        class_names: those of the data, if known.
+
     Raises:
         VocabularyError: with the first class that differs.
     """
-    of_both = [each if isinstance(each, ImageRows) else ImageRows(each) for each in (student, teacher)]
-    mine, theirs = (rows.head_rows for rows in of_both)
-    if mine != theirs:
+    if student.number != teacher.number:
         raise VocabularyError(
-            f"the student has {mine} classes and the teacher {theirs}: give the student a head for the "
-            "teacher's classes, or use a teacher that was trained on the classes of the data"
+            f"the student has {student.number} classes and the teacher {teacher.number}: give the student a head for "
+            "the teacher's classes, or use a teacher that was trained on the classes of the data"
         )
-    of_data = real_names(class_names)
-    of_student, of_teacher = (real_names(rows.classifier.class_names) for rows in of_both)
-    for who, rows in (("the student", of_both[0]), ("the teacher", of_both[1])):
-        _compare_numbers(who, rows.classifier.class_names, class_names)
+    of_student, of_teacher, of_data = map(real_names, (student.names, teacher.names, class_names))
+    for who, classes in (("the student", student), ("the teacher", teacher)):
+        _compare_numbers(who, classes.names, class_names)
     _compare("the teacher", of_teacher, "the data", of_data)
     _compare("the student", of_student, "the data", of_data)
     _compare("the student", of_student, "the teacher", of_teacher)

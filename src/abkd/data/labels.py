@@ -1,4 +1,4 @@
-"""Convert labels of any form to classes counted from 0; for all images or for none."""
+"""Convert labels of any form to classes counted from 0; for all rows or for none."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ MOST_CLASSES = 1_000_000
 Labels = tuple[NDArray[np.int64] | None, tuple[str, ...] | None]
 
 
-def tidy_labels(labels: Any, class_names: Sequence[Any] | None, count: int, name: str) -> Labels:
+def tidy_labels(
+    labels: Any, class_names: Sequence[Any] | None, count: int, name: str, *, unit: str = "image"
+) -> Labels:
     """``(labels int64 [N] or None, class names or None)`` from labels that are integers or names.
 
-    None, NaN and -1 mean that there is no label; if all labels are missing, the images are unlabelled. Classes that are
+    None, NaN and -1 mean that there is no label; if all labels are missing, the data is unlabelled. Classes that are
     given by name only are sorted. A class name is a string, an integer, bytes, or several strings (synonyms), which are
-    joined by commas.
-    Raises DataError: labels for some images only, not one label per image, negative labels, or labels beyond the class
+    joined by commas. ``count``: the number of rows; ``unit``: the word for one of them in messages.
+    Raises DataError: labels for some rows only, not one label per row, negative labels, or labels beyond the class
     names; a class name of another type.
     """
     names = None if class_names is None else tuple(_class_name(each, name) for each in class_names)
     if labels is None:
         return None, names
-    values = _flat(labels, name)
+    values = _flat(labels, name, unit)
     if len(values) != count:
-        raise DataError(f"{name}: expected one label for each of {count} images, got {len(values)} labels")
+        raise DataError(f"{name}: expected one label for each of {count} {unit}s, got {len(values)} labels")
     missing = sum(map(_is_missing, values))
     if missing == len(values):
         return None, names
     if missing:
         raise DataError(
-            f"{name}: {missing} of {count} images have no label. Label all or none: remove those images, or pass no "
+            f"{name}: {missing} of {count} {unit}s have no label. Label all or none: remove those {unit}s, or pass no "
             "labels at all, since distillation does not need them"
         )
     if all(isinstance(value, str) for value in values):
@@ -77,13 +79,13 @@ def _class_name(value: Any, name: str) -> str:
     raise DataError(f"{name}: class names must be strings, or tuples of strings, got {shown(value)}")
 
 
-def _flat(labels: Any, name: str) -> list[Any]:
+def _flat(labels: Any, name: str, unit: str) -> list[Any]:
     if isinstance(labels, np.ndarray):
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         if labels.ndim != 1:
             raise DataError(
-                f"{name}: expected one label per image, got an array of shape {list(labels.shape)}: "
+                f"{name}: expected one label per {unit}, got an array of shape {list(labels.shape)}: "
                 "for one-hot labels, use y.argmax(1)"
             )
         return labels.tolist()
