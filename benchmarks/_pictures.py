@@ -9,7 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from abkd.plots.style import ACCENT, BLUE, FAINT, GREEN, GREY, INK, MUTED, STYLE, number, panel, plain_ticks, styled
+from abkd.metrics import number
+from abkd.plots.style import ACCENT, BLUE, FAINT, GREEN, GREY, INK, MUTED, STYLE, panel, plain_ticks, styled
 from abkd.plots.svg import to_svg
 from benchmarks._cases import FLOOR, Contestant
 from benchmarks._outcomes import Outcome, fastest, of_kind

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from abkd.plots.style import number
+from abkd.metrics import number
 from benchmarks._outcomes import Outcome
 from benchmarks._targets import Target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,9 +17,12 @@ from abkd.data import Example
 from abkd.errors import ConfigError
 from abkd.models.vision import Classifier, ImageRows
 from abkd.sources import Dataset, Step, open_source
+from abkd.stateful import StepEnd
 from abkd.tasks import Given
 from abkd.teachers import TeacherContext
 from page_parts import ROOT, run_page
+from task_parts import losses
+from training_parts import llama, trainer
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,24 @@ def page() -> Iterator[Any]:
 
 def classifier(side: int = 8, classes: int = 7) -> Classifier:
     return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, classes)))
+
+
+def test_the_term_is_the_mean_cosine_distance_of_two_features(page: Any, tmp_path: Path) -> None:
+    term = page.Cosine("hidden.1", "hidden.1", weight=2.0)
+    made = trainer(tmp_path, llama(0, width=48), terms=[term], teach=llama(1, width=48), max_steps=2)
+    batch = made.data_collator([made.train_dataset[0]])["batch"]
+    found = losses(made.loss, batch)
+    features = [reader.feature_shapes(["hidden.1"]) for reader in (made.models.student, made.models.teacher)]
+    assert features == [{"hidden.1": (48,)}] * 2
+    mine, theirs = (
+        reader.read(batch.student, ["hidden.1"]).features["hidden.1"]
+        for reader in (made.models.student, made.models.teacher)
+    )
+    expected = 2 * (1 - torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)).mean()
+    torch.testing.assert_close(found["loss"], expected)
+    assert "1-cos(hidden.1, hidden.1)" in made.loss.objective.spec.formula()
+    made.train()
+    assert made.state.log_history[0]["cosine_distance"] > 0
 
 
 def test_the_schedule_moves_at_a_constant_rate(page: Any) -> None:
@@ -61,11 +83,11 @@ def test_the_teacher_is_the_mean_of_the_students_that_it_has_seen(page: Any) -> 
     for step in range(1, 7):
         with torch.no_grad():
             weight.fill_(float(step))
-        reader.after_step(step)
+        reader.observe(StepEnd(step, 0.0, {}))
         if step == 4:
-            resumed.load(reader.state())
+            resumed.load_state_dict(reader.state_dict())
         elif step > 4:
-            resumed.after_step(step)
+            resumed.observe(StepEnd(step, 0.0, {}))
     for each in (reader, resumed):
         assert next(each.model.parameters()).unique().item() == pytest.approx((2 + 4 + 6) / 3)
     with pytest.raises(ConfigError, match="integer >= 1, got 0; try"):

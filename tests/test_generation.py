@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from abkd.errors import ConfigError, DataError
-from abkd.generation import Completion, Sampling, generate_answers, rouge_l, settle, write_completions
+from abkd.evaluation import rouge_l
+from abkd.generation import Completion, Sampling, generate_answers, settle, write_completions
 from tiny_parts import make_chatml, make_model
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21], [30, 31, 32, 33], [40], [50, 51, 52, 53, 54, 55]]

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import yaml
-from abkd.term import Term
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from abkd.notation import parse, read, render
 from abkd.recipe import Recipe
 from abkd.report import write_report
 from abkd.schedules import stages
+from abkd.terms import Term
 from outside_parts import forgotten, register, write_package
 from training_parts import llama, rows, save_models, teacher, write_rows
 

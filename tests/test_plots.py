@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from abkd import AlphaBeta, ForwardKL, ReverseKL, plots
+from abkd.metrics import number
 from abkd.plots.curves import smooth
-from abkd.plots.style import ACCENT, BLUE, GREEN, GREY, colour_of, number
+from abkd.plots.style import ACCENT, BLUE, GREEN, GREY, colour_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [

@@ -262,7 +262,7 @@ def test_a_difference_within_the_spread_is_called_so():
 def test_the_best_student_of_a_column_is_marked_never_the_teacher():
     table = table_of(COMPARE["rows"], ALPHA_BETA["name"])
     best = {
-        column.key: [line.name for line in table.rows if line.cells[place].best]
+        column.name: [line.name for line in table.rows if line.cells[place].best]
         for place, column in enumerate(table.columns)
     }
     assert best["perplexity"] == ["forward KL"]
@@ -272,7 +272,7 @@ def test_the_best_student_of_a_column_is_marked_never_the_teacher():
 
 def test_columns_that_nobody_fills_are_left_out():
     table = table_of(DEMO["rows"], "student after")
-    assert "rouge_l_greedy" not in [column.key for column in table.columns]
+    assert "rouge_l_greedy" not in [column.name for column in table.columns]
     assert table_of([], "student after") is None
 
 

@@ -87,7 +87,7 @@ def test_a_last_number_that_is_not_finite_says_so(sick):
     ],
 )  # fmt: skip
 def test_every_kind_of_run_is_told_by_its_own_numbers(measured, first):
-    assert [measure.key for measure in headlines([{"last": dict.fromkeys(measured)}])] == first
+    assert [metric.name for metric in headlines([{"last": dict.fromkeys(measured)}])] == first
 
 
 # ---- one run
@@ -144,7 +144,7 @@ def sweep_of(*settings: tuple[str, list[list[dict[str, Any]]]], **more: Any) -> 
 
 def test_means_are_of_what_is_finished_and_a_single_run_has_no_spread():
     table = sweep_table(sweep_of(("one", [HALVES, []]), ("two", [HALVES[:2], HALVES[:2]])))
-    assert [column.unit for column in table.columns] == ["%, last", "%, last", "%, last", "%, best"]
+    assert [column.heading for column in table.columns] == ["%, last", "%, last", "%, last", "%, best"]
     cells = {row.name: [(cell.text, cell.spread, cell.best) for cell in row.cells] for row in table.rows}
     assert cells["one (1 of 2 seeds)"][0] == ("85.00", "", True)
     assert cells["two"][0] == ("80.00", "± 0.00", False)

@@ -116,7 +116,7 @@ def test_a_page_and_a_table_tell_it(undisturbed):
     said = ["teacher distilled into student", "4 runs", "seeds 1, 2", *SETTINGS, "± ", "n - 1", "seeds-perplexity"]
     assert [words for words in said if words not in page] == []
     table = sweep_table(found)
-    assert [(column.label, column.unit) for column in table.columns] == [
+    assert [(column.label, column.heading) for column in table.columns] == [
         ("Perplexity", "last"), ("Perplexity", "best"), ("Forward KL", "nats, last"), ("Forward KL", "nats, best"),
     ]  # fmt: skip
     assert [row.name for row in table.rows] == [*SETTINGS, "teacher"]

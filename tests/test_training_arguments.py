@@ -17,8 +17,8 @@ from transformers.training_args import OptimizerNames
 
 from abkd import DistillConfig
 from abkd.errors import ConfigError
-from abkd.metrics import measured
 from abkd.recipe import Recipe
+from abkd.registry import held_out_metrics
 from abkd.training_arguments import BELONGS, HARMLESS, REFUSED, TRACKERS, WORKS, _trial, problems
 from abkd.training_arguments import _rules as rules
 from abkd.training_arguments._packages import OPTIMIZERS, Package, needed_by_models, needed_by_settings
@@ -26,6 +26,7 @@ from training_parts import SINCE_5
 
 BASE = {"model_name_or_path": "student", "teacher_model_name_or_path": "teacher", "train_file": "data.jsonl"}
 FIELDS = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+OF_TEXT = held_out_metrics("text-generation")
 STAGES = "stages((0.5, ForwardKL()), (0.5, AlphaBeta()))"
 
 
@@ -154,7 +155,10 @@ def test_a_field_of_a_newer_version_is_refused_unless_it_is_at_its_default(monke
             "dispatch_batches: True has no effect",
         ),
         ({"lr_milestones": [1.0], "lr_scheduler_type": "linear"}, "lr_milestones and lr_scheduler_type both set"),
-        ({"metric_for_best_model": "ppl"}, f"must be one of {', '.join(measured('text-generation'))}, got 'ppl'"),
+        (
+            {"metric_for_best_model": "ppl"},
+            f"must be one of {', '.join(OF_TEXT)}, got 'ppl'",
+        ),
         ({"metric_for_best_model": "r_llh"}, "r_llh needs eval_samples above 0"),
         ({"load_best_model_at_end": True, "save_strategy": "no"}, "load_best_model_at_end needs checkpoints"),
         ({"load_best_model_at_end": True, "eval_strategy": "epoch", "save_steps": 5}, "evaluates whenever it saves"),
@@ -282,9 +286,10 @@ def test_it_is_known_which_way_a_metric_is_better(name, higher):
 
 
 def test_accuracies_are_better_when_high():
-    for name in ("accuracy", "new_accuracy", "harmonic_mean"):
-        made = config(task="zero-shot-image-classification", metric_for_best_model=name)
-        assert made.greater_is_better
+    base_to_new = "zero-shot-image-classification"
+    assert config(task="image-classification", metric_for_best_model="accuracy").greater_is_better
+    for name in ("new_accuracy", "harmonic_mean"):
+        assert config(task=base_to_new, metric_for_best_model=name).greater_is_better
     assert not config(task="image-classification", metric_for_best_model="cross_entropy").greater_is_better
 
 

@@ -25,8 +25,8 @@ INTRODUCTION = """\
 # API reference
 
 Everything below is imported as `abkd.name`; the entries under `abkd.sources`, `abkd.teachers`, `abkd.data.…`,
-`abkd.models.…` and `abkd.sweep` are imported from there. This page is generated from the docstrings (`make api`); edit
-those.
+`abkd.models.…`, `abkd.evaluation` and `abkd.sweep` are imported from there. This page is generated from the docstrings
+(`make api`); edit those.
 
 p is the teacher and q the student, the teacher always first. N rows, V classes, H width, B sequences, T positions.
 """
@@ -45,6 +45,7 @@ ORDER = (
     "models.cifar",
     "config",
     "trainer",
+    "evaluation",
     "sweep",
 )
 HOUSES = (  # packages whose names are not exported from abkd itself, such as the ambiguous Dataset
@@ -54,6 +55,7 @@ HOUSES = (  # packages whose names are not exported from abkd itself, such as th
     "data.images",
     "models.vision",
     "models.cifar",
+    "evaluation",
     "sweep",
 )
 LISTS = {"Args", "Attributes", "Raises"}

@@ -12,9 +12,13 @@ from abkd import DistillConfig, DistillTrainer
 from abkd.data.images import base_and_new, load_images
 from abkd.demo.clip import CAPTION, Small
 from abkd.errors import ConfigError
+from abkd.evaluation import evaluate
+from abkd.metrics import TOP_K
 from abkd.models.prompted import load_student
 from abkd.recipe import Recipe
+from abkd.registry import held_out_metrics
 from abkd.run import distill
+from abkd.tasks import Given
 from clip_run_parts import clip_trainer, small_clips
 from training_parts import gap, weights
 
@@ -59,6 +63,19 @@ def test_accuracies_are_within_each_half(tmp_path, small):
     assert found["eval_teacher_new_accuracy"] == pytest.approx(of_new)
     assert found["eval_teacher_harmonic_mean"] == pytest.approx(2 * of_base * of_new / (of_base + of_new))
     assert {"eval_base_accuracy", "eval_new_accuracy", "eval_harmonic_mean"} <= found.keys()
+
+
+def test_an_evaluation_without_a_trainer_gives_the_same_to_the_last_bit(tmp_path, small):
+    run = clip_trainer(tmp_path, small)
+    found = run.evaluate()
+    alone = evaluate(run.task)
+    assert alone == {name: found[f"eval_{name}"] for name in alone}
+    own = {name for name in alone if not name.startswith("teacher_")}
+    assert own == {name for name in held_out_metrics(run.kind.name) if not name.endswith(TOP_K)}
+    assert "teacher_harmonic_mean" in alone
+    torch.manual_seed(run.args.seed)  # the student's prompts begin at random
+    given = Given(str(small.student), str(small.teacher), held_out=str(small.held_out_file))
+    assert evaluate(run.kind.open(given, run.distill_args)) == alone
 
 
 def test_from_a_recipe_to_a_student_that_loads(tmp_path, small):

@@ -91,7 +91,7 @@ def measuring(monkeypatch: pytest.MonkeyPatch, *values: float) -> None:
     """The evaluations return these losses in order; the first is that of the untrained student."""
     left = iter(values)
     monkeypatch.setattr(
-        _trainer, "held_out_metrics", lambda *_: dict.fromkeys(("loss", "perplexity", "top1_agreement"), next(left))
+        _trainer, "evaluate_run", lambda *_: dict.fromkeys(("loss", "perplexity", "top1_agreement"), next(left))
     )
 
 

@@ -42,7 +42,7 @@ def print_sweep(sweep: Mapping[str, Any], console: Console) -> None:
         table = Table(header_style="bold")
         table.add_column("")
         for column in found.columns:
-            table.add_column(f"{column.label}\n{column.unit}", justify="right")
+            table.add_column(f"{column.label}\n{column.heading}", justify="right")
         for row in found.rows:
             cells = [Text(f"{cell.text} {cell.spread}".strip(), style="bold green" * cell.best) for cell in row.cells]
             table.add_row(Text(row.name, style="dim" * row.name.startswith("teacher")), *cells)

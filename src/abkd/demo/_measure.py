@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +10,11 @@ from typing import Any
 
 from abkd.data import load_rows
 from abkd.demo._show import stage
-from abkd.generation import generate_answers, rouge_l
+from abkd.evaluation import answer_metrics
+from abkd.metrics import METRICS
 from abkd.models.loading import load_causal_lm, load_tokenizer
 from abkd.precision import bf16_pays
+from abkd.report.files import RunFiles, held_out_values
 
 _NEW_TOKENS = 64  # the longest reference has about as many
 
@@ -46,38 +46,25 @@ class Examiner:
             tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
             for row in self.questions
         ]
-        scores: list[float] = []
         with stage(f"{name}: answering {len(prompts)} held-out questions") as bar:
-            began = time.monotonic()
-            greedy = generate_answers(model, tokenizer, prompts, max_new_tokens=_NEW_TOKENS, progress=bar)
-            seconds = time.monotonic() - began
-            for seed in self.seeds:
-                sampled = generate_answers(
-                    model, tokenizer, prompts, max_new_tokens=_NEW_TOKENS, do_sample=True, seed=seed, progress=bar
-                )
-                scores.append(rouge_l(sampled, self.references))
-        self.answers[name] = greedy
-        written = sum(len(tokenizer(answer)["input_ids"]) + 1 for answer in greedy)
-        return {
-            "name": name,
-            "rouge_l_greedy": rouge_l(greedy, self.references),
-            "rouge_l_sampled": statistics.mean(scores),
-            "rouge_l_sampled_std": statistics.stdev(scores) if len(scores) > 1 else None,
-            "parameters": model.num_parameters(),
-            "tokens_per_second": written / seconds,
-        }
+            self.answers[name], found = answer_metrics(
+                model,
+                tokenizer,
+                prompts,
+                self.references,
+                max_new_tokens=_NEW_TOKENS,
+                seeds=self.seeds,
+                progress=bar,
+            )
+        return {"name": name, **found, "parameters": model.num_parameters()}
 
 
 def distances(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """``(before, after, teacher)``: the metrics of the first and the last evaluation of a run, and the teacher's."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [record for record in map(json.loads, lines) if "eval_perplexity" in record]
-    teacher = {"perplexity": records[-1]["eval_teacher_perplexity"], "forward_kl": 0.0, "reverse_kl": 0.0}
-    return _row(records[0]), _row(records[-1]), {**teacher, "top1_agreement": 1.0}
-
-
-def _row(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: record[f"eval_{name}"] for name in ("perplexity", "forward_kl", "reverse_kl", "top1_agreement")}
+    evaluations = RunFiles.read(run_dir).evaluations
+    (before, _), (after, teacher) = map(held_out_values, (evaluations[0], evaluations[-1]))
+    ideal = {name: METRICS[name].ideal for name in after if name in METRICS and METRICS[name].ideal is not None}
+    return before, after, {**teacher, **ideal}
 
 
 def write_rows(rows: Sequence[Any], path: Path) -> Path:

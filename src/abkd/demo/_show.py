@@ -14,19 +14,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-console = Console()
+from abkd.metrics import METRICS, Metric, in_sentence
 
-_MEASURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("perplexity", "perplexity, held out", lambda x: f"{x:,.1f}"),
-    ("forward_kl", "forward KL to the teacher", lambda x: f"{x:.2f}"),
-    ("reverse_kl", "reverse KL to the teacher", lambda x: f"{x:.2f}"),
-    ("top1_agreement", "top-1 agreement", lambda x: f"{100 * x:.1f} %"),
-    ("rouge_l_greedy", "ROUGE-L, greedy", lambda x: f"{x:.1f}"),
-    ("rouge_l_sampled", "ROUGE-L, sampled (T=1)", lambda x: f"{x:.1f}"),
-    ("parameters", "parameters", lambda x: f"{x / 1e6:.0f} M"),
-    ("tokens_per_second", "tokens/s written", lambda x: f"{x:,.0f}"),
-    ("train_seconds", "training", lambda x: f"{x:,.0f} s"),
-)
+console = Console()
 
 
 @contextmanager
@@ -80,10 +70,15 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], highlight: str) -> Tab
     table.add_column("")
     for row in rows:
         table.add_column(row["name"], justify="right", style="bold green" if row["name"] == highlight else "")
-    for key, label, write in _MEASURES:
-        if any(row.get(key) is not None for row in rows):
-            table.add_row(label, *("–" if row.get(key) is None else write(row[key]) for row in rows))
+    for metric in METRICS.values():
+        if metric.shown_from and any(row.get(metric.name) is not None for row in rows):
+            label = in_sentence(metric.full_name) + (f" ({metric.unit})" if metric.unit else "")
+            table.add_row(label, *(_value(metric, row.get(metric.name)) for row in rows))
     return table
+
+
+def _value(metric: Metric, value: float | None) -> str:
+    return "–" if value is None else metric.text(value)
 
 
 def _answers(answer: Mapping[str, Any]) -> Panel:

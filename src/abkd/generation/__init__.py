@@ -1,8 +1,8 @@
-"""Batched generation by sampling, greedy decoding or beam search; ROUGE-L of answers against references."""
+"""Batched generation by sampling, greedy decoding or beam search."""
 
 from __future__ import annotations
 
-from abkd.generation._answers import generate_answers, rouge_l
+from abkd.generation._answers import generate_answers
 from abkd.generation._draw import as_bytes
 from abkd.generation._sampling import Sampling, settle
 from abkd.generation._write import Completion, completions, write_completions
@@ -13,7 +13,6 @@ __all__ = [
     "as_bytes",
     "completions",
     "generate_answers",
-    "rouge_l",
     "settle",
     "write_completions",
 ]

@@ -1,11 +1,10 @@
-"""Answers as text, and their ROUGE-L against references."""
+"""Answers as text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from abkd.errors import DataError
 from abkd.generation._sampling import Sampling
 from abkd.generation._write import write_completions
 
@@ -54,28 +53,3 @@ def generate_answers(
         progress=progress,
     )
     return [str(tokenizer.decode(completion.ids, skip_special_tokens=True)).strip() for completion in written]
-
-
-def rouge_l(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
-    """ROUGE-L F1 times 100, averaged over the predictions: longest common subsequence of stemmed words (Lin, 2004).
-
-    As in the distillation papers: with the Porter stemmer, and the best score if an item has several references.
-
-    Raises:
-        DataError: no predictions, another number of references than predictions, or an item without a reference.
-    """
-    if not predictions or len(predictions) != len(references):
-        raise DataError(
-            "ROUGE-L needs at least one prediction, and one reference (or list of references) for each, got "
-            f"{len(predictions)} predictions and {len(references)} references."
-        )
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    total = 0.0
-    for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
-        choices = [reference] if isinstance(reference, str) else list(reference)
-        if not choices:
-            raise DataError(f"Prediction {number} has no reference.")
-        total += max(scorer.score(choice, prediction)["rougeL"].fmeasure for choice in choices)
-    return 100 * total / len(predictions)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from abkd.metrics import number
 from abkd.plots.records import Record, having
-from abkd.plots.style import ACCENT, FAINT, INK, colour_of, number, panel, plain_ticks, styled
+from abkd.plots.style import ACCENT, FAINT, INK, colour_of, panel, plain_ticks, styled
 
 
 @styled

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from abkd.metrics import number
 from abkd.plots.records import Record
-from abkd.plots.style import FAINT, INK, colour_of, number, panel, styled
+from abkd.plots.style import FAINT, INK, colour_of, panel, styled
 
 _LETTERS = 64  # per line of a name
 _ROW, _LINE = 0.3, 0.16  # inches of a row, and of each line of its name above it

@@ -1,4 +1,4 @@
-"""The common style of all figures: colours, fonts, an empty panel, and the format of numbers."""
+"""The common style of all figures: colours, fonts, an empty panel."""
 
 from __future__ import annotations
 
@@ -109,11 +109,3 @@ def colour_of(name: str) -> str:
     if "forward" in low:
         return BLUE
     return GREEN if "reverse" in low else GREY
-
-
-def number(value: float) -> str:
-    """Three significant digits, thousands separated, no exponent below a million."""
-    if abs(value) >= 1e6:
-        return f"{value:.2g}"
-    digits = 2 if value == 0 else 2 - math.floor(math.log10(abs(value)))
-    return f"{value:,.{max(0, min(digits, 4))}f}"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from abkd.metrics import METRICS, Metric, in_sentence
 from abkd.plots.records import having, is_number
-from abkd.plots.style import number
 from abkd.report.figures import Picture, comparison_pictures, run_pictures
-from abkd.report.files import Record, RunFiles
+from abkd.report.files import Record, RunFiles, held_out_values
 from abkd.report.results import BEST, headlines, result_of, sentence
-from abkd.report.table import MEASURES, Card, Table, cards_of, table_of
+from abkd.report.table import Card, Table, cards_of, table_of
 
 COVERS = (
     "Forward KL is mode-covering: the student spreads over everything that the teacher might say, which perplexity and "
@@ -20,7 +20,7 @@ COVERS = (
     "choices of the teacher, which scores of answers sampled at temperature 1 reward. Greedy decoding depends only on "
     "the top token and hides most of the difference."
 )
-OF_IMAGES = {"accuracy", "base_accuracy", "new_accuracy", "harmonic_mean"}
+TRADED = ("rouge_l_sampled", "rouge_l_greedy", "perplexity", "forward_kl")  # what the text above is about
 CLIP = "zero-shot-image-classification"
 TRANSDUCTIVE = {
     "all": "Transductive: images of the new classes were also used in training, without their labels.",
@@ -90,30 +90,26 @@ def rows_of(files: RunFiles) -> list[Record]:
         return []
     first, last = evaluations[0], evaluations[-1]
     size = {"parameters": files.run.get("student_parameters")}
-    after = {"name": "student after", **_evaluation_row(last), **size}
+    numbers, teacher = held_out_values(last)
+    after = {"name": "student after", **numbers, **size}
     rows = [after]
     if first is not last:
         step = first.get("step", 0)
         rows.insert(
-            0, {"name": f"student at step {step}" if step else "student before", **_evaluation_row(first), **size}
+            0, {"name": f"student at step {step}" if step else "student before", **held_out_values(first)[0], **size}
         )
-    teacher = _evaluation_row(last, "eval_teacher_")
     if any(map(is_number, teacher.values())):
         rows.append({"name": "teacher", **teacher, "parameters": files.run.get("teacher_parameters") or None})
     return rows
 
 
-def _evaluation_row(event: Record, prefix: str = "eval_") -> Record:
-    return {measure.key: event.get(f"{prefix}{measure.key}") for measure in MEASURES}
-
-
 def course_of(files: RunFiles) -> list[str]:
-    """The last and best results of a run on images, with their caveats."""
+    """The last and best results of a run, with their caveats, where they are told in words."""
     result = result_of(files.evaluations)
-    shown = [measure for measure in headlines([result]) if measure.key in OF_IMAGES]
+    shown = [metric for metric in headlines([result]) if metric.in_words]
     if not shown:
         return []
-    text = "; ".join(sentence(measure, result) for measure in shown)
+    text = "; ".join(sentence(metric, result) for metric in shown)
     found = [f"{text[0].upper()}{text[1:]}. {BEST}"]
     seen = TRANSDUCTIVE.get(str(files.recipe.get("unlabelled_classes", "all")))
     if seen and files.recipe.get("task") == CLIP:
@@ -135,20 +131,18 @@ def trade_of(rows: Sequence[Record], highlight: str) -> list[str]:
     ours, base = by_name.get(highlight), by_name.get("forward KL")
     if ours is None or base is None or ours is base:
         return [COVERS]
-    compared = [_against(ours, base, key, label) for key, label in (
-        ("rouge_l_sampled", "ROUGE-L of sampled answers"), ("rouge_l_greedy", "ROUGE-L of greedy answers"),
-        ("perplexity", "perplexity"), ("forward_kl", "forward KL to the teacher"),
-    )]  # fmt: skip
+    compared = [_against(ours, base, METRICS[name]) for name in TRADED]
     measured = "; ".join(part for part in compared if part)
     return [COVERS, f"Measured here, {highlight} against forward KL: {measured}."] if measured else [COVERS]
 
 
-def _against(ours: Record, base: Record, key: str, label: str) -> str:
-    if len(having([ours, base], key)) < 2:
+def _against(ours: Record, base: Record, metric: Metric) -> str:
+    name = metric.name
+    if len(having([ours, base], name)) < 2:
         return ""
-    spread = sum(float(row.get(f"{key}_std") or 0) for row in (ours, base))
-    close = " (within the spread of the samples)" if abs(ours[key] - base[key]) < spread else ""
-    return f"{label} {number(ours[key])} against {number(base[key])}{close}"
+    spread = sum(float(row.get(f"{name}_std") or 0) for row in (ours, base))
+    close = " (within the spread of the samples)" if abs(ours[name] - base[name]) < spread else ""
+    return f"{in_sentence(metric.full_name)} {metric.text(ours[name])} against {metric.text(base[name])}{close}"
 
 
 def facts_of(run: Record) -> list[tuple[str, str]]:

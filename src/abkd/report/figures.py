@@ -9,8 +9,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from abkd import plots
+from abkd.metrics import METRICS, Metric
 from abkd.plots.records import is_number
 from abkd.report.files import Record
+from abkd.report.table import by_rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,26 +22,6 @@ class Picture:
     svg: Markup
     caption: str
 
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """A metric that compares several students; ``teacher``: whether the teacher's own value is meaningful."""
-
-    key: str
-    title: str
-    log: bool = False
-    teacher: bool = True
-
-
-COMPARED = (
-    Compared("accuracy_percent", "Accuracy, % (higher is better)"),
-    Compared("rouge_l_sampled", "ROUGE-L, answers sampled at T=1 (higher is better)"),
-    Compared("rouge_l_greedy", "ROUGE-L, greedy answers (higher is better)"),
-    Compared("perplexity", "Held-out perplexity (lower is better)", log=True),
-    Compared("top1_percent", "Top-1 agreement with the teacher, % (higher is better)", teacher=False),
-    Compared("forward_kl", "Forward KL to the teacher, nats (lower is better)", teacher=False),
-    Compared("reverse_kl", "Reverse KL to the teacher, nats (lower is better)", teacher=False),
-)
 
 CAPTIONS = {
     "loss": "The objective on the training rows.",
@@ -80,22 +62,21 @@ def run_pictures(metrics: Sequence[Record], objective: str) -> list[Picture]:
 
 def comparison_pictures(rows: Sequence[Record]) -> list[Picture]:
     """One figure per metric: the same student trained with different objectives, and the teacher."""
-    in_percent = {
-        "top1_percent": "top1_agreement",
-        "accuracy_percent": "accuracy",
-        "accuracy_percent_std": "accuracy_std",
-    }
-    rows = [{**row, **{key: _percent(row.get(share)) for key, share in in_percent.items()}} for row in rows]
-    students = [row for row in rows if row["name"] != "teacher"]
-    figures = {
-        one.key: plots.comparison_figure(rows if one.teacher else students, one.key, one.title, log=one.log)
-        for one in COMPARED
-    }
-    return pictures_of([(f"compare-{key}", figure, "") for key, figure in figures.items()])
+    compared = [metric for metric in by_rank(METRICS.values()) if metric.shown_from and metric.better]
+    return pictures_of([(f"compare-{metric.name}", _comparison(rows, metric), "") for metric in compared])
 
 
-def _percent(share: object) -> float | None:
-    return 100 * share if is_number(share) else None
+def _comparison(rows: Sequence[Record], metric: Metric) -> Figure | None:
+    """One metric in the unit in which it is shown; with the teacher's value, unless it is the same for all teachers."""
+    keys = (metric.name, f"{metric.name}_std")
+    shown = [
+        {"name": row["name"], **{key: metric.scale * row[key] for key in keys if is_number(row.get(key))}}
+        for row in rows
+        if metric.ideal is None or row["name"] != "teacher"
+    ]
+    unit = f", {metric.unit}" if metric.unit else ""
+    title = f"{metric.full_name}{unit} ({metric.better} is better)"
+    return plots.comparison_figure(shown, metric.name, title, log=metric.logarithmic)
 
 
 def pictures_of(drawn: Sequence[tuple[str, Figure | None, str]]) -> list[Picture]:

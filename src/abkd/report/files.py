@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from abkd.errors import DataError
+from abkd.metrics import HELD_OUT, OF_TEACHER
 from abkd.storage import read_json
 
 logger = logging.getLogger("abkd")
@@ -83,8 +84,20 @@ class RunFiles:
 
 
 def is_measured(key: str) -> bool:
-    """Whether a key of a log event is an evaluation metric."""
-    return key.startswith("eval_") and not key.endswith(("_runtime", "_per_second"))
+    """Whether a key of a log event is an evaluation metric; transformers logs the speed of evaluations beside them."""
+    return key.startswith(HELD_OUT) and not key.endswith(("_runtime", "_per_second"))
+
+
+def held_out_values(event: Record) -> tuple[Record, Record]:
+    """The student's and the teacher's evaluation metrics in a log event, by name."""
+    student: Record = {}
+    teacher: Record = {}
+    for key, value in event.items():
+        if key.startswith(OF_TEACHER):
+            teacher[key.removeprefix(OF_TEACHER)] = value
+        elif is_measured(key):
+            student[key.removeprefix(HELD_OUT)] = value
+    return student, teacher
 
 
 def _text(path: Path) -> str:

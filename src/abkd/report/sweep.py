@@ -10,30 +10,28 @@ import yaml
 from matplotlib.figure import Figure
 
 from abkd import plots
+from abkd.metrics import Metric
 from abkd.plots.records import is_number
-from abkd.plots.style import number
 from abkd.report.content import CLIP, TRANSDUCTIVE, Page, title_of
 from abkd.report.figures import Picture, pictures_of
 from abkd.report.files import Record, RunFiles
 from abkd.report.results import BEST, headlines
 from abkd.report.sweep_record import check_sweep
-from abkd.report.table import Cell, Measure, Row, Table
+from abkd.report.table import Cell, Row, Table, best_of
 
 SPREAD = "± is the standard deviation over the seeds (n - 1)."
-_HALVES = {"base_accuracy", "new_accuracy"}  # their best values may be those of two different checkpoints
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the table: ``kind`` is "last" or "best" of the metric ``key``."""
+    """A column of the table: the "last" or "best" value (``kind``) of a metric."""
 
-    key: str
+    metric: Metric
     kind: str
-    measure: Measure
 
     def of(self, setting: Record, kind: str = "") -> Record | None:
         """Mean, spread and values of a setting, if it has any."""
-        return setting["summary"].get(self.key, {}).get(kind or self.kind)
+        return setting["summary"].get(self.metric.name, {}).get(kind or self.kind)
 
 
 def summary_of(runs: Sequence[Record]) -> Record:
@@ -59,7 +57,7 @@ def sweep_table(sweep: Record) -> Table | None:
     if not columns:
         return None
     rows = [Row(_name(one), [_cell(one, column, settings) for column in columns], highlight=False) for one in settings]
-    return Table([column.measure for column in columns], [*rows, *_teachers(settings, columns)])
+    return Table([column.metric for column in columns], [*rows, *_teachers(settings, columns)])
 
 
 def sweep_page(files: RunFiles) -> Page:
@@ -128,22 +126,20 @@ def _value(point: Record | float) -> float | None:
 
 def _columns(sweep: Record) -> list[Column]:
     found = []
-    for measure in headlines(_results(runs_of(sweep))):
-        spread = measure.spread if measure.unit == "%" else number
-        for kind in ("last",) if measure.key in _HALVES else ("last", "best"):
-            unit = f"{measure.unit}, {kind}" if measure.unit in ("%", "nats") else kind
-            found.append(Column(measure.key, kind, replace(measure, unit=unit, spread=spread)))
+    for metric in headlines(_results(runs_of(sweep))):
+        for kind in ("last",) if metric.part_of else ("last", "best"):
+            note = f"{metric.note}, {kind}" if metric.unit and metric.note else kind  # all of them are held out
+            found.append(Column(replace(metric, note=note), kind))
     return found
 
 
 def _cell(setting: Record, column: Column, settings: Sequence[Record]) -> Cell:
-    found, measure = column.of(setting), column.measure
+    found, metric = column.of(setting), column.metric
     if found is None:
         return Cell("–")
     means = [each["mean"] for each in map(column.of, settings) if each is not None]
-    best = max(means) if measure.better == "higher" else min(means)
-    spread = f"± {measure.spread(found['std'])}" if is_number(found["std"]) else ""
-    return Cell(measure.write(found["mean"]), spread, best=len(means) > 1 and found["mean"] == best)
+    spread = f"± {metric.text(found['std'])}" if is_number(found["std"]) else ""
+    return Cell(metric.text(found["mean"]), spread, best=len(means) > 1 and found["mean"] == best_of(metric, means))
 
 
 def _teachers(settings: Sequence[Record], columns: Sequence[Column]) -> list[Row]:
@@ -151,7 +147,7 @@ def _teachers(settings: Sequence[Record], columns: Sequence[Column]) -> list[Row
     lines: dict[tuple[str, ...], list[str]] = {}
     for one in settings:
         found = [column.of(one, "teacher") if column.kind == "last" else None for column in columns]
-        cells = tuple(c.measure.write(f["mean"]) if f else "" for c, f in zip(columns, found, strict=True))
+        cells = tuple(c.metric.text(f["mean"]) if f else "" for c, f in zip(columns, found, strict=True))
         if any(cells):
             lines.setdefault(cells, []).append(str(one["name"]))
     return [
@@ -175,15 +171,15 @@ def _pictures(sweep: Record) -> list[Picture]:
     """One figure for each headline metric: the last value of each run."""
     ends = [column for column in _columns(sweep) if column.kind == "last"]
     caption = "A point for each seed, a bar at their mean."
-    return pictures_of([(f"seeds-{column.key}", _figure(sweep, column), caption) for column in ends])
+    return pictures_of([(f"seeds-{column.metric.name}", _figure(sweep, column), caption) for column in ends])
 
 
 def _figure(sweep: Record, column: Column) -> Figure | None:
-    measure, factor = column.measure, 100 if column.measure.unit.startswith("%") else 1
+    metric, factor = column.metric, column.metric.scale
     found = [(one["name"] or "student", column.of(one), column.of(one, "teacher")) for one in sweep["settings"]]
     rows = [{"name": name, "values": [factor * x for x in last["values"]]} for name, last, _ in found if last]
     teachers = {round(factor * teacher["mean"], 6) for _, _, teacher in found if teacher}
-    title = f"{measure.label} ({measure.unit}; {measure.better} is better)"
+    title = f"{metric.label} ({metric.heading}; {metric.better} is better)"
     return plots.seeds_figure(rows, title, teacher=teachers.pop() if len(teachers) == 1 else None)
 
 

@@ -3,63 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from abkd.metrics import DISTANCES
+from abkd.metrics import METRICS, Metric
 from abkd.plots.records import having, is_number
-from abkd.plots.style import number
+from abkd.registry import find_metric
 from abkd.report.files import Record
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """One metric of a model: its key, its label, its format, and whether lower or higher is better."""
-
-    key: str
-    label: str
-    unit: str = ""
-    better: str = ""  # "lower", "higher" or neither
-    write: Callable[[float], str] = number
-    rows: int = 1  # how many models must have it to be worth a column
-    spread: Callable[[float], str] = lambda value: f"{value:.1f}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
-
-
-def _hundredths(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
-def _millions(value: float) -> str:
-    return f"{value / 1e6:,.1f}"
-
-
-MEASURES = (
-    Measure("base_accuracy", "Base accuracy", "%", "higher", _hundredths, spread=_hundredths),
-    Measure("new_accuracy", "New accuracy", "%", "higher", _hundredths, spread=_hundredths),
-    Measure("harmonic_mean", "Harmonic mean", "%", "higher", _hundredths, spread=_hundredths),
-    Measure("accuracy", "Accuracy", "%", "higher", _hundredths, spread=_hundredths),
-    Measure("cross_entropy", "Cross-entropy", "nats", "lower"),
-    Measure("perplexity", "Perplexity", "held out", "lower"),
-    Measure("forward_kl", "Forward KL", "nats", "lower"),
-    Measure("reverse_kl", "Reverse KL", "nats", "lower"),
-    Measure("forward_kl_top_k", "Forward KL", "nats, k+1 buckets", "lower"),
-    Measure("reverse_kl_top_k", "Reverse KL", "nats, k+1 buckets", "lower"),
-    Measure("top1_agreement", "Top-1 agreement", "%", "higher", _percent),
-    Measure("rouge_l_greedy", "ROUGE-L", "greedy", "higher"),
-    Measure("rouge_l_sampled", "ROUGE-L", "sampled, T=1", "higher"),
-    Measure("parameters", "Parameters", "M", "", _millions),
-    Measure("tokens_per_second", "Speed", "tokens/s", "", lambda value: f"{value:,.0f}"),
-    Measure("train_seconds", "Training", "s", "", lambda value: f"{value:,.0f}", rows=2),
-)
-CARDS = (
-    "harmonic_mean", "accuracy", "rouge_l_sampled", "perplexity", "forward_kl", "forward_kl_top_k", "top1_agreement",
-    "reverse_kl", "reverse_kl_top_k",
-)  # fmt: skip
-IDEAL = {**dict.fromkeys(DISTANCES, 0.0), "top1_agreement": 1.0}  # of a perfect copy, regardless of the teacher
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +35,7 @@ class Row:
 class Table:
     """Columns for which at least one model has a number, and the rows of the models."""
 
-    columns: list[Measure]
+    columns: list[Metric]
     rows: list[Row]
 
 
@@ -102,62 +53,83 @@ class Card:
 
 def table_of(rows: Sequence[Record], highlight: str) -> Table | None:
     """The result table, or None without rows. The best student of a column is marked where there are two or more."""
-    columns = [measure for measure in MEASURES if len(having(rows, measure.key)) >= measure.rows]
+    columns = [metric for metric in _shown_in(rows) if len(having(rows, metric.name)) >= metric.shown_from]
     if not columns:
         return None
-    best = {measure.key: _best(rows, measure) for measure in columns}
+    best = {metric.name: _best(rows, metric) for metric in columns}
     return Table(columns, [
-        Row(str(row["name"]), [_cell(row, measure, best[measure.key]) for measure in columns], row["name"] == highlight)
+        Row(str(row["name"]), [_cell(row, metric, best[metric.name]) for metric in columns], row["name"] == highlight)
         for row in rows
     ])  # fmt: skip
 
 
 def cards_of(rows: Sequence[Record], highlight: str) -> list[Card]:
-    """At most four numbers that the highlighted student changed, in the order of :data:`CARDS`."""
+    """At most four numbers that the highlighted student changed, the most important first."""
     before = next((row for row in rows if row["name"].startswith("student") and row["name"] != highlight), {})
     after = next((row for row in rows if row["name"] == highlight), {})
     teacher = next((row for row in rows if row["name"] == "teacher"), {})
-    measures = {measure.key: measure for measure in MEASURES}
-    both = [measures[key] for key in CARDS if is_number(before.get(key)) and is_number(after.get(key))]
-    return [_card(measure, before, after, teacher) for measure in both[:4]]
+    both = [
+        metric
+        for metric in by_rank(_shown_in(rows))
+        if metric.rank is not None
+        and not metric.part_of
+        and is_number(before.get(metric.name))
+        and is_number(after.get(metric.name))
+    ]
+    return [_card(metric, before, after, teacher) for metric in both[:4]]
 
 
-def _best(rows: Sequence[Record], measure: Measure) -> float | None:
-    values = [row[measure.key] for row in having(rows, measure.key) if row["name"] != "teacher"]
-    if len(values) < 2 or not measure.better:
-        return None
-    return min(values) if measure.better == "lower" else max(values)
+def by_rank(metrics: Iterable[Metric]) -> list[Metric]:
+    """The metrics in the order of their importance; those without a rank come last."""
+    return sorted(metrics, key=lambda metric: math.inf if metric.rank is None else metric.rank)
 
 
-def _cell(row: Record, measure: Measure, best: float | None) -> Cell:
-    value, spread = row.get(measure.key), row.get(f"{measure.key}_std")
+def known_metrics(names: Iterable[str]) -> list[Metric]:
+    """The metrics of these names, in the order of the table; metrics that a task defines itself come last."""
+    names = dict.fromkeys(names)
+    found = [metric for name, metric in METRICS.items() if name in names]
+    return found + [metric for name in names if name not in METRICS and (metric := find_metric(name)) is not None]
+
+
+def _shown_in(rows: Sequence[Record]) -> list[Metric]:
+    """The metrics of some models that can be columns."""
+    names = (key for row in rows for key in row if key != "name" and not key.endswith("_std"))
+    return [metric for metric in known_metrics(names) if metric.shown_from]
+
+
+def _best(rows: Sequence[Record], metric: Metric) -> float | None:
+    values = [row[metric.name] for row in having(rows, metric.name) if row["name"] != "teacher"]
+    return best_of(metric, values) if len(values) > 1 else None
+
+
+def best_of(metric: Metric, values: Iterable[float]) -> float | None:
+    """The best of some values of a metric; None if no direction is better."""
+    return {"higher": max, "lower": min}[metric.better](values) if metric.better else None
+
+
+def _cell(row: Record, metric: Metric, best: float | None) -> Cell:
+    value, spread = row.get(metric.name), row.get(f"{metric.name}_std")
     if not is_number(value):
         return Cell("–")
-    text = f"± {measure.spread(spread)}" if is_number(spread) else ""
-    return Cell(measure.write(value), text, best=value == best and row["name"] != "teacher")
+    text = f"± {metric.text(spread)}" if is_number(spread) else ""
+    return Cell(metric.text(value), text, best=value == best and row["name"] != "teacher")
 
 
-def _card(measure: Measure, before: Record, after: Record, teacher: Record) -> Card:
-    goal = IDEAL.get(measure.key, teacher.get(measure.key))
-    shown = measure.write(goal) if is_number(goal) and measure.key not in IDEAL else ""
-    closed = _closed(measure, before[measure.key], after[measure.key], goal) if is_number(goal) else None
-    return Card(
-        measure.label,
-        measure.unit,
-        measure.write(before[measure.key]),
-        measure.write(after[measure.key]),
-        shown,
-        closed,
-    )
+def _card(metric: Metric, before: Mapping[str, Any], after: Mapping[str, Any], teacher: Mapping[str, Any]) -> Card:
+    own, old, new = teacher.get(metric.name), before[metric.name], after[metric.name]
+    goal = own if metric.ideal is None else metric.ideal
+    shown = metric.text(own) if is_number(own) and metric.ideal is None else ""
+    closed = _closed(metric, old, new, goal) if is_number(goal) else None
+    return Card(metric.label, metric.heading, metric.text(old), metric.text(new), shown, closed)
 
 
-def _closed(measure: Measure, before: float, after: float, goal: float) -> float | None:
+def _closed(metric: Metric, before: float, after: float, goal: float) -> float | None:
     """The fraction of the gap from ``before`` to ``goal`` that was closed; for perplexities, of their logarithms."""
-    if measure.key == "perplexity":
+    if metric.logarithmic:
         if min(before, after, goal) <= 0:
             return None
         before, after, goal = math.log(before), math.log(after), math.log(goal)
     way = goal - before
-    if way == 0 or (way < 0) != (measure.better == "lower"):
+    if way == 0 or (way < 0) != (metric.better == "lower"):
         return None  # the student was not behind: there is no gap
     return min(1.0, max(0.0, (after - before) / way))

@@ -8,11 +8,14 @@ from typing import Any, cast
 
 from abkd.data import Example
 from abkd.errors import ConfigError
+from abkd.metrics import METRICS
 from abkd.sources._types import Step, Stream
 from abkd.stateful import Event
 
-_SUMMED = ("empty_completions", "replay_size")  # over the parts; all other metrics are averaged
-_UNWEIGHTED = ("mix_share",)  # does not depend on what was drawn, so it is not weighted by it
+
+def _combined(name: str) -> str:
+    """How the parts' values of a metric are combined; third-party sources may log metrics that are not in the table."""
+    return METRICS[name].combined if name in METRICS else "weighted"
 
 
 def coin(at: Step, path: str) -> float:
@@ -50,16 +53,17 @@ class Combined(Stream):
             part.load_state_dict(entry(state, str(place)))
 
     def logs(self) -> dict[str, float]:
-        """The parts' metrics: sums, or means weighted by the number of sequences drawn from each part."""
+        """The parts' metrics: sums, plain means, or means weighted by the number of sequences drawn from each part."""
         weights, self._drawn = self._drawn, [0] * len(self.parts)
         sums: dict[str, float] = {}
         totals: dict[str, float] = {}
         for part, weight in zip(self.parts, weights, strict=True):
             for name, value in part.logs().items():
-                share = 1 if name in (*_SUMMED, *_UNWEIGHTED) else weight
+                share = weight if _combined(name) == "weighted" else 1
                 sums[name] = sums.get(name, 0.0) + share * value
                 totals[name] = totals.get(name, 0.0) + share
-        return {name: sums[name] / (1 if name in _SUMMED else totals[name]) for name in sums if totals[name]}
+        divisors = {name: 1 if _combined(name) == "summed" else total for name, total in totals.items()}
+        return {name: sums[name] / divisors[name] for name in sums if totals[name]}
 
 
 def entry(state: Mapping[str, Any], name: str) -> Any:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from abkd.errors import ConfigError, shown
+from abkd.tasks._objective import open_objective
 from abkd.tasks._text_data import prepare_data as prepare_text
-from abkd.tasks._writer import teacher_writer
+from abkd.tasks._writer import teacher_writer, write_completions_for
 from abkd.tasks.base import CacheJob, Given, Models, OpenTask, Task
 from abkd.tasks.image_classification import ImageClassification
 from abkd.tasks.text_classification import TextClassification
@@ -25,9 +26,11 @@ __all__ = [
     "TextClassification",
     "TextGeneration",
     "ZeroShotImageClassification",
+    "open_objective",
     "prepare_text",
     "task_of",
     "teacher_writer",
+    "write_completions_for",
 ]
 
 _ALL = (

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from abkd.data import Batch
+from abkd.metrics import METRICS
 from abkd.ops import Rows, TeacherRows, TopK, teacher_logits
 from abkd.tasks.base import OpenTask
 from abkd.teachers.caches import CacheReader
 
 logger = logging.getLogger("abkd")
 
-METRICS = ("accuracy", "cross_entropy")
+OF_CLASSES = (METRICS["accuracy"], METRICS["cross_entropy"])
 _SCORED = 1024  # examples for the teacher's accuracy before training
 
 

@@ -1,12 +1,14 @@
-"""Generating text with the teacher: through a server, or with a model that is loaded when needed."""
+"""Generating text with the settings of a run: by the teacher beforehand, and by either model during a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from abkd.generation import Completion, Sampling, write_completions
 from abkd.settings import Settings
 from abkd.sources import Server, TeacherWriter, write_with
+from abkd.tasks.base import OpenTask
 from abkd.teachers import identity
 
 
@@ -42,4 +44,32 @@ def teacher_writer(
         write=write,
         generation_kwargs=settings.generation_kwargs,
         server=bool(url),
+    )
+
+
+def write_completions_for(
+    task: OpenTask,
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    synced: bool = False,
+) -> list[Completion]:
+    """Completions by a model with the settings of an open task, within max_length including the prompt.
+
+    ``synced``: as in :func:`abkd.generation.write_completions`, which generates them.
+    """
+    args, models = task.args, task.models
+    return write_completions(
+        model,
+        models.tokenizer,
+        prompts,
+        sampling,
+        max_new_tokens=[min(args.max_completion_length, args.max_length - len(prompt)) for prompt in prompts],
+        classes=models.classes,
+        seed=seed,
+        batch_size=args.per_device_eval_batch_size,
+        generation_kwargs=args.generation_kwargs,
+        synced=synced,
     )

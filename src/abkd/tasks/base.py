@@ -13,6 +13,7 @@ from torch import Tensor
 from abkd.config import DistillConfig
 from abkd.data import Batch
 from abkd.data.prepared import ExampleDataset
+from abkd.metrics import Metric
 from abkd.models.folders import missing_folder
 from abkd.models.rows import ModelRows
 from abkd.ops import Rows, TeacherRows
@@ -156,7 +157,7 @@ class Task(ABC):
         row_noun: the name of the rows in a formula, such as "response tokens".
         unit: the name of one row in messages, such as "token".
         fields: the task-specific settings and recipe keys that apply to this task.
-        metrics: names of its held-out metrics, in addition to those of every task.
+        metrics: its held-out metrics, in addition to those of every task: entries of the table, or the task's own.
         data_hint: the error message if a recipe names no data.
         merges_adapters: whether a student is always saved with its adapters merged.
         peft_task_type: the task type of PEFT.
@@ -169,7 +170,7 @@ class Task(ABC):
     row_noun: ClassVar[str]
     unit: ClassVar[str]
     fields: ClassVar[frozenset[str]]
-    metrics: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[Metric, ...]]
     data_hint: ClassVar[str]
     merges_adapters: ClassVar[bool] = False
     peft_task_type: ClassVar[str | None] = None

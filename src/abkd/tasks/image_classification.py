@@ -21,7 +21,7 @@ from abkd.tasks._checks import (
     given_teachers,
     open_reader,
 )
-from abkd.tasks._classification import METRICS, OpenClassification
+from abkd.tasks._classification import OF_CLASSES, OpenClassification
 from abkd.tasks._image_caches import (
     check_cached_classes,
     identifying,
@@ -46,7 +46,7 @@ class ImageClassification(Task):
     row_noun = "images"
     unit = "image"
     fields = frozenset({"augmentation", "image_size", "train_dir", "eval_dir", "use_peft"})
-    metrics = METRICS
+    metrics = OF_CLASSES
     data_hint = "no images: set train_dir (one folder per class), train_file (.npz) or dataset_name (such as digits)"
     merges_adapters = True  # an adapter cannot store the class names or the preprocessing
     finds_held_out = True

@@ -29,7 +29,7 @@ from abkd.models.sequence import SequenceRows, load_sequence_classifier, name_cl
 from abkd.run_inputs import DataSettings, ModelSettings
 from abkd.settings import Settings
 from abkd.tasks._checks import check_full_distribution, check_labels, check_separate, given_teachers, open_reader
-from abkd.tasks._classification import METRICS, OpenClassification
+from abkd.tasks._classification import OF_CLASSES, OpenClassification
 from abkd.tasks._row_data import read_rows
 from abkd.tasks._start import check_padding
 from abkd.tasks._text_models import own_tokenizer
@@ -47,7 +47,7 @@ class TextClassification(Task):
     fields = frozenset(
         {"max_length", "group_by_length", "text_column_names", "label_column_name", "use_peft", "save_dtype"}
     )
-    metrics = METRICS
+    metrics = OF_CLASSES
     data_hint = "no data: set train_file (JSONL, CSV or parquet) or dataset_name (a hub name)"
     merges_adapters = True  # an adapter cannot store the class names
     peft_task_type = "SEQ_CLS"

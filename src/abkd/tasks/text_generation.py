@@ -22,6 +22,7 @@ from abkd.data import (
 )
 from abkd.data.formats import has_completions
 from abkd.data.vocabulary import vocabulary_size
+from abkd.metrics import METRICS
 from abkd.models.adapters import write_adapter_card
 from abkd.models.folders import broken_model
 from abkd.models.language import CausalRows
@@ -65,7 +66,7 @@ class TextGeneration(Task):
             *("teacher_model_server_url", "eval_samples", "save_dtype", "merge_adapter", "use_peft"),
         }
     )
-    metrics = ("perplexity", "r_llh", "r_cvg")
+    metrics = (METRICS["perplexity"], METRICS["r_llh"], METRICS["r_cvg"])
     peft_task_type = "CAUSAL_LM"
     embeds_tokens = True
     data_hint = "no data: set train_file (JSONL, CSV or parquet) or dataset_name (a hub name)"

@@ -14,6 +14,7 @@ from abkd.config import DistillConfig
 from abkd.data import Batch
 from abkd.data.images import ImageDataset, base_and_new, load_images
 from abkd.errors import ConfigError
+from abkd.metrics import METRICS
 from abkd.models import base_to_new
 from abkd.models.clip import load_clip_pair
 from abkd.models.vision import Classifier, ImageRows, as_classifier, check_classes
@@ -36,14 +37,15 @@ class ZeroShotImageClassification(ImageClassification):
     name = "zero-shot-image-classification"
     fields = ImageClassification.fields - {"use_peft"} | {"prompt_template", "visual_prompt_length"}
     fields |= {"visual_prompt_depth", "unlabelled_classes", "split_file"}
-    metrics = (*ImageClassification.metrics, "base_accuracy", "new_accuracy", "harmonic_mean")
+    metrics = tuple(METRICS[name] for name in ("base_accuracy", "new_accuracy", "harmonic_mean"))
     data_hint = "no images: set train_dir (with split_file, or one folder per class), train_file (.npz) or dataset_name"
     cacheable = False
     check_name = staticmethod(check_code)  # directories and hub names only
 
     def open(self, given: Given, args: DistillConfig) -> OpenBaseToNew:
         images = images_of(given.train)
-        names = None if images is None else images.class_names
+        known = images_of(given.held_out) if images is None else images
+        names = None if known is None else known.class_names
         if names is None:
             raise ConfigError("CLIP needs class names, and these images have none: name the folders after the classes")
         if any(term.ce_weight for term in args.objective().row_terms()):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from abkd.errors import ConfigError
@@ -113,6 +114,11 @@ class TermInputs:
     state: Mapping[str, Any] = field(default_factory=dict)
     history: TokenLogProbs | None = None
     plan: ChunkPlan | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The share of this batch in the mean of ``values`` ``[N]`` over the rows of the step."""
+        total = self.weight.sum() if self.total is None else torch.as_tensor(self.total).to(values)
+        return (values * self.weight).sum() / torch.where(total == 0, 1.0, total)
 
 
 @dataclass(frozen=True)

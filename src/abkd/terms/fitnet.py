@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -85,9 +84,7 @@ class _Hint(OpenTerm):
 
     def forward(self, inputs: TermInputs) -> TermLoss:
         distance = self._distance(inputs)
-        total = inputs.weight.sum() if inputs.total is None else inputs.total
-        loss = (distance * inputs.weight).sum() / torch.as_tensor(total).to(distance).clamp(min=1e-12)
-        return TermLoss(inputs.spec.weight * loss, columns={"feature_distance": distance.detach()})
+        return TermLoss(inputs.spec.weight * inputs.mean(distance), columns={"feature_distance": distance.detach()})
 
     def values(self, inputs: TermInputs, divergence: Tensor | None, cross_entropy: Tensor | None) -> Tensor:
         return inputs.spec.weight * self._distance(inputs)

@@ -16,10 +16,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from abkd import terminal
 from abkd.data.order import TrainOrder
 from abkd.errors import Interrupted
+from abkd.metrics import HELD_OUT, METRICS
 from abkd.storage import atomic_write, disk_errors, strict_json
 
 METRICS_FILE = "metrics.jsonl"
-_NOTED = ("loss", "eval_loss", "eval_perplexity", "eval_accuracy", "eval_harmonic_mean")
+_NOTED = ("loss", *(f"{HELD_OUT}{metric.name}" for metric in METRICS.values() if metric.progress))
 
 
 class MetricsFile(TrainerCallback):

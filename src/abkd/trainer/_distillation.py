@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from abkd.data import Batch
-from abkd.divergences import ForwardKL, ReverseKL
-from abkd.metrics import TOP_K
+from abkd.divergences import ForwardKL
+from abkd.metrics import LOGGED
 from abkd.models.rows import ModelRows, Outputs
 from abkd.objective import Columns, OpenObjective, StepScores
-from abkd.ops import ChunkPlan, RowLossSpec, Rows, TeacherRows, linear_divergence, row_metrics
+from abkd.ops import ChunkPlan, Rows, TeacherRows, linear_divergence, row_metrics
 from abkd.teachers import TeacherReader
 from abkd.terms import Needs, TokenLogProbs
-
-LOGGED = ("divergence", "cross_entropy", "student_entropy", "teacher_entropy", "agreement")
-_OF_TEACHER = ("divergence", "teacher_entropy", "agreement")
-_DISTANCES = {"forward_kl": RowLossSpec(ForwardKL()), "reverse_kl": RowLossSpec(ReverseKL())}
 
 
 class Totals(NamedTuple):
@@ -40,10 +35,7 @@ class Totals(NamedTuple):
 
 
 class DistillationLoss:
-    """The loss of a student, a teacher and an objective; not a module, so the teacher's parameters are never trained.
-
-    ``row_metrics``: returns the task's evaluation metrics per row, ``[N]`` each.
-    """
+    """The loss of a student, a teacher and an objective; not a module: no parameter of the teacher is trained."""
 
     def __init__(
         self,
@@ -51,11 +43,9 @@ class DistillationLoss:
         teacher: TeacherReader | None,
         objective: OpenObjective,
         plan: ChunkPlan,
-        row_metrics: Callable[[Rows, TeacherRows | None, Batch], dict[str, Tensor]] = lambda *_: {},
     ) -> None:
         self.student, self.teacher, self.objective, self.plan = student, teacher, objective, plan
         self.first_plan = plan  # stored in the record of the run; ``plan`` may become smaller
-        self.row_metrics = row_metrics
 
     def losses(
         self, batch: Batch, progress: float, totals: Totals, columns: Columns | None = None
@@ -81,8 +71,8 @@ class DistillationLoss:
         if rows is not None:
             if rows.plan is not None:
                 self.plan = rows.plan  # smaller after running out of memory: do not retry a size that did not fit
-            names = LOGGED if needs.teacher else [name for name in LOGGED if name not in _OF_TEACHER]
-            known = {**{name: getattr(rows, name) for name in names}, **known}
+            logged = [metric for metric in LOGGED if needs.teacher or not metric.needs_teacher]
+            known = {**{metric.name: getattr(rows, metric.column) for metric in logged}, **known}
         sums = {name: (column * batch.weight).sum() for name, column in known.items() if column is not None}
         loss = found.loss
         if self.student.auxiliary_loss is not None:
@@ -118,43 +108,6 @@ class DistillationLoss:
         """The log-probabilities ``[N]`` of both models for the token in the text, at temperature 1."""
         columns = row_metrics(student.detach(), teacher, {}, batch.targets, plan=self.plan)
         return TokenLogProbs(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
-
-    def distances(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Sums over the rows of an evaluation batch: distances, cross-entropies, the objective's value.
-
-        Every term is evaluated on every row, whatever its origin: the value measures how far the models differ here.
-        Numbers of rows that depend on a whole step are 1, and temperatures of rows at their base.
-        """
-        needs = self.objective.needs(progress)
-        student = self.student.read(batch.student, needs.student_features)
-        known = None if self.teacher is None else self.teacher.read(batch.teacher, needs.teacher_features)
-        teacher = None if known is None else known.rows
-        terms = self.objective.evaluation_specs(student, known, batch, progress)
-        specs = {f"term {k}": spec for k, (_, _, spec) in enumerate(terms) if spec is not None}
-        wanted = {**self._at_the_teachers(_DISTANCES), **specs}
-        columns = row_metrics(student.rows, teacher, wanted, batch.targets, plan=self.plan)
-        hard = columns.get("cross_entropy", torch.zeros((), device=batch.weight.device))  # not used without labels
-        values = [
-            active.term.values(inputs, columns.pop(f"term {k}", None), hard)
-            for k, (active, inputs, _) in enumerate(terms)
-        ]
-        columns["loss"] = torch.stack(values).sum(0)
-        columns |= self.row_metrics(student.rows, teacher, batch)
-        counted = batch.weight != 0  # padding images are not rows
-        sums = {name: column.double()[counted].sum() for name, column in columns.items()}
-        return {**sums, "rows": batch.weight.count_nonzero().double()}
-
-    def _at_the_teachers(self, distances: Mapping[str, RowLossSpec]) -> dict[str, RowLossSpec]:
-        """The distances at temperature 1 or, for a top-k cache, under other names and at the objective's temperature.
-
-        A top-k cache has k classes and one bucket for the rest: its distances are smaller than those of all classes.
-        """
-        if self.teacher is None:
-            return {}
-        if self.teacher.exact:
-            return dict(distances)
-        temperature = self.objective.spec.temperature
-        return {f"{name}{TOP_K}": replace(terms, temperature=temperature) for name, terms in distances.items()}
 
     def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:
         """Sum of the cross-entropies of the plain text, divided by ``total``."""

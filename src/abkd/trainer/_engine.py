@@ -33,6 +33,7 @@ class Engine(DataLoading):
         self.sums.reset()
 
     def _context(self, args: DistillConfig) -> RunContext:
+        self.sums = MetricSums()
         return RunContext(
             args,
             self.kind,

@@ -8,24 +8,27 @@ from typing import Any
 
 import torch
 
+from abkd.metrics import HELD_OUT
 from abkd.models.adapters import has_adapters
 from abkd.models.finite import is_finite
+from abkd.models.rows import ModelRows
 from abkd.models.saving import DTYPES, final_copy
 from abkd.trainer._context import RunContext
+from abkd.trainer._evaluation import evaluate_run
 
 logger = logging.getLogger("abkd")
 
 _WORSE = 0.01  # rounding may increase the held-out forward KL by this fraction
 
 
-def final_form(run: RunContext, evaluate: Callable[[], dict[str, float]]) -> tuple[Any, dict[str, float]]:
+def final_form(run: RunContext, dataloader: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """The student in its final form, and its evaluation metrics if they differ from the last ones.
 
     The trained student is not modified; it is returned itself if it already has its final form. Rounded weights that
     are more than 1 % worse on the evaluation set, or not finite, are not used; a warning is logged.
 
     Args:
-        evaluate: returns the evaluation metrics of the student that ``run.loss`` holds.
+        dataloader: returns the batches to evaluate on.
     """
     args, student = run.args, run.task.models.student
     merge = has_adapters(student.model) and (args.merge_adapter or run.kind.merges_adapters)
@@ -38,7 +41,7 @@ def final_form(run: RunContext, evaluate: Callable[[], dict[str, float]]) -> tup
         merge, dtype = False, None
     if not merge and dtype is None:
         return run.model(), {}
-    model, metrics = _rounded(run, dtype, evaluate, merge=merge) if dtype is not None else (None, {})
+    model, metrics = _rounded(run, dtype, dataloader, merge=merge) if dtype is not None else (None, {})
     return (final_copy(student, dtype=None, merge=merge) if model is None else model), metrics
 
 
@@ -54,7 +57,7 @@ def _dtype(run: RunContext) -> torch.dtype | None:
 
 
 def _rounded(
-    run: RunContext, dtype: torch.dtype, evaluate: Callable[[], dict[str, float]], *, merge: bool
+    run: RunContext, dtype: torch.dtype, dataloader: Callable[[], Any], *, merge: bool
 ) -> tuple[Any, dict[str, float]]:
     """The student in ``dtype`` and its evaluation metrics; ``(None, {})`` if rounding would make it worse."""
     model = final_copy(run.task.models.student, dtype=dtype, merge=merge)
@@ -64,7 +67,7 @@ def _rounded(
         return None, {}
     after: dict[str, float] = {}
     if run.task.held_out is not None:
-        before, after = _last(run, evaluate), _measure(run, model, evaluate)
+        before, after = _last(run, dataloader), _measure(run, _rows_of(run, model), dataloader)
         key = "eval_forward_kl" if "eval_forward_kl" in after else "eval_loss"
         if not after[key] <= before[key] + _WORSE * abs(before[key]):
             logger.warning(
@@ -80,7 +83,7 @@ def _rounded(
     return model.to(dtype), after
 
 
-def _last(run: RunContext, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+def _last(run: RunContext, dataloader: Callable[[], Any]) -> dict[str, float]:
     """The evaluation metrics of the student as it was trained."""
     state = run.state()
     best = run.args.load_best_model_at_end and state.best_model_checkpoint
@@ -88,17 +91,16 @@ def _last(run: RunContext, evaluate: Callable[[], dict[str, float]]) -> dict[str
     for entry in reversed(state.log_history):
         if entry.get("step") == step and "eval_loss" in entry:
             return entry
-    return _measure(run, None, evaluate)
+    return _measure(run, None, dataloader)
 
 
-def _measure(run: RunContext, model: Any, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The evaluation metrics of ``model`` in place of the student."""
-    student, loss = run.task.models.student, run.loss
-    try:
-        if model is not None:
-            loss.student = student.of(model)
-            loss.student.classes, loss.student.dense_because = student.classes, student.dense_because
-        values = evaluate()
-    finally:
-        loss.student = student
-    return {f"eval_{name}": value for name, value in values.items()}
+def _rows_of(run: RunContext, model: Any) -> ModelRows:
+    """The rows of ``model``, read as those of the student."""
+    student = run.task.models.student
+    rows = student.of(model)
+    rows.classes, rows.dense_because = student.classes, student.dense_because
+    return rows
+
+
+def _measure(run: RunContext, student: ModelRows | None, dataloader: Callable[[], Any]) -> dict[str, float]:
+    return {f"{HELD_OUT}{name}": value for name, value in evaluate_run(run, dataloader(), student).items()}

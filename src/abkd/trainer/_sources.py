@@ -9,7 +9,7 @@ from typing import Any
 from abkd.config import DistillConfig
 from abkd.data import Example
 from abkd.errors import ConfigError
-from abkd.generation import Completion, Sampling, write_completions
+from abkd.generation import Completion, Sampling
 from abkd.sources import (
     Dataset,
     Generators,
@@ -23,7 +23,7 @@ from abkd.sources import (
     open_source,
     writing_bar,
 )
-from abkd.tasks import Models, teacher_writer
+from abkd.tasks import Models, teacher_writer, write_completions_for
 from abkd.trainer._context import RunContext
 
 
@@ -132,25 +132,14 @@ def write(
     run: RunContext, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
 ) -> list[Completion]:
     """Completions by a model with the settings of a run, within max_length including the prompt."""
-    args, padded = run.args, list(prompts)
+    padded = list(prompts)
     if run.sharded():  # every process has to take part in every forward pass: pad to equal prompt counts
         most = run.processes.max(len(padded))
         padded += [padded[0] if padded else [0]] * (most - len(padded))
     if not padded:
         return []
     with run.autocast():
-        written = write_completions(
-            model,
-            run.task.models.tokenizer,
-            padded,
-            sampling,
-            max_new_tokens=[min(args.max_completion_length, args.max_length - len(prompt)) for prompt in padded],
-            classes=run.task.models.classes,
-            seed=seed,
-            batch_size=args.per_device_eval_batch_size,
-            generation_kwargs=args.generation_kwargs,
-            synced=run.sharded(),
-        )
+        written = write_completions_for(run.task, model, padded, sampling, seed=seed, synced=run.sharded())
     return written[: len(prompts)]
 
 

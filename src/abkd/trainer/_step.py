@@ -28,6 +28,14 @@ def begin_step(run: RunContext, model: nn.Module, step: AccumulationBatch) -> No
             step.totals.rows[index] = divisor
 
 
+def batch_of_step(run: RunContext, batch: Batch, step: Any) -> tuple[Batch, Totals, Columns]:
+    """A batch on the device of the run, its divisors and its columns; outside of a step, its own divisors."""
+    on_device = batch.to(run.args.device)
+    if isinstance(step, AccumulationBatch) and step.totals is not None:
+        return on_device, step.totals, step.columns_of(batch)
+    return on_device, Totals.of([on_device], run.loss.objective, run.progress), {}
+
+
 def _look_ahead(run: RunContext, model: nn.Module, batches: Sequence[Batch]) -> tuple[list[Columns], dict[int, Tensor]]:
     """The numbers of the rows of each batch, from the scores of all rows of the step in all processes.
 

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from abkd.trainer._context import Processes
 
-_LOGGED_AS = {"agreement": "top1_agreement"}
-
 
 class MetricSums:
     """Sums over rows in this process; reading them takes the sum over all processes."""
@@ -49,4 +47,4 @@ class MetricSums:
 def _means(sums: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
     totals = {name: processes.sum(value).item() for name, value in sums.items()}
     rows = max(totals.pop("rows", 0.0), 1.0)
-    return {_LOGGED_AS.get(name, name): value / rows for name, value in totals.items()}
+    return {name: value / rows for name, value in totals.items()}

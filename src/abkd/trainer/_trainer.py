@@ -17,13 +17,13 @@ from abkd import output_dir
 from abkd.config import DistillConfig
 from abkd.models.loading import placed
 from abkd.models.saving import use_cache_kept
-from abkd.tasks import Given, Models, OpenTask, Task, task_of
+from abkd.tasks import Given, Models, OpenTask, Task, open_objective, task_of
 from abkd.trainer import _checkpoints, _sources
 from abkd.trainer._accumulation import AccumulationBatch, resolve
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
-from abkd.trainer._distillation import DistillationLoss, Totals, run_inside
+from abkd.trainer._distillation import DistillationLoss, run_inside
 from abkd.trainer._engine import Engine
-from abkd.trainer._evaluation import held_out_metrics, warn_not_finite
+from abkd.trainer._evaluation import evaluate_run, warn_not_finite
 from abkd.trainer._final import final_form
 from abkd.trainer._finite import FiniteRun, check_loss
 from abkd.trainer._optimizer import check_batches
@@ -32,9 +32,8 @@ from abkd.trainer._run_file import load_chunk_plan, save_chunk_plan
 from abkd.trainer._save import save_student
 from abkd.trainer._settings import NothingLearned, check_metric, check_recomputed, check_settings, warn_extreme
 from abkd.trainer._state import Components
-from abkd.trainer._step import begin_step
-from abkd.trainer._sums import MetricSums
-from abkd.trainer._terms import attached, open_objective, without_terms
+from abkd.trainer._step import batch_of_step, begin_step
+from abkd.trainer._terms import attached, without_terms
 
 if TYPE_CHECKING:
     from abkd.models.vision import Classifier
@@ -112,13 +111,12 @@ class DistillTrainer(Engine):
         check_recomputed(models.student.model, args)
         self.plan = load_chunk_plan(args, self.task.max_rows, models.classes)
         objective = open_objective(args.objective(), models, args.seed)
-        self.loss = DistillationLoss(models.student, models.teacher, objective, self.plan, self.task.row_metrics)
+        self.loss = DistillationLoss(models.student, models.teacher, objective, self.plan)
         self.collator = self.task.collate
         self.sampler: _sources.SequenceSampler | None = None
         self.run = self._context(args)
         self.record, self.finite = Record(self.run), FiniteRun(self.run)
         run_inside(models.student.model)
-        self.sums = MetricSums()
         self._restart()
         self._not_finite: set[str] = set()
         self._teacher_judged, self._most_kept = False, args.save_total_limit
@@ -151,11 +149,7 @@ class DistillTrainer(Engine):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """``Σ over this micro-batch / weight of the whole step × processes``: gradients are averaged over processes."""
-        given, step = resolve(inputs["batch"]), num_items_in_batch
-        batch = given.to(self.args.device)
-        totals, columns = (step.totals, step.columns_of(given)) if isinstance(step, AccumulationBatch) else (None, None)
-        if totals is None:
-            totals = Totals.of([batch], self.loss.objective, self.progress)
+        batch, totals, columns = batch_of_step(self.run, resolve(inputs["batch"]), num_items_in_batch)
         out = model(job=lambda: self.loss.losses(batch, self.progress, totals, columns))
         check_loss(out, self.state.global_step + 1)
         self.sums.add(out)
@@ -182,7 +176,7 @@ class DistillTrainer(Engine):
         optimizer: Any = self.optimizer
         if hasattr(optimizer, "eval"):  # schedule-free optimizers evaluate other weights than they train
             optimizer.eval()
-        values = held_out_metrics(self.run, dataloader)
+        values = evaluate_run(self.run, dataloader)
         warn_not_finite(self.run, self.finite, values, self._not_finite)
         check_metric(self.distill_args, values)
         if not self._teacher_judged and self.is_world_process_zero():
@@ -276,7 +270,7 @@ class DistillTrainer(Engine):
         self.finite.check_weights("the student was not saved; lower the learning rate")
         own = Path(str(self.args.output_dir))
         trained: Any = self.model
-        self.model, metrics = final_form(self.run, lambda: held_out_metrics(self.run, self.get_eval_dataloader()))
+        self.model, metrics = final_form(self.run, self.get_eval_dataloader)
         try:
             if metrics:
                 self.log(metrics)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from abkd.errors import ConfigError
-from abkd.metrics import higher_is_better, measured
+from abkd.metrics import HELD_OUT
+from abkd.registry import held_out_metrics
 
 
 def word(value: Any) -> Any:
@@ -67,11 +68,13 @@ def best_model_problems(values: Mapping[str, Any]) -> list[str]:
     """One message for each problem with how the best checkpoint is chosen, saved and evaluated."""
     found = []
     name = values.get("metric_for_best_model")
-    known = measured(values.get("task", "text-generation"))
-    if name is not None and name.removeprefix("eval_") not in known:
-        found.append(f"metric_for_best_model must be one of {', '.join(known)}, got {name!r}")
-    if name is not None and name.endswith(("r_llh", "r_cvg")) and not values.get("eval_samples"):
-        found.append(f"metric_for_best_model: {name} needs eval_samples above 0, which is not set")
+    if name is not None:
+        known = held_out_metrics(values.get("task", "text-generation"))
+        metric = known.get(name.removeprefix(HELD_OUT))
+        if metric is None:
+            found.append(f"metric_for_best_model must be one of {', '.join(known)}, got {name!r}")
+        elif metric.requires and not values.get(metric.requires):
+            found.append(f"metric_for_best_model: {name} needs {metric.requires} above 0, which is not set")
     if values.get("load_best_model_at_end"):
         found += _alignment(intervals(values))
     elif intervals(values)["save_strategy"] == "best" and intervals(values)["eval_strategy"] == "no":
@@ -114,16 +117,17 @@ def settle_metric(values: Mapping[str, Any], *, one_loss: bool) -> dict[str, Any
     best = bool(values.get("load_best_model_at_end")) or word(values.get("save_strategy")) == "best"
     plateau = word(values.get("lr_scheduler_type")) in ("reduce_lr_on_plateau", "greedy")
     name, higher = values.get("metric_for_best_model"), values.get("greater_is_better")
-    if (name or "loss").removeprefix("eval_") == "loss" and not one_loss:
+    known = held_out_metrics(values.get("task", "text-generation"))
+    if (name or "loss").removeprefix(HELD_OUT) == "loss" and not one_loss:
         if best or plateau or name is not None:
-            others = ", ".join(measured(values.get("task", "text-generation"))[1:])
+            others = ", ".join(each for each in known if each != "loss")
             raise ConfigError(
                 "the loss changes over this run (a schedule or stages), so its values are not comparable: set "
                 f"metric_for_best_model to one of {others}"
             )
         return {}
     name = name or "loss"
-    higher = higher_is_better(name) if higher is None else higher
+    higher = known[name.removeprefix(HELD_OUT)].better == "higher" if higher is None else higher
     found = {"metric_for_best_model": name, "greater_is_better": higher}
     if plateau and higher:
         found["lr_scheduler_kwargs"] = {"mode": "max", **(values.get("lr_scheduler_kwargs") or {})}
