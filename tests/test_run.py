@@ -220,7 +220,7 @@ def test_everything_needed_to_repeat_the_run_is_there(short, shelf):
     asked = Recipe.from_dict(values(shelf, output, ce_weight=0.1, max_steps=4))
     assert Recipe.from_yaml(output / "recipe.yaml").resolved() == asked.resolved()
     facts = json.loads((output / "run.json").read_text())
-    assert facts["objective"] == made.loss.objective.formula()
+    assert facts["objective"] == made.loss.objective.spec.formula()
     assert facts["data_fingerprint"] == made.train_dataset.fingerprint
     assert facts["train_rows"] + facts["held_out_rows"] == 30
     assert facts["held_out_rows"] == 6

@@ -19,7 +19,7 @@ from abkd import DistillConfig, DistillTrainer
 from abkd.trainer._callbacks import EpochOrder, MetricsFile, ProgressBar, StopSignals
 from abkd.trainer._finite import FiniteRun
 from abkd.trainer._record import AlreadyEvaluated
-from abkd.trainer._sources import ComponentCallback
+from abkd.trainer._state import Components
 from training_parts import llama
 
 OVERRIDDEN = [
@@ -76,7 +76,7 @@ def test_the_loss_is_not_divided_again():  # loss_is_scaled_for_ga, or model_acc
 
 
 @pytest.mark.parametrize(
-    "callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteRun, ComponentCallback, AlreadyEvaluated]
+    "callback", [EpochOrder, MetricsFile, ProgressBar, StopSignals, FiniteRun, Components, AlreadyEvaluated]
 )
 def test_callbacks_answer_to_known_events(callback):
     events = {name for name in vars(callback) if name.startswith("on_")}

@@ -62,7 +62,7 @@ def test_a_row_whose_function_weighs_it_zero_may_be_infinite(impl: str) -> None:
     with torch.no_grad():
         one.leaves["values"][2, 0] = -torch.inf
     result, given = gradients(
-        one, abkd.ForwardKL(), impl=impl, row_weight=lambda log_p, log_q: torch.isfinite(log_q).all(-1).float()
+        one, abkd.ForwardKL(), impl=impl, row_weight=lambda facts: torch.isfinite(facts.log_q).all(-1).float()
     )
     assert torch.isfinite(result.loss)
     assert given["values"][2].count_nonzero() == 0

