@@ -55,6 +55,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python tools/make_api_page.py --check
+	$(BIN)/python tools/make_methods_page.py --check
 
 test-gpu: $(VENV)/.installed-dev
 	ABKD_TEST_GPU=1 $(BIN)/pytest -m gpu
@@ -71,6 +72,7 @@ fmt: $(VENV)/.installed-dev
 
 api: $(VENV)/.installed-dev
 	$(BIN)/python tools/make_api_page.py
+	$(BIN)/python tools/make_methods_page.py
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m pip wheel -qq --no-deps --no-build-isolation --wheel-dir dist .

@@ -24,9 +24,9 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 INTRODUCTION = """\
 # API reference
 
-Everything below is imported as `abkd.name`; the entries under `abkd.sources`, `abkd.teachers`, `abkd.data.…`,
-`abkd.models.…`, `abkd.evaluation` and `abkd.sweep` are imported from there. This page is generated from the docstrings
-(`make api`); edit those.
+Everything below is imported as `abkd.name`; the entries under `abkd.terms`, `abkd.sources`, `abkd.teachers`,
+`abkd.data.…`, `abkd.models.…`, `abkd.evaluation` and `abkd.sweep` are imported from there. This page is generated from
+the docstrings (`make api`); edit those.
 
 p is the teacher and q the student, the teacher always first. N rows, V classes, H width, B sequences, T positions.
 """
@@ -35,7 +35,7 @@ ORDER = (
     "schedules",
     "ops",
     "notation",
-    "term",
+    "terms",
     "objective",
     "sources",
     "teachers",
@@ -49,6 +49,7 @@ ORDER = (
     "sweep",
 )
 HOUSES = (  # packages whose names are not exported from abkd itself, such as the ambiguous Dataset
+    "terms",
     "sources",
     "teachers",
     "data.images.augmentation",
