@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Active(NamedTuple):
-    """A term at one moment: its index among the terms of this moment, its specification and its module."""
+    """A term at one moment: its place among the terms of this moment, its specification and its module."""
 
     place: int
     spec: LossTerm
@@ -56,13 +56,14 @@ class OpenObjective(Stateful):
     """The objective of one run.
 
     Attributes:
-        spec: what it was opened from.
+        spec: its specification.
         modules: the opened terms; register them on the student if there are parameters.
     """
 
     def __init__(self, spec: Objective, models: ModelInfo) -> None:
         self.spec = spec
         self._specs = spec.specs()
+        self._known: tuple[tuple[float, ...], list[Active]] | None = None
         with torch.random.fork_rng([]):
             torch.manual_seed(models.seed)  # the same initial values in all processes, and no draw from the run's own
             self.modules = nn.ModuleList([term.open(models) for term in self._specs])
@@ -76,6 +77,12 @@ class OpenObjective(Stateful):
 
     def at(self, progress: float) -> list[Active]:
         """The terms at ``progress`` in [0, 1], without those of weight 0 that do not compare rows."""
+        key = progress, *(control.value for control in self.controls.values())
+        if self._known is None or self._known[0] != key:  # it is asked several times for each micro-batch
+            self._known = key, self._active(progress)
+        return self._known[1]
+
+    def _active(self, progress: float) -> list[Active]:
         found: list[Active] = []
         for given in self.spec.specs_at(progress):
             place = self._specs.index(given)
@@ -88,7 +95,7 @@ class OpenObjective(Stateful):
         return found
 
     def needs(self, progress: float) -> Needs:
-        """What the terms need at ``progress``."""
+        """The inputs that the terms need at ``progress``."""
         found = Needs()
         for active in self.at(progress):
             found |= needs_of(active.spec)

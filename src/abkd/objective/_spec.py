@@ -97,11 +97,11 @@ class Objective:
         return bool(controllers_in(self.schedule)) or any(self.at(progress) != first for progress in self.moments())
 
     def needs(self, progress: float) -> Needs:
-        """What the terms need at ``progress``."""
+        """The inputs that the terms need at ``progress``."""
         return reduce(or_, (needs_of(term) for term in self.at(progress)), Needs())
 
     def ever_needs(self) -> Needs:
-        """What the terms need at any time."""
+        """The inputs that the terms need at any time."""
         return reduce(or_, (self.needs(progress) for progress in self.moments()), Needs())
 
     def open(self, models: ModelInfo | None = None) -> OpenObjective:
@@ -131,7 +131,7 @@ class Objective:
 
 
 def needs_of(term: LossTerm) -> Needs:
-    """What a term needs at a moment; one with weight 0 is not run unless it compares rows."""
+    """The inputs of a term at a moment; one with weight 0 is not run unless it compares rows."""
     return Needs() if not isinstance(term, Term) and term.weight == 0 else term.needs()
 
 

@@ -1,4 +1,4 @@
-"""What a row-weight function is told about its rows."""
+"""The arguments of functions that compute one number for each row."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ RowWeight = Callable[[RowFacts], Tensor]
 def number_of_rows(
     function: RowWeight, log_p: Tensor, log_q: Tensor, targets: Tensor | None, index: Tensor | None
 ) -> Tensor:
-    """What ``function`` returns for some rows, as a constant in the dtype of ``log_q``."""
+    """The numbers of ``function`` for some rows, as a constant in the dtype of ``log_q``."""
     assert index is not None
     return function(RowFacts(log_p.detach(), log_q.detach(), targets, index)).detach().to(log_q.dtype)

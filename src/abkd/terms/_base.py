@@ -177,7 +177,7 @@ class LossTerm(ABC):
 
     @abstractmethod
     def needs(self) -> Needs:
-        """What it needs; called on the term at each moment of a run's schedules."""
+        """Its inputs; called on the term at each moment of a run's schedules."""
 
     @abstractmethod
     def open(self, models: ModelInfo) -> OpenTerm:
