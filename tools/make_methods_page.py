@@ -15,8 +15,8 @@ from pathlib import Path
 from abkd.divergences import Divergence
 from abkd.notation import components
 from abkd.recipe import load, shipped
-from abkd.registry import tasks
 from abkd.schedules import Controller, Schedule
+from abkd.tasks import task_of
 from abkd.terms import LossTerm, RowFunction
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
@@ -94,8 +94,8 @@ def header(recipe: str) -> Iterator[str]:
 def formula(name: str) -> str:
     """The objective of a recipe in one line."""
     recipe = load(name)
-    task = recipe.config.get("task", "text-generation")
-    return recipe.objective().formula(tasks()[str(task)].row_noun).replace("|", "\\|")
+    task = task_of(str(recipe.config.get("task", "text-generation")))
+    return recipe.objective().formula(task.row_noun).replace("|", "\\|")
 
 
 def main() -> int:
