@@ -38,7 +38,8 @@ def test_the_api_page_documents_exactly_the_public_names():
     public = [name for name in abkd.__all__ if not name.startswith("__")]
     for house in make_api_page.HOUSES:
         module = importlib.import_module(f"abkd.{house}")
-        public += [name for name in module.__all__ if make_api_page.documented(getattr(module, name))]
+        found = [name for name in module.__all__ if make_api_page.documented(getattr(module, name))]
+        public += [name for name in found if name not in abkd.__all__ or getattr(abkd, name) is not vars(module)[name]]
     assert sorted(documented) == sorted(public)
     assert {"AlphaBeta", "StudentSamples", "RandomCrop", "load_images", "load_classifier", "sweep"} <= set(documented)
 
