@@ -75,9 +75,9 @@ class CausalRows(ModelRows):
                 hidden = self._hidden(inputs)
                 kept |= {name: hidden for name in features if is_last(name, layers)}
                 rows = Projected(hidden.flatten(0, 1)[view.rows], self.head)
-        if self.classes is not None and rows is not None:
-            rows = rows.first(self.classes)
-        return Outputs[Any](rows, of_rows(kept, features, view.inputs["input_ids"].shape, view.rows))
+        return Outputs[Any](rows, of_rows(kept, features, view.inputs["input_ids"].shape, view.rows)).first(
+            self.classes
+        )
 
     def _layers(self) -> list[nn.Module]:
         count = getattr(text_config(self.language_model), "num_hidden_layers", 0)

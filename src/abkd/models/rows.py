@@ -30,6 +30,11 @@ class Outputs(Generic[R_co]):
     rows: R_co
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def first(self, classes: int | None) -> Outputs[R_co]:
+        """The same with the rows over the first ``classes`` classes; None: over all of them."""
+        rows: Any = self.rows
+        return self if classes is None or rows is None else Outputs(rows.first(classes), self.features)
+
 
 def has_hooks(model: nn.Module) -> bool:
     """Whether the model has hooks on itself, so that calling it does more than its forward."""

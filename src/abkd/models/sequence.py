@@ -86,9 +86,7 @@ class SequenceRows(ModelRows):
         for name, value in kept.items():
             if value.ndim > 2 and value.shape[:2] == shape:
                 raise ConfigError(f"{name} is one per token, and a row is a text: choose a module after the pooling")
-        if self.classes is not None and rows is not None:
-            rows = rows.first(self.classes)
-        return Outputs[Any](rows, of_rows(kept, features, shape[:1], view.rows))
+        return Outputs[Any](rows, of_rows(kept, features, shape[:1], view.rows)).first(self.classes)
 
     def probe(self) -> View:
         inputs = {name: value.repeat(2, 1) for name, value in self._probe_inputs(0).items()}

@@ -35,10 +35,7 @@ class LiveReader(TeacherReader):
 
     @torch.no_grad()
     def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
-        found = self.rows.read(view, features, stop=stop)
-        if self.classes is None or found.rows is None:
-            return found
-        return Outputs(found.rows.first(self.classes), found.features)
+        return self.rows.read(view, features, stop=stop).first(self.classes)
 
     def feature_shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
         return self.rows.feature_shapes(features)

@@ -138,10 +138,7 @@ class AdapterOffReader(TeacherReader):
     def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
         _check_whole(self.spec, self.student)
         with _without_adapters(self.student):
-            found = self.rows.read(view, features, stop=stop)
-        if self.classes is None or found.rows is None:
-            return found
-        return Outputs(found.rows.first(self.classes), found.features)
+            return self.rows.read(view, features, stop=stop).first(self.classes)
 
     def feature_shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
         return self.rows.feature_shapes(features)

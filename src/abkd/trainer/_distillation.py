@@ -100,13 +100,10 @@ class DistillationLoss:
     def _history(
         self, student: Rows, teacher: Outputs[TeacherRows | None] | None, batch: Batch
     ) -> TokenLogProbs | None:
+        """The log-probabilities ``[N]`` of both models for the token in the text, at temperature 1."""
         if teacher is None or teacher.rows is None:
             return None
-        return self.history(student, teacher.rows, batch)
-
-    def history(self, student: Rows, teacher: TeacherRows, batch: Batch) -> TokenLogProbs:
-        """The log-probabilities ``[N]`` of both models for the token in the text, at temperature 1."""
-        columns = row_metrics(student.detach(), teacher, {}, batch.targets, plan=self.plan)
+        columns = row_metrics(student.detach(), teacher.rows, {}, batch.targets, plan=self.plan)
         return TokenLogProbs(-columns["teacher_cross_entropy"], -columns["cross_entropy"], batch.sequence)
 
     def _plain_text(self, batch: Batch, total: Tensor) -> Tensor:

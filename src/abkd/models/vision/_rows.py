@@ -89,9 +89,7 @@ class ImageRows(ModelRows):
         rows: Any = None
         with tapped(self.model, features, stop=stop) as kept:
             rows = Dense(self._logits(pixels)[view.rows])
-        if self.classes is not None and rows is not None:
-            rows = rows.first(self.classes)
-        return Outputs[Any](rows, of_rows(kept, features, pixels.shape[:1], view.rows))
+        return Outputs[Any](rows, of_rows(kept, features, pixels.shape[:1], view.rows)).first(self.classes)
 
     def probe(self) -> View:
         pixels = self._pixels(2, self._size())

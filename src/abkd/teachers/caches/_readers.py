@@ -187,8 +187,7 @@ class HiddenReader(CacheReader):
                 f"a HiddenCache has only hidden.-1, got {', '.join(sorted(unknown))}; use teacher: Live()"
             )
         hidden = self.columns(view)["hidden"].to(self.head.weight.dtype)
-        rows = Projected(hidden, self.head)
-        return Outputs(rows if self.classes is None else rows.first(self.classes), dict.fromkeys(features, hidden))
+        return Outputs(Projected(hidden, self.head), dict.fromkeys(features, hidden)).first(self.classes)
 
     def feature_shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(features, (self.head.weight.shape[-1],))
