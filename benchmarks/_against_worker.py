@@ -56,7 +56,8 @@ class Turns(TrainerCallback):
         self.step()
 
     def _wait(self) -> None:
-        sys.stdin.readline()
+        if not sys.stdin.readline():  # the other process has gone
+            raise SystemExit
         self._began = time.perf_counter()
 
 
