@@ -17,7 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _VERSIONS = ("torch", "trl", "liger-kernel", "transformers")
-_MEASURED = ("src/abkd/ops", "src/abkd/divergences")
+LOSS = ("src/abkd/ops", "src/abkd/divergences")
+"""The folders with the code of the loss."""
 _UNLIMITED = 1 << 60
 NO_COMPILER = {"TORCHDYNAMO_DISABLE": "1"}  # selects our eager path
 
@@ -47,7 +48,7 @@ def facts(threads: int, device: str) -> dict[str, Any]:
     }
 
 
-def code_digest(folders: Sequence[str] = _MEASURED) -> str:
+def code_digest(folders: Sequence[str] = LOSS) -> str:
     """A hash of the measured code."""
     total = hashlib.sha256()
     for folder in folders:

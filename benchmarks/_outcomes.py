@@ -1,4 +1,4 @@
-"""From cells to the rows of the tables."""
+"""From measurements to the rows of the tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks._cases import EAGER, FLOOR, Case, Contestant
+from benchmarks._claims import quotient
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Outcome:
     @property
     def times_floor(self) -> float | None:
         """Median over the rounds of the time relative to the floor's."""
-        return ratio(self.seconds, self.floor)
+        return quotient(self.seconds, self.floor)
 
     @property
     def peak_mb(self) -> float | None:
@@ -53,12 +54,6 @@ class Outcome:
     def gradient_error(self) -> float | None:
         """The worse of d hidden and d head."""
         return max(self.errors["hidden"], self.errors["head"]) if self.errors else None
-
-
-def ratio(mine: Sequence[float], other: Sequence[float]) -> float | None:
-    """Median of the quotients round by round, so that slow rounds cancel out."""
-    pairs = list(zip(mine, other, strict=False))
-    return statistics.median(a / b for a, b in pairs) if pairs else None
 
 
 def outcomes(

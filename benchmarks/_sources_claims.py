@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
-from typing import NamedTuple
 
+from benchmarks._claims import Claim
 from benchmarks._sources_contestants import FRESH, HALF, HIDDEN, LABELS, LIVE, ON_POLICY, SFT, TOP_K
-from benchmarks._sources_figures import Cache, Figures, Line, Spread, Training, Writing, over_rounds, results, rounds_of
+from benchmarks._sources_figures import Cache, Figures, Line, Spread, Training, Writing, over_rounds, results
+from benchmarks._training_report import steps_of
 
 _LIMITS = {TOP_K: 1.10, HIDDEN: 1.15, HALF: 1.15}
 _BYTES = {TOP_K: 300.0}
 
 
-class Claim(NamedTuple):
-    """``value`` should be at most ``target``, if there is one."""
+@dataclass(frozen=True)
+class Judged:
+    """A claim, and the extremes of its value over the rounds."""
 
-    what: str
-    value: Spread
-    target: float | None = None
-
-    @property
-    def wanted(self) -> str:
-        """The target as text."""
-        return "–" if self.target is None else f"≤ {self.target:g}"
-
-    @property
-    def verdict(self) -> str:
-        """Whether the target was met, in one word."""
-        return "–" if self.target is None else "met" if self.value.value <= self.target else "missed"
+    claim: Claim
+    low: float
+    high: float
 
 
-def claims(lines: Sequence[Line], found: Figures) -> list[Claim]:
+def claims(lines: Sequence[Line], found: Figures) -> list[Judged]:
     """All claims that the lines of the record and their figures can judge."""
     timed, written, generated = (results(lines, kind) for kind in ("time", "write", "generate"))
     return [
@@ -43,22 +36,22 @@ def claims(lines: Sequence[Line], found: Figures) -> list[Claim]:
     ]
 
 
-def _of_times(timed: Sequence[Line]) -> Iterator[Claim]:
+def _of_times(timed: Sequence[Line]) -> Iterator[Judged]:
     pairs = [(name, base, limit) for base in (SFT, LABELS) for name, limit in _LIMITS.items()]
     for name, base, limit in [*pairs, (LABELS, SFT, None), *((name, LIVE, None) for name in _LIMITS)]:
         value = _quotient(timed, name, base)
         if value is not None:
-            yield Claim(f"{name} / {base}", value, limit)
+            yield _judged(f"{name} / {base}", value, limit)
 
 
-def _of_bytes(caches: Sequence[Cache]) -> Iterator[Claim]:
+def _of_bytes(caches: Sequence[Cache]) -> Iterator[Judged]:
     for each in caches:
-        yield Claim(f"{each.contestant}: bytes per token", _once(each.bytes_per_token), _BYTES.get(each.contestant))
+        yield _judged(f"{each.contestant}: bytes per token", _once(each.bytes_per_token), _BYTES.get(each.contestant))
 
 
 def _quotient(timed: Sequence[Line], over: str, under: str) -> Spread | None:
     """The median of the quotients of the same batch in the same round, and the extremes over whole rounds."""
-    rounds = list(zip(rounds_of(timed, over), rounds_of(timed, under), strict=True))
+    rounds = list(zip(steps_of(timed, over), steps_of(timed, under), strict=True))
     if not rounds:
         return None
     values = [top / bottom for each in rounds for top, bottom in zip(*each, strict=True)]
@@ -66,28 +59,32 @@ def _quotient(timed: Sequence[Line], over: str, under: str) -> Spread | None:
     return Spread(median(values), min(whole), max(whole))
 
 
-def _of_writing(written: Sequence[Line], writing: Writing | None) -> Iterator[Claim]:
+def _of_writing(written: Sequence[Line], writing: Writing | None) -> Iterator[Judged]:
     if writing is not None and writing.expected is not None:
-        rounds = [fmean(each) for each in rounds_of(written, ON_POLICY)]
+        rounds = [fmean(each) for each in steps_of(written, ON_POLICY)]
         ratios = [writing.expected / each for each in (writing.fresh.value, max(rounds), min(rounds))]
-        yield Claim(f"a step of replay (fresh={FRESH:g}) / on-policy", Spread(*ratios))
+        yield _judged(f"a step of replay (fresh={FRESH:g}) / on-policy", Spread(*ratios))
 
 
-def _of_batches(generated: Sequence[Line]) -> Iterator[Claim]:
+def _of_batches(generated: Sequence[Line]) -> Iterator[Judged]:
     for result in generated:
         speeds = [{way: run["tokens"] / run["seconds"] for way, run in each.items()} for each in result["runs"]]
         for way in speeds[0]:
-            yield Claim(f"tokens/s, prompts {way}", over_rounds([each[way] for each in speeds]))
+            yield _judged(f"tokens/s, prompts {way}", over_rounds([each[way] for each in speeds]))
         gain = [each["all at once"] / each["one by one"] for each in speeds]
-        yield Claim("tokens/s, all at once : one by one", over_rounds(gain))
+        yield _judged("tokens/s, all at once : one by one", over_rounds(gain))
 
 
-def _of_quality(trainings: Sequence[Training]) -> Iterator[Claim]:
+def _of_quality(trainings: Sequence[Training]) -> Iterator[Judged]:
     live = next((each for each in trainings if each.contestant == LIVE), None)
     for each in trainings:
         if live is not None and each is not live:
             value = each.after["forward_kl"] / live.after["forward_kl"]
-            yield Claim(f"held-out forward KL: {each.contestant} / {LIVE}", _once(value))
+            yield _judged(f"held-out forward KL: {each.contestant} / {LIVE}", _once(value))
+
+
+def _judged(what: str, value: Spread, target: float | None = None) -> Judged:
+    return Judged(Claim("", what, value.value, target), value.low, value.high)
 
 
 def _once(value: float) -> Spread:

@@ -18,8 +18,8 @@ from abkd.teachers import HiddenCache, TopKCache, identity
 from abkd.teachers.caches import CachedTeacher
 from abkd.teachers.caches._build import build_cache
 from benchmarks._step_contestants import CONTESTANTS as OF_A_STEP
-from benchmarks._step_contestants import Clock, Ours, arguments
 from benchmarks._step_pairs import Pair
+from benchmarks._training import Clock, Ours, arguments
 
 SFT, LABELS, LIVE = "sft", "abkd labels only", "abkd live teacher"
 TOP_K, HIDDEN, HALF = "abkd top-k cache", "abkd hidden cache", "abkd hidden cache, bf16"

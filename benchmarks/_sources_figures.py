@@ -16,9 +16,9 @@ from benchmarks._sources_contestants import (
     ON_POLICY,
     REPLAY,
 )
+from benchmarks._training_report import MIB, memory_mb, steps_of
 
 EPOCHS, STEPS_OF_EPOCH = 10, 40  # the demo's 320 rows, 8 per step
-MIB = 2**20
 Line = Mapping[str, Any]
 
 
@@ -130,7 +130,7 @@ def results(lines: Sequence[Line], kind: str) -> list[Any]:
 
 def _tokens(timed: Sequence[Line], what: str) -> float:
     """Mean over the counted steps: all but the first."""
-    return fmean(batch[what] for batch in timed[0]["tokens"][1:]) if timed else 0.0
+    return fmean(batch[what] for batch in timed[0]["counts"][1:]) if timed else 0.0
 
 
 def _spread(rounds: Sequence[Sequence[float]]) -> Spread:
@@ -144,19 +144,11 @@ def over_rounds(values: Sequence[float]) -> Spread:
     return Spread(median(values), min(values), max(values))
 
 
-def rounds_of(timed: Sequence[Line], name: str) -> list[list[float]]:
-    """For each round, the seconds of the counted steps."""
-    return [result["runs"][name]["seconds"][1:] for result in timed if name in result["runs"]]
-
-
 def _step(name: str, timed: Sequence[Line], memory: Line | None, caches: Sequence[Cache]) -> Step:
-    rounds = rounds_of(timed, name)
+    rounds = steps_of(timed, name)
     seconds = _spread(rounds) if rounds else None
     per = [None if seconds is None else 1e3 * seconds.value / _tokens(timed, what) for what in ("all", "trained")]
-    peak = above = None
-    if memory is not None:
-        peak = (memory["before"] + memory["rise"]) / MIB
-        above = (memory["rise"] - memory["gradients_and_state"]) / MIB
+    peak, above = (None, None) if memory is None else memory_mb(memory)
     stored = sum(each.bytes_per_token for each in caches if each.contestant == name)
     return Step(name, seconds, per[0], per[1], peak, above, stored)
 
@@ -208,7 +200,7 @@ def _training(line: Line, costs: _Costs) -> Training:
 
 
 def _writing(written: Sequence[Line]) -> Writing:
-    fresh, replays = rounds_of(written, ON_POLICY), rounds_of(written, REPLAY)
+    fresh, replays = steps_of(written, ON_POLICY), steps_of(written, REPLAY)
     replayed, tokens, speeds, lengths, share = [], [], [], [], []
     for result in written:
         run, rows = result["runs"][ON_POLICY], result["rows"]

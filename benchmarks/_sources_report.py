@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from benchmarks import _tables
-from benchmarks._sources_claims import Claim, claims
+from benchmarks._sources_claims import Judged, claims
 from benchmarks._sources_figures import EPOCHS, STEPS_OF_EPOCH, Figures, Line, Spread, figures
 
 
@@ -37,7 +37,11 @@ def write(lines: Sequence[Line], folder: Path, console: Console) -> None:
         _tables.show(console, each.title, each.columns, each.rows)
         parts += [f"## {each.title}\n", _tables.markdown(each.columns, each.rows), f"{each.note}\n"]
     (folder / "sources.md").write_text("\n".join(parts), encoding="utf-8")
-    values = {"facts": lines[-1]["facts"] if lines else None, **_plain(found), "claims": _plain(judged)}
+    values = {
+        "facts": lines[-1]["facts"] if lines else None,
+        **_plain(found),
+        "claims": [asdict(each) for each in judged],
+    }
     (folder / "sources.json").write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
@@ -117,11 +121,14 @@ def _writing(found: Figures) -> Section:
     )
 
 
-def _claims(judged: Sequence[Claim]) -> Section:
+def _claims(judged: Sequence[Judged]) -> Section:
     return Section(
         "Targets",
         ("claim", "value", "min", "max", "target", ""),
-        [[c.what, *_numbers(c.value, ",.3f"), c.wanted, c.verdict] for c in judged],
+        [
+            [each.claim.what, *_numbers((each.claim.value, each.low, each.high), ",.3f"), *each.claim.cells()[-2:]]
+            for each in judged
+        ],
         "Ratios of times are medians of the quotients of the same batch in the same round.",
     )
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import gc
 import json
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from abkd.data import Collator, Example, TokenizedDataset, prepare_dataset, prom
 from abkd.demo.text import build_rows
 from abkd.generation import Sampling, write_completions
 from abkd.models.shrink import layer_influence, shrink
-from benchmarks import _jobs
+from benchmarks import _processes
 from benchmarks._sources_contestants import (
     CACHES,
     CONTESTANTS,
@@ -31,9 +29,9 @@ from benchmarks._sources_contestants import (
     LoggingClock,
     Place,
 )
-from benchmarks._step_contestants import Clock, arguments
 from benchmarks._step_pairs import Pair, make_pair
-from benchmarks._step_worker import memory_of, quiet, tokens_of
+from benchmarks._training import Clock, arguments
+from benchmarks._training_worker import memory_of, own_student, quiet
 
 WORKER = "benchmarks._sources_worker"
 _LEARNING_RATE = 2e-4  # the demo's
@@ -55,10 +53,10 @@ def time_all(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     built = {name: place.build(name, pair) for name in names}
     runs: dict[str, Any] = {}
     for name in job["contestants"]:
-        with _own_student(pair) as own:
+        with own_student(pair) as own:
             clock = _run(CONTESTANTS[name], own, place, job["steps"], Clock())
         runs[name] = {"seconds": clock.seconds, "loss": clock.losses[:1]}
-    return {"tokens": [tokens_of(batch) for batch in pair.batches(job["steps"])], "built": built, "runs": runs}
+    return {"counts": pair.counts(job["steps"]), "built": built, "runs": runs}
 
 
 def build(job: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -71,7 +69,7 @@ def memory(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The memory of one contestant."""
     contestant, place = CONTESTANTS[job["contestant"]], Place(job["pair"], folder)
     if contestant.cache is not None:
-        _jobs.measure({**job, "kind": "build", "folder": str(folder)}, WORKER)
+        _processes.measure({**job, "kind": "build", "folder": str(folder)}, WORKER)
     pair = make_pair(job["pair"], job["steps"], teacher=contestant.live)
     return memory_of(pair, lambda: _run(contestant, pair, place, job["steps"], Clock()))
 
@@ -82,7 +80,7 @@ def write(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     runs: dict[str, Any] = {}
     for name in job["contestants"]:
         clock = LoggingClock()
-        with _own_student(pair) as own:
+        with own_student(pair) as own:
             _run(WRITTEN[name], own, place, job["steps"][name], clock, seed=job["round"], data_seed=0)
         runs[name] = {"seconds": clock.seconds, "logs": clock.logs}
     prompts = [[len(prompt_of(row)) for row in batch] for batch in pair.batches(max(job["steps"].values()))]
@@ -165,15 +163,6 @@ def _run(contestant: Contestant, pair: Pair, place: Place, steps: int, clock: Cl
     with tempfile.TemporaryDirectory() as output_dir:
         contestant.run(pair, place, steps, clock, output_dir, **options)
     return clock
-
-
-@contextlib.contextmanager
-def _own_student(pair: Pair) -> Iterator[Pair]:
-    own = copy.copy(pair)
-    own.student = copy.deepcopy(pair.student)
-    yield own
-    own.student = None
-    gc.collect()
 
 
 @torch.no_grad()

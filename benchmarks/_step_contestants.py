@@ -3,109 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
-from abkd import AlphaBeta, DistillConfig, DistillTrainer, Divergence, ForwardKL
+from abkd import AlphaBeta, DistillConfig, Divergence, ForwardKL
 from abkd.data import Collator, Example, TokenizedDataset
 from benchmarks import _step_paper as paper
 from benchmarks._step_pairs import Pair
-
-
-class Clock(TrainerCallback):
-    """Records when each step ended. A step lasts from the end of the previous one, so it includes loading its rows."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.losses: list[float] = []
-
-    def start(self) -> None:
-        """Start of the first step."""
-        self.ends.append(time.perf_counter())
-
-    def step(self, loss: float | None = None) -> None:
-        """End of a step."""
-        self.ends.append(time.perf_counter())
-        if loss is not None:
-            self.losses.append(loss)
-
-    @property
-    def seconds(self) -> list[float]:
-        """The duration of each step."""
-        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.start()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.step()
-
-    def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """``run(pair, steps, clock, output_dir)`` trains ``pair.student``; ``package`` is the package that it needs."""
-
-    name: str
-    run: Callable[[Pair, int, Clock, str], None]
-    student: bool = True
-    teacher: bool = True
-    package: str | None = None
-    slow: bool = False
-    """Far slower than the others: fewer rounds are enough."""
-    same_loss: str | None = None
-    """Contestants with the same value must have the same loss in the first step."""
-
-    def absent(self) -> str | None:
-        """Why it cannot run, if so."""
-        if self.package and importlib.util.find_spec(self.package) is None:
-            return f"{self.package} is not installed: pip install 'abkd[bench]'"
-        return None
-
-
-def arguments(steps: int, output_dir: str, batch_size: int, **own: Any) -> dict[str, Any]:
-    """The training arguments of all trainers: float32, nothing saved, nothing reported."""
-    return {
-        "output_dir": output_dir,
-        "use_cpu": True,
-        "bf16": False,
-        "per_device_train_batch_size": batch_size,
-        "max_steps": steps,
-        "learning_rate": 1e-5,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "logging_first_step": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "remove_unused_columns": False,
-        **own,
-    }
-
-
-class _InOrder(Trainer):
-    """A Trainer that does not shuffle, so that every contestant has the same batches."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
-
-
-class Ours(DistillTrainer, _InOrder):
-    """Our trainer without shuffling."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return _InOrder._get_train_sampler(self, train_dataset)
+from benchmarks._training import Clock, Contestant, InOrder, Ours, arguments
 
 
 def _abkd(divergence: Divergence) -> Callable[[Pair, int, Clock, str], None]:
@@ -125,7 +34,7 @@ def _abkd(divergence: Divergence) -> Callable[[Pair, int, Clock, str], None]:
 
 
 def _sft(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
-    trainer = _InOrder(
+    trainer = InOrder(
         pair.student,
         TrainingArguments(**arguments(steps, output_dir, pair.batch_size)),
         data_collator=_labelled,
@@ -153,7 +62,7 @@ def _teacher_forward(pair: Pair, steps: int, clock: Clock, output_dir: str) -> N
 def _gkd(beta: float) -> Callable[[Pair, int, Clock, str], None]:
     def run(pair: Pair, steps: int, clock: Clock, output_dir: str) -> None:
         gkd: Any = importlib.import_module("trl.experimental.gkd")
-        ordered = type("_OrderedGKD", (gkd.GKDTrainer,), {"_get_train_sampler": _InOrder._get_train_sampler})
+        ordered = type("_OrderedGKD", (gkd.GKDTrainer,), {"_get_train_sampler": InOrder._get_train_sampler})
         # GKDTrainer enables gradient checkpointing by default, the others do not
         given = arguments(steps, output_dir, pair.batch_size, gradient_checkpointing=False)
         config = gkd.GKDConfig(**given, lmbda=0.0, beta=beta, max_length=pair.max_length)
@@ -185,7 +94,7 @@ def _trl_loss(beta: float) -> Callable[[Pair, int, Clock, str], None]:
         divergence: Any = importlib.import_module("trl.trainer.distillation_trainer")._chunked_divergence_loss
         teacher = pair.teacher.eval()
 
-        class _Stable(_InOrder):
+        class _Stable(InOrder):
             def compute_loss(
                 self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
             ) -> Any:

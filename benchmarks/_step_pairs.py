@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -32,11 +32,22 @@ class Pair:
     examples: Sequence[Example]
     batch_size: int
     max_length: int
+    state_per_weight: ClassVar[int] = 3  # the gradient, and two moments of AdamW
 
     def batches(self, steps: int) -> list[list[Example]]:
         """The rows of each of the first ``steps`` steps."""
         starts = range(0, steps * self.batch_size, self.batch_size)
         return [list(self.examples[start : start + self.batch_size]) for start in starts]
+
+    def counts(self, steps: int) -> list[dict[str, int]]:
+        """The tokens of each step: all, those trained on, and all with padding."""
+        return [_counts(batch) for batch in self.batches(steps)]
+
+
+def _counts(batch: Sequence[Example]) -> dict[str, int]:
+    lengths = [len(row["input_ids"]) for row in batch]
+    trained = sum(sum(row["trained"]) for row in batch)
+    return {"all": sum(lengths), "trained": trained, "padded": max(lengths) * len(lengths)}
 
 
 def make_pair(name: str, steps: int, *, student: bool = True, teacher: bool = True) -> Pair:

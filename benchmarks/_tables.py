@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from abkd.metrics import number
+from benchmarks import _claims
+from benchmarks._claims import Claim
 from benchmarks._outcomes import Outcome
-from benchmarks._targets import Target
 
 _COLUMNS = ("case", "contestant", "ms", "least", "× floor", "first s", "peak MB", "loss err", "grad err")
-_TARGET_COLUMNS = ("case", "what", "at most", "measured", "")
 
 
 def cells_of(row: Outcome) -> list[str]:
@@ -45,12 +45,6 @@ def _error(value: float | None) -> str:
     return "–" if value is None else f"{value:.0e}"
 
 
-def target_cells(target: Target) -> list[str]:
-    """The target as strings."""
-    verdict = "met" if target.met else "missed"
-    return [target.case, target.what, f"{target.wanted:.2f}", f"{target.got:.2f}", verdict]
-
-
 def show(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; names are left-aligned, figures right-aligned."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -67,7 +61,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def write_loss(folder: Path, facts: dict[str, Any], command: str, rows: list[Outcome], goals: list[Target]) -> None:
+def write_loss(folder: Path, facts: dict[str, Any], command: str, rows: list[Outcome], goals: list[Claim]) -> None:
     """``loss.md`` and ``loss.csv``."""
     parts = [
         "# The loss: time and memory\n",
@@ -78,7 +72,7 @@ def write_loss(folder: Path, facts: dict[str, Any], command: str, rows: list[Out
         ),
         markdown(_COLUMNS, [cells_of(row) for row in rows]),
         "## Targets\n",
-        markdown(_TARGET_COLUMNS, [target_cells(goal) for goal in goals]),
+        markdown(_claims.COLUMNS, [goal.cells() for goal in goals]),
     ]
     (folder / "loss.md").write_text("\n".join(parts))
     header = (
@@ -100,7 +94,7 @@ def write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) 
         writer.writerows([header, *rows])
 
 
-def show_loss(console: Console, rows: list[Outcome], goals: list[Target]) -> None:
+def show_loss(console: Console, rows: list[Outcome], goals: list[Claim]) -> None:
     """Print a table per case, then the targets."""
     for case, group in groupby(rows, key=lambda row: row.case):
         measured = list(group)
@@ -108,8 +102,8 @@ def show_loss(console: Console, rows: list[Outcome], goals: list[Target]) -> Non
         for row in measured:
             if not row.seconds:
                 console.print(f"  {row.contestant.name}: {row.note}", highlight=False)
-    for name, chosen in groupby(goals, key=lambda goal: goal.case):
-        show(console, f"Targets: {name}", _TARGET_COLUMNS[1:], [target_cells(goal)[1:] for goal in chosen])
+    for name, chosen in groupby(goals, key=lambda goal: goal.of):
+        show(console, f"Targets: {name}", _claims.COLUMNS[1:], [goal.cells()[1:] for goal in chosen])
 
 
 def about(facts: dict[str, Any], command: str) -> str:

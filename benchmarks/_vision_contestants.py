@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import SequentialSampler
 
-from abkd import DIST, DKD, AlphaBeta, DistillConfig, DistillTrainer, Divergence, ForwardKL, Standardized
+from abkd import DIST, DKD, AlphaBeta, DistillConfig, Divergence, ForwardKL, Standardized
 from abkd import TransformedTeacher as Softened
-from benchmarks._step_contestants import Clock, arguments
 from benchmarks._textbook import row_losses
+from benchmarks._training import Clock, Contestant, Ours, arguments
 from benchmarks._vision_pairs import MEAN, STD, Pair
 
 T, POINT = 4.0, AlphaBeta(0.8, 0.3)
 SGD: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function of student logits, teacher logits and labels."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """``run(pair, steps, clock, output_dir)`` trains ``pair.student``; ``package`` is the package that it needs."""
-
-    name: str
-    run: Callable[[Pair, int, Clock, str], None]
-    student: bool = True
-    teacher: bool = True
-    package: str | None = None
-    same_loss: str | None = None
-    """Contestants with the same value must have the same loss in the first step."""
-
-    def absent(self) -> str | None:
-        """Why it cannot run, if so."""
-        if self.package is None:
-            return None
-        try:
-            importlib.import_module(self.package)
-        except Exception as error:  # noqa: BLE001 - any error on import means that it is absent
-            return f"{self.package} cannot be imported ({type(error).__name__}: {str(error).splitlines()[0]})"
-        return None
 
 
 def kd(z_student: Tensor, z_teacher: Tensor, labels: Tensor) -> Tensor:
@@ -102,13 +77,6 @@ def _teacher_forward(pair: Pair, steps: int, clock: Clock, output_dir: str) -> N
         clock.step()
 
 
-class _InOrder(DistillTrainer):
-    """Our trainer without shuffling, so that every contestant has the same batches."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
-
-
 def _abkd(divergence: Divergence | None, **weights: Any) -> Callable[[Pair, int, Clock, str], None]:
     """Our trainer with the protocol of the CIFAR recipes; without a divergence, on labels only."""
 
@@ -127,7 +95,7 @@ def _abkd(divergence: Divergence | None, **weights: Any) -> Callable[[Pair, int,
         student: Any = pair.classifier(pair.student)
         teacher: Any = None if divergence is None else pair.classifier(pair.teacher)
         config = DistillConfig(**values, task="image-classification")
-        trainer = _InOrder(student, teacher, config, train_dataset=images, callbacks=[clock])
+        trainer = Ours(student, teacher, config, train_dataset=images, callbacks=[clock])
         trainer.train()
 
     return run

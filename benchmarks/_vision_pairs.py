@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Pair:
     pixels: Tensor
     labels: Tensor
     batch_size: int
+    state_per_weight: ClassVar[int] = 2  # the gradient and the momentum
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised pixels and labels of each step, from memory."""
@@ -34,6 +35,10 @@ class Pair:
         for start in range(0, len(self.labels), self.batch_size):
             now = slice(start, start + self.batch_size)
             yield (self.pixels[now].float() / 255 - mean) / std, self.labels[now]
+
+    def counts(self, steps: int) -> list[dict[str, int]]:
+        """The images of each step."""
+        return [{"images": self.batch_size}] * steps
 
     def classifier(self, model: nn.Module) -> Classifier:
         """A model of the pair as abkd's classifier, with the same preprocessing as :meth:`batches`."""

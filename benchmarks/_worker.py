@@ -1,4 +1,4 @@
-"""One measurement in a fresh process: ``python -m benchmarks._worker JOB [FILE]``, both in JSON."""
+"""One measurement in a fresh process: ``python -m benchmarks._worker JOB``, in JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 import os
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 
-def main(text: str, file: str | None = None) -> None:
-    """Run a job ``{"do": "timing" | "memory" | "serve", "case", "contestants", "threads", …}``, write the result."""
+def main(text: str) -> None:
+    """Run a job ``{"do": "timing" | "memory" | "serve", "case", "contestants", "threads", …}``, print the result."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     warnings.simplefilter("ignore")  # from other libraries; errors are raised
     from benchmarks._cases import Case, contestant_from
@@ -30,9 +29,8 @@ def main(text: str, file: str | None = None) -> None:
         result: Any = _timing.memory(case, contestants[0], threads)
     else:
         result = _timing.timing(case, contestants, job["rounds"], threads, check=job["check"])
-    assert file is not None
-    Path(file).write_text(json.dumps(result))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])

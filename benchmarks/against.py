@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import _machine, _tables
+from benchmarks._training import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
 WARM_UP = 2
 COLUMNS = ("run", "ms before", "after", "ratio", "95 %", "pairs", "MB before", "after")
 RUNS = {

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks import _machine, _tables
+from benchmarks import _machine, _processes, _tables
+from benchmarks._training import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
     "rows",
     "file",
@@ -124,13 +120,8 @@ def run(folder: Path, start: str) -> dict[str, Any]:
     (folder / "recipe.yaml").write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in values.items()))
     file = folder / f"{start}.json"
     words = ["-m", "benchmarks._large_data_worker", str(time.time()), str(file), str(folder / "recipe.yaml")]
-    _python(words, {"ABKD_CACHE": str(folder / "cache")})
+    _processes.run(words, {"ABKD_CACHE": str(folder / "cache")})
     return json.loads(file.read_text())
-
-
-def _python(words: Sequence[str], environment: dict[str, str]) -> None:
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
-    subprocess.run([sys.executable, *words], env=env, cwd=_machine.ROOT, check=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from benchmarks._cases import EAGER, FLOOR, OURS, PAPER, TEXTBOOK, TRL, Case, Job, full_jobs, ligers, quick_jobs
 from benchmarks._cases import refusal as refusal_of
-from benchmarks._cells import Cells, Failed
+from benchmarks._loss_record import LossRecord
 from benchmarks._machine import ROOT, cores
 from benchmarks._outcomes import Outcome, outcomes
 from benchmarks._pictures import bar_figure, curve_figure, save
+from benchmarks._processes import Failed
 from benchmarks._tables import show_loss, write_loss
 from benchmarks._targets import targets
 
@@ -29,7 +30,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--full", action="store_true", help="all cases; takes hours instead of minutes")
     parser.add_argument("--tiny", action="store_true", help="a smoke test on a few kilobytes, without valid timings")
-    parser.add_argument("--fresh", action="store_true", help="discard the finished cells and measure again")
+    parser.add_argument("--fresh", action="store_true", help="discard previous measurements")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="output folder")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -52,7 +53,7 @@ def tiny_jobs(base: Case) -> list[Job]:
     return [Job(base, everyone, memory=False), Job(other, (FLOOR, OURS, TEXTBOOK))]
 
 
-def measure(job: Job, cells: Cells, rounds: int, console: Console) -> list[Outcome]:
+def measure(job: Job, record: LossRecord, rounds: int, console: Console) -> list[Outcome]:
     """Measure one case: the times of all contestants in one process, then the memory of each in its own process."""
     case, rows = job.case, []
     able = []
@@ -63,12 +64,12 @@ def measure(job: Job, cells: Cells, rounds: int, console: Console) -> list[Outco
         elif why.endswith("installed"):
             rows.append(Outcome(case, one, note=why))
     console.print(f"{case.name}: {len(able)} contestants", highlight=False)
-    timed = cells.timing(case, able, rounds)
+    timed = record.timing(case, able, rounds)
     fits = {entry["contestant"] for entry in timed if "skipped" not in entry}
     memory = {}
     for one in able:
         if job.memory and one != FLOOR and one.name in fits:
-            memory[one.name] = cells.memory(case, one)
+            memory[one.name] = record.memory(case, one)
     return outcomes(case, able, timed, memory) + rows
 
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options(__doc__)
     chosen = parser.parse_args(arguments)
     console = Console()
-    cells = Cells(chosen.out, "loss", threads=chosen.threads, device=chosen.device, fresh=chosen.fresh)
+    record = LossRecord(chosen.out, "loss", threads=chosen.threads, device=chosen.device, fresh=chosen.fresh)
     base = replace(TINY if chosen.tiny else Case(), device=chosen.device)
     jobs = tiny_jobs(base) if chosen.tiny else full_jobs(base) if chosen.full else quick_jobs(base)
     jobs = [job for job in jobs if chosen.only in job.case.name]
@@ -85,19 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = 0
     for job in jobs:
         try:
-            rows += measure(job, cells, chosen.rounds, console)
+            rows += measure(job, record, chosen.rounds, console)
         except Failed as error:
             failed += 1
-            console.print(f"[red]{job.case.name}[/]: the measurement {error}", highlight=False)
+            console.print(f"[red]{job.case.name}[/]: the measurement failed: {error}", highlight=False)
     goals = targets(rows)
     show_loss(console, rows, goals)
-    write_loss(chosen.out, cells.facts, command("loss", chosen), rows, goals)
+    write_loss(chosen.out, record.facts, command("loss", chosen), rows, goals)
     (chosen.out / "loss.json").write_text(
-        json.dumps({"facts": cells.facts, "rows": [_json(row) for row in rows]}, indent=1)
+        json.dumps({"facts": record.facts, "rows": [_json(row) for row in rows]}, indent=1)
     )
     draw(rows, chosen.out)
-    if cells.of_other_code:
-        console.print(f"{len(cells.of_other_code)} cells were measured with another version of the code; use --fresh")
+    record.warn(console)
     console.print(f"written to {chosen.out}", highlight=False)
     return 1 if failed else 0
 

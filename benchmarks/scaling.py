@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from benchmarks._cases import FLOOR, OURS, PAPER, Case, Contestant, budgets
-from benchmarks._cells import Cells, Failed
+from benchmarks._loss_record import LossRecord
 from benchmarks._outcomes import Outcome, outcomes
 from benchmarks._pictures import Line, save, series_figure
+from benchmarks._processes import Failed
 from benchmarks._tables import about, markdown, number, show, write_csv
 from benchmarks.loss import TINY, command, options
 
@@ -47,15 +48,15 @@ def tiny_series(base: Case) -> list[Point]:
     return [Point("rows", base.rows, base, OURS), Point("memory budget (MB)", 1, base, *budgets(1))]
 
 
-def measure(points: Sequence[Point], cells: Cells, rounds: int, console: Console) -> list[tuple[Point, Outcome]]:
+def measure(points: Sequence[Point], record: LossRecord, rounds: int, console: Console) -> list[tuple[Point, Outcome]]:
     """Measure the points of each case in turns with the floor in one process, and the memory of each in its own."""
     found: list[tuple[Point, Outcome]] = []
     for case in dict.fromkeys(point.case for point in points):
         group = [point for point in points if point.case == case]
         who = list(dict.fromkeys([FLOOR, *(point.contestant for point in group)]))
         console.print(f"{case.name}: {len(who) - 1} settings", highlight=False)
-        timed = cells.timing(case, who, rounds)
-        memory = {one.name: cells.memory(case, one) for one in who if one != FLOOR}
+        timed = record.timing(case, who, rounds)
+        memory = {one.name: record.memory(case, one) for one in who if one != FLOOR}
         by_contestant = {row.contestant: row for row in outcomes(case, who, timed, memory)}
         found += [(point, by_contestant[point.contestant]) for point in group]
     return found
@@ -65,17 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the missing measurements, then print and write the tables and figures."""
     chosen = options(__doc__).parse_args(arguments)
     console = Console()
-    cells = Cells(chosen.out, "scaling", threads=chosen.threads, device=chosen.device, fresh=chosen.fresh)
+    record = LossRecord(chosen.out, "scaling", threads=chosen.threads, device=chosen.device, fresh=chosen.fresh)
     base = replace(TINY if chosen.tiny else Case(), device=chosen.device, divergence=PAPER)
     points = tiny_series(base) if chosen.tiny else series(base, full=chosen.full)
     points = [point for point in points if chosen.only in point.series]
     try:
-        found = measure(points, cells, chosen.rounds, console)
+        found = measure(points, record, chosen.rounds, console)
     except Failed as error:
-        console.print(f"[red]the measurement[/] {error}", highlight=False)
+        console.print(f"[red]the measurement failed[/]: {error}", highlight=False)
         return 1
-    write(chosen.out, cells.facts, command("scaling", chosen), found, console)
+    write(chosen.out, record.facts, command("scaling", chosen), found, console)
     draw(found, chosen.out)
+    record.warn(console)
     console.print(f"written to {chosen.out}", highlight=False)
     return 0
 

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
-from benchmarks import _jobs, _machine, _sources_report
-from benchmarks._jobs import Job
+from benchmarks import _machine, _processes, _sources_report
+from benchmarks._processes import Job
+from benchmarks._record import Record
 from benchmarks._sources_contestants import CACHES, CONTESTANTS, LIVE, ON_POLICY, REPLAY
 from benchmarks._sources_worker import WORKER
+from benchmarks._training import RESULTS, rotated
 
-RESULTS = Path(__file__).parent / "results"
-_MEASURED = ("src/abkd/ops", "src/abkd/divergences", "src/abkd/teachers", "src/abkd/sources", "src/abkd/generation",
-             "src/abkd/trainer", "src/abkd/data", "src/abkd/models")  # fmt: skip
+_CODE = (*_machine.LOSS, *(f"src/abkd/{name}" for name in "teachers sources generation trainer data models".split()))
 console = Console()
 
 
@@ -45,30 +44,21 @@ QUICK = Size(steps=3, written=2, replayed=4, epochs=2, held_out=8)
 def main(arguments: list[str] | None = None) -> None:
     """Run the missing measurements, then print and write the tables."""
     options = _parser().parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = options.out / "sources.jsonl"
-    if options.fresh:
-        record.unlink(missing_ok=True)
     rounds = 1 if options.quick else options.rounds
     wanted = list(jobs(options.pair, rounds, QUICK if options.quick else FULL))
-    facts, code = _machine.facts(_machine.cores(), "cpu"), _machine.code_digest(_MEASURED)
-    known = _jobs.read(record, facts)
-    missing = [job for job in wanted if _jobs.key(job) not in known]
-    for job in track(missing, f"{len(missing)} of {len(wanted)} measurements", console=console):
-        _jobs.write(record, {"job": job, "facts": facts, "code": code, "result": measure(job)})
-    done = _jobs.done(_jobs.read(record, facts), wanted)
+    facts = _machine.facts(_machine.cores(), "cpu")
+    record = Record(options.out / "sources.jsonl", facts, _CODE, fresh=options.fresh)
+    record.complete(wanted, measure, console)
+    done = record.lines(wanted)
     _sources_report.write(done, options.out, console)
-    others = sum(line["code"] != code for line in done)
-    if others:
-        console.print(f"{others} of these measurements were made with another version of the code; use --fresh")
+    record.warn(done, console)
 
 
 def jobs(pair: str, rounds: int, size: Size) -> Iterator[Job]:
     """All measurements."""
     names = list(CONTESTANTS)
     for number in range(rounds):
-        start = 2 * number % len(names)
-        order = [*names[start:], *names[:start]]
+        order = rotated(names, number)
         yield {"kind": "time", "pair": pair, "steps": size.steps, "contestants": order, "round": number}
         steps = {ON_POLICY: size.written, REPLAY: size.replayed}
         order = [ON_POLICY, REPLAY][:: 1 - 2 * (number % 2)]
@@ -83,7 +73,7 @@ def jobs(pair: str, rounds: int, size: Size) -> Iterator[Job]:
 
 def measure(job: Job) -> dict[str, Any]:
     """The result of a job, from a fresh process."""
-    return _jobs.measure(job, WORKER)
+    return _processes.measure(job, WORKER)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +18,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import _machine, _tables
-from benchmarks._step_report import CLAIM_COLUMNS, Ratio, claim_cells
+from benchmarks import _claims, _machine, _processes, _tables
+from benchmarks._claims import Claim
+from benchmarks._training import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
 console = Console()
 
 _IMPORT = """
@@ -76,7 +73,7 @@ def measure(student: str, teacher: str, data: Path, folder: Path, rounds: int) -
     """The output of every process in every round."""
     found: dict[str, list[Any]] = {}
     calls: dict[str, Callable[[], Any]] = {
-        "imports": lambda: [float(part) for part in _python(["-c", _IMPORT]).split()],
+        "imports": lambda: [float(part) for part in _processes.run(["-c", _IMPORT]).split()],
         "load": lambda: _load(student, teacher),
     }
     for way, flags in WAYS.items():
@@ -93,7 +90,7 @@ def measure(student: str, teacher: str, data: Path, folder: Path, rounds: int) -
 
 def _load(student: str, teacher: str) -> float:
     began = time.time()
-    return float(_python(["-c", _LOAD, student, teacher])) - began
+    return float(_processes.run(["-c", _LOAD, student, teacher])) - began
 
 
 def _first_step(folder: Path, flags: Sequence[str], *, cold: bool) -> dict[str, Any]:
@@ -101,21 +98,8 @@ def _first_step(folder: Path, flags: Sequence[str], *, cold: bool) -> dict[str, 
         cache = {"TORCHINDUCTOR_CACHE_DIR": f"{own}/compiled"} if cold else {}
         file = Path(own) / "phases.json"
         run = ["--output_dir", f"{own}/run", "--max_length", "256", "--use_cpu", "true"]
-        _python(["-m", "benchmarks._startup_worker", str(time.time()), str(file), *flags, *run], cache)
+        _processes.run(["-m", "benchmarks._startup_worker", str(time.time()), str(file), *flags, *run], cache)
         return json.loads(file.read_text())
-
-
-def _python(words: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    """The last line printed by a fresh Python process.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **(environment or {})}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, cwd=_machine.ROOT)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return (done.stdout.splitlines() or [""])[-1]
 
 
 def report(found: dict[str, list[Any]]) -> str:
@@ -133,13 +117,13 @@ def report(found: dict[str, list[Any]]) -> str:
     }
     # the first step is work that loading does not include: the target is for its start
     claims = [
-        Ratio("demo", f"{what} / transformers' loading", value / load, 1.5 if what.endswith("begun") else None)
+        Claim("demo", f"{what} / transformers' loading", value / load, 1.5 if what.endswith("begun") else None)
         for what, value in when.items()
     ]
-    claims += [Ratio("demo", "seconds that import abkd adds to import torch", light, 0.1)]
+    claims += [Claim("demo", "seconds that import abkd adds to import torch", light, 0.1)]
     parts = [
         (("what", "", "seconds"), [[what, "", f"{value:.3f}"] for what, value in seconds.items()]),
-        (CLAIM_COLUMNS, [claim_cells(each) for each in claims]),
+        (_claims.COLUMNS, [each.cells() for each in claims]),
         (("phase", "", *WAYS), phases(found)),
     ]
     facts = _machine.facts(_machine.cores(), "cpu")

@@ -7,79 +7,29 @@ measurements are kept in ``step.jsonl`` and not repeated; ``--fresh`` starts ove
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 from rich.console import Console
-from rich.progress import track
 
-from benchmarks import _jobs, _machine, _step_report
-from benchmarks._jobs import Job
+from benchmarks._machine import LOSS
 from benchmarks._step_contestants import CONTESTANTS
 from benchmarks._step_pairs import PAIRS
+from benchmarks._step_report import REPORT
+from benchmarks._training import Benchmark
 
-RESULTS = Path(__file__).parent / "results"
-SLOW_ROUNDS = 3
-
-console = Console()
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the missing measurements, then print and write the tables and the figure."""
-    options = _parser().parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = options.out / "step.jsonl"
-    if options.fresh:
-        record.unlink(missing_ok=True)
-    absent = {name: why for name, each in CONTESTANTS.items() if (why := each.absent())}
-    for name, why in absent.items():
-        console.print(f"{name}: not run, {why}", highlight=False)
-    names = [name for name in CONTESTANTS if name not in absent]
-    wanted = [job for pair in options.pairs for job in jobs(pair, names, options.rounds, options.steps)]
-    facts, code = _machine.facts(_machine.cores(), "cpu"), _machine.code_digest()
-    known = _jobs.read(record, facts)
-    missing = [job for job in wanted if _jobs.key(job) not in known][: options.at_most]
-    for job in track(missing, f"{len(missing)} of {len(wanted)} measurements", console=console):
-        _jobs.write(record, {"job": job, "facts": facts, "code": code, "result": measure(job)})
-    done = _jobs.done(_jobs.read(record, facts), wanted)
-    _step_report.write(done, options.out, absent, console)
-    others = sum(line.get("code") != code for line in done)
-    if others:
-        console.print(f"{others} of these measurements were made with another version of the code; use --fresh")
+BENCHMARK = Benchmark(
+    name="step",
+    about="The cost of one training step.",
+    contestants=CONTESTANTS,
+    pairs=PAIRS,
+    default=("demo", "qwen"),
+    steps=4,
+    code=(*LOSS, "src/abkd/trainer"),
+    report=REPORT,
+)
 
 
-def jobs(pair: str, names: list[str], rounds: int, steps: int) -> Iterator[Job]:
-    """All measurements of a pair; slow contestants are left out of the later rounds."""
-    for number in range(rounds):
-        now = [name for name in names if number < SLOW_ROUNDS or not CONTESTANTS[name].slow]
-        start = 2 * number % len(now)
-        yield {
-            "kind": "time",
-            "pair": pair,
-            "steps": steps,
-            "contestants": [*now[start:], *now[:start]],
-            "round": number,
-        }
-    for name in names:
-        yield {"kind": "memory", "pair": pair, "steps": 3, "contestants": [name]}
-
-
-def measure(job: Job) -> dict[str, Any]:
-    """The result of a job, from a fresh process."""
-    return _jobs.measure(job, "benchmarks._step_worker")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="The cost of one training step.")
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, default=["demo", "qwen"], help="models to measure")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
-    parser.add_argument("--steps", type=int, default=4, help="steps per round; the first is not counted")
-    parser.add_argument("--at-most", type=int, default=None, help="stop after this many measurements; resume later")
-    parser.add_argument("--fresh", action="store_true", help="discard previous measurements")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="output folder")
-    return parser
+def main(words: list[str] | None = None) -> None:
+    """Run the missing measurements, then print and write the tables and the figures."""
+    BENCHMARK.main(words, Console())
 
 
 if __name__ == "__main__":

@@ -30,9 +30,11 @@ from abkd.demo.teacher import demo_teacher_path
 from abkd.demo.text import build_rows
 from abkd.recipe import Recipe
 from abkd.run import distill
-from benchmarks import _jobs, _machine, _which_source_report
+from benchmarks import _machine, _which_source_report
+from benchmarks._record import Record
+from benchmarks._training import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
+_CODE = tuple(f"src/abkd/{name}" for name in "ops divergences teachers sources generation trainer data models".split())
 BEFORE, TEACHER = "before", "teacher"
 FORWARD, REVERSE = "teacher's text, sampled", "student's text, reverse KL"  # f-DISTILL's KL and RKL
 console = Console()
@@ -127,10 +129,8 @@ def _numerics() -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the missing measurements, then print and write the tables."""
     options = _parser().parse_args(arguments)
-    size, record = QUICK if options.quick else FULL, options.out / "which_source.jsonl"
-    work = options.out / "which_source"
+    size, work = QUICK if options.quick else FULL, options.out / "which_source"
     if options.fresh:
-        record.unlink(missing_ok=True)
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()
@@ -140,14 +140,14 @@ def main(arguments: list[str] | None = None) -> None:
         {"name": name, "way": asdict(way), "size": asdict(size), "teacher": pair.teacher, "student": pair.student}
         for name, way in {TEACHER: Way(), BEFORE: Way(), **WAYS}.items()
     ]
+    record = Record(options.out / "which_source.jsonl", facts, _CODE, fresh=options.fresh)
     for job in wanted:
-        if _jobs.key(job) not in _jobs.read(record, facts):
-            console.rule(job["name"])
-            _jobs.write(record, {"job": job, "facts": facts, "result": measure(pair, job["name"], size)})
-    lines = _jobs.done(_jobs.read(record, facts), wanted)
+        record.result(job, lambda job: measure(pair, job["name"], size))
+    lines = record.lines(wanted)
     rows = [{"name": line["job"]["name"], **line["result"]} for line in lines]
     rows[0]["perplexity"] = rows[1]["teacher_perplexity"]
     _which_source_report.write(rows, asdict(size), facts, options.out, console)
+    record.warn(lines, console)
 
 
 def make_pair(work: Path, size: Size, teacher: str | None, student: str | None) -> Pair:
@@ -171,6 +171,7 @@ def make_pair(work: Path, size: Size, teacher: str | None, student: str | None) 
 
 def measure(pair: Pair, name: str, size: Size) -> dict[str, Any]:
     """The cost and quality of one variant; its student is deleted after the evaluation."""
+    console.rule(name)
     held_out = load_rows(pair.work / "data" / "held_out.jsonl")
     if name == TEACHER:
         return _answers(name, pair, held_out, size)

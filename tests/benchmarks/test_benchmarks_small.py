@@ -25,8 +25,8 @@ def run(script: str, out: Path) -> str:
     return done.stdout
 
 
-def cells(folder: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_mtime_ns for file in folder.rglob("cells/**/*.json")}
+def lines(folder: Path) -> list[str]:
+    return (folder / "loss.jsonl").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +65,26 @@ def test_everyone_agrees_with_the_reference(loss: tuple[Path, str]) -> None:
 def test_memory_is_measured_in_a_process_of_its_own(loss: tuple[Path, str]) -> None:
     measured = [row for row in rows(loss[0]) if row["peak_mb"]]
     assert {row["contestant"] for row in measured} == {"abkd", "textbook"}
-    assert len([name for name in cells(loss[0]) if name.startswith("memory-")]) == len(measured)
+    jobs = [json.loads(line)["job"] for line in lines(loss[0])]
+    assert len([job for job in jobs if job["do"] == "memory"]) == len(measured)
 
 
-def test_a_finished_cell_is_not_run_again(loss: tuple[Path, str]) -> None:
+def test_a_finished_measurement_is_not_repeated(loss: tuple[Path, str]) -> None:
     folder, _ = loss
-    before = cells(folder)
-    lost = next(name for name in before if name.startswith("memory-") and "textbook" in name)
-    (folder / "cells" / "loss" / lost).unlink()
+    before = lines(folder)
+    lost = next(line for line in before if '"memory"' in line and "textbook" in line)
+    kept = [line for line in before if line != lost]
+    (folder / "loss.jsonl").write_text("".join(f"{line}\n" for line in kept))
     run("loss", folder)
-    after = cells(folder)
-    assert after.keys() == before.keys()
-    assert [name for name in before if after[name] != before[name]] == [lost]
+    *same, again = lines(folder)
+    assert same == kept
+    assert json.loads(again)["job"] == json.loads(lost)["job"]
 
 
-def test_a_cell_tells_where_it_was_measured(loss: tuple[Path, str]) -> None:
-    for file in (loss[0] / "cells" / "loss").glob("*.json"):
-        cell = json.loads(file.read_text())
-        assert cell["facts"]["threads"] == 1
-        assert {"cpu", "cores", "machine", "torch", "python"} <= cell["facts"].keys()
+def test_a_measurement_tells_where_it_was_made(loss: tuple[Path, str]) -> None:
+    for line in map(json.loads, lines(loss[0])):
+        assert line["facts"]["threads"] == 1
+        assert {"cpu", "cores", "machine", "torch", "python"} <= line["facts"].keys()
 
 
 def test_scaling(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from benchmarks._sources_contestants import (
     SFT,
     TOP_K,
 )
+from benchmarks._training_report import steps_of
 
 pytestmark = pytest.mark.long  # whole rounds of a benchmark, in processes of their own
 SIZE = sources.Size(steps=3, written=2, replayed=9, epochs=2, held_out=4)
@@ -62,7 +63,7 @@ def test_what_caches_take(measured: dict[Any, dict[str, Any]]):
     assert built.keys() == CACHES.keys()
     assert built[TOP_K]["bytes_per_token"] < 300
     assert built[HALF]["bytes_per_token"] < 0.6 * built[HIDDEN]["bytes_per_token"]
-    rows = sum(batch["trained"] for batch in measured["time", None]["tokens"])
+    rows = sum(batch["trained"] for batch in measured["time", None]["counts"])
     assert {each["rows"] for each in built.values()} == {rows}
 
 
@@ -100,7 +101,7 @@ def test_command_writes_tables_and_resumes(
     sources.main(options)
     assert len(asked) == len(JOBS)  # nothing twice
     told = json.loads((tmp_path / "sources.json").read_text())
-    claims = {claim["what"]: claim for claim in told["claims"]}
+    claims = {claim["claim"]["what"]: claim for claim in told["claims"]}
     assert {f"{TOP_K} / {SFT}", f"{HIDDEN} / {SFT}", f"{HIDDEN} / {LABELS}"} <= claims.keys()
     assert {each["contestant"] for each in told["trainings"]} == {LIVE, *CACHES}
     text = (tmp_path / "sources.md").read_text()
@@ -125,4 +126,4 @@ def test_rounds_of_a_machine_that_slows_down():
     timed = [{"runs": {"a": {"seconds": [9, 2 * k, 4 * k]}, "b": {"seconds": [9, k, 2 * k]}}} for k in (1, 1, 5)]
     quotient = _sources_claims._quotient(timed, "a", "b")
     assert quotient == (2, 2, 2)
-    assert _sources_figures._spread(_sources_figures.rounds_of(timed, "a")) == (3, 3, 15)
+    assert _sources_figures._spread(steps_of(timed, "a")) == (3, 3, 15)

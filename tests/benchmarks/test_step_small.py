@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _step_report, step
+from benchmarks import _training, step
 from benchmarks._step_contestants import CONTESTANTS
 from benchmarks._step_pairs import make_pair
+from benchmarks._training_report import summarise
 
 pytestmark = pytest.mark.long  # whole rounds of a benchmark, in processes of their own
 
@@ -24,7 +25,7 @@ OURS = [name for name, each in CONTESTANTS.items() if each.package is None]
 def measured() -> dict[str, Any]:
     """A round of all installed libraries, in a separate process."""
     names = [name for name, each in CONTESTANTS.items() if each.absent() is None]
-    return step.measure({"kind": "time", "pair": "tiny", "steps": 3, "contestants": names, "round": 0})
+    return _training.measure({"kind": "time", "benchmark": "step", "pair": "tiny", "steps": 3, "contestants": names, "round": 0})
 
 
 def test_every_contestant_makes_every_step(measured: dict[str, Any]):
@@ -49,10 +50,10 @@ def test_peers_take_part(measured: dict[str, Any]):
 
 def test_counted_tokens(measured: dict[str, Any]):
     batches = make_pair("tiny", 3).batches(3)
-    assert [tokens["all"] for tokens in measured["tokens"]] == [
+    assert [tokens["all"] for tokens in measured["counts"]] == [
         sum(len(row["input_ids"]) for row in batch) for batch in batches
     ]
-    assert all(tokens["trained"] < tokens["all"] <= tokens["padded"] for tokens in measured["tokens"])
+    assert all(tokens["trained"] < tokens["all"] <= tokens["padded"] for tokens in measured["counts"])
 
 
 def test_command_writes_tables_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[str, Any]):
@@ -64,7 +65,7 @@ def test_command_writes_tables_and_resumes(tmp_path: Path, monkeypatch: pytest.M
             return measured
         return {"before": 2**30, "rise": 2**29, "read": "VmHWM", "gradients_and_state": 2**28, "first_step": 1.5}
 
-    monkeypatch.setattr(step, "measure", fake)
+    monkeypatch.setattr(_training, "measure", fake)
     options = ["--pairs", "tiny", "--rounds", "2", "--steps", "3", "--out", str(tmp_path)]
     step.main([*options, "--at-most", "1"])
     assert len(asked) == 1
@@ -81,8 +82,8 @@ def test_command_writes_tables_and_resumes(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_memory_of_one_contestant():
-    job = {"kind": "memory", "pair": "tiny", "steps": 2, "contestants": ["abkd forward KL"]}
-    result = step.measure(job)
+    job = {"kind": "memory", "benchmark": "step", "pair": "tiny", "steps": 2, "contestants": ["abkd forward KL"]}
+    result = _training.measure(job)
     assert result["before"] > 0
     assert result["gradients_and_state"] > 0
     assert json.dumps(result)
@@ -93,9 +94,10 @@ def test_median_over_rounds_mean_over_batches():
         tokens = [{"all": 10, "trained": 4, "padded": 12}] * 3
         runs = {"sft": {"seconds": seconds, "loss": [1.0]}}
         job = {"kind": "time", "pair": "tiny", "contestants": ["sft"], "round": number}
-        return {"job": job, "result": {"tokens": tokens, "runs": runs}}
+        return {"job": job, "result": {"counts": tokens, "runs": runs}}
 
     records = [record(0, [9, 1, 2]), record(1, [9, 1, 2]), record(2, [9, 7, 4])]
-    (row,) = _step_report.summarise(records)
+    (row,) = summarise(records)
     assert row.seconds == 1.5
-    assert row.tokens_per_second == pytest.approx(10 / 1.5)
+    assert row.rates is not None
+    assert row.rates["all"] == pytest.approx(10 / 1.5)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import _vision_report, vision
+from benchmarks import _training, vision
+from benchmarks._training_report import judge, summarise
 from benchmarks._vision_contestants import CONTESTANTS
 from benchmarks._vision_pairs import make_pair
+from benchmarks._vision_report import REPORT
 
 pytestmark = pytest.mark.long  # whole rounds of a benchmark, in processes of their own
 
@@ -20,7 +22,7 @@ PRESENT = [name for name, each in CONTESTANTS.items() if each.absent() is None]
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """A round of all importable libraries, in a separate process."""
-    return vision.measure({"kind": "time", "pair": "tiny", "steps": 3, "contestants": PRESENT, "round": 0})
+    return _training.measure({"kind": "time", "benchmark": "vision", "pair": "tiny", "steps": 3, "contestants": PRESENT, "round": 0})
 
 
 def test_every_contestant_makes_every_step(measured: dict[str, Any]):
@@ -55,9 +57,9 @@ def test_command_writes_tables_and_resumes(tmp_path: Path, monkeypatch: pytest.M
         asked.append(job)
         if job["kind"] == "time":
             return measured
-        return {"before": 2**30, "rise": 2**29, "read": "VmHWM", "gradients_and_state": 2**28}
+        return {"before": 2**30, "rise": 2**29, "read": "VmHWM", "gradients_and_state": 2**28, "first_step": 1.5}
 
-    monkeypatch.setattr(vision, "measure", fake)
+    monkeypatch.setattr(_training, "measure", fake)
     options = ["--pairs", "tiny", "--rounds", "2", "--steps", "3", "--out", str(tmp_path)]
     vision.main([*options, "--at-most", "1"])
     assert len(asked) == 1
@@ -74,7 +76,7 @@ def test_command_writes_tables_and_resumes(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_memory_of_one_contestant():
-    result = vision.measure({"kind": "memory", "pair": "tiny", "steps": 2, "contestants": ["abkd ABKD"]})
+    result = _training.measure({"kind": "memory", "benchmark": "vision", "pair": "tiny", "steps": 2, "contestants": ["abkd ABKD"]})
     weights = sum(p.numel() for p in make_pair("tiny", 1).student.parameters())
     assert result["before"] > 0
     assert result["gradients_and_state"] == 2 * 4 * weights
@@ -85,11 +87,11 @@ def test_a_ratio_is_promised_of_long_steps_only():
         seconds = {"abkd ABKD": [9.0, 1.02, 1.05, 1.04], "abkd KD": [9.0, 1.0, 1.0, 1.0]}
         runs = {name: {"seconds": [scale * s for s in each], "loss": [1.0]} for name, each in seconds.items()}
         job = {"kind": "time", "pair": "tiny", "contestants": list(seconds)}
-        return {"job": job, "result": {"images": 4, "runs": runs}}
+        return {"job": job, "result": {"counts": [{"images": 4}] * 4, "runs": runs}}
 
-    (long,) = _vision_report.claims([record(1.0)])
-    assert (long.ratio, long.ms, long.verdict) == (pytest.approx(1.04), pytest.approx(40.0), "missed")
-    (short,) = _vision_report.claims([record(0.01)])
-    assert (short.ratio, short.ms, short.verdict) == (pytest.approx(1.04), pytest.approx(0.4), "–")
-    row = _vision_report.summarise([record(1.0)])[1]
-    assert (row.ms, row.images_per_second) == (pytest.approx(1000), pytest.approx(4))
+    ((long, more),) = judge(REPORT.claims, [record(1.0)])
+    assert (long.value, more, long.verdict) == (pytest.approx(1.04), pytest.approx(40.0), "missed")
+    ((short, more),) = judge(REPORT.claims, [record(0.01)])
+    assert (short.value, more, short.verdict) == (pytest.approx(1.04), pytest.approx(0.4), "–")
+    row = summarise([record(1.0)])[1]
+    assert (row.seconds, row.rates) == (pytest.approx(1.0), {"images": pytest.approx(4)})
