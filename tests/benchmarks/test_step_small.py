@@ -25,7 +25,9 @@ OURS = [name for name, each in CONTESTANTS.items() if each.package is None]
 def measured() -> dict[str, Any]:
     """A round of all installed libraries, in a separate process."""
     names = [name for name, each in CONTESTANTS.items() if each.absent() is None]
-    return _training.measure({"kind": "time", "benchmark": "step", "pair": "tiny", "steps": 3, "contestants": names, "round": 0})
+    return _training.measure(
+        {"kind": "time", "benchmark": "step", "pair": "tiny", "steps": 3, "contestants": names, "round": 0}
+    )
 
 
 def test_every_contestant_makes_every_step(measured: dict[str, Any]):

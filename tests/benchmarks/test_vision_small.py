@@ -22,7 +22,9 @@ PRESENT = [name for name, each in CONTESTANTS.items() if each.absent() is None]
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """A round of all importable libraries, in a separate process."""
-    return _training.measure({"kind": "time", "benchmark": "vision", "pair": "tiny", "steps": 3, "contestants": PRESENT, "round": 0})
+    return _training.measure(
+        {"kind": "time", "benchmark": "vision", "pair": "tiny", "steps": 3, "contestants": PRESENT, "round": 0}
+    )
 
 
 def test_every_contestant_makes_every_step(measured: dict[str, Any]):
@@ -76,7 +78,9 @@ def test_command_writes_tables_and_resumes(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_memory_of_one_contestant():
-    result = _training.measure({"kind": "memory", "benchmark": "vision", "pair": "tiny", "steps": 2, "contestants": ["abkd ABKD"]})
+    result = _training.measure(
+        {"kind": "memory", "benchmark": "vision", "pair": "tiny", "steps": 2, "contestants": ["abkd ABKD"]}
+    )
     weights = sum(p.numel() for p in make_pair("tiny", 1).student.parameters())
     assert result["before"] > 0
     assert result["gradients_and_state"] == 2 * 4 * weights
