@@ -112,7 +112,7 @@ def render(value: object) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean ...?"`` if something known resembles ``name``, else ``"."``."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.7)
     return f"; did you mean {by_lower[match[0]]}?" if match else "."
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import abkd.divergences
 import abkd.terms
-from abkd.divergences import Divergence
+from abkd.divergences import Divergence, InFloat64
 
 INF = math.inf
 Check = Callable[[Divergence, Tensor, Tensor], None]
@@ -128,8 +128,8 @@ def close(got: Tensor, wanted: Tensor, relative: float, noise: float = 0.0) -> b
 
 
 def noise(divergence: Divergence) -> float:
-    """The tolerance of the sums that normalise a row again, if they are added up in another order."""
-    return 1e-12 if divergence.needs_full_distribution else 0.0
+    """The tolerance of the other sums over a row (such as a second normalisation), if added up in another order."""
+    return 1e-12 if divergence.needs_full_distribution or isinstance(divergence, InFloat64) else 0.0
 
 
 def without(z: Tensor, classes: Tensor) -> Tensor:

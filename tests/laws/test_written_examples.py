@@ -18,7 +18,7 @@ from abkd.divergences import Divergence, Pointwise
 from abkd.ops import ChunkPlan, _native
 from page_parts import ROOT, run_page
 
-NAMES = ("LeCam", "Symmetrized")
+NAMES = ("Aitchison", "LeCam", "Symmetrized")
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +77,8 @@ def test_the_sum_is_what_its_docstring_says(page: ModuleType) -> None:
     log_p, log_q = torch.randn(2, 5, 9, dtype=torch.float64).log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
     torch.testing.assert_close(page.LeCam()(log_p, log_q), ((p - q) ** 2 / (p + q)).sum(-1))
+
+
+def test_the_variance_is_of_the_log_ratio(page: ModuleType) -> None:
+    log_p, log_q = torch.randn(2, 5, 9, dtype=torch.float64).log_softmax(-1)
+    torch.testing.assert_close(page.Aitchison()(log_p, log_q), (log_p - log_q).var(-1, correction=0))

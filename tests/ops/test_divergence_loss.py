@@ -128,3 +128,8 @@ def test_what_cannot_be_meant_is_refused(options: dict[str, object], says: str) 
     student, teacher = logits(5, 7)
     with pytest.raises(ConfigError, match=says):
         divergence_loss(student, teacher, AB, **options)
+
+
+def test_rows_of_another_kind_are_for_the_other_function() -> None:
+    with pytest.raises(ConfigError, match=r"teacher's logits must be a tensor, got Dense.*linear_divergence"):
+        divergence_loss(torch.zeros(2, 3), Dense(torch.zeros(2, 3)), AB)  # type: ignore[arg-type]

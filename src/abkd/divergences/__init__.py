@@ -7,6 +7,7 @@ from abkd.divergences._alpha_beta import AlphaBeta, ForwardKL, Hellinger, Revers
 from abkd.divergences._batch import CLKD, DIST
 from abkd.divergences._dkd import DKD
 from abkd.divergences._full_distribution import FullDistribution as FullDistribution
+from abkd.divergences._full_distribution import InFloat64 as InFloat64
 from abkd.divergences._full_distribution import Transform as Transform
 from abkd.divergences._full_distribution import check_inner as check_inner
 from abkd.divergences._mixtures import JensenShannon, SkewForwardKL, SkewReverseKL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +42,6 @@ class AlphaBeta(Pointwise):
 
     alpha: float = 0.2
     beta: float = 0.7
-    formula: ClassVar[str] = "D_AB(p‖q)"
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
@@ -191,10 +190,9 @@ class ForwardKL(AlphaBeta):
 
     alpha: float = field(default=1.0, init=False, repr=False)
     beta: float = field(default=0.0, init=False, repr=False)
-    formula: ClassVar[str] = "KL(p‖q)"
 
     def written(self) -> str:
-        return self.formula
+        return "KL(p‖q)"
 
     @classmethod
     def examples(cls) -> tuple[Divergence, ...]:
@@ -207,10 +205,9 @@ class ReverseKL(AlphaBeta):
 
     alpha: float = field(default=0.0, init=False, repr=False)
     beta: float = field(default=1.0, init=False, repr=False)
-    formula: ClassVar[str] = "KL(q‖p)"
 
     def written(self) -> str:
-        return self.formula
+        return "KL(q‖p)"
 
     @classmethod
     def examples(cls) -> tuple[Divergence, ...]:
@@ -223,7 +220,6 @@ class Hellinger(AlphaBeta):
 
     alpha: float = field(default=0.5, init=False, repr=False)
     beta: float = field(default=0.5, init=False, repr=False)
-    formula: ClassVar[str] = "4·H²(p, q)"
 
     def written(self) -> str:
         return repr(self)

@@ -60,7 +60,6 @@ class DIST(BatchDivergence):
 
     inter: float = 1.0
     intra: float = 1.0
-    formula: ClassVar[str] = "mean(1-ρ) of rows + mean(1-ρ) of columns"
     exempt: ClassVar[dict[str, str]] = {
         "positive_where_different": "affine functions of the teacher's probabilities correlate perfectly with them",
         "one_hot_rows": "with two classes, any two rows are affinely related",
@@ -102,7 +101,6 @@ class CLKD(BatchDivergence):
     instances: float = 1.0
     classes: float = 1.0
     correlation: float = 1.0
-    formula: ClassVar[str] = "|p̂_n - q̂_n|² + mean|p̂_·v - q̂_·v|² + |R_p - R_q|²/V²"
     exempt: ClassVar[dict[str, str]] = {
         "rows_are_independent": "the rows of a batch are compared with each other",
         "classes_impossible_to_both_do_not_matter": "they count in the means over the classes",

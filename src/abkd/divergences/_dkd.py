@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,6 @@ class DKD(Transform):
     divergence: Divergence = FORWARD_KL
     tckd_weight: float = 1.0
     nckd_weight: float = 8.0
-    formula: ClassVar[str] = "KL(b_p‖b_q) + w·D(p̂‖q̂)"
 
     def __post_init__(self) -> None:
         check_inner(self)

@@ -1,4 +1,4 @@
-"""Base classes of divergences that need complete distributions: transforms, and those with a batch axis."""
+"""Base classes of divergences in float64, and of those that need complete distributions, such as transforms."""
 
 from __future__ import annotations
 
@@ -15,18 +15,11 @@ from abkd.errors import ConfigError
 FORWARD_KL = ForwardKL()  # the divergence that the transforms were published with
 
 
-class FullDistribution(Divergence):
-    """A divergence that needs every class of a row, computed in float64.
-
-    It renormalises rows, which in float32 would cost half of the digits where teacher and student are close.
-    """
+class InFloat64(Divergence):
+    """A divergence that is computed in float64, whatever the dtype of the rows."""
 
     @property
     def needs_float64(self) -> bool:
-        return True
-
-    @property
-    def needs_full_distribution(self) -> bool:
         return True
 
     @abstractmethod
@@ -37,6 +30,17 @@ class FullDistribution(Divergence):
         dtype = torch.promote_types(torch.promote_types(log_p.dtype, log_q.dtype), torch.float32)
         # via float32, so that the gradient of 16-bit rows is that of the same rows in float32
         return self.exact(log_p.to(dtype).double(), log_q.to(dtype).double(), targets).to(dtype)
+
+
+class FullDistribution(InFloat64):
+    """A divergence that needs every class of a row.
+
+    It renormalises rows, which in float32 would cost half of the digits where teacher and student are close.
+    """
+
+    @property
+    def needs_full_distribution(self) -> bool:
+        return True
 
 
 class Transform(FullDistribution):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +43,6 @@ class JensenShannon(Mixture):
     """
 
     weight: float = 0.5
-    formula: ClassVar[str] = "JS_w(p‖q)"
 
     def __post_init__(self) -> None:
         _checked_share(self, "weight", "use ForwardKL()", "use ReverseKL()")
@@ -79,7 +77,6 @@ class SkewForwardKL(Mixture):
     """``KL(p ‖ skew·p + (1-skew)·q)`` (DistiLLM, arXiv 2402.03898, eq. 3): bounded by ``-log(skew)``."""
 
     skew: float = 0.1
-    formula: ClassVar[str] = "KL(p ‖ λp + (1-λ)q)"
 
     def __post_init__(self) -> None:
         _checked_share(self, "skew", "use ForwardKL()", _ALWAYS_ZERO)
@@ -116,7 +113,6 @@ class SkewReverseKL(Mixture):
     """``KL(q ‖ skew·q + (1-skew)·p)`` (DistiLLM, arXiv 2402.03898, eq. 4): bounded by ``-log(skew)``."""
 
     skew: float = 0.1
-    formula: ClassVar[str] = "KL(q ‖ λq + (1-λ)p)"
 
     def __post_init__(self) -> None:
         _checked_share(self, "skew", "use ReverseKL()", _ALWAYS_ZERO)

@@ -32,7 +32,6 @@ class Divergence(ABC):
     list a law that does not hold for the divergence in ``exempt``, with the reason.
     """
 
-    formula: ClassVar[str] = "D(p‖q)"
     exempt: ClassVar[dict[str, str]] = {}
 
     @property

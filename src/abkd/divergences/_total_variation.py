@@ -17,7 +17,6 @@ from abkd.divergences._pointwise import Number, Pointwise
 class TotalVariation(Pointwise):
     """``½ Σ |p - q|``, in [0, 1] (f-DISTILL, arXiv 2307.15190). Its slope jumps where ``p = q``; 0 is used there."""
 
-    formula: ClassVar[str] = "TV(p, q)"
     exempt: ClassVar[dict[str, str]] = {"gradient_is_smooth_where_equal": "|p - q| has a kink where p = q"}
 
     @property

@@ -36,7 +36,6 @@ class Standardized(Transform):
 
     divergence: Divergence = FORWARD_KL
     temperature: float = 2.0
-    formula: ClassVar[str] = "D of z-scores"
     exempt: ClassVar[dict[str, str]] = {
         "positive_where_different": "logits that differ by a shift and a scale have the same z-scores",
         "a_class_impossible_to_one_is_a_limit": "an ever lower logit pushes the other z-scores together; -inf does not",
@@ -87,7 +86,6 @@ class TransformedTeacher(Transform):
     divergence: Divergence = FORWARD_KL
     power: float = 0.1
     weighted: bool = False
-    formula: ClassVar[str] = "D(p^γ‖q)"
     exempt: ClassVar[dict[str, str]] = {
         "zero_where_equal": "the student learns the softened teacher, which is a different distribution",
     }

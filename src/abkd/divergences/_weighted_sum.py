@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ class WeightedSum(Divergence):
     """
 
     parts: tuple[tuple[float, Divergence], ...]
-    formula: ClassVar[str] = "Σ w·D"
 
     def __new__(cls, *parts: tuple[float, Divergence]) -> WeightedSum:
         checked = tuple(_checked(part) for part in parts)

@@ -46,11 +46,7 @@ def divergence_loss(
         ConfigError: an invalid argument.
         VocabularyError: the logits have different shapes.
     """
-    if z_student.shape != z_teacher.shape:
-        raise VocabularyError(
-            f"student and teacher logits must have the same shape, got {tuple(z_student.shape)} and "
-            f"{tuple(z_teacher.shape)}; cut both to the classes that they share"
-        )
+    _check_logits(z_student, z_teacher)
     if reduction not in ("mean", "sum", "none"):
         raise ConfigError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     shape, classes = z_student.shape[:-1], z_student.shape[-1]
@@ -73,6 +69,20 @@ def divergence_loss(
         total_weight=None if reduction == "mean" else 1.0,
         scale_by_temperature_squared=scale_by_temperature_squared,
     ).loss
+
+
+def _check_logits(z_student: Tensor, z_teacher: Tensor) -> None:
+    for name, logits in (("student", z_student), ("teacher", z_teacher)):
+        if not isinstance(logits, Tensor):
+            raise ConfigError(
+                f"the {name}'s logits must be a tensor, got {type(logits).__name__}; "
+                "linear_divergence takes rows of other kinds"
+            )
+    if z_student.shape != z_teacher.shape:
+        raise VocabularyError(
+            f"student and teacher logits must have the same shape, got {tuple(z_student.shape)} and "
+            f"{tuple(z_teacher.shape)}; cut both to the classes that they share"
+        )
 
 
 def _flattened(temperature: float | Tensor, shape: torch.Size) -> float | Tensor:

@@ -9,6 +9,7 @@ from abkd.terms._base import Needs as Needs
 from abkd.terms._base import TermInputs as TermInputs
 from abkd.terms._base import TermLoss as TermLoss
 from abkd.terms._base import TokenLogProbs as TokenLogProbs
+from abkd.terms._base import check_features as check_features
 from abkd.terms._base import check_term as check_term
 from abkd.terms._base import check_weight as check_weight
 from abkd.terms._base import times as times

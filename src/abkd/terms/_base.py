@@ -227,6 +227,20 @@ def check_weight(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be at most {LARGEST_WEIGHT:g}, got {value!r}: a float32 loss would overflow")
 
 
+def check_features(term: LossTerm, *names: str) -> None:
+    """Check fields that name features.
+
+    Raises:
+        ConfigError: one of them is not a name.
+    """
+    for name in names:
+        value = getattr(term, name)
+        if not (isinstance(value, str) and value):
+            raise ConfigError(
+                f"{type(term).__name__}: {name} must be the name of a feature, such as 'hidden.6', got {value!r}"
+            )
+
+
 def times(weight: float | Schedule, what: str) -> str:
     """``weight·what`` as a formula shows it; empty for weight 0."""
     if isinstance(weight, Schedule):

@@ -15,7 +15,6 @@ paper, hints come first and labels afterwards: ``stages((1, [FitNet(...)]), (2, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -23,7 +22,18 @@ from torch.nn.functional import adaptive_avg_pool2d
 from abkd.errors import ConfigError
 from abkd.origin import Origin
 from abkd.schedules import Schedule
-from abkd.terms._base import LossTerm, ModelInfo, Needs, OpenTerm, TermInputs, TermLoss, check_term, times, whose
+from abkd.terms._base import (
+    LossTerm,
+    ModelInfo,
+    Needs,
+    OpenTerm,
+    TermInputs,
+    TermLoss,
+    check_features,
+    check_term,
+    times,
+    whose,
+)
 
 
 @dataclass(frozen=True)
@@ -50,10 +60,7 @@ class FitNet(LossTerm):
 
     def __post_init__(self) -> None:
         check_term(self)
-        for name in ("student", "teacher"):
-            value: Any = getattr(self, name)
-            if not (isinstance(value, str) and value):
-                raise ConfigError(f"FitNet: {name} must be the name of a feature, such as 'hidden.6', got {value!r}")
+        check_features(self, "student", "teacher")
         if self.projector not in (None, True):
             raise ConfigError(f"FitNet: projector must be True or None, got {self.projector!r}")
 

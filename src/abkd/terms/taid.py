@@ -108,7 +108,6 @@ class Interpolated(Transform):
 
     divergence: Divergence = _FORWARD_KL
     t: float | Schedule = 0.5
-    formula: ClassVar[str] = "D(q^(1-t)·p^t‖q)"
     exempt: ClassVar[dict[str, str]] = {
         "one_hot_rows": "a class that is impossible for the student is impossible in the target, too",
         **dict.fromkeys(
