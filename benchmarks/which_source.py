@@ -24,8 +24,7 @@ from abkd import DistillConfig, DistillTrainer, ForwardKL
 from abkd.cli._cache import cache_recipe
 from abkd.cli._generate import generate_text
 from abkd.data import load_rows
-from abkd.demo import run as demo
-from abkd.demo._measure import Examiner, write_rows
+from abkd.demo.language import evaluate_answers, make_student, write_rows
 from abkd.demo.teacher import demo_teacher_path
 from abkd.demo.text import build_rows
 from abkd.recipe import Recipe
@@ -153,7 +152,6 @@ def main(arguments: list[str] | None = None) -> None:
 def make_pair(work: Path, size: Size, teacher: str | None, student: str | None) -> Pair:
     """The demo's pair, or the given one, with the demo's text; the student is distilled for ``steps_before`` steps."""
     teacher = teacher or demo_teacher_path()
-    of_demo = demo.Size(train_rows=size.rows, epochs=1, held_out=size.held_out, answers=size.questions, seeds=(10,))
     train, held_out = build_rows()
     for name, rows, count in (("train", train, size.rows), ("held_out", held_out, size.held_out)):
         random.Random(0).shuffle(rows)
@@ -161,7 +159,7 @@ def make_pair(work: Path, size: Size, teacher: str | None, student: str | None) 
     if student is None:
         student = str(work / "start")
         if not (work / "start").exists():
-            demo._make_student(work, teacher, of_demo)
+            make_student(work / "start", teacher, train[: min(size.rows, 48)])
     pair = Pair(teacher, student, work)
     if not (work / BEFORE / "model.safetensors").is_file():
         console.rule("distilling the student briefly")
@@ -236,8 +234,9 @@ def exam(name: str, pair: Pair, held_out: Sequence[Any], size: Size) -> dict[str
 
 def _answers(name: str, pair: Pair, held_out: Sequence[Any], size: Size) -> dict[str, Any]:
     path = pair.teacher if name == TEACHER else str(pair.work / name)
-    row = Examiner(pair.teacher, held_out[: size.questions], seeds=(10, 20)).row(name, path)
-    return {each: row[each] for each in ("rouge_l_greedy", "rouge_l_sampled", "parameters")}
+    rows = held_out[: size.questions]
+    found = evaluate_answers(name, path, tokenizer=pair.teacher, rows=rows, seeds=(10, 20)).metrics
+    return {each: found[each] for each in ("rouge_l_greedy", "rouge_l_sampled", "parameters")}
 
 
 def _parser() -> argparse.ArgumentParser:

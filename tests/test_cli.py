@@ -300,10 +300,16 @@ def test_show_names_a_student_without_tokenizer(abkd: Abkd, flags: list[str]) ->
 
 
 def test_demo_passes_its_switches_on(abkd: Abkd, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
-    monkeypatch.setitem(sys.modules, "abkd.demo.run", SimpleNamespace(main=lambda **words: seen.append(words)))
+    seen: list[tuple[Path, dict[str, Any]]] = []
+    for name in ("DEMO", "COMPARISON"):
+        demo = SimpleNamespace(run=lambda path, _name=name, **words: seen.append((path, {"demo": _name, **words})))
+        monkeypatch.setattr(f"abkd.demo.language.{name}", demo)
     assert abkd("demo", "--quick", "--output_dir=here").exit_code == 0
-    assert seen == [{"output_dir": Path("here"), "compare": False, "quick": True, "overwrite_output_dir": False}]
+    assert abkd("demo", "--compare", "--overwrite_output_dir").exit_code == 0
+    assert seen == [
+        (Path("here"), {"demo": "DEMO", "quick": True, "overwrite_output_dir": False}),
+        (Path("abkd-demo"), {"demo": "COMPARISON", "quick": False, "overwrite_output_dir": True}),
+    ]
 
 
 # ---- shrink

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from abkd.output_dir import contents
+
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
 
 
@@ -69,6 +71,10 @@ def test_table_and_report_show_it(finished: tuple[Path, str]) -> None:
     page = (output_dir / "report.html").read_text()
     assert "student after" in page
     assert "<svg" in page
+
+
+def test_everything_it_wrote_can_be_replaced(finished: tuple[Path, str]) -> None:
+    assert contents(finished[0]).foreign == []
 
 
 def test_what_a_demo_did_not_write_is_left_alone(finished: tuple[Path, str], tmp_path: Path) -> None:

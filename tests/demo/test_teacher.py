@@ -38,18 +38,18 @@ def test_the_cache_is_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch, tm
     assert cache_directory() == Path.home() / ".cache" / "abkd"
 
 
-def test_the_wheel_is_unpacked_once(wheel: Path) -> None:
-    found = teacher.locate_teacher(wheel.parent)
-    assert found.read_bytes() == b"ten  bytes"
+def test_the_wheel_is_unpacked_once(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+    monkeypatch.setattr(teacher, "_convert", lambda gguf, dense: read.append(gguf.read_bytes()))
+    teacher.demo_teacher_path(wheel.parent)
     wheel.unlink()
-    assert teacher.locate_teacher(wheel.parent) == found
+    teacher.demo_teacher_path(wheel.parent)
+    assert read == [b"ten  bytes"] * 2
     assert [path.name for path in wheel.parent.iterdir()] == [teacher.GGUF_NAME]
 
 
 def test_a_damaged_wheel_is_refused_and_leaves_nothing(wheel: Path) -> None:
     wheel.write_bytes(wheel.read_bytes()[:-1])
-    with pytest.raises(ConfigError, match=r"sha256.*Delete it"):
-        teacher.locate_teacher(wheel.parent)
     with pytest.raises(ConfigError, match=r"sha256.*Delete it"):
         teacher.demo_teacher_path(wheel.parent)
     assert list(wheel.parent.iterdir()) == [wheel]
@@ -58,7 +58,7 @@ def test_a_damaged_wheel_is_refused_and_leaves_nothing(wheel: Path) -> None:
 def test_a_damaged_member_is_refused_and_leaves_nothing(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "GGUF_SHA256", "0" * 64)
     with pytest.raises(ConfigError, match="sha256"):
-        teacher.locate_teacher(wheel.parent)
+        teacher.demo_teacher_path(wheel.parent)
     assert list(wheel.parent.iterdir()) == [wheel]
 
 
@@ -123,9 +123,10 @@ def test_a_conversion_that_fails_leaves_nothing(wheel: Path, monkeypatch: pytest
 @pytest.fixture(scope="module")
 def real() -> tuple[Any, Any]:
     try:
-        return teacher.load_demo_teacher()
+        path = teacher.demo_teacher_path()
     except ConfigError as error:
         pytest.skip(f"the demo's teacher is not here: {error}")
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
 
 
 @pytest.mark.demo
@@ -141,8 +142,7 @@ def test_the_real_teacher_answers_and_stops(real: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.demo
-def test_the_real_teacher_is_an_ordinary_directory(real: tuple[Any, Any]) -> None:
+def test_the_real_teacher_is_stored_as_it_was_published(real: tuple[Any, Any]) -> None:
+    assert real[1].chat_template
     path = teacher.demo_teacher_path()
-    assert AutoTokenizer.from_pretrained(path).chat_template == real[1].chat_template
     assert AutoModelForCausalLM.from_pretrained(path, dtype="auto").dtype == torch.bfloat16
-    assert real[0].dtype == torch.float32

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from abkd.demo import base_to_new, vision
+from abkd.demo import clip, vision
+from abkd.output_dir import contents
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's: pip install 'abkd[demo]'")
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(600)]
@@ -20,6 +21,7 @@ def demo(directory: Path, flag: str) -> tuple[dict, str]:
     command = [sys.executable, "-m", "abkd", "demo", flag, "--quick", "--output_dir", str(directory)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert run.returncode == 0, run.stdout + run.stderr
+    assert contents(directory).foreign == []  # so that --overwrite_output_dir can replace it
     return json.loads((directory / "students" / "sweep.json").read_text()), run.stdout
 
 
@@ -27,9 +29,9 @@ def test_the_digits(tmp_path):
     found, said = demo(tmp_path / "out", "--vision")
     summary = {one["name"]: one["summary"]["accuracy"] for one in found["settings"]}
     assert list(summary) == list(vision.SETTINGS)
-    assert found["seeds"] == list(vision.QUICK.seeds)
+    assert found["seeds"] == list(vision.DEMO.quick.seeds)
     for name, numbers in summary.items():
-        assert len(numbers["last"]["values"]) == len(vision.QUICK.seeds)
+        assert len(numbers["last"]["values"]) == len(vision.DEMO.quick.seeds)
         assert name.split(" (")[0] in said
         if name != "no teacher":
             assert numbers["last"]["mean"] < numbers["teacher"]["mean"]
@@ -50,7 +52,7 @@ def test_the_digits(tmp_path):
 
 def test_base_to_new(tmp_path):
     found, said = demo(tmp_path / "out", "--clip")
-    assert [one["name"] for one in found["settings"]] == list(base_to_new.SETTINGS)
+    assert [one["name"] for one in found["settings"]] == list(clip.SETTINGS)
     for one in found["settings"]:
         for half in ("base_accuracy", "new_accuracy", "harmonic_mean"):
             numbers = one["summary"][half]

@@ -179,15 +179,14 @@ def demo(
     if vision + clip + compare > 1:
         raise ConfigError("--vision, --clip and --compare select different demos: choose one")
     configure_logging()
+    from abkd.demo import clip as base_to_new
+    from abkd.demo import language
+    from abkd.demo import vision as digits
+
+    chosen = digits.DEMO if vision else base_to_new.DEMO if clip else language.COMPARISON if compare else language.DEMO
+    result = chosen.run(output_dir, quick=quick, overwrite_output_dir=overwrite_output_dir)
     if vision or clip:
         from abkd.cli._sweep import print_sweep
-        from abkd.demo import base_to_new
-        from abkd.demo import vision as digits
 
-        chosen = digits if vision else base_to_new
-        print_sweep(chosen.main(output_dir, quick=quick, overwrite_output_dir=overwrite_output_dir), console())
+        print_sweep(result, console())
         console().print(f"The report:   {output_dir / 'report.html'}", highlight=False, soft_wrap=True)
-        return
-    from abkd.demo.run import main
-
-    main(output_dir=output_dir, compare=compare, quick=quick, overwrite_output_dir=overwrite_output_dir)

@@ -1,7 +1,9 @@
-"""Two small CLIPs that are trained here, on scanned digits and their captions, for base-to-new without a download.
+"""``abkd demo --clip``: distils a CLIP into a smaller one on unlabelled images, evaluated on base and new classes.
 
-All parts are real: scikit-learn's digits, a byte-level BPE tokenizer trained on the captions, and ``CLIPModel`` of
-transformers in two sizes. The larger one is trained on all training images with captions, the smaller one on a few.
+Both are first trained here, on scanned digits and their captions, so nothing is downloaded. All parts are real:
+scikit-learn's digits, a byte-level BPE tokenizer trained on the captions, and ``CLIPModel`` of transformers in two
+sizes. The directory of the demo gets ``clips/`` (both models and the images) and ``students/`` (a sweep: a directory
+per objective and seed).
 """
 
 from __future__ import annotations
@@ -10,14 +12,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from abkd.demo._students import pixels_of, write_arrays
+import torch
+from torch import Tensor
+
+from abkd.demo.digits import SGD, distil_students, pixels_of, write_digits
+from abkd.demo.harness import Demo, Size, data_files, recipe, say, stage
+from abkd.report.files import Record
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from transformers import BatchEncoding, CLIPModel, PreTrainedTokenizerBase
 
-
+SETTINGS = {
+    "KD": {"divergence": "ForwardKL()"},
+    "reverse KL": {"divergence": "ReverseKL()"},
+    "ABKD(.6, .5)": {"divergence": "AlphaBeta(0.6, 0.5)"},
+}
 CAPTION = "a photo of the digit {}."
 _MOST_TOKENS = 16
 _BATCH = 32
@@ -49,71 +60,79 @@ class Small:
     held_out_file: Path
 
 
-def build_small(directory: Path, *, seed: int = 0) -> Small:
-    """Train both CLIPs on scikit-learn's digits, and write the models and images for base-to-new distillation.
+def _steps(output_dir: Path, size: Size) -> Record:
+    say("abkd demo: a small CLIP learns from a larger one to classify digits, from images without labels.")
+    with stage("training both CLIPs on captioned digits"):
+        small = build_small(output_dir / "clips")
+    student = recipe(
+        output_dir / "students",
+        (small.train_file, small.held_out_file),
+        task="zero-shot-image-classification",
+        model_name_or_path=str(small.student),
+        teacher_model_name_or_path=str(small.teacher),
+        prompt_template=CAPTION,
+        visual_prompt_length=4,
+        visual_prompt_depth=2,
+        kd_weight=10.0,
+        num_train_epochs=size.epochs,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=256,
+        learning_rate=0.02,
+        **SGD,
+    )
+    return distil_students(output_dir, student, SETTINGS, size.seeds)
 
-    Both are trained on images of all ten digits, with captions; the distillation itself then needs no captions.
 
-    Args:
-        directory: gets ``teacher/``, ``student/``, ``train.npz`` and ``held_out.npz`` (a fifth of the images).
-        seed: of the split, the weights and the order of the images.
+DEMO = Demo(
+    full=Size(epochs=4, seeds=(1, 2, 3)),
+    quick=Size(epochs=1, seeds=(1,)),
+    files=("clips/teacher", "clips/student", "clips/train.npz", "clips/held_out.npz", "students"),
+    steps=_steps,
+)
+
+
+def build_small(directory: Path) -> Small:
+    """Train both CLIPs on images of all ten digits with captions; the distillation itself then needs no captions.
+
+    ``directory`` gets ``teacher/``, ``student/``, ``train.npz`` and ``held_out.npz`` (a fifth of the images).
 
     Raises:
         DataError: scikit-learn is not installed.
     """
-    import torch
-
-    from abkd.data.images import load_images, split_images
-
-    train, held_out = split_images(load_images("digits"), 0.2, seed)
-    small = Small(directory / "teacher", directory / "student", directory / "train.npz", directory / "held_out.npz")
-    directory.mkdir(parents=True, exist_ok=True)
-    for images, file in ((train, small.train_file), (held_out, small.held_out_file)):
-        write_arrays(images, file)
+    train, _ = write_digits(directory, 0.2)
+    small = Small(directory / "teacher", directory / "student", *data_files(directory, "npz"))
     pixels = torch.from_numpy(pixels_of(train)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
     labels, names = torch.from_numpy(train.labels), train.class_names or ()
-    train_clip(small.teacher, TEACHER, pixels, labels, names, seed=seed)
-    train_clip(small.student, STUDENT, pixels, labels, names, seed=seed)
+    train_clip(small.teacher, TEACHER, pixels, labels, names)
+    train_clip(small.student, STUDENT, pixels, labels, names)
     return small
 
 
-def train_clip(
-    directory: Path, build: Build, pixels: Tensor, labels: Tensor, class_names: Sequence[str], *, seed: int = 0
-) -> Any:
+def train_clip(directory: Path, build: Build, pixels: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
     """Train a CLIP on images and their captions, and save it with its tokenizer and its image processor's file.
 
     Args:
-        directory: where it is saved, for ``from_pretrained``.
-        build: its size and its training.
         pixels: uint8 ``[N, 3, S, S]``, S even.
         labels: int64 ``[N]``, indices of ``class_names``.
         class_names: words; the caption of an image is ``CAPTION`` with its word.
-        seed: of the weights and the order of the images. The caller's RNG state is unchanged.
-
-    Returns:
-        The ``CLIPModel``, in eval mode.
     """
-    import torch
-
     from abkd.models.clip import CLIP_MEAN, CLIP_STD
     from abkd.models.vision import Preparation, write_processor
 
     directory.mkdir(parents=True, exist_ok=True)
-    side = pixels.shape[-1]
-    preparation = Preparation(CLIP_MEAN, CLIP_STD, side)
+    preparation = Preparation(CLIP_MEAN, CLIP_STD, pixels.shape[-1])
     write_processor(preparation, directory)
     tokenizer = build_tokenizer(directory, class_names)
     captions = tokenizer([CAPTION.format(name) for name in class_names], padding=True, return_tensors="pt")
     images, labels = preparation(pixels[: build.images]), labels[: build.images]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        clip = _new_clip(build, tokenizer, side)
+        torch.manual_seed(0)
+        clip = _new_clip(build, tokenizer, pixels.shape[-1])
         _learn(clip, images, labels, captions, build.epochs)
     clip.save_pretrained(directory)
-    return clip
 
 
-def build_tokenizer(directory: Path, class_names: Sequence[str]) -> Any:
+def build_tokenizer(directory: Path, class_names: Sequence[str]) -> PreTrainedTokenizerBase:
     """Train and save a tokenizer of CLIP's kind (lower case, byte-level BPE with ``</w>``) on the captions."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import AutoTokenizer
@@ -140,36 +159,24 @@ def build_tokenizer(directory: Path, class_names: Sequence[str]) -> Any:
     return tokenizer
 
 
-def _new_clip(build: Build, tokenizer: Any, side: int) -> Any:
+def _new_clip(build: Build, tokenizer: PreTrainedTokenizerBase, side: int) -> CLIPModel:
     from transformers import CLIPConfig, CLIPModel
 
-    size = {
+    tower = {
         "hidden_size": build.width,
         "intermediate_size": 4 * build.width,
         "num_hidden_layers": build.layers,
         "num_attention_heads": 4,
         "projection_dim": build.projection,
     }
-    text = {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": _MOST_TOKENS,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {"image_size": side, "patch_size": 2}
-    config = CLIPConfig(
-        text_config={**size, **text},
-        vision_config={**size, **vision},
-        projection_dim=build.projection,
-    )
-    return CLIPModel(config)
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = {**tower, **tokens, "vocab_size": len(tokenizer), "max_position_embeddings": _MOST_TOKENS}
+    vision = {**tower, "image_size": side, "patch_size": 2}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=build.projection))
 
 
-def _learn(clip: Any, images: Tensor, labels: Tensor, captions: Any, epochs: int) -> None:
+def _learn(clip: CLIPModel, images: Tensor, labels: Tensor, captions: BatchEncoding, epochs: int) -> None:
     """Contrastive training; all images with the same caption are its positives."""
-    import torch
-
     steps = epochs * -(-len(images) // _BATCH)
     optimizer = torch.optim.AdamW(clip.parameters(), betas=(0.9, 0.98), weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK, total_steps=steps, pct_start=0.2)

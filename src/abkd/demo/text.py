@@ -12,7 +12,6 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from abkd.demo.english import alike, fit_sentences, tell, words
 
@@ -36,6 +35,7 @@ MODULES = tuple(
 SKIPPED = ("Abstract", "Base", "bytearray", "bytes", "FancyURLopener", "UCD", "_")  # internals, duplicates of others
 PRIVATE_HOMES = ("_", "posix", "nt", "genericpath")  # modules behind the public ones
 CALLABLE = ("function", "method")
+HELD_OUT_SHARE = 0.12  # of the names, so roughly of the rows
 QUESTIONS = (
     "In one short sentence, what does the Python {kind} `{call}` do?",
     "Explain in a sentence or two what the {kind} `{call}` does in Python.",
@@ -45,6 +45,9 @@ QUESTIONS_ABOUT_THINGS = (
     "In one short sentence, what is the Python {kind} `{call}`?",
     "Describe the Python {kind} `{call}` in a sentence or two.",
 )
+
+Turns = list[dict[str, str]]
+Row = dict[str, Turns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +65,16 @@ class Entry:
         return self.name.rpartition(".")[2].lower()
 
 
-def build_rows(held_out_share: float = 0.12) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def build_rows() -> tuple[list[Row], list[Row]]:
     """The demo's rows, ``(train, held_out)``, each a conversational ``{"prompt": [...], "completion": [...]}``.
 
     No answer, no nearly equal answer and no name (such as ``open``, in any module) is in both. The order is mixed, so
-    the first rows of a list are a fair sample of it. ``held_out_share`` is a share of the names, so roughly of the
-    rows.
+    the first rows of a list are a fair sample of it.
     """
-    train: list[dict[str, Any]] = []
-    held_out: list[dict[str, Any]] = []
+    train: list[Row] = []
+    held_out: list[Row] = []
     for entry in sorted(collect_entries(), key=lambda entry: _number(entry.name)):
-        (held_out if _number(entry.last_name) < held_out_share else train).append(_row(entry))
+        (held_out if _number(entry.last_name) < HELD_OUT_SHARE else train).append(_row(entry))
     return train, held_out
 
 
@@ -92,7 +94,7 @@ def collect_entries() -> list[Entry]:
     return entries
 
 
-def _documented() -> Iterator[tuple[str, str, Any]]:
+def _documented() -> Iterator[tuple[str, str, object]]:
     """Public ``(name, kind, object)`` of ``MODULES``, each in the module that defines it, not where it is imported."""
     classes: list[tuple[str, type]] = []
     for module_name in MODULES:
@@ -107,7 +109,7 @@ def _documented() -> Iterator[tuple[str, str, Any]]:
         yield from _members(name, owner)
 
 
-def _public(module_name: str) -> Iterator[tuple[str, Any]]:
+def _public(module_name: str) -> Iterator[tuple[str, object]]:
     try:
         module = importlib.import_module(module_name)
     except ImportError:  # a Python built without, say, sqlite
@@ -120,7 +122,7 @@ def _public(module_name: str) -> Iterator[tuple[str, Any]]:
             yield name, thing
 
 
-def _members(prefix: str, owner: type) -> Iterator[tuple[str, str, Any]]:
+def _members(prefix: str, owner: type) -> Iterator[tuple[str, str, object]]:
     for name, value in sorted(vars(owner).items()):
         if name.startswith("_"):
             continue
@@ -138,9 +140,9 @@ def _class_kind(owner: type) -> str:
     return "function" if owner.__name__.islower() else "class"
 
 
-def _call(name: str, kind: str, thing: Any) -> str:
+def _call(name: str, kind: str, thing: object) -> str:
     """``name`` with its parameters: without annotations, receiver and long defaults, at most five of them."""
-    if kind not in CALLABLE:
+    if kind not in CALLABLE or not callable(thing):
         return name
     try:
         parameters = list(inspect.signature(thing).parameters.values())
@@ -160,7 +162,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
     return stars + parameter.name
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: Entry) -> Row:
     forms = QUESTIONS if entry.kind in CALLABLE else QUESTIONS_ABOUT_THINGS
     form = forms[int(_number(f"question of {entry.name}") * len(forms))]
     # Without an empty system turn, the chat template adds its own, twenty tokens in every row.
