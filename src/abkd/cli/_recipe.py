@@ -24,7 +24,7 @@ def refuse_if_busy(words: Sequence[str]) -> None:
     """
     named = _is_named(words)
     try:
-        found: object = parse_flags(words[1:] if named else words).get("output_dir")
+        found = parse_flags(words[1:] if named else words).get("output_dir")
         if found is None and named:
             found = read_recipe(words[0]).get("output_dir")
     except ConfigError:

@@ -76,7 +76,7 @@ def step_problems(args: TrainingArguments) -> list[str]:
 
 def _try_optimizer(args: TrainingArguments, name: str) -> None:
     if name in OPTIM_ARGS:
-        options: object = read_optim_args(name, args.optim_args) if args.optim_args else {}
+        options = read_optim_args(name, args.optim_args) if args.optim_args else {}
         _CLASSES[name]([torch.nn.Parameter(torch.zeros(1))], **{"lr": args.learning_rate, **options})
 
 
