@@ -96,7 +96,7 @@ def attribute(module: str, name: str, wanted: str = "") -> Any:
     return getattr(found, name)
 
 
-def defined_in(value: Any, module: str) -> bool:
+def defined_in(value: object, module: str) -> bool:
     """Whether a function or class is defined in this module or below it, and not imported into it."""
     home = str(getattr(value, "__module__", ""))
     return home == module or home.startswith(f"{module}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from transformers.trainer_utils import IntervalStrategy
 
@@ -31,6 +31,9 @@ from abkd.trainer import (
     read_record,
 )
 from abkd.training_arguments import word
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 __all__ = ["RECIPE_FILE", "RESULT_FILE", "build_trainer", "distill", "load_data"]
 
@@ -115,7 +118,7 @@ def _has_checkpoint(directory: Path) -> bool:
     return True
 
 
-def _compare(recipe: Recipe, directory: Path) -> dict[str, list[Any]]:
+def _compare(recipe: Recipe, directory: Path) -> dict[str, list[object]]:
     """Check that a run is resumed with its recipe; log and return the settings that may change and have."""
     changed = check_same_run(recipe, directory, read_record(directory).get("working_directory"))
     if changed:
@@ -160,7 +163,7 @@ def load_data(recipe: Recipe) -> tuple[Any, Any]:
     return task_of(settings.task).read(recipe, settings, seed=recipe.config.get("data_seed") or 0)
 
 
-def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: Any) -> DistillTrainer:
+def build_trainer(recipe: Recipe, config: DistillConfig, train: object, held_out: object) -> DistillTrainer:
     """The trainer of a recipe, with its models loaded.
 
     Raises:
@@ -186,7 +189,7 @@ def build_trainer(recipe: Recipe, config: DistillConfig, train: Any, held_out: A
     )
 
 
-def with_revision(options: dict[str, Any] | None, revision: str | None) -> dict[str, Any] | None:
+def with_revision(options: dict[str, object] | None, revision: str | None) -> dict[str, object] | None:
     """Options for loading a model, with its revision on the hub if given."""
     return {**(options or {}), "revision": revision} if revision else options
 
@@ -201,7 +204,7 @@ def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _adapters(recipe: Recipe) -> Any:
+def _adapters(recipe: Recipe) -> LoraConfig | None:
     if not recipe.use_peft:
         return None
     check_peft("use_peft")

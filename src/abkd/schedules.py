@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from abkd.divergences import AlphaBeta, Divergence, WeightedSum
 from abkd.errors import ConfigError
@@ -46,8 +46,8 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
         ConfigError: an unknown shape, or ends of different kinds.
     """
 
-    start: Any
-    end: Any
+    start: float | Divergence
+    end: float | Divergence
     shape: str = "linear"
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class anneal(Schedule):  # noqa: N801 - users write it like a verb: anneal(Forwa
             return WeightedSum((1.0 - t, start), (t, end))
         return _between(start, end, t)
 
-    def values(self) -> list[Any]:
+    def values(self) -> list[float | Divergence]:
         return [self.start, self.end]
 
     def moments(self) -> list[float]:
@@ -88,7 +88,7 @@ class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.
 
     parts: tuple[tuple[float, Any], ...]
 
-    def __init__(self, *parts: tuple[float, Any]) -> None:
+    def __init__(self, *parts: tuple[float, object]) -> None:
         for part in parts:
             if not (isinstance(part, tuple | list) and len(part) == 2 and is_number(part[0]) and part[0] > 0):
                 raise ConfigError(f"a stage must be (share of the run, value), as in (0.5, ForwardKL()), got {part!r}")
@@ -109,7 +109,7 @@ class stages(Schedule):  # noqa: N801 - as above: stages((0.5, ForwardKL()), (0.
             begin += width
         return at(self.parts[-1][1], 1.0)
 
-    def values(self) -> list[Any]:
+    def values(self) -> list[object]:
         return [each for _, value in self.parts for each in values_of(value)]
 
     def moments(self) -> list[float]:
@@ -149,31 +149,31 @@ class Controller(Schedule):
         return self.values()[0]
 
 
-def schedules_in(value: Any) -> list[Schedule]:
+def schedules_in(value: object) -> list[Schedule]:
     """The distinct schedules in a component or a list, however deep, but not those inside of other schedules."""
     if isinstance(value, Schedule):
         return [value]
     return list(dict.fromkeys(found for part in _parts(value) for found in schedules_in(part)))
 
 
-def evaluated(value: Any, progress: float) -> Any:
+def evaluated(value: _T, progress: float) -> _T:
     """A component or a list with the value at ``progress`` in place of each schedule in it."""
     return _replaced(value, Schedule, lambda each: each(progress)) if schedules_in(value) else value
 
 
-def controllers_in(value: Any) -> list[Controller]:
+def controllers_in(value: object) -> list[Controller]:
     """The distinct controllers in a component, a schedule or a list, however deep."""
     if isinstance(value, Controller):
         return [value]
     return list(dict.fromkeys(found for part in _parts(value) for found in controllers_in(part)))
 
 
-def with_controls(value: Any, controls: Mapping[Controller, Control]) -> Any:
+def with_controls(value: _T, controls: Mapping[Controller, Control]) -> _T:
     """The same with the current number of its control in place of each controller."""
     return _replaced(value, Controller, lambda each: controls[each].value) if controllers_in(value) else value
 
 
-def _replaced(value: Any, kind: type[_T], function: Callable[[_T], Any]) -> Any:
+def _replaced(value: Any, kind: type[_T], function: Callable[[_T], object]) -> Any:
     """A component with ``function(part)`` in place of each part of this kind."""
     if isinstance(value, kind):
         return function(value)
@@ -191,7 +191,7 @@ def _replaced(value: Any, kind: type[_T], function: Callable[[_T], Any]) -> Any:
     return dataclasses.replace(value, **dict(zip(names, changed, strict=True)))
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: object) -> list[object]:
     """The elements of a list, or the values of the fields of a component."""
     if isinstance(value, list | tuple):
         return list(value)
@@ -200,17 +200,19 @@ def _parts(value: Any) -> list[Any]:
     return []
 
 
-def at(value: Any, progress: float) -> Any:
+def at(value: _T | Schedule, progress: float) -> _T:
     """``value`` itself, or its value at ``progress`` if it is a schedule."""
-    return value(progress) if isinstance(value, Schedule) else value
+    if isinstance(value, Schedule):
+        return value(progress)
+    return value
 
 
-def values_of(value: Any) -> list[Any]:
+def values_of(value: _T | Schedule) -> list[_T]:
     """``value`` itself, or all values of a schedule."""
     return value.values() if isinstance(value, Schedule) else [value]
 
 
-def moments_of(*values: Any) -> list[float]:
+def moments_of(*values: object) -> list[float]:
     """Sorted values of ``progress`` that cover a run: whatever holds at any time of it holds at one of them.
 
     Between two of them each of ``values`` is constant, or moves continuously from one value to another.
@@ -220,7 +222,7 @@ def moments_of(*values: Any) -> list[float]:
     return sorted(found | {(before + after) / 2 for before, after in pairwise(ends)})
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether ``value`` is a finite number (and not a boolean)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

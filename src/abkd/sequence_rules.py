@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from abkd.errors import ConfigError
 from abkd.objective import Objective
-from abkd.schedules import at, is_number, moments_of, values_of
+from abkd.schedules import Schedule, at, is_number, moments_of, values_of
 from abkd.sources import (
     Dataset,
     Mix,
@@ -35,7 +33,7 @@ def short_form(lmbda: float | None, seq_kd: bool) -> Source:
     return base if share == 0 else StudentSamples() if share == 1 else Mix(float(share), StudentSamples(), base)
 
 
-def check_sequences(source: Any, teacher: Any, *, packing: bool, eval_samples: int) -> None:
+def check_sequences(source: Source | Schedule, teacher: Teacher, *, packing: bool, eval_samples: int) -> None:
     """Check that source and teacher fit each other.
 
     Raises:
@@ -54,7 +52,9 @@ def check_sequences(source: Any, teacher: Any, *, packing: bool, eval_samples: i
         )
 
 
-def check_streaming(source: Any, teacher: Any, *, max_steps: int, packing: bool, group_by_length: bool) -> None:
+def check_streaming(
+    source: Source | Schedule, teacher: Teacher, *, max_steps: int, packing: bool, group_by_length: bool
+) -> None:
     """Check that nothing needs the number or the lengths of streamed rows, which are unknown.
 
     Raises:
@@ -71,7 +71,7 @@ def check_streaming(source: Any, teacher: Any, *, max_steps: int, packing: bool,
         raise ConfigError(f"{teacher!r} is built from all rows in advance: set streaming: false, or teacher: Live()")
 
 
-def check_written_for(objective: Objective, source: Any) -> None:
+def check_written_for(objective: Objective, source: Source | Schedule) -> None:
     """Raise ConfigError if at some point of the run no term applies to any text that the source provides."""
     writers = {"dataset": Dataset, "teacher": TeacherSamples, "student": StudentSamples}
     for progress in sorted({*objective.moments(), *moments_of(source)} - {1.0}):

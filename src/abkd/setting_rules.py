@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from abkd import registry
 from abkd.data.images.augmentation import Augmentation
@@ -92,7 +92,7 @@ def raise_first(found: Iterable[str]) -> None:
         raise ConfigError(problem)
 
 
-def out_of_range(values: Mapping[str, Any], ranges: Ranges) -> list[str]:
+def out_of_range(values: Mapping[str, object], ranges: Ranges) -> list[str]:
     """One sentence for each value out of its range, including the values of schedules."""
     return [
         f"{name} must be {words}, got {shown(values[name])}"

@@ -32,11 +32,11 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _setting(default: Any, help: str) -> Any:  # noqa: A002  # the name in transformers
+def _setting(default: object, help: str) -> Any:  # noqa: A002  # the name in transformers
     return field(default=default, metadata={"help": help})
 
 
-def _component(default: Any, help: str) -> Any:  # noqa: A002
+def _component(default: object, help: str) -> Any:  # noqa: A002
     """A field whose values are components; a default may be given in the notation."""
     return field(default=default, metadata={"help": help, "component": True})
 
@@ -236,7 +236,7 @@ def settings_of(values: Mapping[str, Any]) -> Settings:
 COMPONENTS = tuple(each.name for each in fields(Settings) if each.metadata.get("component"))
 
 
-def default_of(each: dataclasses.Field[Any]) -> Any:
+def default_of(each: dataclasses.Field[object]) -> object:
     """The default of a field of :class:`Settings`, with components parsed."""
     if each.default_factory is not dataclasses.MISSING:
         return each.default_factory()
@@ -250,7 +250,7 @@ def _parsed(text: str) -> object:
 
 
 @cache
-def field_types(kind: type = Settings) -> Mapping[str, Any]:
+def field_types(kind: type = Settings) -> Mapping[str, object]:
     """The type of each field of ``kind``, :class:`Settings` or a subclass, by name. Imports torch."""
     from abkd.data.images.augmentation import Augmentation
     from abkd.divergences import Divergence
@@ -263,7 +263,7 @@ def field_types(kind: type = Settings) -> Mapping[str, Any]:
     return typing.get_type_hints(kind, localns={each.__name__: each for each in kinds})
 
 
-def _read_mapping(name: str, text: str) -> dict[str, Any]:
+def _read_mapping(name: str, text: str) -> dict[str, object]:
     try:
         value = json.loads(text)
     except ValueError:

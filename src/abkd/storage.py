@@ -94,13 +94,13 @@ def check_place_of(path: Path, what: str) -> None:
         raise OutputDirError(f"{what} cannot be written to {name} ({error.strerror}): choose another file") from error
 
 
-def write_checksummed(path: Path, values: Mapping[str, Any]) -> None:
+def write_checksummed(path: Path, values: Mapping[str, object]) -> None:
     """Write JSON atomically, with a checksum that reveals any later change."""
     values = json.loads(strict_json(values))
     atomic_write(path, strict_json({**values, _SEAL: _seal(values)}).encode())
 
 
-def strict_json(values: Any, indent: int | None = 1) -> str:
+def strict_json(values: object, indent: int | None = 1) -> str:
     """JSON that every parser accepts: non-finite numbers are null, and text that is not valid UTF-8 is escaped.
 
     Values that JSON cannot represent are written as their ``repr``.
@@ -109,7 +109,7 @@ def strict_json(values: Any, indent: int | None = 1) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -117,7 +117,7 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _plain_scalar(value: Any) -> Any:
+def _plain_scalar(value: Any) -> object:
     """A scalar of numpy or torch as a Python number; the ``repr`` of anything else."""
     return (
         _plain(value.item()) if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0 else repr(value)
@@ -139,7 +139,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path.name} is nested too deeply") from error
 
 
-def read_checksummed(path: Path) -> dict[str, Any] | None:
+def read_checksummed(path: Path) -> dict[str, object] | None:
     """Read a file of :func:`write_checksummed`; None if it was changed, truncated or does not exist."""
     try:
         values = read_json(path)
@@ -150,7 +150,7 @@ def read_checksummed(path: Path) -> dict[str, Any] | None:
     return values
 
 
-def _seal(values: Mapping[str, Any]) -> str:
+def _seal(values: Mapping[str, object]) -> str:
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -163,7 +163,7 @@ def _sync(directory: Path) -> None:
         os.close(descriptor)
 
 
-def lock_file(file: int | IO[Any], *, shared: bool = False, wait: bool = False) -> bool:
+def lock_file(file: int | IO[bytes] | IO[str], *, shared: bool = False, wait: bool = False) -> bool:
     """Lock an open file until it is closed; False if another process holds it and this one does not ``wait``."""
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

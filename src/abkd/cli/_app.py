@@ -66,7 +66,7 @@ def distill(ctx: typer.Context) -> None:
     if is_main_process():
         refuse_if_busy(ctx.args)
     log_messages()  # before a recipe imports code, which is said
-    recipe, extra = read_request(ctx.args, {"resume": bool, "seeds": str, "grid": dict[str, list[Any]]})
+    recipe, extra = read_request(ctx.args, {"resume": bool, "seeds": str, "grid": dict[str, list[object]]})
     if extra["seeds"] is not None or extra["grid"] is not None:
         from abkd.cli._sweep import run_sweep
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -19,9 +19,11 @@ from abkd.errors import ConfigError
 from abkd.models.loading import load_causal_lm, load_tokenizer, placed, teacher_options
 from abkd.recipe import Recipe, names
 from abkd.run import load_data
+from abkd.schedules import Schedule
 from abkd.settings import Settings
 from abkd.sources import (
     Privileged,
+    Source,
     Store,
     TeacherSamples,
     TeacherWriter,
@@ -32,6 +34,9 @@ from abkd.sources import (
     writing_bar,
 )
 from abkd.tasks import prepare_text, teacher_writer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def generate_text(recipe: Recipe, output_file: str | None) -> None:
@@ -78,7 +83,7 @@ def _settings(recipe: Recipe, output_file: str | None) -> Settings:
     return settings
 
 
-def _source(source: Any, output_file: str | None) -> Any:
+def _source(source: Source | Schedule, output_file: str | None) -> Source:
     """The first ``TeacherSamples`` of the recipe, or the default one if there is none."""
     found = [use for stage in stage_sources(source) for use in uses(stage)]
     first, privileged = found[0] if found else (TeacherSamples(), False)
@@ -86,7 +91,7 @@ def _source(source: Any, output_file: str | None) -> Any:
     return Privileged(chosen, privileged_context(source)) if privileged else chosen
 
 
-def _writer(recipe: Recipe, settings: Settings, tokenizer: Any) -> TeacherWriter:
+def _writer(recipe: Recipe, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> TeacherWriter:
     """The recipe's teacher as a writer: its server if one is set, else its model, loaded when needed.
 
     Raises:
@@ -119,14 +124,14 @@ def _device(recipe: Recipe) -> torch.device:
     return torch.device("cpu") if found is None else torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _loading(name: str, options: dict[str, Any], device: torch.device) -> Callable[[], Any]:
-    def load() -> Any:
+def _loading(name: str, options: dict[str, Any], device: torch.device) -> Callable[[], PreTrainedModel]:
+    def load() -> PreTrainedModel:
         return placed(load_causal_lm(name, what="teacher_model_name_or_path", **options), device)
 
     return load
 
 
-def _prompts(recipe: Recipe, settings: Settings, tokenizer: Any) -> TokenizedDataset:
+def _prompts(recipe: Recipe, settings: Settings, tokenizer: PreTrainedTokenizerBase) -> TokenizedDataset:
     """The rows that a run of this recipe would train on."""
     if recipe.streaming:
         raise ConfigError("abkd generate needs all prompts, and streamed rows have no known end; set streaming: false")
@@ -136,7 +141,7 @@ def _prompts(recipe: Recipe, settings: Settings, tokenizer: Any) -> TokenizedDat
     return dataset
 
 
-def _teachers(recipe: Recipe, settings: Settings) -> dict[str, Any]:
+def _teachers(recipe: Recipe, settings: Settings) -> dict[str, PreTrainedTokenizerBase]:
     """The tokenizers that a run of this recipe loads in addition to the student's."""
     if settings.teacher_model_server_url and not recipe.objective().ever_needs_teacher():
         return {}

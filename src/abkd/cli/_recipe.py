@@ -24,7 +24,7 @@ def refuse_if_busy(words: Sequence[str]) -> None:
     """
     named = _is_named(words)
     try:
-        found: Any = parse_flags(words[1:] if named else words).get("output_dir")
+        found = parse_flags(words[1:] if named else words).get("output_dir")
         if found is None and named:
             found = read_recipe(words[0]).get("output_dir")
     except ConfigError:
@@ -33,7 +33,7 @@ def refuse_if_busy(words: Sequence[str]) -> None:
 
 
 def read_request(
-    words: Sequence[str], extra: Mapping[str, Any], *, load_code: bool = True
+    words: Sequence[str], extra: Mapping[str, object], *, load_code: bool = True
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe given by the arguments, and the values of the command's own options.
 
@@ -48,7 +48,7 @@ def read_request(
 
     named = _is_named(words)
     flags = parse_flags(words[1:] if named else words)
-    own = {name: False if kind is bool else None for name, kind in extra.items()}
+    own: dict[str, Any] = {name: False if kind is bool else None for name, kind in extra.items()}
     own |= {name: _own(name, kind, flags.pop(name)) for name, kind in extra.items() if name in flags}
     if named:
         return Recipe.from_yaml(words[0], flags, load_code=load_code), own
@@ -67,7 +67,7 @@ _FORMS = {
 }
 
 
-def _own(name: str, kind: Any, value: Any) -> Any:
+def _own(name: str, kind: object, value: object) -> object:
     from abkd.recipe import coerce
 
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +13,7 @@ from abkd.recipe import Recipe
 
 
 def run_sweep(
-    recipe: Recipe, seeds: str | None, grid: Mapping[str, Sequence[Any]] | None, *, resume: bool, console: Console
+    recipe: Recipe, seeds: str | None, grid: Mapping[str, Sequence[object]] | None, *, resume: bool, console: Console
 ) -> None:
     """Run the sweep and print its table.
 
@@ -33,7 +32,7 @@ def run_sweep(
         raise NonFiniteError(f"{len(failed)} of {len(runs_of(found))} runs did not stay finite: {', '.join(failed)}")
 
 
-def print_sweep(sweep: Mapping[str, Any], console: Console) -> None:
+def print_sweep(sweep: Mapping[str, object], console: Console) -> None:
     """Print the table of a sweep: mean ± standard deviation, the best setting of each column in bold."""
     from abkd.report.sweep import notes_of, sweep_table
 

@@ -9,7 +9,7 @@ each answer becomes a separate example.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from abkd.data.bad_rows import BadRowError
 from abkd.data.formats import Chat
@@ -17,6 +17,9 @@ from abkd.data.messages import Message, reasoning_of
 from abkd.data.remarks import Remark
 from abkd.data.rendered import check_answer, check_prompt, lost
 from abkd.data.template import FAILS, TODAY, forms, render, writes_date
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Piece = tuple[str, bool]
 
@@ -36,7 +39,7 @@ class ChatText(NamedTuple):
     remarks: tuple[Remark, ...] = ()
 
 
-def chat_text(chat: Chat, tokenizer: Any) -> ChatText:
+def chat_text(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> ChatText:
     """The conversation up to its last trained turn; without a trained turn it is a prompt, in one piece.
 
     Messages are passed to the template in the form that most templates expect (text as one string, arguments of tool
@@ -53,7 +56,7 @@ def chat_text(chat: Chat, tokenizer: Any) -> ChatText:
     raise min(errors, key=lambda error: error.reason == FAILS)  # an omission is more informative than a missing key
 
 
-def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
+def _chat_text(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> ChatText:
     turns = chat.trained_turns()
     given, chat = chat, _ended_once(chat, turns, tokenizer)
     dated = [DATED] if writes_date(tokenizer) else []
@@ -81,7 +84,7 @@ def _chat_text(chat: Chat, tokenizer: Any) -> ChatText:
     return ChatText(closed, tuple(dict.fromkeys([*remarks, *([NO_END] if closed != examples else [])])))
 
 
-def _ended_once(chat: Chat, turns: list[int], tokenizer: Any) -> Chat:
+def _ended_once(chat: Chat, turns: list[int], tokenizer: PreTrainedTokenizerBase) -> Chat:
     """The conversation, without end-of-turn tokens in answers if the template writes them as well."""
     messages = list(chat.messages)
     for turn in turns:
@@ -129,13 +132,13 @@ def _after_opened_reasoning(tail: str, turn: int, message: Message) -> str:
     return f"{reasoning}\n{_CLOSE}\n\n{tail.lstrip()}"
 
 
-def _split_turn_end(answer: str, tokenizer: Any) -> tuple[str, str]:
+def _split_turn_end(answer: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """The answer up to its end-of-turn token, and the whitespace that the template puts after that token."""
     body = answer.rstrip()
     return (body, answer[len(body) :]) if _ends(body, tokenizer) else (answer, "")
 
 
-def _ends(text: str, tokenizer: Any) -> bool:
+def _ends(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return text.endswith(_ends_of(tokenizer))
 
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from abkd.data.tokenize import Example
 from abkd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class View:
     rows: Tensor
     labels: Tensor | None = None
 
-    def inputs_for(self, model: Any) -> dict[str, Tensor]:
+    def inputs_for(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """``inputs`` with the mask of packed rows in the form that this transformers model's attention expects.
 
         SDPA needs a boolean mask (one CUDA kernel misreads a float mask whose dtype differs from the queries'). Eager
@@ -112,7 +115,7 @@ class Collator:
         if any("teacher_input_ids" in example for example in examples):
             teacher, _ = self._view([_teacher_side(example) for example in examples])
         pretrain, pretrain_targets = None, None
-        if plain := [_all_trained(example) for example in examples if "pretrain_ids" in example]:
+        if plain := [_all_trained(example["pretrain_ids"]) for example in examples if "pretrain_ids" in example]:
             pretrain, pretrain_targets = self._view(plain)
         batch = Batch(
             student=student,
@@ -191,13 +194,12 @@ def _block_causal(segments: Tensor) -> Tensor:
 def _teacher_side(example: Example) -> Example:
     if "teacher_input_ids" not in example:
         return example
-    side = cast(Any, example)
-    mine, theirs = sum(example["trained"][1:]), sum(side["teacher_trained"][1:])
+    trained = example.get("teacher_trained", [])
+    mine, theirs = sum(example["trained"][1:]), sum(trained[1:])
     if mine != theirs:
         raise DataError(f"teacher and student must have the same number of trained tokens, got {theirs} and {mine}")
-    return Example(input_ids=side["teacher_input_ids"], trained=side["teacher_trained"])
+    return Example(input_ids=example["teacher_input_ids"], trained=trained)
 
 
-def _all_trained(example: Example) -> Example:
-    ids = cast(Any, example)["pretrain_ids"]
+def _all_trained(ids: list[int]) -> Example:
     return Example(input_ids=ids, trained=[True] * len(ids))

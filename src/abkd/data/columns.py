@@ -7,14 +7,12 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow
 import pyarrow.ipc
 
-Numbers = npt.NDArray[Any]
+Numbers = np.ndarray
 
 _CHUNK = 1 << 16  # lists in one array, whose offsets are 32 bits wide
 
@@ -28,7 +26,7 @@ class Column(ABC):
         return len(self.lengths)
 
     @abstractmethod
-    def __getitem__(self, index: int) -> list[Any]: ...
+    def __getitem__(self, index: int) -> list[int]: ...
 
     @abstractmethod
     def pieces(self) -> Iterator[Numbers]:
@@ -45,13 +43,13 @@ class Lists(Column):
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets]).astype(np.int64)
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[Any]]) -> Lists:
+    def of(cls, rows: Sequence[Sequence[int]]) -> Lists:
         """A column of these lists, in memory."""
         flags = isinstance(next((row[0] for row in rows if len(row)), None), bool)
         kind = pyarrow.list_(pyarrow.bool_() if flags else pyarrow.int32())
         return cls([pyarrow.array(rows[i : i + _CHUNK], type=kind) for i in range(0, max(len(rows), 1), _CHUNK)])
 
-    def __getitem__(self, index: int) -> list[Any]:
+    def __getitem__(self, index: int) -> list[int]:
         index = range(len(self))[index]
         chunk = bisect.bisect_right(self._starts, index) - 1
         start, end = self._offsets[chunk][index - self._starts[chunk] :][:2].tolist()
@@ -62,7 +60,7 @@ class Lists(Column):
         chunks = self._chunks if self._place is None else _read_once(*self._place)
         return (chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks)
 
-    def __reduce__(self) -> Any:  # workers get the location, not the data
+    def __reduce__(self) -> tuple[object, ...]:  # workers get the location, not the data
         return (Lists, (self._chunks,)) if self._place is None else (mapped, self._place)
 
 
@@ -138,7 +136,7 @@ class Joined(Column):
     def __init__(self, column: Column, groups: Groups) -> None:
         self._column, self._groups, self.lengths = column, groups, groups.total(column.lengths)
 
-    def __getitem__(self, index: int) -> list[Any]:
+    def __getitem__(self, index: int) -> list[int]:
         return [value for member in self._groups.of(range(len(self))[index]) for value in self._column[member]]
 
     def pieces(self) -> Iterator[Numbers]:
@@ -161,5 +159,5 @@ class Segments(Column):
         return (_array(self[index]) for index in range(len(self)))
 
 
-def _array(values: list[Any]) -> Numbers:
+def _array(values: list[int]) -> Numbers:
     return np.array(values, dtype=np.bool_ if values and isinstance(values[0], bool) else np.int32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from abkd.data.tokenize import Example
 from abkd.errors import DataError
@@ -49,7 +49,7 @@ def with_completion(example: Example, ids: Sequence[int], origin: int, *, privil
 
 def padding_example(example: Example) -> Example:
     """The first token of a row, which nothing predicts: a batch without rows still needs an input."""
-    kept = cast("dict[str, Any]", example)
+    kept = cast("dict[str, object]", example)
     first = {name: value[:1] for name, value in kept.items() if isinstance(value, list)}
     for name in ("trained", "teacher_trained"):
         if name in first:

@@ -8,7 +8,7 @@ import logging
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from abkd.data.account import Account
 from abkd.data.bad_rows import BadRowError, OnBadRow
@@ -26,6 +26,9 @@ from abkd.data.tokenize import Example, encode_text
 from abkd.data.tokens import RowSteps, Tokens, tokens_of
 from abkd.data.vocabulary import check_deterministic
 from abkd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("abkd")
 
@@ -73,7 +76,7 @@ class TokenizedDataset(ExampleDataset):
         given = {name: values for name, values in found.items() if values or name in _OF_EVERY_ROW}
         return cast(Example, {name: values[0] if name in self._single else values for name, values in given.items()})
 
-    def _listed(self, row: Mapping[str, Any], name: str) -> list[Any]:
+    def _listed(self, row: Mapping[str, Any], name: str) -> list[int]:
         if name in _OF_EVERY_ROW and name not in row:
             raise DataError(f"every example needs input_ids and trained, got one with {', '.join(row) or 'nothing'}")
         return [] if name not in row else [row[name]] if name in self._single else row[name]
@@ -121,7 +124,7 @@ class TokenizedDataset(ExampleDataset):
 
 def prepare_dataset(
     rows: str | Path | Iterable[Row] | TokenizedDataset,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int = 1024,
     apply_chat_template: bool | None = None,
@@ -181,7 +184,7 @@ def tokenize_rows(rows: Rows, steps: RowSteps, name: str, on_bad_row: OnBadRow) 
 
 def prepare_stream(
     stream: RowStream,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
     seed: int,
@@ -219,7 +222,7 @@ def prepare_stream(
     return dataset
 
 
-def _check_options(tokenizer: Any, max_length: int, on_bad_row: OnBadRow) -> None:
+def _check_options(tokenizer: PreTrainedTokenizerBase, max_length: int, on_bad_row: OnBadRow) -> None:
     check_deterministic(tokenizer, "the tokenizer")
     if on_bad_row not in ("error", "drop"):
         raise ConfigError(f"on_bad_row must be 'error' or 'drop', got {on_bad_row!r}")
@@ -237,7 +240,7 @@ def _check_steps(steps: Steps, rows: Iterable[Row], columns: Collection[str], na
         check_template(steps.tokenizer)
 
 
-def pretraining_chunks(texts: Iterable[str], tokenizer: Any, length: int) -> list[Sequence[int]]:
+def pretraining_chunks(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Sequence[int]]:
     """Concatenate documents (each BOS … EOS) and cut them into chunks of ``length`` tokens; the remainder is dropped.
 
     If there is less than one chunk of text, that text is the only chunk. Raises DataError if there is no text,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
 from abkd.data.bad_rows import BadRowError
 from abkd.data.messages import without_nulls
@@ -20,7 +19,7 @@ _NOT_TEXT = {
 }
 
 
-def read_template_kwargs(row: Row) -> dict[str, Any] | None:
+def read_template_kwargs(row: Row) -> dict[str, object] | None:
     """The row's ``chat_template_kwargs`` (as in TRL), or None if it has none.
 
     Raises BadRowError if they are not a mapping, or override an argument of ``apply_chat_template`` itself.
@@ -33,7 +32,7 @@ def read_template_kwargs(row: Row) -> dict[str, Any] | None:
             f"{TEMPLATE_KWARGS} is not an object",
             f"{TEMPLATE_KWARGS} must be an object such as {{enable_thinking: false}}, got {type(given).__name__}",
         )
-    kept: dict[str, Any] = without_nulls(given)
+    kept: dict[str, object] = without_nulls(given)
     taken = sorted(kept.keys() & _reserved_names())
     if taken:
         raise BadRowError(
@@ -64,7 +63,7 @@ def check_text_only(row: Row) -> None:
             )
 
 
-def _holds(value: Any) -> bool:
+def _holds(value: object) -> bool:
     """Whether the value is not empty; tables represent missing values in many ways."""
     if isinstance(value, list | tuple):
         return any(map(_holds, value))

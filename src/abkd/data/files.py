@@ -27,7 +27,7 @@ _HEAD = 16
 class _Unpacked(io.RawIOBase):
     """Concatenated compressed streams. Python's own readers silently ignore trailing data that is not a stream."""
 
-    def __init__(self, path: Path, stream: Callable[[], Any]) -> None:
+    def __init__(self, path: Path, stream: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor]) -> None:
         self._file, self._new, self._stream = path.open("rb"), stream, stream()
 
     def readable(self) -> bool:

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from abkd.data.bad_rows import BadRowError
 from abkd.data.extra_columns import read_template_kwargs
-from abkd.data.messages import Message, Turns, known_arguments, read_tools, read_turns
+from abkd.data.messages import Message, Tool, Turns, known_arguments, read_tools, read_turns
 from abkd.data.rows import Row
 from abkd.errors import DataError
 
@@ -43,7 +42,7 @@ class PlainPrompt:
     prompt: str
     question: str | None = None
     before: tuple[Message, ...] = ()
-    template_kwargs: dict[str, Any] | None = None
+    template_kwargs: dict[str, object] | None = None
 
     def as_chat(self) -> Chat:
         """The prompt as one user turn."""
@@ -59,7 +58,7 @@ class PlainPair:
     completion: str
     question: str | None = None
     before: tuple[Message, ...] = ()
-    template_kwargs: dict[str, Any] | None = None
+    template_kwargs: dict[str, object] | None = None
 
     def as_chat(self) -> Chat:
         """The same pair as one user turn and one assistant turn."""
@@ -76,11 +75,11 @@ class Chat:
 
     messages: tuple[Message, ...]
     first_trained: int = 0
-    tools: list[Any] | None = None
+    tools: list[Tool] | None = None
     untrained: frozenset[int] = frozenset()
-    template_kwargs: dict[str, Any] | None = None
+    template_kwargs: dict[str, object] | None = None
 
-    def template_arguments(self) -> dict[str, Any]:
+    def template_arguments(self) -> dict[str, object]:
         """Keyword arguments of ``apply_chat_template``: the tools and the row's template variables."""
         return {"tools": self.tools, **(self.template_kwargs or {})}
 
@@ -217,11 +216,12 @@ def _parse_instruction(row: Row) -> Record:
     return _parse_alpaca(row, completions=False)
 
 
-def _history(value: Any) -> Iterable[Message]:
+def _history(value: object) -> Iterable[Message]:
     """Earlier questions and answers, which are not trained on."""
-    if value and not isinstance(value, list | tuple):
+    pairs = value or ()
+    if not isinstance(pairs, list | tuple):
         raise BadRowError("history is not a list of pairs", "history must be a list of [question, answer]")
-    for pair in value or ():
+    for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(each, str) for each in pair):
             raise BadRowError("history is not a list of pairs", "history must be a list of [question, answer]")
         yield {"role": "user", "content": pair[0]}
@@ -272,7 +272,7 @@ def _string(row: Row, column: str, otherwise: str | None = None) -> str:
     return value
 
 
-def _present(row: Row, column: str) -> Any:
+def _present(row: Row, column: str) -> object:
     value = row.get(column)
     if value is None:
         raise BadRowError(f"{column} is null" if column in row else f"{column} is missing")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ Labels = tuple[NDArray[np.int64] | None, tuple[str, ...] | None]
 
 
 def tidy_labels(
-    labels: Any, class_names: Sequence[Any] | None, count: int, name: str, *, unit: str = "image"
+    labels: Iterable[object] | None, class_names: Sequence[object] | None, count: int, name: str, *, unit: str = "image"
 ) -> Labels:
     """``(labels int64 [N] or None, class names or None)`` from labels that are integers or names.
 
@@ -44,8 +43,9 @@ def tidy_labels(
             f"{name}: {missing} of {count} {unit}s have no label. Label all or none: remove those {unit}s, or pass no "
             "labels at all, since distillation does not need them"
         )
-    if all(isinstance(value, str) for value in values):
-        return _by_name(values, names, name)
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) == len(values):
+        return _by_name(texts, names, name)
     found = _integers(values, name)
     if min(found) < 0 or (names is not None and max(found) >= len(names)):
         upto = "" if names is None else f" to {len(names) - 1} (for {len(names)} class names)"
@@ -67,7 +67,7 @@ def empty_classes(labels: NDArray[np.int64] | None, class_names: Sequence[str] |
     return [str(number) if class_names is None else class_names[number] for number in without.tolist()]
 
 
-def _class_name(value: Any, name: str) -> str:
+def _class_name(value: object, name: str) -> str:
     value = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return str(value)
@@ -79,7 +79,7 @@ def _class_name(value: Any, name: str) -> str:
     raise DataError(f"{name}: class names must be strings, or tuples of strings, got {shown(value)}")
 
 
-def _flat(labels: Any, name: str, unit: str) -> list[Any]:
+def _flat(labels: Iterable[object], name: str, unit: str) -> list[object]:
     if isinstance(labels, np.ndarray):
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
@@ -92,12 +92,13 @@ def _flat(labels: Any, name: str, unit: str) -> list[Any]:
     return [_scalar(value) for value in labels]
 
 
-def _scalar(value: Any) -> Any:
-    many = not isinstance(value, np.generic | np.ndarray | Tensor) or np.prod(value.shape) != 1
-    return value if many else value.item()
+def _scalar(value: object) -> object:
+    if isinstance(value, np.generic | np.ndarray | Tensor) and np.prod(value.shape) == 1:
+        return value.item()
+    return value
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and (value == -1 or value != value))
 
 
@@ -119,11 +120,13 @@ def _by_name(values: Sequence[str], names: tuple[str, ...] | None, name: str) ->
     return np.array([position[value] for value in values], dtype=np.int64), known
 
 
-def _integers(values: Sequence[Any], name: str) -> list[int]:
+def _integers(values: Sequence[object], name: str) -> list[int]:
+    found = []
     for number, value in enumerate(values, 1):
         if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
             raise DataError(f"{name}, row {number}: the label must be an integer or a name, got {value!r}")
-    return [int(value) for value in values]
+        found.append(int(value))
+    return found
 
 
 def _some(names: Iterable[str], most: int = 5) -> str:

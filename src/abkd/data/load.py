@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from abkd.data.bad_rows import cannot_be_read
 from abkd.data.files import READABLE, DataFile, find_files
@@ -19,6 +19,12 @@ from abkd.data.readers import Numbered, read_rows, unit_of
 from abkd.data.rows import Part, Row, Rows
 from abkd.data.stored import StoredRows, hash_of, keep, key, write_rows
 from abkd.errors import AbkdError, DataError
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import pyarrow
+    from numpy.typing import NDArray
 
 logger = logging.getLogger("abkd")
 
@@ -57,7 +63,7 @@ def load_rows(
     return rows
 
 
-def _names_files(source: Any) -> TypeGuard[str | Path | Sequence[str | Path]]:
+def _names_files(source: object) -> TypeGuard[str | Path | Sequence[str | Path]]:
     if isinstance(source, (list, tuple)):
         return bool(source) and all(isinstance(name, (str, Path)) for name in source)
     return isinstance(source, (str, Path))
@@ -72,7 +78,7 @@ def _read_files(files: Sequence[DataFile]) -> Rows:
     if not large and len(first) <= FEW:
         return _rows([row for _, row in first], [number for number, _ in first], parts)
 
-    def build(file: Path) -> dict[str, Any]:
+    def build(file: Path) -> dict[str, object]:
         about = write_rows(file, progress(itertools.chain(first, stream), None, "reading the data"))
         return {**about, "before": [part.before for part in parts]}
 
@@ -82,7 +88,7 @@ def _read_files(files: Sequence[DataFile]) -> Rows:
     return _rows(stored, stored.numbers, parts)
 
 
-def _rows(rows: Sequence[Row], numbers: Any, parts: Sequence[Part]) -> Rows:
+def _rows(rows: Sequence[Row], numbers: Sequence[int] | NDArray[np.int64], parts: Sequence[Part]) -> Rows:
     return Rows(rows, numbers, _name(parts), parts[0].unit, tuple(parts) if len(parts) > 1 else ())
 
 
@@ -110,7 +116,7 @@ def _of_dataset(table: Any, name: str) -> Rows:
         rows = [*map(row_of_table, _checked_rows(table, name or "the dataset"))]
         return replace(_number(rows, name), class_names=classes)
 
-    def build(file: Path) -> dict[str, Any]:
+    def build(file: Path) -> dict[str, object]:
         return write_rows(file, progress(enumerate(_by_batches(table), 1), len(table), "reading the data"))
 
     content = hashlib.blake2b(digest_size=16)
@@ -120,7 +126,7 @@ def _of_dataset(table: Any, name: str) -> Rows:
     return Rows(stored, stored.numbers, name, class_names=classes)
 
 
-def _class_names(table: Any) -> dict[str, tuple[str, ...]]:
+def _class_names(table: datasets.Dataset) -> dict[str, tuple[str, ...]]:
     """The names of the classes by column, for columns of classes."""
     import datasets
 
@@ -134,7 +140,7 @@ def _by_batches(table: Any) -> Iterator[Row]:
             yield row_of_table(dict(zip(batch, values, strict=True)))
 
 
-def _bytes_of(table: Any) -> Any:
+def _bytes_of(table: pyarrow.Table) -> pyarrow.Buffer:
     import pyarrow
 
     sink = pyarrow.BufferOutputStream()
@@ -159,7 +165,7 @@ def _number(rows: Sequence[Row], name: str = "") -> Rows:
     return Rows(rows, range(1, len(rows) + 1), name)
 
 
-def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
+def _checked_rows(rows: Iterable[object], name: str) -> list[Row]:
     if isinstance(rows, Mapping):
         parts = ", ".join(map(str, rows))
         raise DataError(f"expected one table of rows, got a mapping of {parts}: choose one of them")
@@ -175,7 +181,7 @@ def _checked_rows(rows: Iterable[Any], name: str) -> list[Row]:
     return checked
 
 
-def _each(rows: Iterable[Any], name: str) -> Iterator[Any]:
+def _each(rows: Iterable[object], name: str) -> Iterator[object]:
     """The rows one by one, by index if there is a length: Python would take an IndexError from inside for the end."""
     source: Any = rows
     by_number = hasattr(source, "__len__") and hasattr(source, "__getitem__") and not hasattr(source, "__iter__")

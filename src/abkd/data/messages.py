@@ -15,6 +15,9 @@ from abkd.data.bad_rows import BadRowError
 
 Message = dict[str, Any]
 
+Tool = dict[str, Any]
+"""JSON schema of a tool."""
+
 ROLES = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bard", "bing", "bot", "ai", "model"), "assistant"),
@@ -43,7 +46,7 @@ class Turns(NamedTuple):
         return Turns((*before, *self.messages), frozenset(index + len(before) for index in self.untrained))
 
 
-def read_turns(value: Any, column: str) -> Turns:
+def read_turns(value: object, column: str) -> Turns:
     """The messages of a row.
 
     Raises BadRowError with the number of the message that is invalid.
@@ -58,7 +61,7 @@ def read_turns(value: Any, column: str) -> Turns:
     )
 
 
-def role_of(message: Any) -> str | None:
+def role_of(message: object) -> str | None:
     """The role of an unchecked message; None if it has none."""
     if not isinstance(message, Mapping):
         return None
@@ -68,7 +71,7 @@ def role_of(message: Any) -> str | None:
     return ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
 
 
-def read_tools(value: Any) -> list[Any] | None:
+def read_tools(value: object) -> list[Tool] | None:
     """Schemas of tools, possibly from a JSON string; None if there are none."""
     if isinstance(value, str) and value.strip():
         value = _from_json(value, "tools")
@@ -83,12 +86,12 @@ def read_tools(value: Any) -> list[Any] | None:
     return [_schema(tool) for tool in value]
 
 
-def row_of_table(row: Mapping[str, Any]) -> dict[str, Any]:
+def row_of_table(row: Mapping[str, object]) -> dict[str, object]:
     """A row of an Arrow table, without the nulls that the table adds for keys of other rows."""
     return {column: without_nulls(value) for column, value in row.items()}
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(value: object) -> Any:
     """The value without null keys, at any depth."""
     if isinstance(value, Mapping):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
@@ -108,7 +111,7 @@ def reasoning_of(message: Message) -> str:
     return inside.rpartition("<think>")[2].strip() if closed else ""
 
 
-def known_arguments(messages: tuple[Message, ...], tools: list[Any] | None) -> tuple[Message, ...]:
+def known_arguments(messages: tuple[Message, ...], tools: list[Tool] | None) -> tuple[Message, ...]:
     """The same messages without null arguments that the called tool does not have.
 
     Tables add such nulls, and JSONL files made from tables keep them. A null for an argument that the tool does have is
@@ -125,7 +128,7 @@ def known_arguments(messages: tuple[Message, ...], tools: list[Any] | None) -> t
     )
 
 
-def _parameters(tools: list[Any]) -> Iterator[tuple[str, set[str]]]:
+def _parameters(tools: list[Tool]) -> Iterator[tuple[str, set[str]]]:
     """The name of each tool, and the names of its parameters."""
     for tool in tools:
         function = tool.get("function", tool)
@@ -146,7 +149,7 @@ def _known(call: Message, parameters: Mapping[str, set[str]]) -> Message:
     return {**call, "function": function} if "function" in call else function
 
 
-def _message(message: Any, where: str, column: str) -> tuple[Message, bool]:
+def _message(message: object, where: str, column: str) -> tuple[Message, bool]:
     """One message in normalised form, and whether it may be trained on."""
     if not isinstance(message, Mapping):
         raise BadRowError(f"{column} has a message without a role", f"{where} has no 'role'")
@@ -195,7 +198,7 @@ def _of_sharegpt(given: Message, where: str) -> Message:
     return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls], **rest}
 
 
-def _trains(value: Any, key: str, where: str) -> bool:
+def _trains(value: object, key: str, where: str) -> bool:
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     raise BadRowError(
@@ -204,7 +207,7 @@ def _trains(value: Any, key: str, where: str) -> bool:
     )
 
 
-def _text(content: Any, where: str) -> str:
+def _text(content: object, where: str) -> str:
     """Content as one string; text parts are concatenated."""
     if isinstance(content, str):
         return content
@@ -213,7 +216,7 @@ def _text(content: Any, where: str) -> str:
     return "".join(_part(part, where) for part in content)
 
 
-def _part(part: Any, where: str) -> str:
+def _part(part: object, where: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type", "text") if isinstance(part, Mapping) else _kind(part)
@@ -226,23 +229,24 @@ def _part(part: Any, where: str) -> str:
     return text
 
 
-def _calls(value: Any, where: str) -> list[Message]:
+def _calls(value: object, where: str) -> list[Message]:
     calls = _from_json(value, f"{where} (tool_calls)") if isinstance(value, str) else value
     if not isinstance(calls, list):
         raise BadRowError("tool_calls is not a list", f"{where}: tool_calls must be a list, got {_kind(calls)}")
     return [_call(call, where) for call in calls]
 
 
-def _call(call: Any, where: str) -> Message:
-    function = call.get("function", call) if isinstance(call, Mapping) else None
+def _call(call: object, where: str) -> Message:
+    given = call if isinstance(call, Mapping) else {}
+    function = given.get("function", given)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRowError("tool call without a name", f"{where} has a tool call without a function name")
     read = {key: value for key, value in function.items() if value is not None}
     if isinstance(read.get("arguments"), str):
         read["arguments"] = _arguments(read["arguments"])
-    if "function" not in call:
+    if "function" not in given:
         return {"type": "function", "function": read}
-    return {**{key: value for key, value in call.items() if value is not None}, "function": read}
+    return {**{key: value for key, value in given.items() if value is not None}, "function": read}
 
 
 def _arguments(text: str) -> Any:
@@ -254,7 +258,7 @@ def _arguments(text: str) -> Any:
     return found if isinstance(found, dict) else text
 
 
-def _schema(value: Any, key: str = "") -> Any:
+def _schema(value: object, key: str = "") -> Any:
     """A JSON schema without null keys, except where null is a valid value."""
     if isinstance(value, Mapping):
         kept = {name: each for name, each in value.items() if each is not None or name in _NULL_IN_A_SCHEMA}
@@ -262,7 +266,7 @@ def _schema(value: Any, key: str = "") -> Any:
     return [_schema(each, key) for each in value] if isinstance(value, list) and key != "enum" else value
 
 
-def _from_json(text: Any, what: str) -> Any:
+def _from_json(text: object, what: str) -> Any:
     if not isinstance(text, str):
         return text
     try:
@@ -271,5 +275,5 @@ def _from_json(text: Any, what: str) -> Any:
         raise BadRowError("a string that is not valid JSON", f"{what} is not valid JSON ({error})") from error
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return type(value).__name__

@@ -16,7 +16,7 @@ Key = int | tuple[int, int]
 """An index, or (epoch, index)."""
 
 
-class PadToMultiple(Dataset[Any]):
+class PadToMultiple(Dataset[object]):
     """Rows, then padding until ``multiple`` divides their number.
 
     Every process needs as many batches as the others. What is usually done, repeating rows, would count these twice in
@@ -29,7 +29,7 @@ class PadToMultiple(Dataset[Any]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, key: Key) -> Any:
+    def __getitem__(self, key: Key) -> object:
         index = key if isinstance(key, int) else key[1]
         return self.rows[key] if index < len(self.rows) else self.rows.padding_example()
 

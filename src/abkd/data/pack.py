@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from abkd.data.collate import Collator
 from abkd.data.dataset import TokenizedDataset
 from abkd.data.tokenize import Example
 from abkd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def pack(dataset: TokenizedDataset, max_length: int) -> TokenizedDataset:
@@ -117,7 +120,7 @@ def _probe(size: int, vocabulary: int) -> Example:
 
 
 @torch.no_grad()
-def _outputs(model: Any, example: Example) -> torch.Tensor:
+def _outputs(model: PreTrainedModel, example: Example) -> torch.Tensor:
     """Logits at all positions [T, V] in float32."""
     view = Collator(pad_token_id=0)([example])["batch"].to(model.device).student
     return model(**view.inputs_for(model), use_cache=False).logits[0].float()

@@ -38,5 +38,5 @@ class ExampleDataset(Dataset[Any]):
         return [i * len(self) // count for i in range(count)]
 
     @abstractmethod
-    def padding_example(self) -> Any:
+    def padding_example(self) -> object:
         """An example without rows, for a process that has run out of examples while others continue."""

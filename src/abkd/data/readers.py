@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, AnyStr
 
 from abkd.data.files import LONGEST, DataFile
 from abkd.data.messages import row_of_table
@@ -43,7 +43,7 @@ def _read_jsonl(file: DataFile) -> Iterator[Numbered]:
                 yield number, _parse_line(line, f"{file.path}, line {number}")
 
 
-def _lines(handle: IO[Any], file: DataFile) -> Iterator[Any]:
+def _lines(handle: IO[AnyStr], file: DataFile) -> Iterator[AnyStr]:
     number = 0
     while line := handle.readline(LONGEST + 1):
         number += 1
@@ -66,7 +66,7 @@ def _parse_line(line: bytes, where: str) -> Row:
     return _checked(row, where, deep=text.count("{") + text.count("[") > _DEEPEST)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
@@ -89,7 +89,7 @@ def _why(error: Exception) -> str:
     return str(error) if isinstance(error, _DuplicateKeyError) else f"a number that is too large ({error})"
 
 
-def _checked(row: Any, where: str, *, deep: bool = True) -> Row:
+def _checked(row: object, where: str, *, deep: bool = True) -> Row:
     """The row, if it is an object; its nesting is checked only if it may be ``deep``."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected an object with columns, got {type(row).__name__}")
@@ -98,8 +98,9 @@ def _checked(row: Any, where: str, *, deep: bool = True) -> Row:
     return row
 
 
-def _depth(row: Any) -> int:
-    level, depth = [row], 0
+def _depth(row: dict[str, object]) -> int:
+    level: list[dict[str, object] | list[object]] = [row]
+    depth = 0
     while level and depth <= _DEEPEST:
         inner = itertools.chain.from_iterable(each.values() if isinstance(each, dict) else each for each in level)
         level, depth = [each for each in inner if isinstance(each, dict | list)], depth + 1
@@ -160,7 +161,7 @@ class _Text:
             raise self.error("Expecting ',' delimiter")
         self.skip()
 
-    def value(self) -> Any:
+    def value(self) -> object:
         """The next value, of any type. Raises DataError if there is none."""
         self.next_character()
         while True:
@@ -227,7 +228,7 @@ def _read_parquet(file: DataFile) -> Iterator[Numbered]:
         raise DataError(f"{file.path} is not a readable parquet file (after row {number}): {error}") from error
 
 
-def _rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
+def _rows_of(batch: pyarrow.RecordBatch) -> list[dict[str, object]]:
     """The rows of a batch; times that Python cannot represent become integers."""
     import pyarrow
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from abkd.data.bad_rows import BadRowError
 from abkd.data.formats import Chat
@@ -12,10 +12,13 @@ from abkd.data.messages import REASONING, Message, reasoning_of
 from abkd.data.remarks import Remark
 from abkd.data.template import render
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _PROBE = "\N{SECTION SIGN}"
 
 
-def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: Any) -> Iterator[Remark]:
+def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Remark]:
     """Remarks about parts of a trained answer that are missing from its text.
 
     Raises BadRowError if the answer itself is missing.
@@ -44,7 +47,7 @@ def check_answer(chat: Chat, turn: int, answer: str, full: str, tokenizer: Any) 
         )
 
 
-def check_prompt(chat: Chat, turn: int, prompt: str, answer: str, tokenizer: Any) -> None:
+def check_prompt(chat: Chat, turn: int, prompt: str, answer: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise BadRowError if an earlier message is rendered after the generation prompt, in the answer.
 
     Templates that merge the system message into the next turn do this if that turn is the assistant's.
@@ -62,7 +65,7 @@ def check_prompt(chat: Chat, turn: int, prompt: str, answer: str, tokenizer: Any
             )
 
 
-def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
+def lost(chat: Chat, full: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Remark]:
     """Remarks about parts of other messages and of tools that are missing from ``full``, the conversation's text."""
     trained = set(chat.trained_turns())
     for index, message in enumerate(chat.messages):
@@ -83,7 +86,7 @@ def lost(chat: Chat, full: str, tokenizer: Any) -> Iterator[Remark]:
             yield Remark(f"the chat template does not use {name!r} from chat_template_kwargs", warning=True)
 
 
-def _is_lost(chat: Chat, call: Message, full: str, tokenizer: Any) -> bool:
+def _is_lost(chat: Chat, call: Message, full: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the text is the same without this tool call of the last message."""
     *earlier, last = chat.messages
     others = [each for each in last["tool_calls"] if each is not call]
@@ -91,7 +94,7 @@ def _is_lost(chat: Chat, call: Message, full: str, tokenizer: Any) -> bool:
     return _changes_nothing(chat, (*earlier, {**bare, "tool_calls": others} if others else bare), full, tokenizer)
 
 
-def _is_rendered(chat: Chat, index: int, text: str, full: str, tokenizer: Any) -> bool:
+def _is_rendered(chat: Chat, index: int, text: str, full: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the content of a message is in ``text``, possibly in another form."""
     message = chat.messages[index]
     given = message.get("content", "")
@@ -107,7 +110,7 @@ def _is_rendered(chat: Chat, index: int, text: str, full: str, tokenizer: Any) -
     return not _changes_nothing(chat, messages, full, tokenizer)
 
 
-def _changes_nothing(chat: Chat, messages: tuple[Message, ...], full: str, tokenizer: Any) -> bool:
+def _changes_nothing(chat: Chat, messages: tuple[Message, ...], full: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template also renders these messages as ``full``, with or without a generation prompt."""
     try:
         return full in (

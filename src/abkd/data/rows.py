@@ -95,6 +95,6 @@ def fingerprint(rows: Iterable[Row]) -> str:
     return digest.hexdigest()[:16]
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """JSON of a value, independent of the order of its keys."""
     return json.dumps(value, sort_keys=True, default=str)

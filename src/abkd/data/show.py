@@ -13,12 +13,13 @@ from abkd.data.tokenize import Example
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
 
 _SHOWN = 240  # characters shown of each group of consecutive tokens that are all trained, or all not
 _GROUPS = 6
 
 
-def describe_sample(example: Example, tokenizer: Any) -> Text:
+def describe_sample(example: Example, tokenizer: PreTrainedTokenizerBase) -> Text:
     """The row's text, with trained tokens in green and between ⟦ ⟧ (for terminals without colour), and its counts."""
     from rich.text import Text
 
@@ -32,7 +33,7 @@ def describe_sample(example: Example, tokenizer: Any) -> Text:
 
 
 def describe_start(
-    dataset: TokenizedDataset | StreamedDataset, tokenizer: Any, max_length: int
+    dataset: TokenizedDataset | StreamedDataset, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[tuple[str, bool]]:
     """Messages about the rows before training (the first row, truncation), each with whether it is a warning."""
     example = _first_row(dataset)

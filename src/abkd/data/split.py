@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,7 +95,7 @@ def _prompt_of(row: Row) -> str:
     return canonical(prompt.strip() if isinstance(prompt, str) else prompt)
 
 
-def _opening(messages: list[Any]) -> list[Any]:
+def _opening(messages: list[object]) -> list[object]:
     """The turns before the first assistant turn."""
     roles = [role_of(message) for message in messages]
     return messages[: roles.index("assistant")] if "assistant" in roles else messages

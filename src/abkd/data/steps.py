@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from abkd.data.bad_rows import BadRowError
 from abkd.data.extra_columns import check_text_only, read_template_kwargs
@@ -15,6 +15,9 @@ from abkd.data.rows import Row
 from abkd.data.template import render
 from abkd.data.tokenize import Form, TokenizedRow, tokenize
 from abkd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _AS_TURNS = Remark(
     "prompt and completion are rendered as a user turn and an assistant turn of the chat template "
@@ -36,7 +39,7 @@ class Steps:
     """
 
     parser: Parser
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     max_length: int
     apply_chat_template: bool | None = None
     context: str | None = None
@@ -91,7 +94,7 @@ def _form(record: Record) -> Form:
     return "text" if isinstance(record, PlainText) else "plain"
 
 
-def _check_has_template(tokenizer: Any) -> None:
+def _check_has_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.chat_template:
         raise DataError(
             "the data has conversations but the tokenizer has no chat template: "
@@ -99,7 +102,7 @@ def _check_has_template(tokenizer: Any) -> None:
         )
 
 
-def _check_applicable(tokenizer: Any) -> None:
+def _check_applicable(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.chat_template:
         raise ConfigError(
             "apply_chat_template is true but the tokenizer has no chat template: set it to null or false, or add a "
@@ -107,7 +110,7 @@ def _check_applicable(tokenizer: Any) -> None:
         )
 
 
-def _holds_template(record: PlainPair | PlainPrompt, tokenizer: Any) -> bool:
+def _holds_template(record: PlainPair | PlainPrompt, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a prompt is already rendered: it has a special token of the template, or starts or ends with its text."""
     opening, ending, specials = _marks(tokenizer, str(tokenizer.chat_template))
     prompt = record.prompt.strip()

@@ -56,7 +56,7 @@ class Kept:
         return self.folder / _ARROW
 
 
-def keep(name: str, build: Callable[[Path], Mapping[str, Any]], *, verify: bool = False) -> Kept:
+def keep(name: str, build: Callable[[Path], Mapping[str, object]], *, verify: bool = False) -> Kept:
     """The folder ``name`` of the cache; if absent, ``build`` writes its Arrow file and returns its manifest entries.
 
     Several processes may call this at once: one builds, the others wait. ``verify`` reads the file and checks its hash.
@@ -83,7 +83,7 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
-def _built(folder: Path, build: Callable[[Path], Mapping[str, Any]]) -> Kept:
+def _built(folder: Path, build: Callable[[Path], Mapping[str, object]]) -> Kept:
     for left in (folder, *folder.parent.glob(f".{folder.name}.*.draft")):  # damaged, or left by a process that died
         shutil.rmtree(left, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".draft", dir=folder.parent))  # 0700
@@ -130,7 +130,7 @@ def code() -> str:
     return digest.hexdigest()
 
 
-def key(*facts: Any) -> str:
+def key(*facts: object) -> str:
     """24 hexadecimal digits of plain values and of the code."""
     return hashlib.blake2b(json.dumps([code(), *facts]).encode(), digest_size=12).hexdigest()
 
@@ -152,7 +152,7 @@ class StoredRows(Table):
         place = range(len(self))[index]
         return json.loads(self._table["row"][place if self._chosen is None else int(self._chosen[place])].as_py())
 
-    def __reduce__(self) -> Any:  # workers get the location, not the data
+    def __reduce__(self) -> tuple[object, ...]:  # workers get the location, not the data
         return StoredRows, (self.folder, self._chosen)
 
     def take(self, indices: npt.NDArray[np.int64]) -> StoredRows:
@@ -198,7 +198,7 @@ class StoredRows(Table):
         return values if self._chosen is None else values[self._chosen]
 
 
-def write_rows(file: Path, rows: Iterable[tuple[int, Row]]) -> dict[str, Any]:
+def write_rows(file: Path, rows: Iterable[tuple[int, Row]]) -> dict[str, object]:
     """Write numbered rows into an Arrow file; returns their manifest entries."""
     shapes: dict[tuple[str, ...], int] = {}
 
@@ -233,7 +233,7 @@ def _json(row: Row) -> bytes:
         return json.dumps(row, default=_not_json).encode()
 
 
-def _not_json(value: Any) -> dict[str, str]:
+def _not_json(value: object) -> dict[str, str]:
     """JSON for a value that has none, such as a date; not as a string, which would be trained on."""
     return {type(value).__name__: str(value)}
 

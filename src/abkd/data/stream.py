@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from abkd.data.bad_rows import BadRowError, OnBadRow
 from abkd.data.completion import padding_example
@@ -54,7 +53,7 @@ class RowStream(ABC):
         return list(itertools.islice(self.read(), HEAD))
 
     @abstractmethod
-    def facts(self) -> list[Any]:
+    def facts(self) -> list[object]:
         """Plain values that identify the data without reading it, such as names and sizes."""
 
 
@@ -73,7 +72,7 @@ class _OfFiles(RowStream):
             for number, row in read_rows(file):
                 yield f"{where}{unit_of(file)} {number}", row
 
-    def facts(self) -> list[Any]:
+    def facts(self) -> list[object]:
         return [[printable(file.path.name), file.path.stat().st_size] for file in self.files]
 
 
@@ -88,11 +87,13 @@ class _OfHub(RowStream):
         for number, row in enumerate(table, 1):
             yield f"row {number}", row_of_table(row)
 
-    def facts(self) -> list[Any]:
+    def facts(self) -> list[object]:
         return [self.name, self.config, self.split]
 
 
-def stream_rows(source: str | Path | Sequence[str | Path], *, config: str | None = None, split: str = "train") -> Any:
+def stream_rows(
+    source: str | Path | Sequence[str | Path], *, config: str | None = None, split: str = "train"
+) -> RowStream:
     """The rows of files (as in ``load_rows``), or of a dataset on the hub, as a stream to train on.
 
     Raises DataError: a file that does not exist, or of an unsupported type.
@@ -148,7 +149,7 @@ class StreamedDataset(ExampleDataset):
             example["pretrain_ids"] = list(self._chunks[index % len(self._chunks)])
         return example
 
-    def __getstate__(self) -> dict[str, Any]:  # other processes get the source, not the position
+    def __getstate__(self) -> dict[str, object]:  # other processes get the source, not the position
         return {**self.__dict__, "_rows": iter(()), "_next": self._length}
 
     def with_pretraining(self, chunks: Sequence[Sequence[int]]) -> StreamedDataset:

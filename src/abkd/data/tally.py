@@ -67,7 +67,7 @@ class Tally:
         """The account that is stored with a dataset; reasons in order of frequency."""
         return Account(dropped=dict(self.dropped.most_common()), **{name: self.counts[name] for name in _COUNTS})
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """The tally as JSON values."""
         remarks = [[*remark, count] for remark, count in self.remarks.items()]
         return {"counts": dict(self.counts), "dropped": dict(self.dropped), "remarks": remarks, "bad": self.bad}

@@ -9,13 +9,16 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from abkd.data.bad_rows import BadRowError
 from abkd.data.messages import Message
 from abkd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)
 """The date for templates that write today's date: Llama's own default when there is no clock. With the real date, rows
@@ -45,7 +48,7 @@ _OF_THE_MESSAGES = (jinja2.UndefinedError, KeyError, IndexError, AttributeError)
 """Errors of a template that expects messages of another form."""
 
 
-def check_template(tokenizer: Any) -> None:
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Reject a chat template that cannot render even a question and its answer.
 
     Raises:
@@ -68,14 +71,14 @@ def check_template(tokenizer: Any) -> None:
         ) from result
 
 
-def same_template(one: Any, other: Any) -> bool:
+def same_template(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether two tokenizers with chat templates render short conversations alike."""
     if one.chat_template == other.chat_template:
         return True
     return all(_written(each, one) == _written(each, other) for each in _CONVERSATIONS)
 
 
-def _written(messages: Sequence[Message], tokenizer: Any) -> str | None:
+def _written(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The rendered messages, as a prompt if they end with the user; None if the template fails."""
     try:
         return render(messages, {}, tokenizer, generation_prompt=messages[-1]["role"] == "user")
@@ -88,7 +91,7 @@ def _is_refusal(error: Exception) -> bool:
     return type(error) is jinja2.TemplateError or isinstance(error, _OF_THE_MESSAGES)
 
 
-def _try(turns: Sequence[Message], tokenizer: Any, outcome: list[Exception | str]) -> None:
+def _try(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, outcome: list[Exception | str]) -> None:
     """Append the text of the first form that can be rendered, otherwise the error of the first form."""
     errors: list[Exception] = []
     for messages in forms(tuple(turns)):
@@ -100,7 +103,13 @@ def _try(turns: Sequence[Message], tokenizer: Any, outcome: list[Exception | str
     outcome.append(errors[0])
 
 
-def render(messages: Sequence[Message], kwargs: Mapping[str, Any], tokenizer: Any, *, generation_prompt: bool) -> str:
+def render(
+    messages: Sequence[Message],
+    kwargs: Mapping[str, object],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    generation_prompt: bool,
+) -> str:
     """The text that the template renders. Raises BadRowError with the message of any exception in the template.
 
     ``kwargs``: keyword arguments of ``apply_chat_template`` for the row (``Chat.template_arguments``).
@@ -125,7 +134,9 @@ def render(messages: Sequence[Message], kwargs: Mapping[str, Any], tokenizer: An
     return text
 
 
-def _apply(messages: Sequence[Message], kwargs: Mapping[str, Any], tokenizer: Any, *, generation_prompt: bool) -> str:
+def _apply(
+    messages: Sequence[Message], kwargs: Mapping[str, object], tokenizer: Any, *, generation_prompt: bool
+) -> str:
     given = [dict(message) for message in messages]
     template = tokenizer.get_chat_template(None, kwargs.get("tools")) if writes_date(tokenizer) else None
     return tokenizer.apply_chat_template(
@@ -137,7 +148,7 @@ def _apply(messages: Sequence[Message], kwargs: Mapping[str, Any], tokenizer: An
     )
 
 
-def writes_date(tokenizer: Any) -> bool:
+def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template uses the current time (Llama 3.1 writes the date into every system message)."""
     return _CLOCK in str(tokenizer.chat_template)
 
@@ -186,7 +197,7 @@ def _call_as_text(call: Message) -> Message:
     return {**call, "function": {**call["function"], "arguments": json.dumps(arguments, ensure_ascii=False)}}
 
 
-def _objects(messages: Sequence[Message]) -> Iterator[Any]:
+def _objects(messages: Sequence[Message]) -> Iterator[object]:
     """Values whose Python and JSON texts differ."""
     for message in messages:
         if isinstance(message.get("content"), list):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from abkd.data.account import Account
 from abkd.data.template import check_template, same_template
 from abkd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger("abkd")
 
 
-def choose_template(given: bool | None, tokenizer: Any, teachers: Mapping[str, Any]) -> bool | None:
+def choose_template(
+    given: bool | None, tokenizer: PreTrainedTokenizerBase, teachers: Mapping[str, PreTrainedTokenizerBase]
+) -> bool | None:
     """``apply_chat_template`` for ``prepare_dataset``, given the tokenizers of the student and, by name, its teachers.
 
     None (decide row by row) becomes False if a teacher has no chat template: it was not trained on conversations.
@@ -33,7 +38,9 @@ def choose_template(given: bool | None, tokenizer: Any, teachers: Mapping[str, A
     return given
 
 
-def say_of_templates(account: Account, tokenizer: Any, teachers: Mapping[str, Any]) -> None:
+def say_of_templates(
+    account: Account, tokenizer: PreTrainedTokenizerBase, teachers: Mapping[str, PreTrainedTokenizerBase]
+) -> None:
     """Log remarks about the models' templates, given the rows that were read."""
     student = tokenizer.name_or_path or "the student"
     for name, other in teachers.items():

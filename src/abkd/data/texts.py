@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from abkd.data.dataset import TokenizedDataset, tokenize_rows
 from abkd.data.rows import Row, Rows
 from abkd.data.tokenize import Example, TokenizedRow
 from abkd.errors import DataError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TEXTS = (
     *(("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
@@ -79,12 +82,12 @@ class TextSteps:
     teacher has another tokenizer, or fewer tokens, its side is kept if it differs from the student's.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     max_length: int
     texts: tuple[str, ...]
     label: str | None = None
     classes: Mapping[Any, int] | None = None
-    teacher_tokenizer: Any = None
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None
     teacher_max_length: int | None = None
     columns: ClassVar[tuple[str, ...]] = (
         *("input_ids", "token_type_ids", "label", "teacher_input_ids", "teacher_token_type_ids"),
@@ -104,7 +107,7 @@ class TextSteps:
         return TokenizedRow([cast(Example, made)], cut)
 
 
-def _text(value: Any, column: str) -> str:
+def _text(value: object, column: str) -> str:
     if not isinstance(value, str):
         found = "null" if value is None else type(value).__name__
         raise BadRowError(f"{column} must be a string", f"{column} must be a string, got {found}")

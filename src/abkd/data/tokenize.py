@@ -8,13 +8,16 @@ on its own. So the model is trained on exactly the prompt tokens that it will se
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from abkd.data.bad_rows import BadRowError
 from abkd.data.chat import ChatText, Piece, chat_text
 from abkd.data.formats import Chat, PlainPair, PlainPrompt, PlainText, Record
 from abkd.data.remarks import Remark
 from abkd.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MOVED = Remark(
     "the boundary between prompt and answer is inside a token, which is trained as a part of the answer (if the prompt "
@@ -56,7 +59,9 @@ class TokenizedRow(NamedTuple):
     form: Form = "text"
 
 
-def tokenize(record: Record, tokenizer: Any, max_length: int, *, context: str | None = None) -> TokenizedRow:
+def tokenize(
+    record: Record, tokenizer: PreTrainedTokenizerBase, max_length: int, *, context: str | None = None
+) -> TokenizedRow:
     """Tokens of one row, truncated on the right to ``max_length``.
 
     EOS, or the end of the turn, is kept and trained unless it was truncated. A prompt without a completion has no
@@ -94,7 +99,9 @@ def _fitted(ids: list[int], trained: list[bool], record: Record, max_length: int
     return _cut(ids, trained, max_length, isinstance(record, PlainText))
 
 
-def _for_both(example: Example, pieces: list[Piece], others: list[Piece], record: Record, tokenizer: Any) -> Example:
+def _for_both(
+    example: Example, pieces: list[Piece], others: list[Piece], record: Record, tokenizer: PreTrainedTokenizerBase
+) -> Example:
     """The example with a separate side for a teacher that reads ``others`` where the student reads ``pieces``."""
     mine, theirs = (_prompt_ids(record, each, tokenizer) for each in (pieces, others))
     rest = slice(len(mine), None)
@@ -102,7 +109,7 @@ def _for_both(example: Example, pieces: list[Piece], others: list[Piece], record
     return Example(**{**example, "teacher_input_ids": ids, "teacher_trained": trained})
 
 
-def _text(record: Record, tokenizer: Any) -> ChatText:
+def _text(record: Record, tokenizer: PreTrainedTokenizerBase) -> ChatText:
     """The row's text in pieces; the first is not trained (and is empty if all of the text is)."""
     match record:
         case Chat():
@@ -115,7 +122,7 @@ def _text(record: Record, tokenizer: Any) -> ChatText:
             return ChatText([[("", False), (text, True)]])
 
 
-def _text_after(context: str, record: Record, text: ChatText, tokenizer: Any) -> list[list[Piece]]:
+def _text_after(context: str, record: Record, text: ChatText, tokenizer: PreTrainedTokenizerBase) -> list[list[Piece]]:
     """The same pieces with ``context`` in, or before, the first of each example."""
     if not isinstance(record, Chat):
         return [[(context + pieces[0][0], False), *pieces[1:]] for pieces in text.examples]
@@ -129,19 +136,21 @@ def _text_after(context: str, record: Record, text: ChatText, tokenizer: Any) ->
     return theirs
 
 
-def _prompt_ids(record: Record, pieces: list[Piece], tokenizer: Any) -> list[int]:
+def _prompt_ids(record: Record, pieces: list[Piece], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the first piece, with the tokenizer's opening tokens as in the whole row."""
     ids, _, _ = encode(pieces[:1], tokenizer)
     return ids if isinstance(record, Chat) else _opened(ids, tokenizer)
 
 
-def encode_text(text: str, tokenizer: Any) -> list[int]:
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a whole document: the tokenizer's opening tokens (BOS), the text, EOS. Raises like ``tokenize``."""
     ids, trained, _ = encode([(text, True)], tokenizer)
     return _with_specials(ids, trained, tokenizer)[0]
 
 
-def _encode_row(pieces: list[Piece], record: Record, tokenizer: Any) -> tuple[list[int], list[bool], bool]:
+def _encode_row(
+    pieces: list[Piece], record: Record, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[bool], bool]:
     """Like ``encode``, with the special tokens around the text; a chat template writes those itself."""
     ids, trained, moved = encode(pieces, tokenizer)
     if not isinstance(record, Chat):
@@ -149,11 +158,11 @@ def _encode_row(pieces: list[Piece], record: Record, tokenizer: Any) -> tuple[li
     return ids, trained, moved
 
 
-def _ids(text: str, tokenizer: Any) -> list[int]:
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def encode(pieces: list[Piece], tokenizer: Any) -> tuple[list[int], list[bool], bool]:
+def encode(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool], bool]:
     """Ids of all pieces in order, whether each id is trained, and whether a boundary had to move.
 
     A piece's ids depend only on the text up to its end, and together the ids decode to the text.
@@ -176,7 +185,7 @@ def encode(pieces: list[Piece], tokenizer: Any) -> tuple[list[int], list[bool], 
     return ids, trained, moved
 
 
-def _continuation(ids: list[int], joint: list[int], piece: str, tokenizer: Any) -> list[int] | None:
+def _continuation(ids: list[int], joint: list[int], piece: str, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
     """Ids of ``piece`` after ``ids`` that decode like ``joint``: encoded on its own, or after a line break.
 
     Tokenizers of the SentencePiece kind put a space before a text on its own, but not after a line break. None if
@@ -215,13 +224,13 @@ def _with_specials(
     return ([*opened, eos], [*trained, True]) if ends and opened[-1:] != [eos] else (opened, trained)
 
 
-def _opened(ids: list[int], tokenizer: Any) -> list[int]:
+def _opened(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     opening = list(opening_ids(tokenizer))
     return ids if ids[: len(opening)] == opening else opening + ids
 
 
 @lru_cache(maxsize=8)
-def opening_ids(tokenizer: Any) -> tuple[int, ...]:
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokens that the tokenizer prepends to a text. Those that it appends are ignored, since EOS is added here."""
     plain, full = _ids("a", tokenizer), tokenizer("a")["input_ids"]
     for start in range(len(full) - len(plain) + 1):

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, cast
 
 import pyarrow
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +24,9 @@ from abkd.data.tally import Tally
 from abkd.data.tokenize import Example, TokenizedRow
 from abkd.data.vocabulary import PROBES
 from abkd.errors import AbkdError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _AT_ONCE = 1_000  # rows per piece of work
 _PROCESSES = 16  # at most; with more, the process that writes is the bottleneck
@@ -66,7 +69,7 @@ def tokens_of(rows: Rows, steps: RowSteps, name: str, check: Callable[[Tally], N
         check(tally)
         return Tokens(_columns(steps, lambda column: Lists([batch.column(column) for batch in batches])), tally)
 
-    def build(file: Path) -> dict[str, Any]:
+    def build(file: Path) -> dict[str, object]:
         tally = Tally()
         write_batches(file, _schema(steps), _counted(_pieces(rows, steps, name), tally))
         check(tally)
@@ -168,7 +171,7 @@ def _single_threaded() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = known
 
 
-def _described(steps: RowSteps) -> list[Any]:
+def _described(steps: RowSteps) -> list[object]:
     """Everything that the tokens of a row depend on, besides the row and the code of this package."""
     fields = {field.name: getattr(steps, field.name) for field in dataclasses.fields(cast(Any, steps))}
     tokenizers = {name: _identity(value) for name, value in fields.items() if hasattr(value, "get_vocab")}
@@ -176,7 +179,7 @@ def _described(steps: RowSteps) -> list[Any]:
     return [values, tokenizers, hash_of(Path(inspect.getfile(type(steps))))]
 
 
-def _identity(tokenizer: Any) -> str:
+def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """Fingerprint of a tokenizer: its serialised state, and its encoding of texts on which tokenizers differ."""
     import tokenizers
     import transformers

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abkd.errors import ConfigError, VocabularyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -49,7 +52,7 @@ def check_same_tokenizer(student: Any, teacher: Any) -> None:
     _compare("the text of all added tokens", _encode(student, text), _encode(teacher, text))
 
 
-def check_deterministic(tokenizer: Any, what: str) -> None:
+def check_deterministic(tokenizer: PreTrainedTokenizerBase, what: str) -> None:
     """Reject a tokenizer that splits text differently each time, as subword regularisation does on purpose.
 
     Nothing could be compared or resumed, and a cache would hold other tokens than the run. ``what``: name of the
@@ -66,7 +69,7 @@ def check_deterministic(tokenizer: Any, what: str) -> None:
     )
 
 
-def _sampling(tokenizer: Any) -> tuple[str, str] | None:
+def _sampling(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     """The cause of random encoding, and how to switch it off; None if the tokenizer is deterministic."""
     core = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)  # slow ones have none
     if dropout := getattr(core, "dropout", None):
@@ -87,11 +90,11 @@ def _check_ids(mine: dict[str, int], theirs: dict[str, int], padding: set[str]) 
             _compare(f"token {mine[token]}", token, other)
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _compare(what: str, student: Any, teacher: Any) -> None:
+def _compare(what: str, student: object, teacher: object) -> None:
     if student != teacher:
         raise VocabularyError(
             f"the student's and the teacher's tokenizers differ: {what} is {_short(student)} for the student and "
@@ -100,17 +103,17 @@ def _compare(what: str, student: Any, teacher: Any) -> None:
         )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def vocabulary_size(tokenizer: Any) -> int:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the highest token id (``len`` of a tokenizer if its ids have no gaps)."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def shared_vocabulary_size(tokenizer: Any, rows_student: int, rows_teacher: int) -> int:
+def shared_vocabulary_size(tokenizer: PreTrainedTokenizerBase, rows_student: int, rows_teacher: int) -> int:
     """V, the number of classes that both heads are cut to: the existing tokens, without the padding of the heads.
 
     ``rows_student``, ``rows_teacher``: rows of the two head matrices. Raises VocabularyError if a head has fewer rows

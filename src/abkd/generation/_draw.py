@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Warper = Callable[[Any, Any], Any]
+Warper = Callable[[Any, Any], Tensor]
+"""Scores from token ids and scores. (The parameters of transformers' own have narrower types than Tensor.)"""
 
 
 class Below:

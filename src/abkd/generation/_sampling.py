@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from abkd.errors import ConfigError
+from abkd.generation._draw import Warper
 from abkd.schedules import is_number
 
 CUTS = {"min_p": "MinPLogitsWarper", "typical_p": "TypicalLogitsWarper", "epsilon_cutoff": "EpsilonLogitsWarper"}
@@ -70,7 +71,7 @@ class Sampling:
         return self.temperature > 0
 
 
-def settle(sampling: Sampling, generation_kwargs: Mapping[str, Any] | None) -> tuple[Sampling, dict[str, Any]]:
+def settle(sampling: Sampling, generation_kwargs: Mapping[str, object] | None) -> tuple[Sampling, dict[str, object]]:
     """The effective sampling, and the other settings for ``GenerationConfig``; ``generation_kwargs`` take precedence.
 
     Raises:
@@ -92,11 +93,11 @@ def settle(sampling: Sampling, generation_kwargs: Mapping[str, Any] | None) -> t
     return sampling, rest
 
 
-def warpers(sampling: Sampling, rest: Mapping[str, Any]) -> list[Any]:
+def warpers(sampling: Sampling, rest: Mapping[str, object]) -> list[Warper]:
     """The processors applied to the scores before sampling: those of transformers, in its order."""
     from transformers.generation import logits_process as known
 
-    made: list[Any] = []
+    made: list[Warper] = []
     if sampling.temperature != 1:
         made.append(known.TemperatureLogitsWarper(float(sampling.temperature)))
     if sampling.top_k:
@@ -106,7 +107,7 @@ def warpers(sampling: Sampling, rest: Mapping[str, Any]) -> list[Any]:
     return made + [getattr(known, CUTS[name])(rest[name]) for name in CUTS if name in rest]
 
 
-def _try(sampling: Sampling, rest: Mapping[str, Any]) -> None:
+def _try(sampling: Sampling, rest: Mapping[str, object]) -> None:
     """Refuse values that transformers refuses, before a model is loaded."""
     if not rest:
         return

@@ -16,7 +16,7 @@ from abkd.generation._sampling import CUTS, Sampling, settle, warpers
 from abkd.models.positions import first_position
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 class Completion(NamedTuple):
@@ -28,7 +28,7 @@ class Completion(NamedTuple):
 
 def write_completions(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -36,7 +36,7 @@ def write_completions(
     classes: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    generation_kwargs: Mapping[str, Any] | None = None,
+    generation_kwargs: Mapping[str, object] | None = None,
     synced: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Completion]:
@@ -85,7 +85,7 @@ def write_completions(
 
 def completions(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -93,7 +93,7 @@ def completions(
     classes: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    generation_kwargs: Mapping[str, Any] | None = None,
+    generation_kwargs: Mapping[str, object] | None = None,
     synced: bool = False,
 ) -> Iterator[dict[int, Completion]]:
     """:func:`write_completions`, one batch at a time: prompt indices to completions. Longest prompts first."""
@@ -145,7 +145,7 @@ class _Writer:
     model: Any
     tokenizer: Any
     sampling: Sampling
-    rest: Mapping[str, Any]
+    rest: Mapping[str, object]
     classes: int | None
     synced: bool
 
@@ -190,7 +190,7 @@ class _Writer:
         """A generation config that takes nothing from the model's own."""
         from transformers import GenerationConfig
 
-        settings: dict[str, Any] = {name: value for name, value in self.rest.items() if name not in CUTS}
+        settings: dict[str, object] = {name: value for name, value in self.rest.items() if name not in CUTS}
         sampling = self.sampling
         settings |= {"do_sample": False, "num_beams": sampling.num_beams}
         if self._by_transformers:
@@ -201,8 +201,8 @@ class _Writer:
             max_new_tokens=most, eos_token_id=self.ends or None, pad_token_id=self.padding, use_cache=True, **settings
         )
 
-    def _processors(self, numbers: Sequence[random.Random]) -> list[Any]:
-        below = [] if self.classes is None else [Below(self.classes)]
+    def _processors(self, numbers: Sequence[random.Random]) -> list[Below | Draw]:
+        below: list[Below | Draw] = [] if self.classes is None else [Below(self.classes)]
         if not self.sampling.draws or self._by_transformers:
             return below
         return [*below, Draw(numbers, warpers(self.sampling, self.rest))]
@@ -225,7 +225,7 @@ def _positions(model: Any, first: int, room: int) -> Iterator[None]:
     Finished rows stay in the batch, and their positions would run beyond the model's limit: they are clamped.
     """
 
-    def settled(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def settled(module: torch.nn.Module, args: object, kwargs: dict[str, Any]) -> tuple[object, dict[str, Any]]:
         positions = kwargs.get("position_ids")
         return args, kwargs if positions is None else {**kwargs, "position_ids": positions.clamp(max=room - 1) + first}
 

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from abkd.errors import ConfigError, OutputDirError
 from abkd.recipe._recipe import Recipe
@@ -14,7 +13,7 @@ from abkd.recipe._text import read_file, read_mapping
 
 logger = logging.getLogger("abkd")
 
-Changes = dict[str, list[Any]]
+Changes = dict[str, list[object]]
 """``{name: [then, now]}``"""
 
 _ONLY_SEEN = ("logging_", "log_", "eval_", "save_", "hub_", "push_to_hub", "dataloader_", "include_", "ddp_", "report_")
@@ -63,7 +62,7 @@ def check_same_run(recipe: Recipe, directory: Path, begun_in: str | None = None)
     return changes
 
 
-def recorded(file: Path) -> dict[str, Any] | None:
+def recorded(file: Path) -> dict[str, object] | None:
     """The settings in the recorded recipe of a run; None if it is missing or cannot be read."""
     try:
         return read_mapping(read_file(file), str(file)) if file.is_file() else None  # reading a pipe would block
@@ -71,12 +70,12 @@ def recorded(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def written(value: Any) -> str:
+def written(value: object) -> str:
     """A value as messages and the names of runs show it."""
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any], begun_in: str | None) -> Changes:
+def _changes(then: Mapping[str, object], now: Mapping[str, object], begun_in: str | None) -> Changes:
     names = [name for name in dict.fromkeys([*then, *now]) if then.get(name) != now.get(name)]
     found = {name: [then.get(name), now.get(name)] for name in names if name not in ("output_dir", *_UNRECORDED)}
     return {
@@ -93,7 +92,7 @@ def _may_change(name: str) -> bool:
     return name in _FREE | _JUDGED_BY_FINGERPRINT or (name.startswith(_ONLY_SEEN) and name not in _NOT_FREE)
 
 
-def _follows_evaluations(recipe: Mapping[str, Any]) -> bool:
+def _follows_evaluations(recipe: Mapping[str, object]) -> bool:
     """Whether the learning rate or the source depends on the results of evaluations."""
     plateau = recipe.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
     return plateau or "Adaptive" in str(recipe.get("source"))
@@ -103,7 +102,7 @@ def _judges(name: str) -> bool:
     return name in ("metric_for_best_model", "greater_is_better") or name.startswith("eval_")
 
 
-def _places(value: Any, begun_in: str | None) -> Any:
+def _places(value: object, begun_in: str | None) -> list[object]:
     """Names of models, with folders as absolute paths."""
     texts = value if isinstance(value, list) else [value]
     folders = [os.path.realpath(os.path.join(begun_in or os.getcwd(), str(text))) for text in texts]

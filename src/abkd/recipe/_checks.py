@@ -34,7 +34,7 @@ _RANGES: Ranges = {
 }
 
 
-def problems(values: Mapping[str, Any]) -> list[str]:
+def problems(values: Mapping[str, object]) -> list[str]:
     """One sentence for each value out of range and each invalid combination of a recipe."""
     settings = settings_of(values)
     if settings.task not in TASKS:
@@ -49,7 +49,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     return found or [*_of_task(values), *(_streaming(values, settings) if whole else ())]
 
 
-def expand_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:
+def expand_short_forms(values: Mapping[str, object]) -> dict[str, object]:
     """The values that short forms stand for."""
     when = training_arguments.intervals({**values, **saves_of_stream(values)})
     if when["eval_strategy"] == "no" and values.get("eval_strategy") is None:
@@ -57,13 +57,13 @@ def expand_short_forms(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**when, **_source(values)}
 
 
-def saves_of_stream(values: Mapping[str, Any]) -> dict[str, int]:
+def saves_of_stream(values: Mapping[str, object]) -> dict[str, int]:
     """Default interval of checkpoints for streamed rows, which are one epoch of any length."""
     unsaid = values.get("save_strategy") is None and values.get("save_steps") is None
     return {"save_steps": _STREAM_SAVES} if values.get("streaming") and unsaid else {}
 
 
-def _source(values: Mapping[str, Any]) -> dict[str, Any]:
+def _source(values: Mapping[str, object]) -> dict[str, object]:
     source = settings_of(values).short_source()
     return {} if source is None else {"source": source, "lmbda": None, "seq_kd": None}
 
@@ -72,12 +72,12 @@ def _task(values: Mapping[str, Any]) -> Task:
     return task_of(values.get("task", "text-generation"))
 
 
-def may_find_held_out(values: Mapping[str, Any]) -> bool:
+def may_find_held_out(values: Mapping[str, object]) -> bool:
     """Whether the held-out set is known only when the data is read."""
     return _task(values).finds_held_out and not values.get("dataset_name")
 
 
-def unused_fields(values: Mapping[str, Any]) -> set[str]:
+def unused_fields(values: Mapping[str, object]) -> set[str]:
     """The names of settings that have no effect in this run."""
     names = set(OF_TERM) if values.get("terms") is not None else set()
     names |= fields_of_others(_task(values).name)
@@ -156,7 +156,7 @@ def names(value: str | list[str] | None) -> list[str]:
     return [] if not value else [value] if isinstance(value, str) else list(value)
 
 
-def _data(values: Mapping[str, Any]) -> list[str]:
+def _data(values: Mapping[str, object]) -> list[str]:
     given = [name for name in ("train_file", "train_dir", "dataset_name") if values.get(name)]
     problems = []
     if len(given) > 1:
@@ -179,7 +179,7 @@ def _data(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _lora(values: Mapping[str, Any]) -> list[str]:
+def _lora(values: Mapping[str, object]) -> list[str]:
     given = sorted(LORA & values.keys())
     if given and not values.get("use_peft"):
         return [f"{', '.join(given)} {'applies' if len(given) == 1 else 'apply'} only to LoRA; set use_peft: true"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from abkd import imports, notation
 from abkd.errors import ConfigError
@@ -15,7 +14,7 @@ from abkd.recipe._files import belongs_to
 from abkd.settings import COMPONENTS
 
 
-def check_code(values: Mapping[str, Any], files: Mapping[str, Path], allow_code: Collection[str]) -> None:
+def check_code(values: Mapping[str, object], files: Mapping[str, Path], allow_code: Collection[str]) -> None:
     """Check that each value from a recipe in the folder of a run or a model names only code in ``allow_code``.
 
     Such a recipe is a record, or came with a download. Nothing is imported.
@@ -39,7 +38,7 @@ def check_code(values: Mapping[str, Any], files: Mapping[str, Path], allow_code:
                 )
 
 
-def _code(name: str, value: Any) -> Iterator[CodeName]:
+def _code(name: str, value: object) -> Iterator[CodeName]:
     """The code that a value names, as far as its setting can name any."""
     if isinstance(value, list):
         for part in value:

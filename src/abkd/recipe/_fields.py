@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping
 from functools import cache, reduce
 from operator import or_
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -21,6 +21,8 @@ from abkd.outside import Unloaded, spelled
 from abkd.recipe._text import FlagText, read_yaml
 from abkd.schedules import Schedule
 from abkd.settings import Settings, default_of, field_types
+
+_T = TypeVar("_T")
 
 _WORDS = {**KINDS, types.NoneType: "null"}
 
@@ -87,7 +89,7 @@ SPELLINGS = {
 
 
 @cache
-def config_fields() -> Mapping[str, Any]:
+def config_fields() -> Mapping[str, object]:
     """Type of every field of ``DistillConfig`` (including those of ``TrainingArguments``), by name."""
     from transformers import TrainingArguments  # takes seconds to import
 
@@ -100,12 +102,12 @@ def config_fields() -> Mapping[str, Any]:
 
 
 @cache
-def config_defaults() -> Mapping[str, Any]:
+def config_defaults() -> Mapping[str, object]:
     """Default of each field of :class:`abkd.settings.Settings`, by name."""
     return types.MappingProxyType({f.name: default_of(f) for f in dataclasses.fields(Settings)})
 
 
-def unknown(name: str, known: Mapping[str, Any], *, flag: bool = False) -> str:
+def unknown(name: str, known: Mapping[str, object], *, flag: bool = False) -> str:
     """The message for an unknown key of a recipe, or an unknown flag."""
     if name in SPELLINGS:
         return f"{_called(name, flag)} is not an option of abkd; use {SPELLINGS[name]}"
@@ -126,7 +128,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def coerce(name: str, hint: Any, value: Any, *, load_code: bool = True) -> Any:
+def coerce(name: str, hint: object, value: object, *, load_code: bool = True) -> object:
     """Convert ``value`` to the type of the field ``name``: strings may be parsed as numbers or components.
 
     Args:
@@ -155,14 +157,14 @@ def coerce(name: str, hint: Any, value: Any, *, load_code: bool = True) -> Any:
     return found.value if isinstance(found, enum.Enum) else found
 
 
-def _check_schedule(name: str, hint: Any, schedule: Schedule) -> None:
+def _check_schedule(name: str, hint: object, schedule: Schedule) -> None:
     """Raise ConfigError if a value of the schedule has the wrong type for the field."""
     for value in schedule.values():
         if not _adapter_accepts(hint, value):
             raise ConfigError(f"{name} must be {_expected(hint)}, got {schedule!r}, which has the value {value!r}")
 
 
-def _adapter_accepts(hint: Any, value: Any) -> bool:
+def _adapter_accepts(hint: object, value: object) -> bool:
     try:
         _adapter(hint).validate_python(value)
     except ValidationError:
@@ -170,7 +172,7 @@ def _adapter_accepts(hint: Any, value: Any) -> bool:
     return True
 
 
-def _coerce_flag(name: str, hint: Any, text: FlagText, load_code: bool) -> Any:
+def _coerce_flag(name: str, hint: object, text: FlagText, load_code: bool) -> object:
     plain = str(text)
     unset = plain == "null" and any((typing.get_origin(arm) or arm) is dict for arm in _arms(hint))
     if is_text(hint) and not plain.startswith(("[", "{")):
@@ -187,13 +189,13 @@ def _coerce_flag(name: str, hint: Any, text: FlagText, load_code: bool) -> Any:
     return coerce(name, hint, plain, load_code=load_code)
 
 
-def is_text(hint: Any) -> bool:
+def is_text(hint: object) -> bool:
     """Whether a field takes strings as they are, such as paths; ``list`` and ``dict`` may be alternatives."""
     plain = {typing.get_origin(arm) or arm for arm in _arms(hint)}
     return str in plain and plain <= {str, list, dict, types.NoneType}
 
 
-def _components(name: str, value: Any, parse: Callable[[str], object]) -> Any:
+def _components(name: str, value: object, parse: Callable[[str], object]) -> object:
     """Parse a string, or each string of a list, as a component."""
     if isinstance(value, list):
         return [_components(name, part, parse) for part in value]
@@ -205,7 +207,7 @@ def _components(name: str, value: Any, parse: Callable[[str], object]) -> Any:
         raise ConfigError(f"{name}: {error}") from error
 
 
-def _unloaded(value: Any) -> tuple[CodeName, ...]:
+def _unloaded(value: object) -> tuple[CodeName, ...]:
     """The code in the parts of a value that are not loaded."""
     if isinstance(value, list):
         return tuple(code for part in value for code in _unloaded(part))
@@ -213,7 +215,7 @@ def _unloaded(value: Any) -> tuple[CodeName, ...]:
 
 
 @cache
-def _arms(hint: Any) -> frozenset[Any]:
+def _arms(hint: object) -> frozenset[Any]:
     """The alternatives of a union (or the one type itself), without the ``str`` next to an enum or a component.
 
     Such a string is not arbitrary: it is the notation of a member or a component.
@@ -223,21 +225,21 @@ def _arms(hint: Any) -> frozenset[Any]:
     return arms - {str} if any(_is(arm, enum.Enum) or _is_ours(arm) for arm in arms) else arms
 
 
-def _adapter(hint: Any) -> TypeAdapter[Any]:
+def _adapter(hint: object) -> TypeAdapter[object]:
     config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
-    return TypeAdapter(reduce(or_, _arms(hint)) if len(_arms(hint)) > 1 else next(iter(_arms(hint))), config=config)
+    return TypeAdapter(reduce(or_, _arms(hint)), config=config)
 
 
-def _names_components(hint: Any) -> bool:
+def _names_components(hint: object) -> bool:
     return any(_is_ours(part) for arm in _arms(hint) for part in (arm, *typing.get_args(arm)))
 
 
-def _expected(hint: Any) -> str:
+def _expected(hint: object) -> str:
     arms = sorted((arm for arm in _arms(hint) if arm is not types.NoneType), key=str)
     return " or ".join(dict.fromkeys(_words(arm) for arm in arms)) or "null"
 
 
-def _words(arm: Any) -> str:
+def _words(arm: object) -> str:
     if typing.get_origin(arm) is typing.Literal:
         return f"one of {', '.join(map(repr, typing.get_args(arm)))}"
     if _is(arm, enum.Enum):
@@ -248,8 +250,8 @@ def _words(arm: Any) -> str:
     return _WORDS.get(plain, getattr(plain, "__name__", str(plain)))
 
 
-def _got(value: Any) -> str:
-    kinds: dict[type, Callable[[Any], str]] = {bool: lambda v: str(v).lower(), types.NoneType: lambda _: "null"}
+def _got(value: object) -> str:
+    kinds: dict[type, Callable[[object], str]] = {bool: lambda v: str(v).lower(), types.NoneType: lambda _: "null"}
     text = kinds.get(type(value), lambda v: shown(spelled(v)))(value)
     return f"{text} ({_WORDS.get(type(value), type(value).__name__)})" if isinstance(value, str | list | dict) else text
 
@@ -260,9 +262,9 @@ def _with_article(class_name: str) -> str:
     return words if words.endswith("s") else f"a {words}"
 
 
-def _is_ours(arm: Any) -> bool:
+def _is_ours(arm: object) -> TypeGuard[type]:
     return isinstance(arm, type) and arm.__module__.startswith("abkd.")
 
 
-def _is(arm: Any, base: type) -> bool:
+def _is(arm: object, base: type[_T]) -> TypeGuard[type[_T]]:
     return isinstance(arm, type) and issubclass(arm, base)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from abkd import notation
 from abkd.errors import ConfigError
@@ -25,7 +24,7 @@ def shipped() -> dict[str, Path]:
     return {name: file for name, file in _all_shipped().items() if file.stem != _BASE}
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
+def read_recipe(path: str | Path) -> dict[str, object]:
     """The values of a recipe file, or of the shipped recipe of that name, on top of those of the recipe it extends.
 
     ``extends: NAME`` names another recipe, a file relative to this one's folder or a shipped one; ``null`` unsets an
@@ -37,7 +36,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return read_with_files(path)[0]
 
 
-def read_with_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]:
+def read_with_files(path: str | Path) -> tuple[dict[str, object], dict[str, Path]]:
     """As :func:`read_recipe`, and for each value the file that it is from.
 
     What a recipe in the folder of a run or a model extends counts as its own: the user chose neither.
@@ -45,7 +44,7 @@ def read_with_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Path]]:
     return _extended(_found(path), str(path), ())
 
 
-def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
+def _extended(file: Path, name: str, chain: tuple[Path, ...]) -> tuple[dict[str, object], dict[str, Path]]:
     values = read_mapping(read_file(file), name)
     base = values.pop("extends", None)
     read_from = dict.fromkeys(values, file)

@@ -44,7 +44,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
     @classmethod
     def from_dict(
         cls,
-        values: Mapping[str, Any],
+        values: Mapping[str, object],
         *,
         where: str = "recipe",
         flags: Collection[str] = frozenset(),
@@ -78,7 +78,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
 
     @classmethod
     def from_yaml(
-        cls, path: str | Path, flags: Mapping[str, Any] = MappingProxyType({}), *, load_code: bool = True
+        cls, path: str | Path, flags: Mapping[str, object] = MappingProxyType({}), *, load_code: bool = True
     ) -> Recipe:
         """The recipe in a file (or the shipped one of that name), ``flags`` taking precedence.
 
@@ -109,7 +109,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         changed = {name: value for name, value in own.items() if value != defaults[name] or name == "output_dir"}
         return _text.write_mapping({name: _plain(name, value) for name, value in {**changed, **self.config}.items()})
 
-    def resolved(self) -> dict[str, Any]:
+    def resolved(self) -> dict[str, object]:
         """All settings of abkd with their values in this run, and the inherited ones that were set.
 
         The values are plain (components in their notation), so that ``Recipe.from_dict(r.resolved())`` is the same run.
@@ -158,7 +158,7 @@ class Recipe(LoraSettings, DataSettings, ModelSettings):
         """The objective that this recipe minimises."""
         return self.settings().objective()
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """The values that were set, by name, on one level."""
         own = {name: getattr(self, name) for name in own_fields()}
         return {**{name: value for name, value in own.items() if value is not None}, **self.config}
@@ -208,13 +208,13 @@ def dump(recipe: Recipe, path: str | Path | None = None) -> str:
 
 
 @cache
-def own_fields() -> Mapping[str, Any]:
+def own_fields() -> Mapping[str, object]:
     """Type of every field of a recipe except ``config``, by name."""
     hints = typing.get_type_hints(Recipe)
     return MappingProxyType({f.name: hints[f.name] for f in dataclasses.fields(Recipe) if f.name != "config"})
 
 
-def _value(name: str, types: Mapping[str, Any], value: Any, *, flag: bool = False, load_code: bool = True) -> Any:
+def _value(name: str, types: Mapping[str, object], value: object, *, flag: bool = False, load_code: bool = True) -> Any:
     if name not in types:
         raise ConfigError(_fields.unknown(name, types, flag=flag))
     try:
@@ -223,14 +223,14 @@ def _value(name: str, types: Mapping[str, Any], value: Any, *, flag: bool = Fals
         raise ConfigError(f"{'--' * flag}{error}") from error
 
 
-def _is_unset(hint: Any, value: Any) -> bool:
+def _is_unset(hint: object, value: object) -> bool:
     """Whether a value unsets its field: ``null``, or for a string given as a flag "" (``null`` may be a name)."""
     if isinstance(value, _text.FlagText):
         return value == "" if hint is not None and _fields.is_text(hint) else value.is_null
     return value is None
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(name: str, value: object) -> object:
     """A value for YAML; a component as its notation, which must parse to the same component."""
     if isinstance(value, _PLAIN):
         if not isinstance(value, list | tuple):
@@ -244,7 +244,7 @@ def _plain(name: str, value: Any) -> Any:
     return text
 
 
-def _reads_back(text: str, value: Any) -> bool:
+def _reads_back(text: str, value: object) -> bool:
     try:
         return notation.parse(text) == value
     except ConfigError:

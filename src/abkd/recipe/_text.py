@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """As in yaml, with a maximum depth."""
         self.depth += 1
         if self.depth > _DEEPEST:
@@ -94,11 +94,11 @@ def read_file(path: Path) -> str:
         raise ConfigError(f"{path} is not UTF-8 (invalid byte at {error.start + 1}): save it as UTF-8") from error
 
 
-def read_yaml(text: str, where: str) -> Any:
+def read_yaml(text: str, where: str) -> object:
     """Parse YAML; a ConfigError names ``where`` and the line."""
     if len(text) > _MOST_CHARACTERS:
         raise ConfigError(f"{where}: expected at most {_MOST_CHARACTERS:,} characters, got {len(text):,}")
-    loader: Any = None
+    loader: _Loader | None = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -164,7 +164,7 @@ def _shortened(what: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def read_mapping(text: str, where: str) -> dict[str, Any]:
+def read_mapping(text: str, where: str) -> dict[str, object]:
     """The ``name: value`` pairs of a recipe file (an empty file has none)."""
     values = read_yaml(text, where)
     if values is None:
@@ -174,7 +174,7 @@ def read_mapping(text: str, where: str) -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
-def write_mapping(values: Mapping[str, Any]) -> str:
+def write_mapping(values: Mapping[str, object]) -> str:
     """Write plain values as flat YAML, in the given order."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
@@ -191,7 +191,7 @@ def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _write_text)
 
 
-def parse_flags(words: Sequence[str]) -> dict[str, Any]:
+def parse_flags(words: Sequence[str]) -> dict[str, object]:
     """Parse ``--name value``, ``--name=value`` and a bare ``--name`` (true); ``--a-name`` is ``--a_name``.
 
     ``--allow_code`` may be repeated, and then gives a list.
@@ -202,7 +202,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
     >>> parse_flags(["--learning-rate", "1e-4", "--bf16"])
     {'learning_rate': '1e-4', 'bf16': True}
     """
-    flags: dict[str, Any] = {}
+    flags: dict[str, object] = {}
     for name, value in _pairs(words):
         if name in flags and name not in _REPEATABLE:
             raise ConfigError(f"--{name} is given twice; keep one")
@@ -211,7 +211,7 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
     return flags
 
 
-def _pairs(words: Sequence[str]) -> Iterable[tuple[str, Any]]:
+def _pairs(words: Sequence[str]) -> Iterable[tuple[str, FlagText | bool]]:
     left = list(words)
     while left:
         word = left.pop(0)

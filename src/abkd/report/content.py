@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
 
 from abkd.metrics import METRICS, Metric, in_sentence
 from abkd.plots.records import having, is_number
@@ -153,7 +152,7 @@ def facts_of(run: Record) -> list[tuple[str, str]]:
     ]
 
 
-def _inline(value: Any) -> str:
+def _inline(value: object) -> str:
     if isinstance(value, dict):
         return " · ".join(f"{key} {_inline(part)}" for key, part in value.items())
     if isinstance(value, list):

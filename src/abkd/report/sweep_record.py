@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from abkd.errors import DataError
 from abkd.plots.records import is_number
@@ -27,6 +27,9 @@ class _Kind:
         return _Kind(f"{self.name} or null", lambda value: value is None or self.of(value))
 
 
+_Form: TypeAlias = "_Kind | list[_Form] | dict[str, _Form]"
+"""The form of a value: one kind, a list of one form, or a mapping."""
+
 _ANY = _Kind("anything", lambda _: True)
 _TEXT = _Kind("a string", lambda value: isinstance(value, str))
 _SEED = _Kind("an integer", lambda value: isinstance(value, int) and is_number(value))
@@ -35,17 +38,23 @@ _GRID = _Kind("a mapping or null", lambda value: value is None or isinstance(val
 _SEEN = _Kind("all, base or empty", lambda value: value in ("all", "base", "", None))
 
 # A mapping may hold more than is listed here; "name?" may be missing, and "*" matches every name.
-_RESULT = {
+_RESULT: dict[str, _Form] = {
     "last": {"*": {"value": _NUMBER.or_null()}},
     "best": {"*": {"value": _NUMBER.or_null()}},
     "teacher": {"*": _NUMBER.or_null()},
 }
-_SETTING = {
+_SETTING: dict[str, _Form] = {
     "name": _TEXT,
     "runs": [{"directory": _TEXT, "failed?": _ANY, "result?": _RESULT}],
     "summary": {"*": {"*": {"mean": _NUMBER, "std": _NUMBER.or_null(), "values": [_NUMBER]}}},
 }
-_SWEEP = {"task": _TEXT, "seeds": [_SEED], "grid": _GRID, "unlabelled_classes": [_SEEN], "settings": [_SETTING]}
+_SWEEP: dict[str, _Form] = {
+    "task": _TEXT,
+    "seeds": [_SEED],
+    "grid": _GRID,
+    "unlabelled_classes": [_SEEN],
+    "settings": [_SETTING],
+}
 
 
 def check_sweep(sweep: object, path: Path) -> None:
@@ -61,7 +70,7 @@ def check_sweep(sweep: object, path: Path) -> None:
         )
 
 
-def _wrong(value: Any, form: Any, place: str) -> str:
+def _wrong(value: object, form: _Form, place: str) -> str:
     """The first thing in a value that does not have this form; empty if there is none."""
     if isinstance(form, _Kind):
         return "" if form.of(value) else _expected(form.name, value, place)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from abkd.metrics import METRICS, Metric
 from abkd.plots.records import having, is_number
@@ -115,7 +114,9 @@ def _cell(row: Record, metric: Metric, best: float | None) -> Cell:
     return Cell(metric.text(value), text, best=value == best and row["name"] != "teacher")
 
 
-def _card(metric: Metric, before: Mapping[str, Any], after: Mapping[str, Any], teacher: Mapping[str, Any]) -> Card:
+def _card(
+    metric: Metric, before: Mapping[str, float], after: Mapping[str, float], teacher: Mapping[str, float]
+) -> Card:
     own, old, new = teacher.get(metric.name), before[metric.name], after[metric.name]
     goal = own if metric.ideal is None else metric.ideal
     shown = metric.text(own) if is_number(own) and metric.ideal is None else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from abkd.data import Example
 from abkd.errors import ConfigError
@@ -58,10 +57,10 @@ class _AdaptiveShare(Control):
             self.value = min(1.0, self.value + self.rule.step)
         self.previous = loss
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"share": self.value, "previous": self.previous}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         self.value, self.previous = entry(state, "share"), entry(state, "previous")
 
 
@@ -110,10 +109,10 @@ class _MixStream(Combined):
         if self.control is not None:
             self.control.observe(event)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {**super().state_dict(), **({} if self.control is None else self.control.state_dict())}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         super().load_state_dict(state)
         if self.control is not None:
             self.control.load_state_dict(state)
@@ -210,7 +209,7 @@ def open_parts(source: Source, writers: Generators, privileged: bool, path: str)
     ]
 
 
-def check_parts(owner: str, parts: Sequence[Any]) -> None:
+def check_parts(owner: str, parts: Sequence[Source]) -> None:
     """Raise ConfigError unless these are sources that can be combined."""
     for part in parts:
         if isinstance(part, Schedule) and not isinstance(part, Controller):
@@ -224,7 +223,7 @@ def check_parts(owner: str, parts: Sequence[Any]) -> None:
     contexts(parts)
 
 
-def check_probability(owner: str, name: str, value: Any) -> None:
+def check_probability(owner: str, name: str, value: object) -> None:
     """Raise ConfigError unless ``value`` is between 0 and 1 throughout a run."""
     for control in controllers_in(value):
         raise ConfigError(

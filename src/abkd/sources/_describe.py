@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from abkd.schedules import Schedule, is_number, stages
 from abkd.sources._combine import Mix
@@ -15,6 +15,7 @@ from abkd.sources._teacher_samples import TeacherSamples
 from abkd.sources._types import Source
 
 if TYPE_CHECKING:
+    from rich.text import Text
     from rich.tree import Tree
 
 _COUNTED: tuple[tuple[type[Source], str, str], ...] = (
@@ -57,7 +58,7 @@ def _branches(source: Source | Schedule) -> list[tuple[str, Source | Schedule]]:
     return [("", part) for part in source.parts] if isinstance(source, Source) else []
 
 
-def _label(source: Source | Schedule, counts: Mapping[str, int], before: str = "") -> Any:
+def _label(source: Source | Schedule, counts: Mapping[str, int], before: str = "") -> Text:
     from rich.text import Text
 
     text = Text(before, style="dim").append(type(source).__name__, style="bold not dim")
@@ -77,11 +78,11 @@ def _settings(source: Source | Schedule) -> str:
     return f"({', '.join(shown)})" if shown else ""
 
 
-def _is_setting(value: Any) -> bool:
+def _is_setting(value: object) -> bool:
     return value is not None and not isinstance(value, Source | tuple)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
@@ -92,7 +93,7 @@ def fingerprint(source: Source | Schedule, data_fingerprint: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _canonical(value: Any) -> Any:
+def _canonical(value: object) -> object:
     """A JSON value that is the same for equal values: 1 is 1.0."""
     if dataclasses.is_dataclass(value):
         fields = {field.name: _canonical(getattr(value, field.name)) for field in dataclasses.fields(value)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from abkd.data import Example, prompt_of, with_completion
 from abkd.origin import Origin
@@ -33,7 +33,7 @@ class _DatasetStream(Stream):
         return [[self._sequence(row)] for row in prompts]
 
     def _sequence(self, row: Example) -> Example:
-        kept: Any = {name: value for name, value in row.items() if name not in self._left_out}
+        kept = {name: value for name, value in row.items() if name not in self._left_out}
         return cast(Example, {**kept, "origin": Origin.DATASET.code})
 
 

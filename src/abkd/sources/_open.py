@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from abkd.data import Example
 from abkd.errors import ConfigError
+from abkd.generation import Sampling
 from abkd.origin import Origin
 from abkd.schedules import Schedule, at
 from abkd.sources._combine import Mix, Privileged, contexts
 from abkd.sources._leaves import Dataset, StudentSamples
 from abkd.sources._streams import Combined, without_text
 from abkd.sources._teacher_samples import TeacherSamples
+from abkd.sources._teacher_text import TeacherText
 from abkd.sources._types import Completion, Generators, Source, Step, Stream, stage_sources, walk
 
 
@@ -79,7 +80,9 @@ def _drawable(source: Source | Schedule) -> Iterator[Source]:
             yield from _drawable(part)
 
 
-def known_sequences(source: Source | Schedule, rows: Iterable[Example], teacher_text: Any = None) -> Iterator[Example]:
+def known_sequences(
+    source: Source | Schedule, rows: Iterable[Example], teacher_text: TeacherText | None = None
+) -> Iterator[Example]:
     """Every sequence that is known before a run starts: the rows as ``Dataset()`` gives them, and the teacher's text.
 
     A cache of the teacher must contain these. (The student's samples do not exist yet.)
@@ -101,7 +104,7 @@ def _leaves(source: Source | Schedule, *, privileged: bool = False) -> Iterator[
             yield from _leaves(part, privileged=privileged or isinstance(found, Privileged))
 
 
-def _no_student(prompts: Sequence[Sequence[int]], sampling: Any, *, seed: int) -> list[Completion]:
+def _no_student(prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int) -> list[Completion]:
     raise ConfigError("the student cannot generate before a run starts")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from abkd.data import Example
 from abkd.errors import ConfigError
@@ -81,10 +81,10 @@ class _ReplayStream(Combined):
         self._again += len(chosen)
         return [[one] for one in chosen]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {**super().state_dict(), "kept": list(self.kept)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         super().load_state_dict(state)
         self.kept = deque(entry(state, "kept"), maxlen=self.kept.maxlen)
 

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from abkd.data.text import completion_ids, prompt_text
 from abkd.errors import ServerError
 from abkd.generation import Completion, Sampling
 from abkd.sources._store import key_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("abkd")
 
@@ -45,7 +48,7 @@ class Server:
 
     url: str
     name: str
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     at_once: int = 16
     timeout: float = 600.0
     tries: int = 6
@@ -56,7 +59,7 @@ class Server:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         limits: Sequence[int],
-        generation_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        generation_kwargs: Mapping[str, object] = MappingProxyType({}),
     ) -> Iterator[Mapping[int, Completion]]:
         """Yield completions as they arrive, by the index of the prompt. Only the settings in ``sampling`` are sent.
 
@@ -91,7 +94,7 @@ class Server:
         ids = completion_ids(prompt, text, self.tokenizer)
         if not finished or len(ids) >= limit:  # tokenised again, it may have more tokens than the model used
             return Completion(ids[:limit], finished=False)
-        end = self.tokenizer.eos_token_id
+        end: Any = self.tokenizer.eos_token_id  # an integer, which its stub does not say
         return Completion(ids if ids[-1:] == [end] else [*ids, end], finished=True)
 
     def _model(self, given_up: threading.Event) -> str:
@@ -111,7 +114,7 @@ class Server:
         answer = self._ask("models")
         return [str(model["id"]) for model in answer["data"]] if answer else []
 
-    def _complete(self, request: Mapping[str, Any], given_up: threading.Event) -> tuple[str, bool]:
+    def _complete(self, request: Mapping[str, object], given_up: threading.Event) -> tuple[str, bool]:
         """The text, and whether the model finished. After a failure, no further prompts are sent."""
         try:
             return self._persist(lambda: self._completed(request), given_up)
@@ -119,7 +122,7 @@ class Server:
             given_up.set()
             raise
 
-    def _completed(self, request: Mapping[str, Any]) -> tuple[str, bool]:
+    def _completed(self, request: Mapping[str, object]) -> tuple[str, bool]:
         choice = self._ask("completions", request)["choices"][0]
         text, reason = choice["text"], choice["finish_reason"]
         text.encode()  # raises on a lone surrogate
@@ -173,7 +176,7 @@ class Server:
         return answer.json()
 
 
-def _settings(sampling: Sampling) -> dict[str, Any]:
+def _settings(sampling: Sampling) -> dict[str, object]:
     chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "n": 1, "stream": False}
     return {**chosen, "top_k": sampling.top_k} if sampling.top_k else chosen  # not every server supports it
 

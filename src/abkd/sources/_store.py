@@ -38,7 +38,7 @@ class Row(NamedTuple):
     completion: str
     written: Completion
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """The row as a JSON object."""
         ids, finished = self.written
         texts = {"prompt": self.prompt, "completion": self.completion}
@@ -92,9 +92,9 @@ def key_of(prompt: Sequence[int]) -> str:
 class Store:
     """The teacher text at ``path``, written with the settings ``about``; processes and runs may share it."""
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, about: Mapping[str, object]) -> None:
         self.path, self.record = path, path.with_suffix(".json")
-        self.about: dict[str, Any] = json.loads(json.dumps(about))  # as it is read back: a tuple becomes a list
+        self.about: dict[str, object] = json.loads(json.dumps(about))  # as it is read back: a tuple becomes a list
 
     def check(self) -> None:
         """Check that existing text can be continued.
@@ -196,10 +196,10 @@ class Store:
                 row = _row(values)
                 yield row, row.line()
 
-    def _sorted(self) -> tuple[dict[str, bytes], dict[str, Any], dict[str, int]]:
+    def _sorted(self) -> tuple[dict[str, bytes], dict[str, object], dict[str, int]]:
         """Lines with text and rows without, by key, and the counts."""
         texts: dict[str, bytes] = {}
-        blank: dict[str, Any] = {}
+        blank: dict[str, object] = {}
         counts = {"prompts": 0, "blank": 0, "clipped": 0, "tokens": 0}
         for row, line in self._lines():
             if row.key in texts or row.key in blank:
@@ -227,7 +227,7 @@ class Store:
                 f"such a record, remove it and {self.path.name} to generate the text again"
             ) from error
 
-    def _write_record(self, blank: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    def _write_record(self, blank: Mapping[str, object], counts: Mapping[str, int]) -> None:
         values = {"about": self.about, "counts": counts, "blank": list(blank.values())}
         atomic_write(self.record, json.dumps(values, indent=1, ensure_ascii=False).encode())
 
@@ -286,6 +286,6 @@ def _try_lock(path: Path, stack: contextlib.ExitStack) -> bool:
     return lock_file(handle)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"

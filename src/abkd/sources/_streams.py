@@ -45,10 +45,10 @@ class Combined(Stream):
         for part in self.parts:
             part.observe(event)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {str(place): part.state_dict() for place, part in enumerate(self.parts)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         for place, part in enumerate(self.parts):
             part.load_state_dict(entry(state, str(place)))
 
@@ -66,7 +66,7 @@ class Combined(Stream):
         return {name: sums[name] / divisors[name] for name in sums if totals[name]}
 
 
-def entry(state: Mapping[str, Any], name: str) -> Any:
+def entry(state: Mapping[str, object], name: str) -> Any:
     """``state[name]``.
 
     Raises:
@@ -79,5 +79,4 @@ def entry(state: Mapping[str, Any], name: str) -> Any:
 
 def without_text(example: Example) -> Example:
     """The sequence without the plain text of its row."""
-    kept: Any = {name: value for name, value in example.items() if name != "pretrain_ids"}
-    return cast(Example, kept)
+    return cast(Example, {name: value for name, value in example.items() if name != "pretrain_ids"})

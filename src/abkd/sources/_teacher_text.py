@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from abkd.data import Example, prompt_of, teacher_prompt_of
 from abkd.data.text import completion_text, prompt_text
@@ -23,6 +23,9 @@ from abkd.sources._combine import Privileged
 from abkd.sources._store import Answers, Part, Row, Store, key_of
 from abkd.sources._teacher_samples import TeacherSamples
 from abkd.sources._types import Source, stage_sources
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger("abkd")
 
@@ -41,7 +44,7 @@ class BatchGenerateFn(Protocol):
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         limits: Sequence[int],
-        generation_kwargs: Mapping[str, Any],
+        generation_kwargs: Mapping[str, object],
     ) -> Iterator[Mapping[int, Completion]]: ...
 
 
@@ -59,12 +62,12 @@ class TeacherWriter:
         server: whether ``write`` is a server.
     """
 
-    identity: Mapping[str, Any]
-    tokenizer: Any
+    identity: Mapping[str, object]
+    tokenizer: PreTrainedTokenizerBase
     max_length: int
     max_completion_length: int
     write: BatchGenerateFn | None = None
-    generation_kwargs: Mapping[str, Any] | None = None
+    generation_kwargs: Mapping[str, object] | None = None
     server: bool = False
 
 
@@ -101,7 +104,11 @@ class _Request(NamedTuple):
 
 
 def write_with(
-    load: Callable[[], Any], tokenizer: Any, *, batch_size: int, classes: int | None = None
+    load: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int,
+    classes: int | None = None,
 ) -> BatchGenerateFn:
     """Generation with a local model; ``load`` is called when there is something to generate.
 
@@ -113,7 +120,7 @@ def write_with(
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         limits: Sequence[int],
-        generation_kwargs: Mapping[str, Any],
+        generation_kwargs: Mapping[str, object],
     ) -> Iterator[Mapping[int, Completion]]:
         return completions(
             load(),

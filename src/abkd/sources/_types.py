@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from abkd.data import Example
 from abkd.errors import ConfigError
-from abkd.generation import Completion
+from abkd.generation import Completion, Sampling
 from abkd.schedules import Schedule, values_of
 from abkd.stateful import Stateful
 
@@ -29,7 +29,7 @@ class Step(NamedTuple):
 class GenerateFn(Protocol):
     """Completions of ``prompts`` (token ids), one each, in their order."""
 
-    def __call__(self, prompts: Sequence[Sequence[int]], sampling: Any, *, seed: int) -> list[Completion]: ...
+    def __call__(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int) -> list[Completion]: ...
 
 
 @dataclass(frozen=True)

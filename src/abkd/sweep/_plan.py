@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
 from abkd.errors import ConfigError, shown
 from abkd.recipe import Recipe, written
 
-Settings = Mapping[str, Mapping[str, Any]]
+Settings = Mapping[str, Mapping[str, object]]
+"""The fields that each setting changes, by the name of the setting."""
 
 _SEED_LIMIT = 2**32  # numpy's
 _LONGEST_NAME = 120  # of a directory; file systems take 255 bytes
@@ -33,7 +34,7 @@ class Place(NamedTuple):
     """The folder of a setting's runs in the sweep's directory, and the fields that the setting changes, as JSON."""
 
     directory: str
-    changes: dict[str, Any]
+    changes: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_seeds(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def settings_of(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
+def settings_of(recipe: Recipe, grid: Mapping[str, Sequence[object]]) -> dict[str, dict[str, object]]:
     """Every combination of the values in a grid, by its name, ``"kd_weight=100, divergence=ForwardKL()"``.
 
     Raises:
@@ -81,7 +82,7 @@ def settings_of(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> dict[str, 
             raise ConfigError(f"grid: {name} cannot be varied; {_OURS[name]}")
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError(f"grid: {name} needs a list of values, as {{{name}: [...]}}, got {values!r}")
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, object]] = {}
     for combination in itertools.product(*grid.values()):
         values = dict(zip(grid, combination, strict=True))
         set_now = _values(changed(recipe, values))
@@ -131,7 +132,7 @@ def _checked_seeds(seeds: Sequence[int]) -> list[int]:
     return list(seeds)
 
 
-def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+def changed(recipe: Recipe, values: Mapping[str, object]) -> Recipe:
     """The recipe with these values, for a separate run.
 
     Raises:
@@ -142,7 +143,7 @@ def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     return Recipe.from_dict({**now, **values}, where=f"recipe with {named}" if named else "recipe")
 
 
-def _values(recipe: Recipe) -> dict[str, Any]:
+def _values(recipe: Recipe) -> dict[str, object]:
     return yaml.safe_load(recipe.to_yaml())
 
 
@@ -150,13 +151,13 @@ def _output(recipe: Recipe, place: Place, seed: int) -> str:
     return str(Path(recipe.output_dir) / place.directory / f"seed-{seed}")
 
 
-def _changes(variant: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(variant: Recipe, values: Mapping[str, object]) -> dict[str, object]:
     """The fields that a setting changes, in the canonical form of a recipe."""
     set_now = _values(variant)
     return json.loads(json.dumps({name: set_now.get(name, value) for name, value in values.items()}, default=str))
 
 
-def _places(names: Sequence[str], changes: Sequence[dict[str, Any]], known: Sequence[Place]) -> list[Place]:
+def _places(names: Sequence[str], changes: Sequence[dict[str, object]], known: Sequence[Place]) -> list[Place]:
     """The folder of each setting: the one that it had before, else one that no other setting has."""
     left, taken = list(known), {place.directory for place in known}
     found: list[Place] = []

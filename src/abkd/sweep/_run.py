@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed
@@ -34,10 +33,10 @@ SWEEP_FILE = "sweep.json"
 def sweep(
     recipe: Recipe,
     seeds: Sequence[int] | None = None,
-    grid: Mapping[str, Sequence[Any]] | None = None,
+    grid: Mapping[str, Sequence[object]] | None = None,
     *,
     resume: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run ``recipe`` for each seed and each combination of the values in ``grid``.
 
     ``output_dir`` gets a run directory ``<setting>/seed-<n>`` for each (``seed-<n>`` without a grid), ``sweep.json``
@@ -64,9 +63,9 @@ def sweep_settings(
     seeds: Sequence[int] | None = None,
     *,
     resume: bool = False,
-    grid: Mapping[str, Sequence[Any]] | None = None,
+    grid: Mapping[str, Sequence[object]] | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """As :func:`sweep`, for settings that are not a grid: the fields that each changes, by the name of the setting.
 
     ``progress`` is called with (finished runs, all runs).
@@ -87,7 +86,7 @@ class _Sweep:
         recipe: Recipe,
         runs: Sequence[Run],
         known: Sequence[Place],
-        grid: Mapping[str, Any] | None,
+        grid: Mapping[str, object] | None,
         resume: bool,
     ) -> None:
         self.recipe, self.runs, self.grid = recipe, runs, grid
@@ -97,9 +96,9 @@ class _Sweep:
             run.directory: found for run in runs if resume and (found := read_checksummed(run.directory / RESULT_FILE))
         }
         self.begun = resume
-        self.found: dict[str, Any] = {}
+        self.found: dict[str, object] = {}
 
-    def run(self, progress: Callable[[int, int], object] | None) -> dict[str, Any]:
+    def run(self, progress: Callable[[int, int], object] | None) -> dict[str, object]:
         """Execute the runs that are not finished; returns the contents of ``sweep.json``."""
         _wait()  # no process writes before all have checked the directory
         if self.begun:
@@ -126,7 +125,7 @@ class _Sweep:
         self.begun = True
         self.save()
 
-    def go(self, run: Run) -> dict[str, Any]:
+    def go(self, run: Run) -> dict[str, object]:
         """Execute a run, or the rest of it; returns its result.
 
         What an earlier sweep left is replaced once everything for the first run is loaded.
@@ -190,10 +189,10 @@ def _known_places(directory: Path) -> list[Place]:
 def _save(
     recipe: Recipe,
     runs: Sequence[Run],
-    results: Mapping[Path, dict[str, Any]],
-    grid: Mapping[str, Any] | None,
+    results: Mapping[Path, dict[str, object]],
+    grid: Mapping[str, object] | None,
     places: Sequence[Place],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write the results so far, as JSON and as an HTML report."""
     directory, resolved = Path(recipe.output_dir), [run.recipe.resolved() for run in runs]
     found = {
@@ -214,10 +213,12 @@ def _save(
     return json.loads(text)
 
 
-def _by_setting(directory: Path, runs: Sequence[Run], results: Mapping[Path, dict[str, Any]]) -> list[dict[str, Any]]:
-    settings: dict[str, list[dict[str, Any]]] = {}
+def _by_setting(
+    directory: Path, runs: Sequence[Run], results: Mapping[Path, dict[str, object]]
+) -> list[dict[str, object]]:
+    settings: dict[str, list[dict[str, object]]] = {}
     for run in runs:
-        known: dict[str, Any] = {"seed": run.seed, "directory": str(run.directory.relative_to(directory))}
+        known: dict[str, object] = {"seed": run.seed, "directory": str(run.directory.relative_to(directory))}
         result = results.get(run.directory)
         if result:
             known |= result if "failed" in result else {"result": result}

@@ -11,12 +11,12 @@ from abkd.metrics import HELD_OUT
 from abkd.registry import held_out_metrics
 
 
-def word(value: Any) -> Any:
+def word(value: object) -> Any:
     """The value of an enum member; anything else unchanged."""
     return getattr(value, "value", value)
 
 
-def intervals(values: Mapping[str, Any]) -> dict[str, Any]:
+def intervals(values: Mapping[str, object]) -> dict[str, Any]:
     """When a run saves and evaluates, if only some of these settings are given.
 
     ``save_steps: 50`` alone means ``save_strategy: steps``, and ``eval_steps`` likewise. ``load_best_model_at_end``
@@ -38,7 +38,7 @@ def intervals(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"save_strategy": save, "eval_strategy": evaluate, "save_steps": save_steps, "eval_steps": eval_steps}
 
 
-def interval_problems(values: Mapping[str, Any]) -> list[str]:
+def interval_problems(values: Mapping[str, object]) -> list[str]:
     """One message for each number of steps that does not fit its strategy."""
     found = []
     for kind in ("save", "eval"):
@@ -104,7 +104,7 @@ def _multiple(number: float, of: float) -> bool:
     return math.isclose(number / of, round(number / of))
 
 
-def settle_metric(values: Mapping[str, Any], *, one_loss: bool) -> dict[str, Any]:
+def settle_metric(values: Mapping[str, Any], *, one_loss: bool) -> dict[str, object]:
     """The metric that selects the best checkpoint, and whether higher is better.
 
     Args:

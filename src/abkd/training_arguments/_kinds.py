@@ -13,11 +13,16 @@ import numpy as np
 
 from abkd.errors import KINDS, ConfigError, shown
 
-_KINDS: dict[Any, Any] = {str: str, dict: Mapping, list: (list, tuple), types.NoneType: types.NoneType}
+_KINDS: dict[object, type | tuple[type, ...]] = {
+    str: str,
+    dict: Mapping,
+    list: (list, tuple),
+    types.NoneType: types.NoneType,
+}
 _NUMBERS = frozenset((bool, int, float, types.NoneType))
 
 
-def settle_kinds(config: Any, hints: Mapping[str, Any], own: Collection[str]) -> None:
+def settle_kinds(config: Any, hints: Mapping[str, object], own: Collection[str]) -> None:
     """Convert ``2.0`` to 2 where an integer is expected, and NumPy scalars to Python ones; refuse any other type.
 
     Args:
@@ -40,12 +45,12 @@ def settle_kinds(config: Any, hints: Mapping[str, Any], own: Collection[str]) ->
         setattr(config, name, _plain(arms, value))
 
 
-def _arms(hint: Any) -> frozenset[Any]:
+def _arms(hint: object) -> frozenset[object]:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return frozenset(typing.get_args(hint) if union else (hint,))
 
 
-def _fits(arm: Any, value: Any) -> bool:
+def _fits(arm: object, value: object) -> bool:
     """Whether a value has this type; components are checked where they are used."""
     if typing.get_origin(arm) is typing.Literal:
         return isinstance(value, str) and value in typing.get_args(arm)
@@ -58,7 +63,7 @@ def _fits(arm: Any, value: Any) -> bool:
     return kind not in _KINDS or isinstance(value, _KINDS[kind])
 
 
-def _plain(arms: frozenset[Any], value: Any) -> Any:
+def _plain(arms: frozenset[object], value: object) -> object:
     if bool in arms and isinstance(value, Integral):
         return bool(value)
     if not isinstance(value, Real) or isinstance(value, bool):
@@ -66,7 +71,7 @@ def _plain(arms: frozenset[Any], value: Any) -> Any:
     return int(value) if int in arms else value if isinstance(value, int) else float(value)  # type: ignore[arg-type]
 
 
-def _wanted(arms: frozenset[Any]) -> str:
+def _wanted(arms: frozenset[object]) -> str:
     choices = [f"one of {', '.join(typing.get_args(arm))}" for arm in arms if typing.get_origin(arm) is typing.Literal]
     kinds = [words for kind, words in KINDS.items() if kind in {typing.get_origin(arm) or arm for arm in arms}]
     return " or ".join([*choices, *kinds])

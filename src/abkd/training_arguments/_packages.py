@@ -98,7 +98,7 @@ _ZOOS = {"timm": Package("timm", "'abkd[vision]'"), "torchvision": Package("torc
 _MODEL_OPTIONS = ("model_init_kwargs", "teacher_model_init_kwargs")
 
 
-def needed_by_settings(values: Mapping[str, Any]) -> list[str]:
+def needed_by_settings(values: Mapping[str, object]) -> list[str]:
     """One message for each missing package that a setting of ``DistillConfig`` needs, or unknown tracker."""
     return [*_trackers(values), *_optimizer(values), *_deepspeed(values), *_model_options(values)]
 
@@ -126,7 +126,7 @@ def _of_folder(folder: Path) -> list[tuple[str, Package]]:
     return found
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _json(file: Path) -> dict[str, object]:
     try:
         found = read_json(file)
     except (OSError, ValueError):  # loading the model will raise
@@ -134,7 +134,7 @@ def _json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _trackers(values: Mapping[str, Any]) -> list[str]:
+def _trackers(values: Mapping[str, object]) -> list[str]:
     found = []
     for name in sorted(trackers(values) - {"all"}):
         package = TRACKERS.get(name)
@@ -145,18 +145,18 @@ def _trackers(values: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _optimizer(values: Mapping[str, Any]) -> list[str]:
+def _optimizer(values: Mapping[str, object]) -> list[str]:
     name = str(word(values.get("optim", "")))
     package = next((package for pattern, package in OPTIMIZERS if re.fullmatch(pattern, name)), None)
     return [] if package is None or package.installed else [package.sentence(f"optim: {name}")]
 
 
-def _deepspeed(values: Mapping[str, Any]) -> list[str]:
+def _deepspeed(values: Mapping[str, object]) -> list[str]:
     package = Package("deepspeed", "deepspeed")
     return [package.sentence("deepspeed")] if values.get("deepspeed") and not package.installed else []
 
 
-def _model_options(values: Mapping[str, Any]) -> list[str]:
+def _model_options(values: Mapping[str, object]) -> list[str]:
     found = []
     for setting in _MODEL_OPTIONS:
         options = values.get(setting)
@@ -166,7 +166,7 @@ def _model_options(values: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _quantizer(options: Mapping[str, Any]) -> list[tuple[str, Package]]:
+def _quantizer(options: Mapping[str, object]) -> list[tuple[str, Package]]:
     bits = [name for name in ("load_in_4bit", "load_in_8bit") if options.get(name)]
     found = [(name, _BITSANDBYTES) for name in bits]
     config = options.get("quantization_config")

@@ -57,7 +57,7 @@ _EMPTY = (None, False, 0, "no", "", [], {})
 _OF_WORKERS = ("dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 
 
-def problems(values: Mapping[str, Any]) -> list[str]:
+def problems(values: Mapping[str, object]) -> list[str]:
     """One message for each setting that would be ignored, is out of range, or contradicts another.
 
     ``values``: settings by name; a missing one has its default.
@@ -80,7 +80,7 @@ def trackers(values: Mapping[str, Any]) -> set[str]:
 
 
 @cache
-def defaults() -> Mapping[str, Any]:
+def defaults() -> Mapping[str, object]:
     """Defaults of every field of the installed ``TrainingArguments``, with those that abkd changes."""
     from transformers import TrainingArguments
 
@@ -88,14 +88,14 @@ def defaults() -> Mapping[str, Any]:
     return theirs | {"remove_unused_columns": False, "report_to": "none"}
 
 
-def default(field: dataclasses.Field[Any]) -> Any:
+def default(field: dataclasses.Field[object]) -> object:
     """The default of a field of a dataclass."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
 
 
-def _changed(name: str, values: Mapping[str, Any]) -> bool:
+def _changed(name: str, values: Mapping[str, object]) -> bool:
     """Whether a setting differs from its default; ``False``, None and 0 count as equal."""
     if name not in values or name not in defaults():
         return False
@@ -103,12 +103,12 @@ def _changed(name: str, values: Mapping[str, Any]) -> bool:
     return value != unset and not (_is_empty(value) and _is_empty(unset))
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     """Whether a value is empty: ``False``, 0, None, or a mapping to such values (old versions fill one in)."""
     return value in _EMPTY or (isinstance(value, dict) and all(each in _EMPTY for each in value.values()))
 
 
-def _refused(values: Mapping[str, Any]) -> list[str]:
+def _refused(values: Mapping[str, object]) -> list[str]:
     found = [f"{name} has no effect here: {way_out}" for name, way_out in REFUSED.items() if _changed(name, values)]
     known = WORKS | HARMLESS.keys() | REFUSED.keys() | BELONGS.keys()
     found += [
@@ -119,7 +119,7 @@ def _refused(values: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _without_owner(values: Mapping[str, Any]) -> list[str]:
+def _without_owner(values: Mapping[str, object]) -> list[str]:
     return [
         f"{name} needs {owner}, which is not set"
         for name, owner in BELONGS.items()
@@ -127,7 +127,7 @@ def _without_owner(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _is_set(setting: str, values: Mapping[str, Any]) -> bool:
+def _is_set(setting: str, values: Mapping[str, object]) -> bool:
     """Whether a setting such as ``push_to_hub: true`` is active."""
     name, _, _ = setting.partition(":")
     if name == "report_to":
@@ -159,7 +159,7 @@ def _others(values: Mapping[str, Any]) -> list[str]:
     return [*found, *_loader(values), *_optim_args(values), *_of_others(values)]
 
 
-def _of_others(values: Mapping[str, Any]) -> list[str]:
+def _of_others(values: Mapping[str, object]) -> list[str]:
     """One message for each option of a schedule or optimizer that is not the selected one."""
     schedule, optimizer = (word(values.get(*each)) for each in (("lr_scheduler_type", "cosine"), ("optim", "")))
     found = []
@@ -178,7 +178,7 @@ def _of_others(values: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _loader(values: Mapping[str, Any]) -> list[str]:
+def _loader(values: Mapping[str, object]) -> list[str]:
     """One message for each setting of accelerate about batching, which abkd does itself (splitting, dispatching)."""
     given = values.get("accelerator_config")
     config = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from abkd.precision import bf16_slowdown
 from abkd.training_arguments._intervals import word
 from abkd.training_arguments._rules import read_optim_args
 from abkd.training_arguments._table import OPTIM_ARGS
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 logger = logging.getLogger("abkd")
 
@@ -23,9 +26,9 @@ _STEPS = 100
 _SLOW = 1.5  # a smaller slowdown is not worth a warning
 
 
-def for_this_machine(values: Mapping[str, Any]) -> dict[str, Any]:
+def for_this_machine(values: Mapping[str, object]) -> dict[str, object]:
     """Settings to change without an accelerator or with a single process, and one that some versions rename."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     if not torch.accelerator.is_available():
         if values["bf16"]:
             found["use_cpu"] = True
@@ -50,7 +53,7 @@ def _warn_of_slow_bf16() -> None:
         )
 
 
-def step_problems(args: Any) -> list[str]:
+def step_problems(args: TrainingArguments) -> list[str]:
     """One message if the optimizer or the learning-rate schedule cannot be created from these training arguments.
 
     transformers creates them after the models are loaded; here they are created once, for a single parameter.
@@ -71,9 +74,9 @@ def step_problems(args: Any) -> list[str]:
     return []
 
 
-def _try_optimizer(args: Any, name: str) -> None:
+def _try_optimizer(args: TrainingArguments, name: str) -> None:
     if name in OPTIM_ARGS:
-        options: Any = read_optim_args(name, args.optim_args) if args.optim_args else {}
+        options = read_optim_args(name, args.optim_args) if args.optim_args else {}
         _CLASSES[name]([torch.nn.Parameter(torch.zeros(1))], **{"lr": args.learning_rate, **options})
 
 

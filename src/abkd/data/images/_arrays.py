@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from abkd.data.formats import BadRowError
@@ -37,7 +35,7 @@ def splits_of_npz(path: Path) -> tuple[str, ...]:
     return tuple(split for split in HELD_OUT if names.intersection(_of_split(_IMAGES, split)))
 
 
-def of_arrays(arrays: Mapping[str, Any], split: str = "train", name: str = "the arrays") -> Images:
+def of_arrays(arrays: Mapping[str, object], split: str = "train", name: str = "the arrays") -> Images:
     """Images ``images`` or ``x`` [N, H, W], [N, H, W, C] or [N, C, H, W], with ``labels`` or ``y``, and ``classes``.
 
     If a shape is ambiguous, a tensor is taken as channels-first and any other array as channels-last. ``x_train``,
@@ -85,11 +83,11 @@ def _of_interest(key: str, split: str) -> bool:
     return key in {*of_split, *_IMAGES, *_LABELS, *_CLASSES, *_UNNAMED}
 
 
-def _first(arrays: Mapping[str, Any], names: Iterable[str]) -> str | None:
+def _first(arrays: Mapping[str, object], names: Iterable[str]) -> str | None:
     return next((name for name in names if name in arrays), None)
 
 
-def _array(values: Any, name: str) -> NDArray[Any]:
+def _array(values: object, name: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -98,7 +96,7 @@ def _array(values: Any, name: str) -> NDArray[Any]:
         ) from error
 
 
-def _names(classes: Any, name: str) -> list[Any]:
+def _names(classes: object, name: str) -> list[object]:
     """One name per class; a row of several names belongs to one class, unless it is the only row."""
     if isinstance(classes, list | tuple):
         return list(classes)
@@ -106,7 +104,7 @@ def _names(classes: Any, name: str) -> list[Any]:
     return array.reshape(-1).tolist() if 1 in array.shape else array.tolist()
 
 
-def _checked(array: NDArray[Any], name: str, *, channels_first: bool) -> Uint8:
+def _checked(array: np.ndarray, name: str, *, channels_first: bool) -> Uint8:
     """uint8 [N, H, W, C], C of 1 or 3; ``channels_first``: how to read an ambiguous shape."""
     shape = list(array.shape)
     if array.ndim == 3:

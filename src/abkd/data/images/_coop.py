@@ -62,7 +62,7 @@ def _read(file: Path) -> Mapping[str, Any]:
     return found
 
 
-def _check_form(entries: Any, name: str) -> None:
+def _check_form(entries: object, name: str) -> None:
     if not isinstance(entries, list):
         raise DataError(f"{name}: expected a list of [path, label, class name], got {type(entries).__name__}")
     for number, entry in enumerate(entries, 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -113,13 +113,13 @@ class ImageDataset(ExampleDataset):
     def _classes(self, index: int) -> list[tuple[int, float]]:
         return [] if self.images.labels is None else [(int(self.images.labels[index]), 1.0)]
 
-    def _example(self, image: np.ndarray[Any, Any], classes: list[tuple[int, float]]) -> ImageExample:
+    def _example(self, image: np.ndarray, classes: list[tuple[int, float]]) -> ImageExample:
         pixels = np.array(_three_channels(image).transpose(2, 0, 1), order="C")
         return {"pixels": torch.from_numpy(pixels), "labels": classes, "is_padding": False}
 
 
 def prepare_images(
-    images: Any,
+    images: object,
     *,
     size: int | tuple[int, int] | None = None,
     augmentation: Sequence[Augmentation] = (),
@@ -175,7 +175,7 @@ def _size(size: int | tuple[int, int]) -> tuple[int, int]:
     return pair
 
 
-def _three_channels(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _three_channels(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from abkd.data.formats import BadRowError
 from abkd.data.images._kinds import kind_of
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Uint8 = NDArray[np.uint8]
 
@@ -35,7 +38,7 @@ _ORIENTATION = 0x0112  # EXIF tag: the orientation of the camera
 _SIDEWAYS = (5, 6, 7, 8)  # its values for which height and width are swapped
 
 
-def encoded(raw: Any) -> bytes | Uint8:
+def encoded(raw: object) -> bytes | Uint8:
     """Content of an image: the bytes of its file if it has one, else its pixels. Raises BadRowError."""
     from PIL import Image
 
@@ -169,7 +172,7 @@ def _damage(data: bytes = b"") -> Iterator[None]:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Any]:
+def _opened(data: bytes) -> Iterator[Image.Image]:
     """The PIL image of a file, of which only the header has been read."""
     from PIL import Image
 
@@ -179,7 +182,7 @@ def _opened(data: bytes) -> Iterator[Any]:
         yield picture
 
 
-def _of_picture(picture: Any) -> Uint8:
+def _of_picture(picture: Image.Image) -> Uint8:
     """Pixels of a PIL image of any mode. Transparent pixels are blended over white."""
     from PIL import Image, ImageOps
 
@@ -201,7 +204,7 @@ def _of_picture(picture: Any) -> Uint8:
     return of_array(np.asarray(picture))
 
 
-def _of_integers(grey: NDArray[Any]) -> Uint8:
+def _of_integers(grey: np.ndarray) -> Uint8:
     """32-bit integers within 0..255 as they are, like those of an array (a dark 16-bit image looks the same)."""
     if grey.min() < 0 or grey.max() > 255:
         found = f"32-bit integers from {grey.min()} to {grey.max()}, whose black and white levels are unknown"
@@ -209,12 +212,12 @@ def _of_integers(grey: NDArray[Any]) -> Uint8:
     return grey.astype(np.uint8)[..., None]
 
 
-def _sixteen_bit(grey: NDArray[Any]) -> Uint8:
+def _sixteen_bit(grey: np.ndarray) -> Uint8:
     """0..65535 scaled to 0..255, regardless of the part of the range that the image uses."""
     return np.rint(grey / 257.0).astype(np.uint8)[..., None]
 
 
-def of_array(array: NDArray[Any], *, channels_first: bool = False) -> Uint8:
+def of_array(array: np.ndarray, *, channels_first: bool = False) -> Uint8:
     """Pixels [H, W, C] of an array [H, W], [H, W, C] or [C, H, W]; C is 1, 3, or 4 with transparency.
 
     channels_first: how to read an ambiguous shape.
@@ -234,7 +237,7 @@ def of_array(array: NDArray[Any], *, channels_first: bool = False) -> Uint8:
     return over_white(pixels) if pixels.shape[2] == 4 else pixels
 
 
-def eight_bit(array: NDArray[Any]) -> Uint8:
+def eight_bit(array: np.ndarray) -> Uint8:
     """The same integers 0..255 as uint8; BadRowError for other numbers, whose black and white levels are unknown."""
     if array.dtype == np.uint8:
         return array

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ _ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def load_images(source: Any, *, config: str | None = None, split: str = "train") -> Images:
+def load_images(source: object, *, config: str | None = None, split: str = "train") -> Images:
     """Images, and labels if there are any, from any supported source; only arrays are decoded at this point.
 
     Args:
@@ -124,6 +125,6 @@ def _named(source: str | Path, config: str | None, split: str) -> Images:
     return of_table(open_table(name, config, split, way_out), name)
 
 
-def _datasets_library() -> Any:
+def _datasets_library() -> ModuleType | None:
     """The library if it has been imported; before that, no object can be one of its tables."""
     return sys.modules.get("datasets")

@@ -9,11 +9,11 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+import numpy as np
 import torch
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 
 from abkd.errors import DataError
 from abkd.memory import available_mb
@@ -32,7 +32,7 @@ _BROKEN = (
 _BROKEN = (*_BROKEN, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError)
 
 
-def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any] | None]:
+def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray | None]:
     """The arrays of a ``.npz`` file whose names are ``wanted``, and None for the others.
 
     Raises:
@@ -60,7 +60,7 @@ def _of_numpy(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
 
 
-def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(entry) as member:
         _check_size(member, entry)
     with archive.open(entry) as member:

@@ -20,6 +20,14 @@ def printable(name: str) -> str:
         return name.encode("utf-8", "backslashreplace").decode()
 
 
+class Indexed(Protocol):
+    """Items by number: a sequence, a torch dataset or a table."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> object: ...
+
+
 class Pixels(Protocol):
     """Images by index, in their stored form. ``thread_safe``: whether several threads may read at once."""
 
@@ -27,7 +35,7 @@ class Pixels(Protocol):
 
     def __len__(self) -> int: ...
 
-    def raw(self, row: int) -> Any:
+    def raw(self, row: int) -> object:
         """The image, in a form that :func:`abkd.data.images._decode.encoded` accepts."""
         ...
 
@@ -80,14 +88,14 @@ class Files:
 class Items:
     """Anything with a length and items; ``pick`` takes the image out of an item."""
 
-    items: Any
-    pick: Callable[[Any], Any]
+    items: Indexed
+    pick: Callable[[Any], object]
     thread_safe: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def raw(self, row: int) -> Any:
+    def raw(self, row: int) -> object:
         try:
             return self.pick(self.items[row])
         except AbkdError:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import IterableDataset
 
 from abkd.data.bad_rows import cannot_be_read
 from abkd.data.images._images import Images
-from abkd.data.images._pixels import Items
+from abkd.data.images._pixels import Indexed, Items
 from abkd.data.labels import tidy_labels
 from abkd.data.progress import progress
 from abkd.errors import AbkdError, DataError
+
+if TYPE_CHECKING:
+    import datasets
 
 _IMAGES = ("image", "img", "images", "pixel_values")
 _LABELS = ("label", "labels", "fine_label", "target")
 
 
-def of_table(table: Any, name: str) -> Images:
+def of_table(table: datasets.Dataset, name: str) -> Images:
     """Images of a ``datasets.Dataset``: the column ``image`` (or ``img``, or the only column of images).
 
     They are read as stored, without transforms and formats set on the table.
@@ -45,7 +48,7 @@ def of_table(table: Any, name: str) -> Images:
     return Images(Items(pixels, _Column(column)), labels=found, class_names=names, name=name)
 
 
-def of_items(items: Iterable[Any], name: str) -> Images:
+def of_items(items: Iterable[object], name: str) -> Images:
     """Images of a sequence of dicts or of pairs (image, label), or of images alone.
 
     Every item is read once to get its label. Class names come from ``items.classes``, if present.
@@ -64,16 +67,16 @@ def of_items(items: Iterable[Any], name: str) -> Images:
 class _Column:
     name: str
 
-    def __call__(self, row: Any) -> Any:
+    def __call__(self, row: Mapping[str, object]) -> object:
         return row[self.name]
 
 
-def image_of(item: Any) -> Any:
+def image_of(item: object) -> object:
     """The image of an item of a dataset."""
     return _parts(item, 0, "")[0]
 
 
-def _item(source: Any, row: int, name: str) -> Any:
+def _item(source: Indexed, row: int, name: str) -> object:
     try:
         return source[row]
     except AbkdError:
@@ -82,7 +85,7 @@ def _item(source: Any, row: int, name: str) -> Any:
         raise DataError(f"{name}, row {row + 1}: {cannot_be_read(error)}. Fix it, or remove it") from error
 
 
-def _parts(item: Any, row: int, name: str) -> tuple[Any, Any]:
+def _parts(item: object, row: int, name: str) -> tuple[object, object]:
     """``(image, label or None)``."""
     if isinstance(item, Mapping):
         if (key := _first(item, _IMAGES)) is None:
@@ -96,9 +99,9 @@ def _parts(item: Any, row: int, name: str) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _first(there: Mapping[str, Any], names: Iterable[str]) -> str | None:
+def _first(there: Mapping[str, object], names: Iterable[str]) -> str | None:
     return next((name for name in names if name in there), None)
 
 
-def _named(columns: Iterable[Any]) -> str:
+def _named(columns: Iterable[object]) -> str:
     return ", ".join(map(str, columns)) or "nothing"

@@ -138,7 +138,7 @@ class Mixup(Augmentation):
         return (other, weight) if chance < self.share else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
