@@ -106,7 +106,7 @@ def train(student: nn.Module, teacher: nn.Module, tokenizer: Any) -> list[float]
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-            print(f"step {len(losses):3d}   {DIVERGENCE.written()} = {losses[-1]:.4f}")
+            print(f"step {len(losses):3d}   loss = {losses[-1]:.4f}")
     return losses
 
 
