@@ -103,7 +103,7 @@ $(VENV)/.installed-oldest: constraints-oldest.txt $(VENV)/.installed-dev
 	$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/oldest -r constraints-oldest.txt
 	@touch $@
 
-OLDEST_TESTS = $(addprefix tests/,contracts data models sources teachers trainer trust test_generation.py test_config.py test_objective.py test_recipe.py test_run.py test_training_arguments.py)
+OLDEST_TESTS = $(addprefix tests/,contracts data models sources teachers terms trainer trust test_generation.py test_config.py test_objective.py test_recipe.py test_run.py test_training_arguments.py)
 
 define check_python
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -49,6 +49,17 @@ def test_of_a_trained_student_and_of_other_rows(tmp_path):
     assert evaluate(made.task, rows(3)) == others
 
 
+def test_each_run_has_the_mixed_precision_of_its_own_settings(tmp_path, monkeypatch):
+    """transformers 4 leaves that of the last settings in the environment; accelerate launch sets it there."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    for bf16 in (True, False):
+        assert trainer(tmp_path, llama(0), bf16=bf16).accelerator.mixed_precision == ("bf16" if bf16 else "no")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    launched = trainer(tmp_path, llama(0), eval_dataset=rows(4))
+    assert launched.accelerator.mixed_precision == "bf16"
+    assert evaluate(launched.task, progress=0.0) == of_trainer(launched)
+
+
 def test_of_a_student_without_a_teacher(tmp_path):
     options = {"ce_weight": 1.0, "kd_weight": 0.0}
     with_teacher = of_trainer(trainer(tmp_path, llama(0), eval_dataset=rows(4), **options))

@@ -47,7 +47,9 @@ class DistillConfig(Settings, TrainingArguments):  # type: ignore[misc]  # some 
         self._settle_inherited()
         output_dir = in_full(str(self.output_dir)) if self.output_dir else self.output_dir
         try:
-            TrainingArguments.__post_init__(self)
+            with training_arguments.precision_kept():
+                TrainingArguments.__post_init__(self)
+                self.mixed_precision = getattr(self, "mixed_precision", training_arguments.current_precision())
         except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError) as error:
             raise ConfigError(f"invalid training arguments: {error}") from error
         self.output_dir = output_dir  # as given

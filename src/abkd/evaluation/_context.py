@@ -123,5 +123,5 @@ class EvaluationContext:
 
 def _autocast(args: DistillConfig) -> AbstractContextManager[object]:
     """Mixed precision as in training."""
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(args.mixed_precision)
     return nullcontext() if dtype is None else torch.autocast(args.device.type, dtype=dtype)

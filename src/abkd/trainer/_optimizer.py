@@ -12,13 +12,18 @@ from transformers import Trainer
 
 from abkd.config import DistillConfig
 from abkd.errors import ConfigError
-from abkd.training_arguments import OPTIM_ARGS, read_optim_args, steps_per_epoch, word
+from abkd.training_arguments import OPTIM_ARGS, precision_kept, read_optim_args, steps_per_epoch, word
 
 
 class OptimizerMixin(Trainer):
     """transformers' Trainer with ``lr_milestones``, ``decay_all_parameters`` and, in old versions, ``optim_args``."""
 
     args: Any  # a DistillConfig
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in transformers, in this run's mixed precision, which version 4 takes from the environment."""
+        with precision_kept(self.args.mixed_precision):
+            super().create_accelerator_and_postprocess()
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> tuple[Any, Any]:
