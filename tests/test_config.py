@@ -40,6 +40,8 @@ def test_defaults():
     assert not made.remove_unused_columns
     assert not made.logging_nan_inf_filter
     assert made.get_warmup_steps(1000) == 30
+    for steps in (0.0, 7.0):  # as recipes give them
+        assert DistillConfig(output_dir="run", warmup_steps=steps).get_warmup_steps(1000) == steps
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,10 @@ class DistillConfig(Settings, TrainingArguments):  # type: ignore[misc]  # some 
         settled |= training_arguments.for_this_machine(vars(self))
         for name, value in settled.items():
             setattr(self, name, value)
-        if 0 < self.warmup_steps < 1 and hasattr(self, "warmup_ratio"):  # for a fraction, before transformers 5
-            self.warmup_ratio, self.warmup_steps = self.warmup_steps, 0
+        if hasattr(self, "warmup_ratio"):  # before transformers 5: for a fraction; steps are an integer
+            if 0 < self.warmup_steps < 1:
+                self.warmup_ratio, self.warmup_steps = self.warmup_steps, 0
+            self.warmup_steps = math.floor(self.warmup_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, with components in their notation, for JSON and trackers."""

@@ -121,6 +121,7 @@ def test_the_student_is_saved_without_it_and_resumed_with_it(make: Any, tmp_path
     assert gap(resumed.loss.objective.modules, whole.loss.objective.modules) == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file")
 def test_adapters_and_projector_are_trained_together(tmp_path: Path) -> None:
     made = trainer(tmp_path, llama(0, layers=2), terms=TEXT, peft_config=lora(0.0), max_steps=3)
     before = weights(made.model)

@@ -1,4 +1,4 @@
-"""The mixed precision of a run. Before version 5 transformers keeps it in the environment, where it outlives the run."""
+"""The mixed precision of a run, which transformers 4 keeps in the environment, where it outlives the run."""
 
 from __future__ import annotations
 
