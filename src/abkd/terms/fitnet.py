@@ -15,7 +15,6 @@ paper, hints come first and labels afterwards: ``stages((1, [FitNet(...)]), (2, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -51,7 +50,7 @@ class FitNet(LossTerm):
     def __post_init__(self) -> None:
         check_term(self)
         for name in ("student", "teacher"):
-            value: Any = getattr(self, name)
+            value = getattr(self, name)
             if not (isinstance(value, str) and value):
                 raise ConfigError(f"FitNet: {name} must be the name of a feature, such as 'hidden.6', got {value!r}")
         if self.projector not in (None, True):
