@@ -33,6 +33,7 @@ from hypothesis import HealthCheck, settings
 NUMERIC = re.compile(r"/(divergences|laws|ops|sequences)/|/trust/test_t(07|09|1[0-4])_|/recipes/test_.*reductions")
 SEED, THREADS = (int(os.environ.get(f"ABKD_TEST_{name}", usual)) for name, usual in (("SEED", "0"), ("THREADS", "1")))
 ALL_THREADS = torch.get_num_threads()
+LAUNCHED = frozenset(os.environ)
 torch.set_num_threads(THREADS)  # fixtures of a module run before those of a test
 
 
@@ -75,6 +76,14 @@ def _own_cache(
     """Only the demo uses the user's cache, which holds its teacher."""
     if not request.node.get_closest_marker("demo"):
         monkeypatch.setenv("ABKD_CACHE", str(tmp_path_factory.getbasetemp() / "abkd-cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_launch():
+    """transformers 4 hands precision and sharding to Accelerate in the environment, and leaves them there."""
+    yield
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_")) and name not in LAUNCHED]:
+        del os.environ[name]
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ class Stateful:
 
     needs_step_metrics: bool = False
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Mapping[str, object]:
         """The state to save in a checkpoint: tensors and JSON values, by name."""
         return {}
 

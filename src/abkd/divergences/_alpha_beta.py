@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +61,7 @@ class AlphaBeta(Pointwise):
         return f"D_AB(p‖q; α={self.alpha:g}, β={self.beta:g})"
 
     @property
-    def kind(self) -> tuple[Any, ...]:
+    def kind(self) -> tuple[object, ...]:
         return (AlphaBeta, self.needs_float64)  # the named special cases share one function
 
     @property

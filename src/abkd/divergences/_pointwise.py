@@ -110,7 +110,7 @@ class Pointwise(Divergence):
         return ()
 
     @property
-    def kind(self) -> tuple[Any, ...]:
+    def kind(self) -> tuple[object, ...]:
         """The key by which divergences share a compiled function."""
         return (type(self),)
 

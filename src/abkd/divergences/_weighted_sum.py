@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +90,7 @@ class _PointwiseSum(Pointwise, WeightedSum):
         return tuple(n for weight, part in self.parts for n in (weight, *part.params))
 
     @property
-    def kind(self) -> tuple[Any, ...]:
+    def kind(self) -> tuple[object, ...]:
         return (type(self), *(part.kind for _, part in self.parts))
 
     @property
@@ -131,7 +130,7 @@ def _shifted(native: str, by: int) -> str:
     return re.sub(r"\bk\[(\d+)\]", lambda found: f"k[{int(found[1]) + by}]", native)
 
 
-def _checked(part: Any) -> tuple[float, Divergence]:
+def _checked(part: object) -> tuple[float, Divergence]:
     if not (isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], Divergence)):
         raise ConfigError(f"WeightedSum: a part must be (weight, divergence), as in (0.5, ForwardKL()), got {part!r}")
     weight, divergence = part

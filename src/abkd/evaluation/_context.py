@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class Forward(Protocol):
 class GenerateFn(Protocol):
     """A model's sampled completions of ``prompts`` (token ids), one each."""
 
-    def __call__(self, model: Any, prompts: Sequence[Sequence[int]], /) -> list[Completion]: ...
+    def __call__(self, model: nn.Module, prompts: Sequence[Sequence[int]], /) -> list[Completion]: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class EvaluationContext:
     module: nn.Module
     forward: Forward
     generate: GenerateFn
-    writer: Any
+    writer: nn.Module
     processes: Processes
 
     @classmethod
@@ -104,7 +104,7 @@ class EvaluationContext:
             with _autocast(args):
                 return job()
 
-        def generate(model: Any, prompts: Sequence[Sequence[int]], /) -> list[Completion]:
+        def generate(model: nn.Module, prompts: Sequence[Sequence[int]], /) -> list[Completion]:
             with _autocast(args):
                 return write_completions_for(task, model, prompts, Sampling(), seed=args.seed)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ _DISTANCES = {"forward_kl": RowLossSpec(ForwardKL()), "reverse_kl": RowLossSpec(
 _OF_EVERY_TASK = tuple(metric for metric in METRICS.values() if metric.of_every_task)
 
 
-def evaluate(task: OpenTask, data: Any = None, *, progress: float = 1.0) -> dict[str, float]:
+def evaluate(task: OpenTask, data: object = None, *, progress: float = 1.0) -> dict[str, float]:
     """The held-out metrics of a student, without a trainer: the same numbers as ``DistillTrainer.evaluate``.
 
     Models and data come from the task's ``open``, by name or as objects::

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,6 +14,9 @@ from abkd.errors import ConfigError, shown
 from abkd.models.folders import ADAPTER, is_adapter, is_local, read_json
 from abkd.models.remarks import logger, some
 from abkd.storage import atomic_write
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 _INSTALL = "needs the package peft: pip install 'abkd[lora]'"
 
@@ -26,7 +29,7 @@ def check_peft(why: str) -> None:
         raise ConfigError(f"{why} {_INSTALL}") from error
 
 
-def has_adapters(model: Any) -> bool:
+def has_adapters(model: object) -> bool:
     """Whether a model has PEFT adapters, through PEFT's wrapper or transformers' integration."""
     return hasattr(model, "get_base_model") or bool(getattr(model, "_hf_peft_config_loaded", False))
 
@@ -57,13 +60,13 @@ _PROMPTS = (
 )
 
 
-def check_adapters(model: Any, what: str, *, trained: bool) -> None:
+def check_adapters(model: object, what: str, *, trained: bool) -> None:
     """Raise ConfigError if a model has adapters of an unsupported kind; ``trained``: they will be trained."""
     for config in getattr(model, "peft_config", {}).values() if has_adapters(model) else ():
         _check_kind(config, what, trained=trained)
 
 
-def _check_kind(config: Any, what: str, *, trained: bool) -> None:
+def _check_kind(config: PeftConfig, what: str, *, trained: bool) -> None:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if getattr(config, "is_prompt_learning", False):
         raise ConfigError(f"{what} {_PROMPTS.format(kind)}")
@@ -74,7 +77,7 @@ def _check_kind(config: Any, what: str, *, trained: bool) -> None:
         )
 
 
-def base_of(name: str, values: Mapping[str, Any], what: str) -> str:
+def base_of(name: str, values: Mapping[str, object], what: str) -> str:
     """The base model of an adapter: a directory, relative to here or to the adapter, or a hub name (with a warning).
 
     Raises:
@@ -139,7 +142,7 @@ def read_adapter(model: nn.Module, name: str, base: str, what: str, *, trainable
     return adapted
 
 
-def with_adapters(model: Any, peft_config: Any) -> nn.Module:
+def with_adapters(model: nn.Module, peft_config: object) -> nn.Module:
     """Add new adapters to a model and freeze the rest; the adapter records its base model by an absolute path.
 
     Raises:
@@ -161,7 +164,7 @@ def with_adapters(model: Any, peft_config: Any) -> nn.Module:
         )
     with _quiet():
         try:
-            adapted: Any = get_peft_model(model, peft_config)
+            adapted = get_peft_model(model, peft_config)
         except ValueError as error:
             raise ConfigError(
                 f"PEFT finds no layers for adapters in {type(model).__name__} ({error}): set lora_target_modules to "
@@ -212,10 +215,13 @@ def write_adapter_card(directory: Path) -> None:
     if not (directory / ADAPTER).is_file():
         return
     values = read_json(directory / ADAPTER)
+    layers = values.get("target_modules")
     card = _CARD.format(
         base=values.get("base_model_name_or_path") or "unknown",
         kind=str(values.get("peft_type", "adapter")).lower(),
         rank=values.get("r", "unknown"),
-        layers=", ".join(sorted(map(str, values.get("target_modules") or ()))) or "no named layers",
+        layers=", ".join(sorted(map(str, layers)))
+        if isinstance(layers, list) and layers
+        else str(layers or "no named layers"),
     )
     atomic_write(directory / "README.md", card.encode())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from abkd.errors import VocabularyError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _NO_NAME = re.compile(r"(label[ _]?)?\d+|n\d{8}", re.IGNORECASE)  # LABEL_3, 3, and numbers of WordNet
 
@@ -51,7 +54,7 @@ def real_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def names_of(config: Any) -> tuple[str, ...] | None:
+def names_of(config: PretrainedConfig) -> tuple[str, ...] | None:
     """The class names in a transformers configuration, in the order of its classes; None if they are only numbers."""
     labels = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     return real_names([labels[number] for number in sorted(labels)]) if labels else None

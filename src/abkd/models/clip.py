@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from abkd.errors import ConfigError, VocabularyError
 from abkd.models.folders import check_model_folder
 from abkd.models.pretrained import check_finite, in_short
 from abkd.models.vision import Classifier, Preparation, preparation_of
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedTokenizerBase
 
 TEMPLATE = "a photo of a {}."
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -62,9 +65,9 @@ class ZeroShot(nn.Module):
         class_names: the names of the classes in order.
     """
 
-    def __init__(self, clip: Any, class_features: Tensor, class_names: Sequence[str]) -> None:
+    def __init__(self, clip: CLIPModel, class_features: Tensor, class_names: Sequence[str]) -> None:
         super().__init__()
-        self.vision_model: Any = clip.vision_model
+        self.vision_model = clip.vision_model
         self.visual_projection: nn.Module = clip.visual_projection
         self.head = ClassHead(class_features, clip.logit_scale.exp(), class_names)
 
@@ -74,7 +77,9 @@ class ZeroShot(nn.Module):
 
 
 @torch.no_grad()
-def class_features(clip: Any, tokenizer: Any, names: Sequence[str], template: str = TEMPLATE) -> Tensor:
+def class_features(
+    clip: CLIPModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], template: str = TEMPLATE
+) -> Tensor:
     """The text features of classes: ``[C, D]`` float32 unit vectors, on the device of ``clip``.
 
     Args:
@@ -90,7 +95,7 @@ def class_features(clip: Any, tokenizer: Any, names: Sequence[str], template: st
     """
     captions = _captions(names, template)
     ids = tokenizer(captions)["input_ids"]
-    _check_captions(ids, captions, clip.config.text_config.max_position_embeddings)
+    _check_captions(ids, captions, clip.text_model.config.max_position_embeddings)
     training, device = clip.training, clip.device
     clip.eval()
     features = []
@@ -103,7 +108,7 @@ def class_features(clip: Any, tokenizer: Any, names: Sequence[str], template: st
     return torch.cat(features)
 
 
-def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
+def load_clip(name_or_path: str, *, what: str, **kwargs: object) -> CLIPModel:
     """A ``CLIPModel`` of transformers in eval mode, by name or path, float32 unless ``dtype`` is given.
 
     Args:
@@ -136,14 +141,14 @@ def load_clip(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
     return model.eval()
 
 
-def clip_preparation(name_or_path: str, clip: Any, *, revision: str | None = None) -> Preparation:
+def clip_preparation(name_or_path: str, clip: CLIPModel, *, revision: str | None = None) -> Preparation:
     """The preprocessing of a CLIP: that of its image processor, else OpenAI's; at the image size of its vision tower.
 
     Raises:
         ConfigError: its image processor does something that a :class:`Preparation` cannot.
     """
     found = preparation_of(name_or_path, revision=revision) or Preparation(CLIP_MEAN, CLIP_STD)
-    side = clip.config.vision_config.image_size
+    side = clip.vision_model.config.image_size
     return found if found.size == side else replace(found, size=side, resized=side)
 
 
@@ -188,7 +193,7 @@ def load_clip_pair(
     return teacher, Classifier(student, preparation, teacher.class_names, student_name)
 
 
-def _load_teacher(name: str, class_names: tuple[str, ...], template: str, options: dict[str, Any]) -> Classifier:
+def _load_teacher(name: str, class_names: tuple[str, ...], template: str, options: Mapping[str, Any]) -> Classifier:
     from abkd.models.loading import load_tokenizer
 
     what, revision = "teacher_model_name_or_path", options.get("revision")

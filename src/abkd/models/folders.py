@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from abkd.errors import ConfigError
 
@@ -76,7 +75,7 @@ def is_adapter(name: str) -> bool:
     return (Path(name).expanduser() / ADAPTER).is_file()
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, object]:
     """Read a JSON file that holds an object.
 
     Raises:
@@ -154,7 +153,7 @@ def _instead(folder: Path) -> str:
     return f", but models in {', '.join(inside)}: use one of these directories" if inside else f": {_AGAIN}"
 
 
-def _faults_of_config(name: str, config: Mapping[str, Any]) -> Iterator[str]:
+def _faults_of_config(name: str, config: Mapping[str, object]) -> Iterator[str]:
     if not isinstance(config.get("model_type"), str):
         yield f"config.json of {name!r} has no model_type, so the architecture is unknown: {_AGAIN}"
     for key, value in _walk(config):
@@ -164,7 +163,7 @@ def _faults_of_config(name: str, config: Mapping[str, Any]) -> Iterator[str]:
             yield f"config.json of {name!r} names code on the hub ({key}: {value}), which abkd does not run: remove it"
 
 
-def _faults_of_sizes(name: str, config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> Iterator[str]:
+def _faults_of_sizes(name: str, config: Mapping[str, object], tensors: Mapping[str, Stored]) -> Iterator[str]:
     """Sizes that do not match the weights: building such a model could exhaust the memory, or never finish."""
     if not tensors:
         return
@@ -179,13 +178,13 @@ def _faults_of_sizes(name: str, config: Mapping[str, Any], tensors: Mapping[str,
         yield f"config.json of {name!r} has an embedding of {rows} x {width}, but the weights have only {held} elements"
 
 
-def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _of_text(config: Mapping[str, object]) -> Mapping[str, object]:
     """The language model's part of a multimodal model's configuration."""
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
 
 
-def _walk(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _walk(config: object, key: str = "") -> Iterator[tuple[str, object]]:
     """The leaf values of nested JSON, each with the name of its field."""
     if isinstance(config, dict):
         for name, value in config.items():

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from abkd.models.parts import without_peft
 from abkd.models.remarks import logger
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
 
 _OF_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 
 
-def mend_generation_config(model: Any, whose: str) -> None:
+def mend_generation_config(model: PreTrainedModel, whose: str) -> None:
     """Drop from ``generation_config.json`` what cannot be saved again: a run would fail at its first checkpoint.
 
     Sampling settings are dropped if nothing is sampled (they have no effect then); if that is not enough, everything
     but the special token ids is dropped. A warning lists what is dropped. With adapters, the config is that of the base
     model, which they may be merged into.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    found: Any = getattr(model, "generation_config", None)
+    model = without_peft(model)
+    found: GenerationConfig | None = getattr(model, "generation_config", None)
     if found is None or (why := _fault(found)) is None:
         return
     from transformers import GenerationConfig
@@ -38,7 +42,7 @@ def mend_generation_config(model: Any, whose: str) -> None:
     model.generation_config = mended
 
 
-def _fault(config: Any) -> str | None:
+def _fault(config: GenerationConfig) -> str | None:
     try:
         config.validate(strict=True)
     except ValueError as error:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.errors import AbkdError, ConfigError
-from abkd.models.positions import first_position, learned_positions, text_config
+from abkd.models.parts import embedding_matrix, text_config, without_peft
+from abkd.models.positions import first_position, learned_positions
 from abkd.models.pretrained import in_short
 from abkd.models.rows import ModelRows, Outputs, call_of, has_hooks
 from abkd.models.taps import is_last, layers_of, of_rows, tapped
 from abkd.ops import Dense, Head, Projected, Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("abkd")
 
@@ -32,11 +36,11 @@ class CausalRows(ModelRows):
     the model's logits are used directly, which only costs memory.
     """
 
-    def __init__(self, model: Any, *, classes: int | None = None) -> None:
+    def __init__(self, model: nn.Module, *, classes: int | None = None) -> None:
         self.model = model
-        self.forward: Callable[..., Any] = call_of(model)  # captured before any wrapping
+        self.forward = call_of(model)  # captured before any wrapping
         self.classes = classes
-        self.language_model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.language_model = without_peft(model)
         _check_kind(self.language_model)
         self.first_position = first_position(self.language_model)
         self.dense_because = _not_a_matrix(self.language_model)
@@ -46,7 +50,7 @@ class CausalRows(ModelRows):
     @property
     def head(self) -> Head:
         """The current head; under sharding its tensors change from step to step."""
-        module = self.language_model.get_output_embeddings()
+        module: Any = self.language_model.get_output_embeddings()
         config = text_config(self.language_model)
         scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
         scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
@@ -55,7 +59,8 @@ class CausalRows(ModelRows):
     @property
     def head_rows(self) -> int:
         """Rows of the model's own head matrix."""
-        return self.language_model.get_output_embeddings().weight.shape[0]
+        module: Any = self.language_model.get_output_embeddings()
+        return module.weight.shape[0]
 
     def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
         inputs = view.inputs_for(self.language_model)
@@ -65,7 +70,7 @@ class CausalRows(ModelRows):
             self.dense_because = "its head is sharded separately; shard it with the root module to avoid this"
             self._say_dense()
         self.auxiliary_loss = None
-        rows: Any = None
+        rows: Rows | None = None
         model, layers = self.language_model, self._layers() if features else []
         dense = self.dense_because is not None
         with tapped(model, features, layers, model.get_output_embeddings() if dense else None, stop=stop) as kept:
@@ -75,9 +80,7 @@ class CausalRows(ModelRows):
                 hidden = self._hidden(inputs)
                 kept |= {name: hidden for name in features if is_last(name, layers)}
                 rows = Projected(hidden.flatten(0, 1)[view.rows], self.head)
-        return Outputs[Any](rows, of_rows(kept, features, view.inputs["input_ids"].shape, view.rows)).first(
-            self.classes
-        )
+        return Outputs(rows, of_rows(kept, features, view.inputs["input_ids"].shape, view.rows)).first(self.classes)
 
     def _layers(self) -> list[nn.Module]:
         count = getattr(text_config(self.language_model), "num_hidden_layers", 0)
@@ -90,7 +93,7 @@ class CausalRows(ModelRows):
         inputs = {**self._inputs(ids), "position_ids": torch.arange(ids.shape[1], device=ids.device)[None]}
         return View(inputs=inputs, rows=torch.arange(ids.shape[1], device=ids.device))
 
-    def of(self, model: Any) -> CausalRows:
+    def of(self, model: nn.Module) -> CausalRows:
         return CausalRows(model)
 
     def check(self) -> None:
@@ -115,7 +118,7 @@ class CausalRows(ModelRows):
     def _probe_ids(self) -> Tensor:
         """``[1, T]`` without padding, T at most 8 and at most the size of the model's position table."""
         count = min(_PROBE_TOKENS, learned_positions(self.language_model) or _PROBE_TOKENS)
-        device = self.language_model.get_input_embeddings().weight.device
+        device = embedding_matrix(self.language_model).device
         padding = getattr(text_config(self.language_model), "pad_token_id", None)
         ids = [token % self.head_rows for token in range(1, count + 2)]
         return torch.tensor([[token for token in ids if token != padding][:count]], device=device)
@@ -198,7 +201,7 @@ class CausalRows(ModelRows):
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         return self._run(inputs).logits
 
-    def _run(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+    def _run(self, inputs: Mapping[str, Tensor], **options: object) -> Any:
         output = self.forward(**inputs, use_cache=False, **options)
         if self._balances():
             self.auxiliary_loss = self.router_loss_weight * output.aux_loss
@@ -219,7 +222,7 @@ class CausalRows(ModelRows):
 
 
 @contextmanager
-def probing(model: Any, kind: str) -> Iterator[None]:
+def probing(model: nn.Module, kind: str) -> Iterator[None]:
     """Try a model out in eval mode, without gradient; any error means that it cannot be used.
 
     Args:
@@ -244,13 +247,13 @@ def probing(model: Any, kind: str) -> Iterator[None]:
         model.train(training)
 
 
-def _name(model: Any) -> str:
+def _name(model: object) -> str:
     """A model's class, and its name or path if known."""
     kind, origin = type(model).__name__, getattr(model, "name_or_path", "")
     return f"{kind} ({origin})" if origin else kind
 
 
-def _check_kind(model: Any) -> None:
+def _check_kind(model: PreTrainedModel) -> None:
     """Raise ConfigError if a module is not a language model of transformers with a head."""
     needed = ("config", "dtype", "get_input_embeddings", "get_output_embeddings")
     if not all(hasattr(model, name) for name in needed):
@@ -264,14 +267,14 @@ def _check_kind(model: Any) -> None:
         )
 
 
-def _backbone(model: Any) -> Any:
+def _backbone(model: PreTrainedModel) -> nn.Module:
     """The module that computes the hidden states; in some families only ``get_decoder`` finds it."""
     if model.base_model is model and hasattr(model, "get_decoder"):
         return model.get_decoder()
     return model.base_model
 
 
-def _not_a_matrix(model: Any) -> str | None:
+def _not_a_matrix(model: PreTrainedModel) -> str | None:
     if _backbone(model) is model:
         return "it has no separate backbone"
     head = model.get_output_embeddings()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import nn
 
 from abkd.data.vocabulary import check_deterministic
 from abkd.errors import ConfigError
 from abkd.models.adapters import adapter_config, base_of, read_adapter
 from abkd.models.finite import is_finite
 from abkd.models.folders import is_adapter, missing_folder
-from abkd.models.positions import text_config
+from abkd.models.parts import embedding_matrix, text_config
 from abkd.models.pretrained import (
     Kind,
     check_finite,
@@ -25,6 +26,11 @@ from abkd.models.pretrained import (
 )
 from abkd.models.remarks import logger
 from abkd.storage import in_full
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 # Tensors that a checkpoint may hold in addition to the language model: computed buffers, value heads, multi-token
 # prediction heads, the vision and audio towers of multimodal models.
@@ -63,11 +69,11 @@ def load_causal_lm(name_or_path: str, *, what: str, student: bool = False, **kwa
     return model
 
 
-def _untie(model: Any, name: str, what: str) -> None:
+def _untie(model: PreTrainedModel, name: str, what: str) -> None:
     """Correct ``tie_word_embeddings``: transformers does not tie a head that the file stores with other values."""
     head = getattr(model.get_output_embeddings(), "weight", None)
     configs = [each for each in (model.config, text_config(model)) if getattr(each, "tie_word_embeddings", False)]
-    if head is None or not configs or head is model.get_input_embeddings().weight:
+    if head is None or not configs or head is embedding_matrix(model):
         return
     for config in configs:
         config.tie_word_embeddings = False
@@ -103,18 +109,18 @@ def load_student(name_or_path: str, *, use_peft: bool, **kwargs: Any) -> Any:
     return model.merge_and_unload().requires_grad_(True)
 
 
-def teacher_options(given: Any, device: torch.device, revision: str | None = None) -> dict[str, Any]:
+def teacher_options(given: object, device: torch.device, revision: str | None = None) -> dict[str, Any]:
     """Options to load a teacher with: bf16 on a GPU; ``teacher_model_init_kwargs`` take precedence."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"dtype": dtype, **(with_dtype(given) or {}), **({"revision": revision} if revision else {})}
 
 
-def placed(model: Any, device: torch.device) -> Any:
+def placed(model: _Model, device: torch.device) -> _Model:
     """``model`` moved to ``device``; a quantised one stays where it was loaded."""
     return model.to(device) if getattr(model, "quantization_method", None) is None else model
 
 
-def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
+def load_tokenizer(name_or_path: str, *, what: str, **kwargs: object) -> Any:
     """``AutoTokenizer.from_pretrained``, with checks.
 
     Raises:
@@ -148,9 +154,9 @@ def load_tokenizer(name_or_path: str, *, what: str, **kwargs: Any) -> Any:
 _TOKENIZER_WAY_OUT = "download or save it again (tokenizer.save_pretrained), with all of its files"
 
 
-def _check_weights(model: Any, whose: str, *, student: bool) -> None:
+def _check_weights(model: PreTrainedModel, whose: str, *, student: bool) -> None:
     """:func:`check_finite`; a teacher with non-finite embeddings of some tokens can still teach text without them."""
-    table = model.get_input_embeddings().weight
+    table = embedding_matrix(model)
     tied = getattr(model.get_output_embeddings(), "weight", table) is table
     broken = [] if student or tied else _broken_rows(table.detach())
     excused = table if 0 < len(broken) < len(table) else None
@@ -171,7 +177,7 @@ def _broken_rows(table: torch.Tensor) -> list[int]:
     return (~table.isfinite()).any(-1).nonzero().flatten().tolist()
 
 
-def _with_adapter(name: str, *, what: str, student: bool, **kwargs: Any) -> Any:
+def _with_adapter(name: str, *, what: str, student: bool, **kwargs: Any) -> nn.Module:
     given = adapter_config(name, what)
     base = base_of(name, given, what)
     revision = {"revision": given.get("revision")} if given.get("revision") else {}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from abkd.models.parts import text_config, without_peft
 
 _TABLE = re.compile(r"(^|\.)(wpe|position_embeddings?|embed_positions|positions_embed|pos_embed\w*)$")
 _DECLARED = ("max_position_embeddings", "n_positions")
@@ -21,7 +22,7 @@ class Positions:
     table: bool
 
 
-def positions_of(model: Any) -> Positions | None:
+def positions_of(model: nn.Module) -> Positions | None:
     """The positions of a language model; None if it has no limit (ALiBi, state space models)."""
     rows = learned_positions(model)
     if rows is not None:
@@ -32,30 +33,27 @@ def positions_of(model: Any) -> Positions | None:
     return Positions(count, table=False) if count is not None and _is_rotary(model) else None
 
 
-def learned_positions(model: Any) -> int | None:
+def learned_positions(model: nn.Module) -> int | None:
     """The size of a model's position table (learned, or precomputed); None if it has none."""
     parts = _parts(model)
     tables = [_rows(part) for name, part in parts.items() if _TABLE.search(name)]
-    buffers = (
-        (f"{name}.{own}", each) for name, part in parts.items() for own, each in part.named_buffers(recurse=False)
+    tensors = (
+        (f"{name}.{own}", each)
+        for name, part in parts.items()
+        for own, each in (*part.named_buffers(recurse=False), *vars(part).items())  # GPT-J's was no buffer once
+        if isinstance(each, Tensor)
     )
-    tables += [buffer.shape[0] for name, buffer in buffers if _TABLE.search(name) and buffer.ndim == 2]
+    tables += [each.shape[0] for name, each in tensors if _TABLE.search(name) and each.ndim == 2]
     return min((rows for rows in tables if rows is not None), default=None)
 
 
-def first_position(model: Any) -> int:
+def first_position(model: nn.Module) -> int:
     """The position id of the first token: RoBERTa's come after the padding index, all others start at 0."""
     return max((_padding(part) for name, part in _parts(model).items() if _TABLE.search(name)), default=0)
 
 
-def text_config(model: Any) -> Any:
-    """The text part of a model's configuration; all of it for a text-only model."""
-    config = model.config
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def _parts(model: Any) -> dict[str, nn.Module]:
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+def _parts(model: nn.Module) -> dict[str, nn.Module]:
+    backbone = without_peft(model)
     return dict(_of_text(backbone, {type(backbone.config), type(text_config(backbone))}))
 
 

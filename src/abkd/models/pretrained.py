@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from abkd.errors import ConfigError
 from abkd.models.finite import is_finite
 from abkd.models.folders import check_model_folder, stored_tensors
 from abkd.models.remarks import logger, some
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _OTHER_FILES = {"gguf_file", "subfolder", "variant"}  # options that choose among several models in a directory
 _FOR_CONFIG = ("cache_dir", "gguf_file", "local_files_only", "revision", "subfolder", "token", "trust_remote_code")
@@ -40,7 +43,9 @@ class Kind(NamedTuple):
         return getattr(transformers, self.auto)
 
 
-def load_pretrained(kind: Kind, name: str, config: Any, *, what: str, student: bool = False, **kwargs: Any) -> Any:
+def load_pretrained(
+    kind: Kind, name: str, config: PretrainedConfig, *, what: str, student: bool = False, **kwargs: object
+) -> PreTrainedModel:
     """Load a model of this kind, and check that its checkpoint fits it.
 
     Args:
@@ -53,23 +58,22 @@ def load_pretrained(kind: Kind, name: str, config: Any, *, what: str, student: b
         ConfigError: it cannot be loaded, or weights are missing.
     """
     try:
-        loaded: Any = kind.loader.from_pretrained(
+        model, report = kind.loader.from_pretrained(
             name, output_loading_info=True, **{"trust_remote_code": False, **kwargs}
         )
     except Exception as error:  # from many libraries; each means that the model cannot be loaded
         raise ConfigError(_why_not(error, kind, name, what, config)) from error
-    model, report = loaded
     _judge_weights(model, report, kind, name, what, student=student)
     return model
 
 
-def check_folder(name: str, what: str, kwargs: Mapping[str, Any]) -> None:
+def check_folder(name: str, what: str, kwargs: Mapping[str, object]) -> None:
     """Raise ConfigError if the name is a directory without a usable model (unless the options name other files)."""
     if not _OTHER_FILES & kwargs.keys():
         check_model_folder(name, what)
 
 
-def read_config(kind: Kind, name: str, what: str, kwargs: Mapping[str, Any]) -> Any:
+def read_config(kind: Kind, name: str, what: str, kwargs: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration of a model; ``kwargs``: the options for ``from_pretrained``.
 
     Raises:
@@ -86,7 +90,7 @@ def read_config(kind: Kind, name: str, what: str, kwargs: Mapping[str, Any]) -> 
         raise ConfigError(_why_not(error, kind, name, what, None)) from error
 
 
-def with_dtype(options: Any, what: str = "the options") -> Any:
+def with_dtype(options: object, what: str = "the options") -> Any:
     """Options for ``from_pretrained`` with ``torch_dtype``, the older name, renamed to ``dtype``.
 
     Raises:
@@ -117,7 +121,7 @@ def in_short(error: BaseException) -> str:
     return text if isinstance(error, OSError | ValueError | ImportError) and text else f"{type(error).__name__}: {text}"
 
 
-def _why_not(error: Exception, kind: Kind, name: str, what: str, config: Any) -> str:
+def _why_not(error: Exception, kind: Kind, name: str, what: str, config: PretrainedConfig | None) -> str:
     """The reason behind an error while loading."""
     text = str(error)
     if "trust_remote_code" in text:
@@ -139,7 +143,7 @@ def _why_not(error: Exception, kind: Kind, name: str, what: str, config: Any) ->
     return f"{what}: cannot load {kind.noun} from {name!r}: {reason}"
 
 
-def _reshaped(kind: Kind, name: str, config: Any) -> str:
+def _reshaped(kind: Kind, name: str, config: PretrainedConfig) -> str:
     """The first tensor whose shape differs from the one in the configuration."""
     with torch.device("meta"):
         expected = kind.loader.from_config(config, trust_remote_code=False).state_dict()

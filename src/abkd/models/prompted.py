@@ -6,7 +6,7 @@ import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from abkd.errors import ConfigError
 from abkd.models.clip import ClassHead
 from abkd.models.vision import Classifier, Preparation
 from abkd.storage import atomic_write, disk_errors
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 DESCRIPTION_FILE = "prompted_clip.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -43,7 +46,14 @@ class PromptedStudent(nn.Module):
         ConfigError: fewer than 1 token, or more layers than the tower has.
     """
 
-    def __init__(self, clip: Any, head: ClassHead, *, prompt_length: int = 4, prompt_depth: int = 9) -> None:
+    def __init__(
+        self,
+        clip: CLIPModel | CLIPVisionModelWithProjection,
+        head: ClassHead,
+        *,
+        prompt_length: int = 4,
+        prompt_depth: int = 9,
+    ) -> None:
         super().__init__()
         config = clip.vision_model.config
         if prompt_length < 1:
@@ -53,7 +63,7 @@ class PromptedStudent(nn.Module):
                 f"prompt_depth must be 0 to {config.num_hidden_layers}, the number of layers in the student's image "
                 f"tower, got {prompt_depth}"
             )
-        self.vision_model: Any = clip.vision_model.requires_grad_(False)
+        self.vision_model = clip.vision_model.requires_grad_(False)
         self.visual_projection: nn.Linear = clip.visual_projection.requires_grad_(False)
         prompts = _PROMPT_STD * torch.randn(prompt_depth, prompt_length, config.hidden_size)
         self.prompts = nn.Parameter(prompts, requires_grad=prompt_depth > 0)
@@ -143,14 +153,14 @@ def _projector(width: int, teacher_width: int) -> nn.Sequential:
     )
 
 
-def _no_masks(layer: Any) -> dict[str, None]:
+def _no_masks(layer: nn.Module) -> dict[str, None]:
     """The mask arguments of a layer, all None: one, or two before version 5 of transformers."""
     return dict.fromkeys(
         name for name in inspect.signature(layer.forward).parameters if name.endswith("attention_mask")
     )
 
 
-def _first(out: Any) -> Tensor:
+def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
     """A layer's output, which was a tuple before version 5 of transformers."""
     return out if isinstance(out, Tensor) else out[0]
 

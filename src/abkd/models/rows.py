@@ -112,5 +112,5 @@ class ModelRows(ABC):
         """Verify that the rows match the model's own output, where that can be verified."""
 
     @abstractmethod
-    def of(self, model: Any) -> ModelRows:
+    def of(self, model: nn.Module) -> ModelRows:
         """The same for another model of the same kind."""

@@ -13,13 +13,14 @@ from torch import nn
 from abkd.errors import ConfigError
 from abkd.models.adapters import adapter_config, base_of
 from abkd.models.folders import is_adapter, stored_tensors
+from abkd.models.parts import without_peft
 from abkd.models.rows import ModelRows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OF_FILES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-def stored_dtype(name_or_path: str, *, what: str = "model_name_or_path", **hub: Any) -> str | None:
+def stored_dtype(name_or_path: str, *, what: str = "model_name_or_path", **hub: object) -> str | None:
     """The dtype of most of a model's stored weights, such as "bfloat16"; for an adapter, that of its base model.
 
     None if it is unknown, or not in :data:`DTYPES` (a quantised model).
@@ -41,7 +42,7 @@ def stored_dtype(name_or_path: str, *, what: str = "model_name_or_path", **hub: 
     return dtype if dtype in DTYPES else None
 
 
-def final_copy(student: ModelRows, *, dtype: torch.dtype | None, merge: bool) -> Any:
+def final_copy(student: ModelRows, *, dtype: torch.dtype | None, merge: bool) -> nn.Module:
     """A copy of the student to be saved.
 
     Args:
@@ -64,7 +65,7 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
             weight.copy_(weight.to(dtype))
 
 
-def check_trainable(model: Any, name: str) -> None:
+def check_trainable(model: nn.Module, name: str) -> None:
     """Raise ConfigError if a student cannot be trained and saved.
 
     Weights in float16 are refused because small updates underflow and large ones overflow.
@@ -106,17 +107,16 @@ def check_trainable(model: Any, name: str) -> None:
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def _check_hooks(model: Any, name: str) -> None:
+def _check_hooks(model: nn.Module, name: str) -> None:
     """A student is called with the loss inside: hooks on it would not see its own inputs and outputs."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if any(getattr(each, kind) for each in (model, base) for kind in _HOOKS):
+    if any(getattr(each, kind) for each in (model, without_peft(model)) for kind in _HOOKS):
         raise ConfigError(
             f"{name} has hooks on itself (such as register_forward_hook), which training would not run: move their "
             "work into its forward, or register them on its layers"
         )
 
 
-def _check_state(model: Any, name: str) -> None:
+def _check_state(model: nn.Module, name: str) -> None:
     """A plain module's state must be plain tensors that own their memory; transformers handles its own models."""
     if hasattr(model, "save_pretrained"):
         return

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from abkd.data import View
 from abkd.data.vocabulary import PROBES, vocabulary_size
@@ -16,12 +16,16 @@ from abkd.errors import ConfigError, VocabularyError
 from abkd.models.classes import Classes, names_of
 from abkd.models.folders import is_adapter
 from abkd.models.language import probing
-from abkd.models.positions import learned_positions, text_config
+from abkd.models.parts import embedding_matrix, text_config, without_peft
+from abkd.models.positions import learned_positions
 from abkd.models.pretrained import Kind, check_finite, check_folder, load_pretrained, read_config, with_dtype
 from abkd.models.rows import ModelRows, Outputs, call_of
 from abkd.models.taps import of_rows, tapped
 from abkd.ops import Dense, Rows
 from abkd.storage import in_full
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _UNUSED = re.compile(r"(position_ids|rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$|(^|\.)pooler\.")
 _KIND = Kind("AutoModelForSequenceClassification", "a sequence classifier", _UNUSED)
@@ -44,10 +48,10 @@ class SequenceRows(ModelRows):
         VocabularyError: the tokenizer has tokens that the model does not know.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.forward: Callable[..., Any] = call_of(model)  # captured before any wrapping
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.forward = call_of(model)  # captured before any wrapping
+        base = without_peft(model)
         _check_kind(base)
         _check_vocabulary(base, tokenizer)
         self.padding = _pad_token(tokenizer)
@@ -79,20 +83,20 @@ class SequenceRows(ModelRows):
 
         Features are outputs of modules with one entry for each sequence, such as ``bert.pooler``.
         """
-        rows: Any = None
+        rows: Rows | None = None
         with tapped(self.model, features, stop=stop) as kept:
             rows = Dense(self._logits(view.inputs)[view.rows])
         shape = view.inputs["input_ids"].shape
         for name, value in kept.items():
             if value.ndim > 2 and value.shape[:2] == shape:
                 raise ConfigError(f"{name} is one per token, and a row is a text: choose a module after the pooling")
-        return Outputs[Any](rows, of_rows(kept, features, shape[:1], view.rows)).first(self.classes)
+        return Outputs(rows, of_rows(kept, features, shape[:1], view.rows)).first(self.classes)
 
     def probe(self) -> View:
         inputs = {name: value.repeat(2, 1) for name, value in self._probe_inputs(0).items()}
         return View(inputs=inputs, rows=torch.arange(2, device=inputs["input_ids"].device))
 
-    def of(self, model: Any) -> SequenceRows:
+    def of(self, model: nn.Module) -> SequenceRows:
         return SequenceRows(model, self.tokenizer)
 
     def check(self) -> None:
@@ -124,7 +128,7 @@ class SequenceRows(ModelRows):
         length = min(_PROBE, (self.positions or _PROBE + _PADDING) - _PADDING)
         made = self.tokenizer(PROBES[0], truncation=True, max_length=length)["input_ids"]
         inputs = {"input_ids": [*made, *[self.padding] * padding], "attention_mask": [1] * len(made) + [0] * padding}
-        device = self.model.get_input_embeddings().weight.device
+        device = embedding_matrix(self.model).device
         return {name: torch.tensor([value], device=device) for name, value in inputs.items()}
 
     def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -135,7 +139,7 @@ class SequenceRows(ModelRows):
 
 def load_sequence_classifier(
     name: str, *, what: str, classes: Classes | None = None, student: bool = False, **kwargs: Any
-) -> Any:
+) -> PreTrainedModel:
     """Load ``AutoModelForSequenceClassification`` from a directory or the hub.
 
     Args:
@@ -162,24 +166,24 @@ def load_sequence_classifier(
     return model
 
 
-def name_classes(model: Any, names: Sequence[str] | None) -> None:
+def name_classes(model: PreTrainedModel, names: Sequence[str] | None) -> None:
     """Set the names of the classes in a model's configuration if it has only numbers."""
     if names is not None and len(names) == model.config.num_labels and names_of(model.config) is None:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: number for number, name in enumerate(names)}
 
 
-def new_modules(model: Any) -> list[str]:
+def new_modules(model: PreTrainedModel) -> list[str]:
     """The modules that adapters would not train and a checkpoint may not have: the head, and the backbone's pooler."""
     heads = [name for name, part in model.named_children() if name != model.base_model_prefix and [*part.parameters()]]
     return [*heads, *({"pooler"} & {name.rpartition(".")[2] for name, _ in model.named_modules()})]
 
 
-def _has_trained_head(config: Any) -> bool:
+def _has_trained_head(config: PretrainedConfig) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def _labels(classes: Classes) -> dict[str, Any]:
+def _labels(classes: Classes) -> dict[str, object]:
     """The options of ``from_pretrained`` for these classes."""
     if classes.names is None:
         return {"num_labels": classes.number}
@@ -187,7 +191,7 @@ def _labels(classes: Classes) -> dict[str, Any]:
     return {"num_labels": classes.number, "id2label": dict(enumerate(classes.names)), "label2id": label2id}
 
 
-def _check_kind(model: Any) -> None:
+def _check_kind(model: object) -> None:
     kind, config = type(model).__name__, getattr(model, "config", None)
     if config is None or not hasattr(config, "num_labels") or not hasattr(model, "get_input_embeddings"):
         raise ConfigError(
@@ -199,8 +203,8 @@ def _check_kind(model: Any) -> None:
         raise ConfigError(f"expected a classifier of two or more classes that exclude each other, got {kind}: {found}")
 
 
-def _check_vocabulary(model: Any, tokenizer: Any) -> None:
-    tokens, rows = vocabulary_size(tokenizer), model.get_input_embeddings().weight.shape[0]
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    tokens, rows = vocabulary_size(tokenizer), embedding_matrix(model).shape[0]
     if tokens > rows:
         raise VocabularyError(
             f"the tokenizer has {tokens} tokens, and the embedding of {type(model).__name__} only {rows} rows: pass "

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from abkd.errors import ConfigError
+from abkd.models.parts import embedding_matrix
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _TOKENS = 8  # in the input that the kept layers are compared on
 
@@ -49,7 +50,7 @@ def layer_influence(
     mask = torch.empty(0)
 
     def watch(index: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: object) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             cosine = torch.cosine_similarity(before.float(), _hidden(output).float(), dim=-1)
             sums[index] += ((1 - cosine) * mask).sum().item()
@@ -100,7 +101,7 @@ def shrink(model: PreTrainedModel, layers: int, influence: Sequence[float]) -> t
     return student, kept
 
 
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The decoder's layers and their name in ``model``: the only ``ModuleList`` of ``num_hidden_layers`` modules.
 
     Raises:
@@ -117,7 +118,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def _text_config(config: Any) -> Any:
+def _text_config(config: PretrainedConfig) -> PretrainedConfig:
     return config.get_text_config(decoder=True)
 
 
@@ -129,7 +130,7 @@ def _padded(examples: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     return ids, mask.long()
 
 
-def _shorter_config(model: PreTrainedModel, kept: Sequence[int]) -> Any:
+def _shorter_config(model: PreTrainedModel, kept: Sequence[int]) -> PretrainedConfig:
     """A copy of the configuration for the kept layers; lists with one entry per layer (``layer_types``) are cut too."""
     shorter = copy.deepcopy(model.config)
     text = _text_config(shorter)
@@ -141,7 +142,7 @@ def _shorter_config(model: PreTrainedModel, kept: Sequence[int]) -> Any:
     return shorter
 
 
-def _build(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+def _build(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     student: Any = type(model)._from_config(config, dtype=model.dtype)  # the only constructor that takes a dtype
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(model.device).train(model.training)
@@ -170,10 +171,10 @@ def _copy_weights(model: PreTrainedModel, student: PreTrainedModel, name: str, k
 def _check_layers(model: PreTrainedModel, student: PreTrainedModel, kept: Sequence[int]) -> None:
     """Raise ConfigError if a layer gives another output for the same input under its new index."""
     before, after = decoder_layers(model)[1], decoder_layers(student)[1]
-    calls: dict[int, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
+    calls: dict[int, tuple[tuple[object, ...], dict[str, object], object]] = {}
 
     def watch(number: int) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
             calls[number] = args, kwargs, output
 
         return hook
@@ -183,8 +184,7 @@ def _check_layers(model: PreTrainedModel, student: PreTrainedModel, kept: Sequen
     for each in (model, student):
         each.eval()
     try:
-        table: Any = model.get_input_embeddings()
-        ids = torch.arange(1, 1 + _TOKENS, device=model.device) % len(table.weight)
+        ids = torch.arange(1, 1 + _TOKENS, device=model.device) % len(embedding_matrix(model))
         model.base_model(input_ids=ids[None], use_cache=False)
         for place, number in enumerate(kept):
             args, kwargs, expected = calls[number]

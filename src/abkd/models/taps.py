@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from abkd.errors import ConfigError
 
@@ -43,12 +43,12 @@ def tapped(
     """
     kept: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Any) -> None:
+    def keep(name: str, output: object) -> None:
         kept[name] = _tensor(output, name)
         if stop and len(kept) == len(features):
             raise _Stop
 
-    hooks: list[Any] = []
+    hooks: list[RemovableHandle] = []
     try:
         for name in features:
             if not is_last(name, layers):
@@ -104,7 +104,7 @@ def of_rows(
     return found
 
 
-def _hook(model: nn.Module, name: str, layers: Sequence[nn.Module], keep: Callable[[Any], None]) -> Any:
+def _hook(model: nn.Module, name: str, layers: Sequence[nn.Module], keep: Callable[[object], None]) -> RemovableHandle:
     found = _HIDDEN.fullmatch(name)
     if found is None:
         return _module(model, name).register_forward_hook(lambda _, __, output: keep(output))
@@ -119,8 +119,8 @@ def _hook(model: nn.Module, name: str, layers: Sequence[nn.Module], keep: Callab
     return layers[place - 1].register_forward_hook(lambda _, __, output: keep(output))
 
 
-def _before(layer: nn.Module, keep: Callable[[Any], None]) -> Any:
-    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(layer: nn.Module, keep: Callable[[object], None]) -> RemovableHandle:
+    def hook(_: object, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         keep(args[0] if args else kwargs["hidden_states"])
 
     return layer.register_forward_pre_hook(hook, with_kwargs=True)
@@ -139,7 +139,7 @@ def _ways_out(model: nn.Module) -> str:
     return f"name a module by its path, such as one of {shown}"
 
 
-def _tensor(output: Any, name: str) -> Tensor:
+def _tensor(output: object, name: str) -> Tensor:
     first = output[0] if isinstance(output, tuple | list) and output else output
     if isinstance(first, Tensor):
         return first

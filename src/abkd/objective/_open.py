@@ -33,7 +33,7 @@ class Active(NamedTuple):
     term: OpenTerm
     functions: Mapping[str, RowFunction]
     """The row functions of its fields."""
-    state: Mapping[str, Any]
+    state: Mapping[str, Stateful | None]
     """Their state, by field."""
 
 
@@ -256,8 +256,8 @@ class OpenObjective(Stateful):
         for each in self._observers():
             each.observe(event)
 
-    def state_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {f"terms.{name}": value for name, value in self.modules.state_dict().items()}
+    def state_dict(self) -> dict[str, object]:
+        found: dict[str, object] = {f"terms.{name}": value for name, value in self.modules.state_dict().items()}
         for name, part in self._parts():
             found |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
         return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from abkd.divergences import Divergence
 from abkd.errors import ConfigError
@@ -148,7 +148,7 @@ def _check_mixture(term: LossTerm, temperature: float) -> None:
         )
 
 
-def _check_terms(terms: Any) -> None:
+def _check_terms(terms: object) -> None:
     if not isinstance(terms, list | tuple) or not terms or not all(isinstance(term, LossTerm) for term in terms):
         raise ConfigError(
             "terms must be a list of terms, such as [Term(SkewForwardKL(0.5), origin='teacher'), "

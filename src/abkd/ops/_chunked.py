@@ -94,7 +94,7 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[object, ...]:  # type: ignore[override]
         # Ownership is passed on, so that parameters keep them: a copy of the head's gradient is as large as the head.
         ready, ctx.ready = ctx.ready, None
         if ready is None:

@@ -39,7 +39,7 @@ def warn_unfused(reason: str) -> None:
         logger.warning("abkd: the loss runs unfused (slower, same numbers): %s", reason)
 
 
-def native(build: Callable[..., _F], *arguments: Any) -> _F | None:
+def native(build: Callable[..., _F], *arguments: object) -> _F | None:
     """A compiled C function, ``build(*arguments)``; None if it cannot be built, which is logged once."""
     try:  # the plan may come from another machine
         if _switched_off():
@@ -50,7 +50,7 @@ def native(build: Callable[..., _F], *arguments: Any) -> _F | None:
         return None
 
 
-def fused_by_torch(key: tuple[object, ...], function: Callable[..., Any], *arguments: Any) -> Any:
+def fused_by_torch(key: tuple[object, ...], function: Callable[..., Any], *arguments: object) -> Any:
     """``function(*arguments)`` fused by ``torch.compile``, compiled once per key; None if that fails."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError

@@ -25,7 +25,8 @@ from abkd.sources._teacher_samples import TeacherSamples
 from abkd.sources._types import Source, stage_sources
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("abkd")
 
@@ -104,7 +105,7 @@ class _Request(NamedTuple):
 
 
 def write_with(
-    load: Callable[[], PreTrainedModel],
+    load: Callable[[], nn.Module],
     tokenizer: PreTrainedTokenizerBase,
     *,
     batch_size: int,

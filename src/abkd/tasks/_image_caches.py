@@ -61,7 +61,7 @@ def identifying(
     return load_teacher(teacher, options, allow_code, data)
 
 
-def open_cache(teacher: Any, args: DistillConfig, data: Images | None) -> CacheReader:
+def open_cache(teacher: str | nn.Module | Classifier, args: DistillConfig, data: Images | None) -> CacheReader:
     """Open the cached predictions of a teacher; a teacher given by name is loaded only if user code builds it.
 
     Raises:

@@ -38,7 +38,7 @@ def load_classifiers(
 
 def wanted_side(models: Models) -> int | None:
     """The largest image size among the models' preprocessing, or None."""
-    rows: list[Any] = [models.student, *getattr(models.teacher, "members", ()), models.teacher]
+    rows: list[object] = [models.student, *getattr(models.teacher, "members", ()), models.teacher]
     rows = [getattr(each, "rows", each) for each in rows]
     sides = [each.classifier.preparation.size for each in rows if isinstance(each, ImageRows)]
     return max((side for side in sides if side), default=None)

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 from abkd.config import DistillConfig
 from abkd.data import StreamedDataset, TokenizedDataset
 from abkd.errors import ConfigError
@@ -50,7 +52,7 @@ def check_lengths(dataset: TokenizedDataset | StreamedDataset, models: Models, a
         )
 
 
-def _models(models: Models) -> Iterator[tuple[str, Any]]:
+def _models(models: Models) -> Iterator[tuple[str, nn.Module]]:
     yield "student", models.student.model
     for teacher in models.teacher.models if models.teacher is not None else ():
         yield "teacher", teacher

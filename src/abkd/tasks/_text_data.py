@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abkd.config import DistillConfig
 from abkd.data import (
@@ -26,15 +26,18 @@ from abkd.sequence_rules import check_streaming
 from abkd.settings import Settings
 from abkd.sources import is_privileged, needs_completions, privileged_context
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def prepare_data(
     dataset: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     args: Settings,
     name: str,
     pretrain_chunks: Sequence[Sequence[int]] | None = None,
     *,
-    teachers: Mapping[str, Any] = MappingProxyType({}),
+    teachers: Mapping[str, PreTrainedTokenizerBase] = MappingProxyType({}),
 ) -> TokenizedDataset | StreamedDataset | None:
     """Tokenised rows, packed if ``packing`` is set, each with a chunk of plain text if ``lm_coef`` is.
 
@@ -74,7 +77,9 @@ def prepare_data(
     return tokenized
 
 
-def first_example(rows: Rows, tokenizer: Any, settings: Settings, teachers: Mapping[str, Any]) -> Example:
+def first_example(
+    rows: Rows, tokenizer: PreTrainedTokenizerBase, settings: Settings, teachers: Mapping[str, PreTrainedTokenizerBase]
+) -> Example:
     """The first training example. Raises DataError if the row cannot be used; arguments as for :func:`prepare_data`."""
     source = settings.source
     dataset = prepare_dataset(
@@ -89,7 +94,7 @@ def first_example(rows: Rows, tokenizer: Any, settings: Settings, teachers: Mapp
     return dataset[0]
 
 
-def plain_text(pretrain: Any, tokenizer: Any, max_length: int) -> Sequence[Sequence[int]] | None:
+def plain_text(pretrain: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sequence[Sequence[int]] | None:
     """Plain text for the language-modelling term: token lists unchanged, rows with a column ``text`` tokenised.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from abkd.models.saving import check_trainable, stored_dtype
 from abkd.tasks._checks import check_full_distribution, check_separate, given_teachers
 from abkd.tasks.base import Given, Models
 from abkd.teachers import TeacherContext, TeacherReader, identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("abkd")
 
@@ -61,12 +64,12 @@ def load_models(given: Given, args: DistillConfig) -> Models:
     return Models(student, reader, tokenizer, classes, names, _teacher_options(args).get("revision"), tokenizers)
 
 
-def _load_student(model: Any, args: DistillConfig, peft_config: Any) -> Any:
+def _load_student(model: Any, args: DistillConfig, peft_config: object) -> nn.Module:
     """The student with its trainable parameters: all weights, new adapters, or the adapters that it has."""
     if isinstance(model, str):
         use_peft = peft_config is not None
         # master weights are float32; bf16: true trains under autocast
-        options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
+        options = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
         name, model = model, load_student(model, use_peft=use_peft, **options)
         if args.save_dtype is None and (args.merge_adapter or not use_peft):
             args.save_dtype = stored_dtype(name, **_revision(args))  # type: ignore[assignment]
@@ -95,7 +98,7 @@ def _revision(args: DistillConfig) -> dict[str, str]:
     return {name: value for name, value in (args.model_init_kwargs or {}).items() if name == "revision"}
 
 
-def own_tokenizer(model: Any, args: DistillConfig) -> Any:
+def own_tokenizer(model: object, args: DistillConfig) -> PreTrainedTokenizerBase:
     """The tokenizer stored with a student."""
     name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
     if not name:
@@ -108,8 +111,8 @@ def own_tokenizer(model: Any, args: DistillConfig) -> Any:
 
 
 def _load_teachers(
-    teacher: Any, args: DistillConfig, tokenizer: Any
-) -> tuple[list[nn.Module], list[str], dict[str, Any]]:
+    teacher: object, args: DistillConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[nn.Module], list[str], dict[str, PreTrainedTokenizerBase]]:
     """The teacher's models, loaded unless they are cached, and their names and tokenizers, if known.
 
     Raises:
@@ -132,7 +135,11 @@ def _load_teachers(
 
 
 def _open_teacher(
-    student: CausalRows, teachers: list[nn.Module], names: list[str], args: DistillConfig, tokenizer: Any
+    student: CausalRows,
+    teachers: list[nn.Module],
+    names: list[str],
+    args: DistillConfig,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> TeacherReader:
     spec = args.teacher
     known = None
@@ -147,7 +154,7 @@ def _open_teacher(
     )
 
 
-def _shared_classes(student: CausalRows, teacher: TeacherReader | None, tokenizer: Any) -> int:
+def _shared_classes(student: CausalRows, teacher: TeacherReader | None, tokenizer: PreTrainedTokenizerBase) -> int:
     """The number of classes that both heads have: their rows, or the tokenizer's tokens if the paddings differ."""
     theirs = student.head_rows if teacher is None else teacher.head_rows
     tokens = shared_vocabulary_size(tokenizer, student.head_rows, theirs)

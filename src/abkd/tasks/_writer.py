@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+from torch import nn
 
 from abkd.generation import Completion, Sampling, write_completions
 from abkd.settings import Settings
@@ -11,15 +13,18 @@ from abkd.sources import Server, TeacherWriter, write_with
 from abkd.tasks.base import OpenTask
 from abkd.teachers import identity
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def teacher_writer(
     settings: Settings,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    name: Any,
+    name: str | nn.Module | None,
     revision: str | None,
     url: str | None,
-    load: Callable[[], Any] | None = None,
+    load: Callable[[], nn.Module] | None = None,
     classes: int | None = None,
     batch_size: int = 8,
 ) -> TeacherWriter:
@@ -31,7 +36,7 @@ def teacher_writer(
             be generated.
         classes: number of tokens that may be generated; the others are padding of the head.
     """
-    write: Any = None
+    write = None
     if url:
         write = Server(url, name if isinstance(name, str) else "", tokenizer)
     elif load is not None:
@@ -49,7 +54,7 @@ def teacher_writer(
 
 def write_completions_for(
     task: OpenTask,
-    model: Any,
+    model: nn.Module,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,

@@ -23,6 +23,7 @@ from abkd.teachers import TeacherReader
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
 
 Collate = Callable[[Sequence[Any]], dict[str, Batch]]
 
@@ -39,8 +40,8 @@ class Given:
     teacher: Any = None
     train: Any = None
     held_out: Any = None
-    pretrain: Any = None
-    tokenizer: Any = None
+    pretrain: object = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     peft_config: Any = None
 
 
@@ -57,7 +58,7 @@ class Models:
     classes: int
     teacher_names: Sequence[str] = ()
     teacher_revision: str | None = None
-    teacher_tokenizers: Mapping[str, Any] = field(default_factory=dict)
+    teacher_tokenizers: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
 
     @property
     def padding(self) -> int:
@@ -69,10 +70,10 @@ class Models:
 class CacheJob(NamedTuple):
     """Arguments of :func:`abkd.teachers.caches.build_cache` for the teacher of a run."""
 
-    examples: Iterable[Any]
+    examples: Iterable[object]
     load: Callable[[], ModelRows]
-    identity: Mapping[str, Any]
-    about: Mapping[str, Any]
+    identity: Mapping[str, object]
+    about: Mapping[str, object]
     batch_size: int = 8
     tokens: int | None = None
     workers: int = 0
@@ -109,7 +110,7 @@ class OpenTask(ABC):
     def max_rows(self) -> int:
         """Maximum number of rows in a training batch."""
 
-    def teacher_queries(self) -> Iterable[Any]:
+    def teacher_queries(self) -> Iterable[object]:
         """The examples that a run sends to its teacher during training."""
         train: Any = self.train
         return train
@@ -136,7 +137,7 @@ class OpenTask(ABC):
             evaluates_first: there is an evaluation before the first step.
         """
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Task-specific entries of a run's record; called only if there are training rows."""
         return {}
 

@@ -134,7 +134,7 @@ class OpenImages(OpenClassification):
         if isinstance(dataset, ImageDataset):
             prepared = dataset
         else:
-            images, train = load_images(dataset), cast(Any, self.train)
+            images, train = load_images(dataset), cast(ImageDataset | None, self.train)
             if train is not None and train.class_names is not None and images.class_names is not None:
                 images = images.with_classes(train.class_names)
             side = self.args.image_size or (None if images.uniform_size() else wanted_side(self.models))
@@ -157,8 +157,8 @@ class OpenImages(OpenClassification):
         return ImageCollator()
 
     def before_training(self, *, sharded: bool, writes: bool, evaluates_first: bool) -> None:
-        train: Any = self.train
-        if train is None:  # transformers raises
+        train = self.train
+        if not isinstance(train, ImageDataset):  # transformers raises
             return
         if not train.augmentation:
             advice = "[RandomCrop(4), HorizontalFlip()]"
@@ -166,12 +166,13 @@ class OpenImages(OpenClassification):
         if not evaluates_first:
             self.score_teacher()
 
-    def describe(self) -> dict[str, Any]:
-        train: Any = self.train
+    def describe(self) -> dict[str, object]:
+        train = self.train
+        assert isinstance(train, ImageDataset)
         return {"class_names": train.class_names, "image_size": train.size, "labelled": train.labelled}
 
     def save_extras(self, directory: Path) -> None:
-        student, train = cast(ImageRows, self.models.student), cast(Any, self.train)
+        student, train = cast(ImageRows, self.models.student), cast(ImageDataset | None, self.train)
         names = student.classifier.class_names or (None if train is None else train.class_names)
         save_classifier(student.classifier._replace(class_names=names), directory)
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from abkd.tasks._row_data import read_rows
 from abkd.tasks._start import check_padding
 from abkd.tasks._text_models import own_tokenizer
 from abkd.tasks.base import Given, Models, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("abkd")
 
@@ -135,8 +138,8 @@ class OpenTexts(OpenClassification):
         return TextCollator(student.padding, (self.teachers[0] if self.teachers else student).padding)
 
     def before_training(self, *, sharded: bool, writes: bool, evaluates_first: bool) -> None:
-        train: Any = self.train
-        if train is None:  # transformers raises
+        train = self.train
+        if not isinstance(train, TextDataset):  # transformers raises
             return
         if train.truncated:
             logger.warning(
@@ -146,7 +149,7 @@ class OpenTexts(OpenClassification):
         if not (sharded or evaluates_first):
             self.score_teacher()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         train, student = self.train, self.models.student
         assert isinstance(train, TextDataset)
         assert isinstance(student, SequenceRows)
@@ -160,7 +163,7 @@ class Labels(NamedTuple):
     """The classes of rows. ``classes``: the class of each value of the column. ``numbers``: int64 [rows]."""
 
     column: str
-    classes: dict[Any, int]
+    classes: dict[object, int]
     numbers: NDArray[np.int64]
     names: tuple[str, ...] | None
 
@@ -201,7 +204,7 @@ def _renumbered(numbers: NDArray[np.int64], own: Sequence[str], names: Sequence[
     return np.array(places, dtype=np.int64)[numbers]
 
 
-def _teacher(model: Any, tokenizer: Any, args: DistillConfig) -> SequenceRows:
+def _teacher(model: Any, tokenizer: PreTrainedTokenizerBase, args: DistillConfig) -> SequenceRows:
     """A teacher with its own tokenizer, or the student's if it has no name; loading it changes no random numbers."""
     what, options = "teacher_model_name_or_path", teacher_options(args.teacher_model_init_kwargs, args.device)
     name = model if isinstance(model, str) else getattr(model, "name_or_path", "")
@@ -213,7 +216,9 @@ def _teacher(model: Any, tokenizer: Any, args: DistillConfig) -> SequenceRows:
     return SequenceRows(model, own)
 
 
-def _student(given: Given, tokenizer: Any, args: DistillConfig, classes: Classes | None) -> SequenceRows:
+def _student(
+    given: Given, tokenizer: PreTrainedTokenizerBase, args: DistillConfig, classes: Classes | None
+) -> SequenceRows:
     """The student: a checkpoint without a trained head gets one for ``classes``, those of the teacher or the data."""
     model = given.student
     if isinstance(model, str):

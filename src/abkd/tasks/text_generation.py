@@ -13,6 +13,8 @@ from abkd.config import DistillConfig
 from abkd.data import (
     Collator,
     Example,
+    Rows,
+    RowStream,
     StreamedDataset,
     TokenizedDataset,
     check_same_tokenizer,
@@ -41,6 +43,7 @@ from abkd.teachers import identity
 
 if TYPE_CHECKING:
     from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger("abkd")
 
@@ -74,7 +77,7 @@ class TextGeneration(Task):
     def model_problem(self, name: str, field: str, allow_code: Sequence[str]) -> str | None:
         return f"{field}: {fault}" if (fault := broken_model(name)) else None
 
-    def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Any, Any]:
+    def read(self, data: DataSettings, settings: Settings, *, seed: int) -> tuple[Rows | RowStream, Rows | None]:
         train, held_out = read_rows(data, seed=seed)
         return train, None if held_out is None else _with_completions(held_out)
 
@@ -162,8 +165,9 @@ class OpenTextGeneration(OpenTask):
         if not writes:
             check_padding(self)
 
-    def describe(self) -> dict[str, Any]:
-        train: Any = self.train
+    def describe(self) -> dict[str, object]:
+        train = self.train
+        assert isinstance(train, TokenizedDataset | StreamedDataset)
         return {
             "train_tokens": None if isinstance(train, StreamedDataset) else train.trained_tokens,
             "truncated_tokens": train.account.cut_tokens,
@@ -175,14 +179,14 @@ class OpenTextGeneration(OpenTask):
         write_adapter_card(directory)
 
 
-def _tokenizers(models: ModelSettings) -> dict[str, Any]:
+def _tokenizers(models: ModelSettings) -> dict[str, PreTrainedTokenizerBase]:
     """The tokenizers of the teachers of a recipe, by name."""
     given, what = models.teacher_model_name_or_path or [], "teacher_model_name_or_path"
     names = [given] if isinstance(given, str) else given
     return {name: load_tokenizer(name, what=what, revision=models.teacher_model_revision) for name in names}
 
 
-def _with_completions(held_out: Any) -> Any:
+def _with_completions(held_out: Rows) -> Rows | None:
     """Held-out rows; None if they are prompts without completions, which cannot be evaluated."""
     if any(has_completions(row) for row in held_out[:1]):
         return held_out
@@ -191,7 +195,11 @@ def _with_completions(held_out: Any) -> Any:
 
 
 def _cached_sequences(
-    args: DistillConfig, tokenizer: Any, datasets: list[TokenizedDataset], teacher: str, revision: str | None
+    args: DistillConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    datasets: list[TokenizedDataset],
+    teacher: str,
+    revision: str | None,
 ) -> Iterator[Example]:
     """The sequences that a run reads: those that its source makes of the training rows, and the held-out rows."""
     text = None

@@ -119,7 +119,7 @@ class OpenBaseToNew(OpenImages):
             else "the base classes only",
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         seen = self.args.unlabelled_classes
         return {**super().describe(), "base_classes": list(self.base), "unlabelled_classes": seen}
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
+
+from torch import nn
 
 from abkd.data import View
 from abkd.errors import ConfigError
+from abkd.models.rows import ModelRows
 from abkd.ops import Averaged
 from abkd.teachers._live import LiveReader
 from abkd.teachers._types import Teacher, TeacherContext, TeacherReader
@@ -18,7 +21,7 @@ Average = Literal["probabilities", "logits"]
 class EnsembleReader(TeacherReader):
     """Runs several models one after the other and uses only the classes that all of them have."""
 
-    def __init__(self, models: Sequence[Any], average: Average) -> None:
+    def __init__(self, models: Sequence[nn.Module | ModelRows], average: Average) -> None:
         self.average: Average = average
         self.members = [LiveReader(model) for model in models]
         self.models = tuple(member.model for member in self.members)

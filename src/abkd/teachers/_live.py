@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
+from torch import nn
 
 from abkd.data import View
 from abkd.models.language import CausalRows
@@ -21,7 +22,7 @@ class LiveReader(TeacherReader):
     ``model``: a causal language model, or any model as :class:`ModelRows`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module | ModelRows) -> None:
         self.rows = model if isinstance(model, ModelRows) else CausalRows(model)
         self.model = self.rows.model.eval()
         for parameter in self.model.parameters():  # one by one: a TorchScript module has no requires_grad_

@@ -37,7 +37,7 @@ class CopyReader(LiveReader):
         saved = self.student.state_dict()
         self.buffers = [name for name, _ in self.student.named_buffers() if name in saved]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The tensors that change, each once, even if it has several names."""
         return {
             name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -231,12 +231,12 @@ class AdapterOff(Teacher):
         return AdapterOffReader(self, context.student)
 
 
-def _copied(student: ModelRows) -> Any:
+def _copied(student: ModelRows) -> nn.Module:
     """A copy of the student's model that shares the weights that are not trained.
 
     Its forward is the unwrapped one: a wrapper may keep a reference to the original model.
     """
-    memo: dict[int, Any] = {
+    memo: dict[int, object] = {
         id(parameter): parameter for parameter in student.model.parameters() if not parameter.requires_grad
     }
     model = copy.deepcopy(student.model, memo)

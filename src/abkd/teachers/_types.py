@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from abkd.data import Example, View
+from abkd.data import View
 from abkd.errors import ConfigError
 from abkd.models.rows import ModelRows, Outputs
 from abkd.ops import TeacherRows
@@ -28,7 +28,7 @@ class TeacherContext:
     models: Sequence[nn.Module | ModelRows] = ()
     """The loaded models of teacher_model_name_or_path; empty for a cache or a teacher derived from the student.
     A bare module is a causal language model."""
-    identity: Mapping[str, Any] | None = None
+    identity: Mapping[str, object] | None = None
     """The teacher, tokenizer and chat template that a cache must match: ``abkd.teachers.identity``."""
     temperature: float = 1.0
     device: torch.device | str = "cpu"
@@ -68,7 +68,7 @@ class TeacherReader(Stateful):
     def check(self) -> None:
         """Check, where possible, that its rows match the model's own output."""
 
-    def check_covers(self, examples: Iterable[Example], name: str) -> None:
+    def check_covers(self, examples: Iterable[object], name: str) -> None:
         """Raise DataError if rows of these examples are not available (a cache of other data)."""
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from abkd.data import Batch
     from abkd.models.rows import Outputs
     from abkd.ops import Rows, TeacherRows
+    from abkd.stateful import Stateful
 
 LARGEST_WEIGHT = 1e30
 """The upper limit of the weight of a cross-entropy or divergence; the range of float32 ends at 3e38."""
@@ -111,7 +112,7 @@ class TermInputs:
     temperature: float = 1.0
     scale_by_temperature_squared: bool = False
     columns: Mapping[str, Tensor] = field(default_factory=dict)
-    state: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, Stateful | None] = field(default_factory=dict)
     history: TokenLogProbs | None = None
     plan: ChunkPlan | None = None
 

@@ -148,7 +148,7 @@ class _Steered(Control):
                 self.reference = self.mean
                 return
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float | None]:
         return {"share": self.value, "mean": self.mean, "reference": self.reference}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ class _Slide(Control):
             self.value = min(spec.end, max(linear, self.value + step))
         self.before = loss
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float | None]:
         return {"t": self.value, "mean": self.mean, "loss": None if math.isnan(self.before) else self.before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,16 +27,26 @@ _NOTED = ("loss", *(f"{HELD_OUT}{metric.name}" for metric in METRICS.values() if
 class MetricsFile(TrainerCallback):
     """Appends every log record to ``metrics.jsonl``; a resumed run first drops the records it will write again."""
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         path = Path(str(args.output_dir)) / METRICS_FILE
         if state.is_world_process_zero and path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if _belongs(line, state.global_step)]
             atomic_write(path, "".join(f"{line}\n" for line in kept).encode())
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: Mapping[str, float],
+        **_: object,
+    ) -> None:
         if state.is_world_process_zero:
-            record = {"step": state.global_step, **event["logs"]}
+            record = {"step": state.global_step, **logs}
             path = Path(str(args.output_dir)) / METRICS_FILE
             with (
                 disk_errors(str(path), "Free some disk space and continue with --resume"),
@@ -78,7 +89,9 @@ class ProgressBar(TrainerCallback):
         self.bar: Progress | None = None
         self.task: Any = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if not state.is_world_process_zero or not self.console.is_terminal or args.disable_tqdm or _quiet():
             return
         self.bar = Progress(
@@ -95,19 +108,26 @@ class ProgressBar(TrainerCallback):
         self.bar.start()
         terminal.take(self.console)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        logs = event["logs"]
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: Mapping[str, float],
+        **_: object,
+    ) -> None:
         note = "  ".join(f"{name} {logs[name]:.4g}" for name in self.noted if name in logs)
         if self.bar is not None and note:
             self.bar.update(self.task, note=note)
         elif note and state.is_world_process_zero and not _quiet():
             self.console.print(f"step {state.global_step}/{state.max_steps}  {note}", highlight=False)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -134,7 +154,9 @@ class StopSignals(TrainerCallback):
         self.stopped = False
         self._before: dict[signal.Signals, Any] = {}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.received, self.stopped = None, False
         for name in (signal.SIGINT, signal.SIGTERM):
             try:
@@ -142,7 +164,7 @@ class StopSignals(TrainerCallback):
             except ValueError:  # not the main thread: signals cannot be handled there
                 return
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.received = _of_any_process(self.received, args)
         if self.received is None or state.global_step >= state.max_steps:
             return
@@ -152,12 +174,12 @@ class StopSignals(TrainerCallback):
         ):  # there, on_epoch_end evaluates first and saves after it, as in an uninterrupted run
             control.should_save = True
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self.stopped:
             control.should_save = _at_epoch_end(state)
             control.should_evaluate = control.should_evaluate and _at_epoch_end(state)
 
-    def error(self, step: int, output_dir: Any) -> Interrupted:
+    def error(self, step: int, output_dir: object) -> Interrupted:
         """The exception to raise for a run that was stopped early."""
         assert self.received is not None
         error = Interrupted(
@@ -199,6 +221,8 @@ class EpochOrder(TrainerCallback):
     def __init__(self) -> None:
         self.order: TrainOrder | None = None
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if self.order is not None:
             self.order.begin_epoch(int(state.epoch or 0))

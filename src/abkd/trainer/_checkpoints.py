@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from abkd.errors import OutputDirError
 from abkd.models.folders import Stored, stored_tensors
@@ -99,7 +100,7 @@ def check_optimizer(checkpoint: Path) -> None:
         )
 
 
-def check_student(checkpoint: Path, model: Any) -> None:
+def check_student(checkpoint: Path, model: nn.Module) -> None:
     """Raise OutputDirError if the weights in a checkpoint differ from this student's in name or shape.
 
     transformers would continue with those that match. Adapters and shards are stored under other names and checked by
@@ -114,9 +115,9 @@ def check_student(checkpoint: Path, model: Any) -> None:
         )
 
 
-def _why_another(stored: Mapping[str, Stored], model: Any) -> str | None:
+def _why_another(stored: Mapping[str, Stored], model: nn.Module) -> str | None:
     """How the weights of a model differ from the stored ones, or None if they do not."""
-    held: dict[int, dict[str, Any]] = {}  # one tensor may have several names
+    held: dict[int, dict[str, Tensor]] = {}  # one tensor may have several names
     for name, tensor in model.named_parameters(remove_duplicate=False):
         held.setdefault(id(tensor), {})[name] = tensor
     stored_once = hasattr(model, "save_pretrained")  # under one of its names; a plain module stores them all
@@ -160,7 +161,7 @@ def rotate(newest: Path, limit: int | None, best: str | None) -> None:
         discard(checkpoint)
 
 
-def unshared(model: Any, state: dict[str, Any] | None) -> dict[str, Any] | None:
+def unshared(model: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
     """The weights, unshared and contiguous, as safetensors requires for a plain module.
 
     In ``torch.channels_last`` the weights of convolutions are not contiguous.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ from transformers import TrainerState
 from abkd.config import DistillConfig
 from abkd.tasks import OpenTask, Task
 from abkd.trainer._distillation import DistillationLoss
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_Name = TypeVar("_Name")
 
 
 class Processes:
@@ -43,16 +48,15 @@ class Processes:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of all processes' values."""
-        total: Any = self._accelerator().reduce(value, reduction="sum")
-        return total
+        return self._accelerator().reduce(value, reduction="sum")
 
-    def gather_rows(self, columns: Mapping[Any, Tensor]) -> list[dict[Any, Tensor]]:
+    def gather_rows(self, columns: Mapping[_Name, Tensor]) -> list[dict[_Name, Tensor]]:
         """The columns ``[n, ...]`` of each process, in the order of the processes; n may differ between them."""
         if self.count == 1:
             return [dict(columns)]
         sizes = [len(next(iter(columns.values())))]
         sizes = self._accelerator().gather(torch.tensor(sizes, device=self._args.device)).tolist()
-        found: list[dict[Any, Tensor]] = [{} for _ in sizes]
+        found: list[dict[_Name, Tensor]] = [{} for _ in sizes]
         for name, column in columns.items():
             padded = column.new_zeros(max(sizes), *column.shape[1:])
             padded[: len(column)] = column
@@ -63,7 +67,7 @@ class Processes:
 
     def max(self, count: int) -> int:
         """The largest ``count`` over all processes."""
-        counts: Any = self._accelerator().gather(torch.tensor([count], device=self._args.device))
+        counts = self._accelerator().gather(torch.tensor([count], device=self._args.device))
         return int(counts.max())
 
     def any(self, flag: bool) -> bool:
@@ -100,7 +104,7 @@ class RunContext:
     model: Callable[[], Any]
     evaluation_model: Callable[[], nn.Module]
     optimizer: Callable[[], Any]
-    accelerator: Callable[[], Any]
+    accelerator: Callable[[], Accelerator]
 
     @property
     def directory(self) -> Path:
@@ -117,6 +121,6 @@ class RunContext:
         """The fraction of the run that is done, in [0, 1]; schedules are functions of it."""
         return self.step / max(self.state().max_steps, 1)
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """The context manager for mixed precision."""
         return self.accelerator().autocast()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +131,7 @@ def run_inside(model: nn.Module) -> None:
     function = getattr(original, "__func__", None)  # called with self, so that a copied model runs its own weights
 
     @functools.wraps(function or original)
-    def forward(self: nn.Module, *args: Any, job: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+    def forward(self: nn.Module, *args: object, job: Callable[[], object] | None = None, **kwargs: object) -> object:
         if job is not None:
             return job()
         return original(*args, **kwargs) if function is None else function(self, *args, **kwargs)

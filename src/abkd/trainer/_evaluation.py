@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from abkd.data import Batch
@@ -38,7 +38,7 @@ def evaluate_run(run: RunContext, dataloader: Any, student: ModelRows | None = N
     return held_out_metrics(context, _batches(dataloader), held_out)
 
 
-def _batches(dataloader: Any) -> Iterator[Batch]:
+def _batches(dataloader: Iterable[Mapping[str, Batch]]) -> Iterator[Batch]:
     """The batches; the loader is opened at the first, as that may draw a random number."""
     for inputs in dataloader:
         yield inputs["batch"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
 from abkd.metrics import HELD_OUT
 from abkd.models.adapters import has_adapters
@@ -21,7 +22,7 @@ logger = logging.getLogger("abkd")
 _WORSE = 0.01  # rounding may increase the held-out forward KL by this fraction
 
 
-def final_form(run: RunContext, dataloader: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+def final_form(run: RunContext, dataloader: Callable[[], DataLoader[object]]) -> tuple[nn.Module, dict[str, float]]:
     """The student in its final form, and its evaluation metrics if they differ from the last ones.
 
     The trained student is not modified; it is returned itself if it already has its final form. Rounded weights that
@@ -57,8 +58,8 @@ def _dtype(run: RunContext) -> torch.dtype | None:
 
 
 def _rounded(
-    run: RunContext, dtype: torch.dtype, dataloader: Callable[[], Any], *, merge: bool
-) -> tuple[Any, dict[str, float]]:
+    run: RunContext, dtype: torch.dtype, dataloader: Callable[[], DataLoader[object]], *, merge: bool
+) -> tuple[nn.Module | None, dict[str, float]]:
     """The student in ``dtype`` and its evaluation metrics; ``(None, {})`` if rounding would make it worse."""
     model = final_copy(run.task.models.student, dtype=dtype, merge=merge)
     name = str(dtype).removeprefix("torch.")
@@ -83,7 +84,7 @@ def _rounded(
     return model.to(dtype), after
 
 
-def _last(run: RunContext, dataloader: Callable[[], Any]) -> dict[str, float]:
+def _last(run: RunContext, dataloader: Callable[[], DataLoader[object]]) -> dict[str, float]:
     """The evaluation metrics of the student as it was trained."""
     state = run.state()
     best = run.args.load_best_model_at_end and state.best_model_checkpoint
@@ -94,7 +95,7 @@ def _last(run: RunContext, dataloader: Callable[[], Any]) -> dict[str, float]:
     return _measure(run, None, dataloader)
 
 
-def _rows_of(run: RunContext, model: Any) -> ModelRows:
+def _rows_of(run: RunContext, model: nn.Module) -> ModelRows:
     """The rows of ``model``, read as those of the student."""
     student = run.task.models.student
     rows = student.of(model)
@@ -102,5 +103,7 @@ def _rows_of(run: RunContext, model: Any) -> ModelRows:
     return rows
 
 
-def _measure(run: RunContext, student: ModelRows | None, dataloader: Callable[[], Any]) -> dict[str, float]:
+def _measure(
+    run: RunContext, student: ModelRows | None, dataloader: Callable[[], DataLoader[object]]
+) -> dict[str, float]:
     return {f"{HELD_OUT}{name}": value for name, value in evaluate_run(run, dataloader(), student).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,18 +52,18 @@ class FiniteRun(TrainerCallback):
         self._exempt: set[str] = set()
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **_: object
     ) -> None:
         self._skipped = 0
-        self._exempt = {name for name, value in event["model"].named_buffers() if not is_finite(value)}
+        self._exempt = {name for name, value in model.named_buffers() if not is_finite(value)}
         self.check_weights("nothing was trained; load other weights, or continue from an older checkpoint")
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **_: object
     ) -> None:
         if self.run.accelerator().scaler is not None:  # skips such steps itself
             return
-        norms = [parameter.grad.norm() for parameter in event["model"].parameters() if parameter.grad is not None]
+        norms = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
         if norms and not bool(torch.isfinite(torch.stack([norm.detach().float() for norm in norms]).sum())):
             raise NonFiniteError(
                 f"the gradient of step {state.global_step + 1} is not finite; no weight was changed. Lower "
@@ -72,7 +71,7 @@ class FiniteRun(TrainerCallback):
                 "temperature"
             )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         accelerator = self.run.accelerator()
         skipped = accelerator.scaler is not None and accelerator.optimizer_step_was_skipped
         self._skipped = self._skipped + 1 if skipped else 0

@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import pickle
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -19,6 +19,8 @@ from abkd.trainer._optimizer import OptimizerMixin
 from abkd.training_arguments import word
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from abkd.config import DistillConfig
     from abkd.tasks import Models, OpenTask
     from abkd.trainer._callbacks import EpochOrder
@@ -48,7 +50,7 @@ class DataLoading(OptimizerMixin):
         finally:
             self.data_collator, self.args.dataloader_drop_last = self.collator, configured
 
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+    def _get_train_sampler(self, train_dataset: Dataset[object] | None = None) -> Sampler[int] | None:
         dataset: Any = train_dataset or self.train_dataset
         if not isinstance(dataset, ExampleDataset | PadToMultiple):
             return super()._get_train_sampler(dataset)
@@ -82,14 +84,14 @@ class DataLoading(OptimizerMixin):
         loader = self.get_test_dataloader(prepared)  # unlike the evaluation loader, it is never reused for other rows
         return self.evaluation_loop(loader, "Evaluation", metric_key_prefix=metric_key_prefix).metrics or {}
 
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, test_dataset: object, *args: object, **kwargs: object) -> Never:
         """Raises ConfigError: logits are not stored."""
         raise ConfigError(
             "predict returns logits, and the trainer stores none: use evaluate(rows) for the metrics of other rows, "
             "and load the saved student for its logits"
         )
 
-    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+    def hyperparameter_search(self, *args: object, **kwargs: object) -> Never:
         """Raises ConfigError: it would rebuild the model for each trial, and the teacher's readers with it."""
         raise ConfigError(
             "hyperparameter_search is not supported: use abkd distill --grid and --seeds to run and compare several "
@@ -121,7 +123,7 @@ class DataLoading(OptimizerMixin):
         return 0
 
 
-def _check_picklable(dataset: Any, args: Any) -> None:
+def _check_picklable(dataset: object, args: TrainingArguments) -> None:
     """Raise ConfigError if the rows cannot be pickled for data loader workers; forked workers share them already."""
     method = getattr(args, "dataloader_multiprocessing_context", None) or multiprocessing.get_start_method()
     if not args.dataloader_num_workers or method == "fork":
@@ -139,5 +141,5 @@ def _check_picklable(dataset: Any, args: Any) -> None:
 class _NullFile:
     """A file that discards what is written to it."""
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> int:
         return len(data)

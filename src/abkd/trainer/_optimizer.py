@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from abkd.config import DistillConfig
 from abkd.errors import ConfigError
@@ -64,13 +64,13 @@ def multi_step(args: DistillConfig, rows: int, batch_size: int) -> Callable[[int
     return factor
 
 
-def optim_options(args: Any) -> dict[str, Any]:
+def optim_options(args: TrainingArguments) -> dict[str, Any]:
     """``optim_args`` as keyword arguments of a torch optimizer; empty for any other optimizer."""
     name = word(args.optim)
     return dict(read_optim_args(name, args.optim_args)) if name in OPTIM_ARGS and args.optim_args else {}
 
 
-def check_batches(args: Any, train: Any) -> None:
+def check_batches(args: TrainingArguments, train: Any) -> None:
     """Raise ConfigError if there are no rows to train on, or too few for one batch with dataloader_drop_last."""
     if train is None:
         raise ConfigError("there is nothing to train on: pass rows as train_dataset")

@@ -9,16 +9,17 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 import yaml
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from abkd import notation, output_dir
 from abkd.config import DistillConfig
 from abkd.data import TokenizedDataset
+from abkd.data.prepared import ExampleDataset
 from abkd.storage import atomic_write, disk_errors, strict_json, write_checksummed
 from abkd.teachers.caches import weights_fingerprint
 from abkd.trainer._callbacks import evaluated
@@ -49,7 +50,7 @@ class Record:
     def __init__(self, run: RunContext) -> None:
         self.run = run
         self.recipe: str | None = None
-        self.changed: Mapping[str, Any] = {}
+        self.changed: Mapping[str, object] = {}
         self._begun = False
 
     @property
@@ -129,10 +130,12 @@ class AlreadyEvaluated(TrainerCallback):
     def __init__(self, record: Record) -> None:
         self.record, self.done = record, False
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.done = state.global_step >= state.max_steps and self.record.is_evaluated()
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         control.should_evaluate = control.should_evaluate and not self.done
 
 
@@ -164,7 +167,7 @@ def recipe_of(run: RunContext) -> str:
     return header + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _changed(args: Any) -> dict[str, Any]:
+def _changed(args: DistillConfig) -> dict[str, object]:
     """The arguments that are not at their default."""
     found, plain = args.to_dict(), {}
     for field in dataclasses.fields(args):
@@ -178,14 +181,14 @@ def _changed(args: Any) -> dict[str, Any]:
     }
 
 
-def _same(value: Any, plain: Any) -> bool:
+def _same(value: object, plain: object) -> bool:
     return value == plain or value == repr(plain) or (not value and plain in (None, "none", "no"))
 
 
-def describe(run: RunContext) -> dict[str, Any]:
+def describe(run: RunContext) -> dict[str, object]:
     """Versions, seeds, data, chunk plan and objective of a run."""
-    train: Any = run.task.train
-    held_out: Any = run.task.held_out
+    train = run.task.train
+    held_out = run.task.held_out
     args, models = run.args, run.task.models
     return {
         "task": args.task,
@@ -224,7 +227,7 @@ def _teacher_name(run: RunContext) -> str:
     return names if kind == "Live()" else f"{kind} {names}".strip()
 
 
-def _rows_of(data: Any) -> int:
+def _rows_of(data: ExampleDataset | None) -> int:
     """The number of rows used; several may be packed into one sequence."""
     if isinstance(data, TokenizedDataset) and data.account.rows:
         return data.account.rows - sum(data.account.dropped.values())
@@ -234,14 +237,14 @@ def _rows_of(data: Any) -> int:
 def _fingerprint(run: RunContext) -> str | None:
     """Fingerprint of the models given as teachers; None if there are none, as with a cache."""
     spec, reader = run.args.teacher, run.task.models.teacher
-    given: Any = () if reader is None or spec.needs[0] == 0 else reader.models
+    given = () if reader is None or spec.needs[0] == 0 else reader.models
     return weights_fingerprint(given) if given else None
 
 
-def model_name(model: Any) -> str:
+def model_name(model: nn.Module) -> str:
     """The name or path that a model was loaded from, or else its class name."""
     return getattr(model, "name_or_path", "") or type(model).__name__
 
 
-def _size(model: Any) -> int:
+def _size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())

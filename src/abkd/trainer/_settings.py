@@ -30,7 +30,7 @@ from abkd.training_arguments import word
 logger = logging.getLogger("abkd")
 
 _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # since transformers 5.20, and before
-_OF_CHECKPOINTING: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+_OF_CHECKPOINTING: Mapping[str, tuple[Callable[[object], bool], str]] = {
     **dict.fromkeys(("use_reentrant", "preserve_rng_state", "debug"), (lambda x: isinstance(x, bool), "true or false")),
     "determinism_check": (lambda x: x in ("default", "none"), "default or none"),
     "context_fn": (callable, "a function"),
@@ -52,7 +52,7 @@ _NOT_CALLED = {
 }
 
 
-def check_settings(args: Any, eval_dataset: Any, callbacks: Any, options: Mapping[str, Any]) -> None:
+def check_settings(args: object, eval_dataset: object, callbacks: object, options: Mapping[str, object]) -> None:
     """Reject arguments of transformers' Trainer that have no effect here, before a model is loaded.
 
     Raises:
@@ -81,7 +81,7 @@ def check_settings(args: Any, eval_dataset: Any, callbacks: Any, options: Mappin
         )
 
 
-def _check_callbacks(args: DistillConfig, callbacks: Any) -> None:
+def _check_callbacks(args: DistillConfig, callbacks: object) -> None:
     if not isinstance(callbacks, list | tuple):
         raise ConfigError(f"callbacks must be a list, got {type(callbacks).__name__}")
     for each in callbacks:
@@ -95,7 +95,7 @@ def _check_callbacks(args: DistillConfig, callbacks: Any) -> None:
             )
 
 
-def check_recomputed(model: Any, args: Any) -> None:
+def check_recomputed(model: nn.Module, args: DistillConfig) -> None:
     """Raise ConfigError if the student or torch does not support the gradient checkpointing that is set."""
     if not any(getattr(args, name, False) for name in _CHECKPOINTING):
         return
@@ -154,10 +154,14 @@ class NothingLearned(TrainerCallback):
         self._before: list[torch.Tensor] = []
         self._step = 0
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **_: object
+    ) -> None:
         self._before, self._step = _sample_of(model), state.global_step
 
-    def on_train_end(self, args: Any, state: TrainerState, control: Any, *, model: nn.Module, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **_: object
+    ) -> None:
         before, self._before, after = self._before, [], _sample_of(model)
         if state.global_step - self._step < 2 or not after or len(after) != len(before):  # a single step may be warm-up
             return
@@ -170,8 +174,16 @@ class NothingLearned(TrainerCallback):
                 args.max_grad_norm,
             )
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        norm = event["logs"].get("grad_norm")
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: Mapping[str, float],
+        **_: object,
+    ) -> None:
+        norm = logs.get("grad_norm")
         if norm is None or self.checked:
             return
         self.checked = True

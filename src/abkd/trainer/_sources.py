@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from abkd.config import DistillConfig
 from abkd.data import Example
 from abkd.errors import ConfigError
@@ -30,7 +32,7 @@ from abkd.trainer._context import RunContext
 class SequenceSampler:
     """The stream of a run's source: draws sequences for a step, is saved in checkpoints, observes evaluations."""
 
-    def __init__(self, run: RunContext, teacher_text: Any) -> None:
+    def __init__(self, run: RunContext, teacher_text: TeacherText | None) -> None:
         self.run = run
         self._seconds, self._tokens = 0.0, 0
         writers = Generators(
@@ -129,7 +131,7 @@ def _writer(args: DistillConfig, models: Models) -> TeacherWriter:
 
 
 def write(
-    run: RunContext, model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
+    run: RunContext, model: nn.Module, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seed: int
 ) -> list[Completion]:
     """Completions by a model with the settings of a run, within max_length including the prompt."""
     padded = list(prompts)

@@ -114,24 +114,33 @@ class Components(TrainerCallback):
 
     # -- events --------------------------------------------------------------------------------------------------
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if state.global_step == 0:
             self.restart()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         metrics = self.sums.of_step(self.run.processes) if self.needs_step_metrics else {}
         self.notify(StepEnd(state.global_step, self.run.progress, metrics))
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any) -> None:
-        metrics: Mapping[str, float] = event.get("metrics") or {}
-        self.notify(Evaluated(state.global_step, metrics))
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        self.notify(Evaluated(state.global_step, metrics or {}))
 
 
 def _file(checkpoint: Path, name: str, kind: str) -> Path:
     return checkpoint / f"abkd_{name}.{kind}"
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> object:
     """A tensor on the CPU, gathered if it is sharded, in which all processes must take part; other values as is."""
     if not isinstance(value, Tensor):
         return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ def begin_step(run: RunContext, model: nn.Module, step: AccumulationBatch) -> No
             step.totals.rows[index] = divisor
 
 
-def batch_of_step(run: RunContext, batch: Batch, step: Any) -> tuple[Batch, Totals, Columns]:
+def batch_of_step(run: RunContext, batch: Batch, step: object) -> tuple[Batch, Totals, Columns]:
     """A batch on the device of the run, its divisors and its columns; outside of a step, its own divisors."""
     on_device = batch.to(run.args.device)
     if isinstance(step, AccumulationBatch) and step.totals is not None:
@@ -54,7 +53,7 @@ def _look_ahead(run: RunContext, model: nn.Module, batches: Sequence[Batch]) -> 
     own = {name: torch.cat([each.scores[name] for each in found]) for name in names}
     weight = torch.cat([each.weight for each in found], -1)
     rows = _rows(batches, run.processes.index, args.device)
-    everyone: Any = run.processes.gather_rows({**own, "weight": weight.T, **rows})
+    everyone = run.processes.gather_rows({**own, "weight": weight.T, **rows})
     start = sum(len(each["weight"]) for each in everyone[: run.processes.index])
     whole = {name: torch.cat([each[name] for each in everyone]) for name in everyone[0]}
     of_all = Scores(

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from abkd.objective import OpenObjective
 
@@ -14,7 +15,7 @@ _NAME = "abkd_terms"
 
 
 @contextmanager
-def attached(objective: OpenObjective, student: nn.Module, device: Any) -> Iterator[None]:
+def attached(objective: OpenObjective, student: nn.Module, device: torch.device) -> Iterator[None]:
     """Register the terms as one submodule of the student, if they have parameters.
 
     Data parallelism, sharding and the optimizer then see their parameters, because the loss runs inside the student's
@@ -44,6 +45,6 @@ def attached(objective: OpenObjective, student: nn.Module, device: Any) -> Itera
             student._keys_to_ignore_on_save = of_class
 
 
-def without_terms(state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def without_terms(state: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     """A student's state dict without the parameters of terms."""
     return None if state is None else {name: value for name, value in state.items() if f"{_NAME}." not in name}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from abkd import output_dir
@@ -36,6 +36,8 @@ from abkd.trainer._step import batch_of_step, begin_step
 from abkd.trainer._terms import attached, without_terms
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from abkd.models.vision import Classifier
 
 logger = logging.getLogger("abkd")
@@ -72,8 +74,8 @@ class DistillTrainer(Engine):
         *,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        pretrain_chunks: Any = None,
-        processing_class: Any = None,
+        pretrain_chunks: object = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
         callbacks: Sequence[Any] | None = None,
         **kwargs: Any,
@@ -105,7 +107,7 @@ class DistillTrainer(Engine):
         for each in self.models.teacher.models if self.models.teacher is not None else ():
             placed(each, self.args.device)
 
-    def _assemble(self, args: DistillConfig) -> tuple[Any, ...]:
+    def _assemble(self, args: DistillConfig) -> tuple[TrainerCallback, ...]:
         """Build the parts of a run that are specific to distillation; returns their callbacks."""
         self.distill_args, models = args, self.models
         check_recomputed(models.student.model, args)
@@ -269,7 +271,7 @@ class DistillTrainer(Engine):
             return
         self.finite.check_weights("the student was not saved; lower the learning rate")
         own = Path(str(self.args.output_dir))
-        trained: Any = self.model
+        trained = self.model
         self.model, metrics = final_form(self.run, self.get_eval_dataloader)
         try:
             if metrics:

@@ -119,7 +119,7 @@ def load(directory: Path, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classi
             f"{wanted.what}: {directory} was saved from a module without a name to rebuild it by. Build it in Python, "
             f"load {_WEIGHTS} into it (safetensors.torch.load_model), and pass it instead of the directory"
         )
-    count = described.pop("num_classes")
+    count = _count(described.pop("num_classes"))
     if count is not None:
         wanted.refuse_head(str(directory), count)
     names = wanted.own_names or (saved.class_names if wanted.num_classes in (None, count) else None)
@@ -151,7 +151,7 @@ def _described(directory: Path, wanted: LoadRequest) -> Classifier:
         raise ConfigError(f"{wanted.what}: {directory / _OURS} does not describe a classifier: {error!r}") from error
 
 
-def _count(classes: Any) -> int | None:
+def _count(classes: object) -> int | None:
     if classes is not None and not (isinstance(classes, int) and 1 < classes <= MOST_CLASSES):
         raise ValueError(f"num_classes is {classes!r}")
     return classes

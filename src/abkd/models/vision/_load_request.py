@@ -42,7 +42,7 @@ class LoadRequest(NamedTuple):
         """The class names for a head that is trained on the data; a head that is kept has its own names."""
         return self.class_names if self.fresh_head else None
 
-    def plain(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def plain(self, options: Mapping[str, object]) -> dict[str, Any]:
         """A model's options in the form that is saved with a student: numpy's numbers as Python's.
 
         Raises ConfigError if a student's options cannot be written as JSON.
@@ -126,7 +126,7 @@ def _of_other_size(own: Tensor, found: Tensor) -> bool:
 
 def _by_weight(model: nn.Module) -> list[list[str]]:
     """The names of each weight: several if layers share it."""
-    names: dict[Any, list[str]] = {}
+    names: dict[object, list[str]] = {}
     for name, weight in model.state_dict(keep_vars=True).items():
         unplaced = is_lazy(weight) or not weight.numel()
         place = name if unplaced else (weight.data_ptr(), *weight.shape, *weight.stride())

@@ -35,7 +35,7 @@ def load_classifier(
     class_names: Sequence[str] | None = None,
     fresh_head: bool = False,
     allow_code: Sequence[str] = (),
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Classifier:
     """Load an image classifier with its preprocessing.
 
@@ -108,7 +108,7 @@ def as_classifier(model: nn.Module | Classifier) -> Classifier:
     return Classifier(model)
 
 
-def _unwrapped(model: Any) -> Any:
+def _unwrapped(model: object) -> Any:
     """The module inside a wrapper (DP, DDP, torch.compile), so that its weights are saved under their own names."""
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return _unwrapped(model.module)

@@ -41,7 +41,7 @@ def logits_in(out: Any, name: str) -> Tensor:
     return out[None] if out.ndim == 1 else out  # one image, squeezed
 
 
-def fitting(call: Callable[[int, int], Any]) -> tuple[int, int] | None:
+def fitting(call: Callable[[int, int], object]) -> tuple[int, int] | None:
     """The first of the usual ``(channels, side)`` that a model accepts; None if there is none."""
     end = time.monotonic() + _SECONDS
     for channels in (3, 1):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,13 +16,16 @@ from abkd.errors import ConfigError
 from abkd.models.vision._preparation import Filter, Preparation
 from abkd.storage import atomic_write
 
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor
+
 _RESAMPLE: dict[int, Filter] = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}  # Pillow's values; 1: Lanczos
 _OF_TIMM: dict[str, Filter] = {"nearest": "nearest", "bilinear": "bilinear"}
 _SMALL = 384  # below this size ConvNeXt's processor takes a center crop
 _TOLERANCE = 0.03  # of the full range: the processor's resizing rounds to integers, ours does not
 
 
-def preparation_of(name_or_path: str, **hub: Any) -> Preparation | None:
+def preparation_of(name_or_path: str, **hub: object) -> Preparation | None:
     """The preprocessing of a model's image processor; None if the model has no image processor file.
 
     The settings are verified on a test image, except for a processor that cannot be imported.
@@ -44,7 +47,7 @@ def preparation_of(name_or_path: str, **hub: Any) -> Preparation | None:
     return _verified(processor, _read(processor.to_dict(), name_or_path), name_or_path)
 
 
-def _settings(name_or_path: str, **hub: Any) -> dict[str, Any] | None:
+def _settings(name_or_path: str, **hub: object) -> dict[str, Any] | None:
     """The settings in an image processor's file."""
     from transformers import ImageProcessingMixin
 
@@ -100,7 +103,7 @@ def timm_preparation(values: Mapping[str, Any]) -> Preparation:
 # -- verification ------------------------------------------------------------------------------------------------
 
 
-def _verified(processor: Any, read: Preparation, name: str) -> Preparation:
+def _verified(processor: BaseImageProcessor, read: Preparation, name: str) -> Preparation:
     """``read`` if it gives the processor's own output, else ``read`` with a mean and std fitted to that output."""
     image = _test_image()
     wanted = _processed(processor, image)
@@ -126,7 +129,7 @@ def _test_image() -> np.ndarray:
     return np.stack([across, down, (across + 255.0 - down) / 2], -1).round().astype(np.uint8)
 
 
-def _processed(processor: Any, image: np.ndarray) -> Tensor:
+def _processed(processor: BaseImageProcessor, image: np.ndarray) -> Tensor:
     return processor(images=image, return_tensors="pt")["pixel_values"][0].float()
 
 
@@ -138,7 +141,7 @@ def _gap(preparation: Preparation, image: np.ndarray, wanted: Tensor) -> float:
     return ((got - wanted) * torch.tensor(preparation.std)[:, None, None]).abs().max().item()
 
 
-def _fitted(processor: Any, preparation: Preparation) -> Preparation | None:
+def _fitted(processor: BaseImageProcessor, preparation: Preparation) -> Preparation | None:
     """Mean and std computed from the outputs for a black and a white image; None if these are equal."""
     black, white = (
         _processed(processor, np.full((96, 96, 3), value, np.uint8)).double().mean((-1, -2)) for value in (0, 255)
@@ -155,7 +158,7 @@ def _fitted(processor: Any, preparation: Preparation) -> Preparation | None:
 def write_processor(preparation: Preparation, directory: Path) -> None:
     """Write ``preprocessor_config.json``, so that transformers' image processor does the same."""
     numbers = {"nearest": 0, "bilinear": 2, "bicubic": 3}
-    values: dict[str, Any] = {
+    values: dict[str, object] = {
         "do_resize": preparation.size is not None,
         "resample": numbers[preparation.filter],
         "do_rescale": True,

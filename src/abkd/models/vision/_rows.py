@@ -6,10 +6,10 @@ Both models get the same pixels; each applies its own preprocessing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Classifier(NamedTuple):
     preparation: Preparation = Preparation()
     class_names: tuple[str, ...] | None = None
     source: str = ""
-    options: Mapping[str, Any] | None = None
+    options: Mapping[str, object] | None = None
 
 
 class ImageRows(ModelRows):
@@ -64,7 +64,7 @@ class ImageRows(ModelRows):
         self.classifier = classifier
         self.model = classifier.model
         self.classes = classes
-        self.forward: Callable[..., Any] = call_of(self.model)  # captured before any wrapping
+        self.forward = call_of(self.model)  # captured before any wrapping
         self._side = side
         self._head_rows: int | None = None
 
@@ -86,16 +86,16 @@ class ImageRows(ModelRows):
     def read(self, view: View, features: Sequence[str] = (), *, stop: bool = False) -> Outputs[Rows]:
         """As in :class:`ModelRows`, with logits ``[N, C]``, where row n belongs to image ``view.rows[n]``."""
         pixels: Tensor = view.inputs["pixels"]
-        rows: Any = None
+        rows: Rows | None = None
         with tapped(self.model, features, stop=stop) as kept:
             rows = Dense(self._logits(pixels)[view.rows])
-        return Outputs[Any](rows, of_rows(kept, features, pixels.shape[:1], view.rows)).first(self.classes)
+        return Outputs(rows, of_rows(kept, features, pixels.shape[:1], view.rows)).first(self.classes)
 
     def probe(self) -> View:
         pixels = self._pixels(2, self._size())
         return View(inputs={"pixels": pixels}, rows=torch.arange(2, device=pixels.device))
 
-    def of(self, model: Any) -> ImageRows:
+    def of(self, model: nn.Module) -> ImageRows:
         classifier = self.classifier._replace(model=model)
         return ImageRows(classifier, classes=self.classes, side=self._side)
 

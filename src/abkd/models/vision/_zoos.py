@@ -25,7 +25,7 @@ _FETCHING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoi
 """Options that load weights from elsewhere: not allowed in a saved directory."""
 
 
-def dtype_of(given: Any, wanted: LoadRequest) -> torch.dtype:
+def dtype_of(given: object, wanted: LoadRequest) -> torch.dtype:
     """A dtype, given as such or by its name; by default float32.
 
     Raises ConfigError if it is not a floating-point dtype.
@@ -36,7 +36,7 @@ def dtype_of(given: Any, wanted: LoadRequest) -> torch.dtype:
     return found
 
 
-def architecture(source: str, options: Mapping[str, Any]) -> nn.Module:
+def architecture(source: str, options: Mapping[str, object]) -> nn.Module:
     """Build the network of that name, without trained weights.
 
     Args:
@@ -55,7 +55,7 @@ def architecture(source: str, options: Mapping[str, Any]) -> nn.Module:
     return _built(source, _torchvision_builder(name), weights=None, **options)
 
 
-def rebuilt(source: str, options: Mapping[str, Any]) -> nn.Module:
+def rebuilt(source: str, options: Mapping[str, object]) -> nn.Module:
     """:func:`architecture` for a name and options from a file: nothing is downloaded, no other code is run.
 
     Raises:
@@ -96,7 +96,7 @@ def _from_timm(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Classi
     start = {"pretrained": trained, "checkpoint_path": kwargs.pop("checkpoint_path", "")}
     if wanted.fresh_head or not trained:
         kwargs = {"num_classes": wanted.num_classes or _USUAL["timm"], **kwargs}
-    model: Any = _built(source, _module("timm").create_model, name, **start, **kwargs)
+    model = _built(source, _module("timm").create_model, name, **start, **kwargs)
     wanted.refuse_head(source, model.num_classes)
     known = model.pretrained_cfg
     if trained and known.get("num_classes") not in (None, model.num_classes):
@@ -112,7 +112,7 @@ def _from_torchvision(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) ->
     if which is None:
         options = {**kwargs, "num_classes": wanted.num_classes or _USUAL["torchvision"]}
         return Classifier(architecture(source, options), _IMAGENET, wanted.own_names, source, options)
-    weights: Any = _built(source, lambda: models.get_model_weights(name)[which])
+    weights = _built(source, lambda: models.get_model_weights(name)[which])
     names = tuple(weights.meta["categories"])
     options = {**kwargs, "num_classes": wanted.num_classes or len(names)}
     wanted.refuse_head(source, len(names))
@@ -130,7 +130,7 @@ def _from_python(name: str, wanted: LoadRequest, kwargs: dict[str, Any]) -> Clas
     return made._replace(source=f"python:{name}", options=options, class_names=made.class_names or wanted.own_names)
 
 
-def _own(name: str, options: Mapping[str, Any]) -> Classifier:
+def _own(name: str, options: Mapping[str, object]) -> Classifier:
     """Call a user's function, which returns a module, or a :class:`Classifier` with its preprocessing."""
     code = imports.CodeName.read(f"python:{name}")
     if code is None:
@@ -180,7 +180,7 @@ def _module(name: str) -> Any:
         raise ConfigError(f"names with {zoo}: need {zoo}; pip install {zoo} (import failed: {error})") from error
 
 
-def _built(source: str, build: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+def _built(source: str, build: Callable[..., Any], /, *args: object, **options: object) -> Any:
     try:
         return build(*args, **options)
     except ConfigError:

@@ -49,10 +49,10 @@ def build_cache(
     examples: Iterable[Any],
     load: Callable[[], ModelRows],
     *,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     tokens: int | None = None,
     temperature: float = 1.0,
-    about: Mapping[str, Any] | None = None,
+    about: Mapping[str, object] | None = None,
     batch_size: int = 8,
     workers: int = 0,
     share: tuple[int, int] = (0, 1),
@@ -113,8 +113,8 @@ class _CacheBuild:
     """A cache folder that is being built."""
 
     folder: Path
-    facts: dict[str, Any]
-    about: dict[str, Any]
+    facts: dict[str, object]
+    about: dict[str, object]
 
     @property
     def owner(self) -> str:

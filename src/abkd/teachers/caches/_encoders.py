@@ -53,7 +53,7 @@ class Encoder:
         """
         raise NotImplementedError
 
-    def prepare(self, folder: Path) -> dict[str, Any]:
+    def prepare(self, folder: Path) -> dict[str, object]:
         """Store what all rows share; returns the entries for the manifest."""
         return {}
 
@@ -112,7 +112,7 @@ class HiddenEncoder(Encoder):
             raise NonFiniteError(f"the teacher's hidden states are not finite in {self.dtype}; set another dtype")
         return {"hidden": hidden}
 
-    def prepare(self, folder: Path) -> dict[str, Any]:
+    def prepare(self, folder: Path) -> dict[str, object]:
         head = self.head
         tensors = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

@@ -15,6 +15,8 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from abkd.data.vocabulary import PROBES
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from abkd.models.vision import Classifier
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "adapter_model*", "*.gguf")
@@ -24,7 +26,7 @@ _HOW_TO_LOAD = {"revision", "dtype", "token", "cache_dir", "local_files_only", "
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # per weight file: reading all of it would take as long as loading it
 
 
-def identity(teacher: str | nn.Module, revision: str | None, tokenizer: Any) -> dict[str, Any]:
+def identity(teacher: str | nn.Module, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
     """The teacher, tokenizer and chat template that a cache must match.
 
     The entry ``teacher`` is, for a directory, a fingerprint of its configuration and of samples of its weights,
@@ -41,7 +43,7 @@ def identity(teacher: str | nn.Module, revision: str | None, tokenizer: Any) -> 
     }
 
 
-def image_identity(teacher: str | Classifier, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def image_identity(teacher: str | Classifier, options: Mapping[str, Any] | None = None) -> dict[str, object]:
     """The image classifier, with its preprocessing, that a cache of images must match.
 
     ``options`` (teacher_model_init_kwargs) are part of the identity; a file that they name counts by its content. A
@@ -88,7 +90,7 @@ def _some(tensor: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // _SAMPLES)].cpu()
 
 
-def fingerprint(values: Mapping[str, Any]) -> str:
+def fingerprint(values: Mapping[str, object]) -> str:
     """A hash (16 hex digits) of plain values."""
     return _hash([json.dumps(values, sort_keys=True).encode()])
 
@@ -107,7 +109,7 @@ def _image_teacher(name: str, revision: str | None) -> str:
     return name if ":" in name else _teacher(name, revision)  # names such as cifar:NAME are not on the hub
 
 
-def _content(value: Any) -> str:
+def _content(value: object) -> str:
     """The content of the file that an option names, or the option itself."""
     file = Path(value).expanduser() if isinstance(value, str) and value else None
     return _hash(_samples(file)) if file is not None and file.is_file() else repr(value)
@@ -146,7 +148,7 @@ def _commit(name: str, revision: str | None) -> str | None:
     return extract_commit_hash(file, None)
 
 
-def _vocabulary(tokenizer: Any) -> Iterator[bytes]:
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Iterator[bytes]:
     """All tokens, and the ids of probe texts on which tokenizers differ.
 
     (A tokenizer's own serialisation changes with the version of its library.)

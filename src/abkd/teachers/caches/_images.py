@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -83,7 +83,7 @@ def missing_images(
     """
     found, checked = set(store.places), 0
     for each in passes:
-        loader: Any = torch.utils.data.DataLoader(
+        loader = torch.utils.data.DataLoader(
             each.dataset,
             batch_sampler=each.batches(share),
             collate_fn=list,

@@ -18,10 +18,10 @@ _OWN = {"format": "format", "kind": "kind", "temperature": "kd_temperature", "k"
 _OF_IMAGES = " of images"
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
-Values = Mapping[str, Any]
+Values = Mapping[str, object]
 
 
-def facts(kind: str, identity: Values | None, **own: Any) -> dict[str, Any]:
+def facts(kind: str, identity: Values | None, **own: object) -> dict[str, object]:
     """Facts that must match for stored rows to be usable, as far as they are known without loading a model.
 
     ``identity`` is the result of :func:`abkd.teachers.identity` or ``image_identity``, or None if unknown.
@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return values if values is not None and _is_sound(values) else None
 
 
-def _is_sound(values: Values) -> bool:
+def _is_sound(values: Mapping[str, Any]) -> bool:
     """Whether all entries that are read later exist in their type: a checksum detects accidents, not intent."""
     kind, of_kind = values.get("kind"), {}
     if isinstance(kind, str) and kind.startswith("TopKCache"):

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class CacheReader(TeacherReader):
 
     labelled: ClassVar[bool] = False  # as in CachedTeacher
 
-    def __init__(self, folder: Path, wanted: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, wanted: Mapping[str, object]) -> None:
         manifest = _manifest.read_manifest(folder)
         if manifest is None:
             state = "is corrupt (manifest.json was changed)" if (folder / _manifest.FILE).exists() else "does not exist"
@@ -71,7 +71,7 @@ class CacheReader(TeacherReader):
                 f"{self.classes}: give the student a head for the teacher's classes"
             )
 
-    def check_covers(self, examples: Iterable[Any], name: str) -> None:
+    def check_covers(self, examples: Iterable[object], name: str) -> None:
         """Raise DataError, with their number, if sequences or images of these examples are not stored.
 
         For a long run on images, a sample from all its epochs is checked if the last build was finished.
@@ -128,7 +128,7 @@ class TopKReader(CacheReader):
 
     labelled = True
 
-    def __init__(self, folder: Path, wanted: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, wanted: Mapping[str, object]) -> None:
         super().__init__(folder, wanted)
         self.head_rows: int = self.manifest["classes"]
         self.exact = self.manifest["k"] >= self.head_rows
@@ -170,7 +170,7 @@ class TopKReader(CacheReader):
 class HiddenReader(CacheReader):
     """Rows of a :class:`HiddenCache`: ``Projected``, as from the live teacher."""
 
-    def __init__(self, folder: Path, wanted: Mapping[str, Any], device: torch.device | str) -> None:
+    def __init__(self, folder: Path, wanted: Mapping[str, object], device: torch.device | str) -> None:
         super().__init__(folder, wanted)
         head = read_head(folder, self.manifest)
         if head is None:

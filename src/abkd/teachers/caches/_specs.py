@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from abkd.errors import ConfigError
 from abkd.paths import cache_directory
@@ -28,7 +28,7 @@ class CachedTeacher(Teacher):
 
     path: str | None
 
-    def facts(self, identity: Mapping[str, Any] | None, temperature: float) -> dict[str, Any]:
+    def facts(self, identity: Mapping[str, object] | None, temperature: float) -> dict[str, object]:
         """The facts that a cache folder must match to belong to this teacher."""
         raise NotImplementedError
 
@@ -36,7 +36,7 @@ class CachedTeacher(Teacher):
         """The encoder of the live ``teacher``; ``tokens``: vocabulary size of its tokenizer, if it has one."""
         raise NotImplementedError
 
-    def folder(self, facts: Mapping[str, Any]) -> Path:
+    def folder(self, facts: Mapping[str, object]) -> Path:
         """``path``, or by default a folder for these facts in abkd's cache directory.
 
         It may hold the rows of any number of data sets: existing rows are not computed again.
@@ -77,7 +77,7 @@ class TopKCache(CachedTeacher):
             raise ConfigError(f"k must be an integer >= 1, got {self.k!r}")
         self._check_path()
 
-    def facts(self, identity: Mapping[str, Any] | None, temperature: float) -> dict[str, Any]:
+    def facts(self, identity: Mapping[str, object] | None, temperature: float) -> dict[str, object]:
         return _manifest.facts("TopKCache", identity, k=self.k, temperature=float(temperature))
 
     def encoder(self, teacher: ModelRows, *, temperature: float, tokens: int | None) -> Encoder:
@@ -121,7 +121,7 @@ class HiddenCache(CachedTeacher):
             raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, or None, got {self.dtype!r}")
         self._check_path()
 
-    def facts(self, identity: Mapping[str, Any] | None, temperature: float) -> dict[str, Any]:
+    def facts(self, identity: Mapping[str, object] | None, temperature: float) -> dict[str, object]:
         return _manifest.facts("HiddenCache", identity, dtype=self.dtype)
 
     def encoder(self, teacher: ModelRows, *, temperature: float, tokens: int | None) -> Encoder:
