@@ -1,6 +1,7 @@
 """Before and after a change, step by step: ``python -m benchmarks.against BASE`` (see README.md).
 
 Two processes train the same student on the same rows, one with the code of each commit, and take turns at every step.
+Two processes of the same code differ by a few per cent for as long as they live, so there are several rounds of both.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ DEFAULT = [name for name in RUNS if "tiny" not in name]
 console = Console()
 
 
-class Found(NamedTuple):
+class Round(NamedTuple):
     """Milliseconds of each step before and after, and the peak of each process's resident memory in MB."""
 
     before: list[float]
@@ -53,10 +54,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure each run, then print and write the table."""
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Found] = {}
+    found: dict[str, list[Round]] = {}
     with tempfile.TemporaryDirectory() as folder, checkout(options.base, Path(folder)) as base:
         for name in options.runs:
-            found[name] = measure(name, base, options.steps + WARM_UP)
+            rounds = track(range(options.rounds), name, console=console)
+            found[name] = [measure(name, base, options.steps + WARM_UP) for _ in rounds]
     cells = [line(name, each) for name, each in found.items()]
     _tables.show(console, f"{options.base} → this checkout", COLUMNS, cells)
     about = _tables.about(_machine.facts(_machine.cores(), "cpu"), f"python -m benchmarks.against {options.base}")
@@ -76,18 +78,18 @@ def checkout(commit: str, folder: Path) -> Iterator[Path]:
         subprocess.run([*git, "remove", "--force", str(place)], check=True)
 
 
-def measure(name: str, base: Path, steps: int) -> Found:
-    """Train in two processes that take turns; who goes first alternates. The first steps warm up."""
+def measure(name: str, base: Path, steps: int) -> Round:
+    """Train in two new processes that take turns; who goes first alternates. The first steps warm up."""
     with ExitStack() as stack:
         sides = [stack.enter_context(_Side(root, name, steps)) for root in (base, _machine.ROOT)]
         for side in sides:
             side.reply()  # ready: models loaded
         seconds: list[list[float]] = [[], []]
-        for step in track(range(steps), name, console=console):
+        for step in range(steps):
             for which in (0, 1) if step % 2 else (1, 0):
                 seconds[which].append(sides[which].step())
         before, after = ([1e3 * each for each in side[WARM_UP:]] for side in seconds)
-        return Found(before, after, (sides[0].peak_mb, sides[1].peak_mb))
+        return Round(before, after, (sides[0].peak_mb, sides[1].peak_mb))
 
 
 class _Side:
@@ -140,19 +142,25 @@ class _Side:
         return seconds
 
 
-def line(name: str, found: Found) -> list[str]:
-    """A line of the table; the ratio is the median of the quotients of the same step."""
-    quotients = np.divide(found.after, found.before)
+def line(name: str, rounds: Sequence[Round]) -> list[str]:
+    """A line of the table; the ratio is the mean over the rounds of the median of the quotients of the same step."""
+    quotients = np.array([np.divide(each.after, each.before) for each in rounds])
     low, high = interval(quotients)
-    times = (f"{median(side):,.1f}" for side in (found.before, found.after))
-    peaks = (f"{each:,.0f}" for each in found.peak)
-    return [name, *times, f"{median(quotients):.3f}", f"{low:.3f}–{high:.3f}", str(len(quotients)), *peaks]
+    times = (f"{median(step for each in rounds for step in each[side]):,.1f}" for side in (0, 1))
+    peaks = (f"{median(each.peak[side] for each in rounds):,.0f}" for side in (0, 1))
+    ratio = np.median(quotients, axis=1).mean()
+    return [name, *times, f"{ratio:.3f}", f"{low:.3f}–{high:.3f}", str(quotients.size), *peaks]
 
 
-def interval(values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]]) -> tuple[float, float]:
-    """A 95 % interval of the median, by the bootstrap."""
-    draws = np.random.default_rng(0).choice(np.asarray(values), (10_000, len(values)))
-    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+def interval(quotients: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of the ratio, by the bootstrap: rounds are drawn, and steps within each."""
+    draw = np.random.default_rng(0)
+    rounds, steps = quotients.shape
+    ratios = []
+    for _ in range(4000):
+        which = draw.integers(rounds, size=(rounds, 1))
+        ratios.append(np.median(quotients[which, draw.integers(steps, size=(rounds, steps))], axis=1).mean())
+    low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(high)
 
 
@@ -160,7 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.against", description="Two commits, step by step.")
     parser.add_argument("base", help="the commit to compare with")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=DEFAULT, help="what is trained")
-    parser.add_argument("--steps", type=int, default=24, help="timed pairs of steps")
+    parser.add_argument("--rounds", type=int, default=6, help="new pairs of processes")
+    parser.add_argument("--steps", type=int, default=4, help="timed pairs of steps in each round")
     parser.add_argument("--out", type=Path, default=RESULTS, help="output folder of the table")
     return parser
 
