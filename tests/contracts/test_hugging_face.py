@@ -38,6 +38,7 @@ OVERRIDDEN = [
     "evaluate",
     "predict",
     "hyperparameter_search",
+    "create_accelerator_and_postprocess",
     "_determine_best_metric",
     "train",
     "_save_checkpoint",
