@@ -64,7 +64,7 @@ def write(
 ) -> None:
     """Tables to the console; ``NAME.md``, ``NAME.csv`` and figures into ``folder``."""
     rows = summarise(records)
-    claims = [(*each.cells(), f"{more:+,.1f}") for each, more in judge(report.claims, records)]
+    claims = [(*each.cells(), f"{more:+,.1f}") for each, more in judge(report.claims, records, rows)]
     columns = ("models", "contestant", "ms/step", "first step s", *report.units.values(), "peak MB", "above MB", "loss")
     tables = ((columns, [_cells(row, report.units) for row in rows]), ((*_claims.COLUMNS, "ms more"), claims))
     parts = [f"# {report.title}\n"]
@@ -116,10 +116,9 @@ def steps_of(timed: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]
     return [result["runs"][name]["seconds"][1:] for result in timed if name in result["runs"]]
 
 
-def judge(wanted: Sequence[Wanted], records: Records) -> list[tuple[Claim, float]]:
+def judge(wanted: Sequence[Wanted], records: Records, rows: Sequence[Row]) -> list[tuple[Claim, float]]:
     """The claims that the measurements can judge, each with the milliseconds (or MB) that ``over`` takes more."""
     found = []
-    rows = summarise(records)
     for pair in dict.fromkeys(row.pair for row in rows):
         timed = [r["result"] for r in records if r["job"]["pair"] == pair and r["job"]["kind"] == "time"]
         named = {row.contestant: row for row in rows if row.pair == pair}

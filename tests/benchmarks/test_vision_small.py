@@ -93,9 +93,9 @@ def test_a_ratio_is_promised_of_long_steps_only():
         job = {"kind": "time", "pair": "tiny", "contestants": list(seconds)}
         return {"job": job, "result": {"counts": [{"images": 4}] * 4, "runs": runs}}
 
-    ((long, more),) = judge(REPORT.claims, [record(1.0)])
+    ((long, more),) = judge(REPORT.claims, [record(1.0)], summarise([record(1.0)]))
     assert (long.value, more, long.verdict) == (pytest.approx(1.04), pytest.approx(40.0), "missed")
-    ((short, more),) = judge(REPORT.claims, [record(0.01)])
+    ((short, more),) = judge(REPORT.claims, [record(0.01)], summarise([record(0.01)]))
     assert (short.value, more, short.verdict) == (pytest.approx(1.04), pytest.approx(0.4), "–")
     row = summarise([record(1.0)])[1]
     assert (row.seconds, row.rates) == (pytest.approx(1.0), {"images": pytest.approx(4)})
